@@ -1,0 +1,136 @@
+"""The command line: one function a subcommand. Exit status 0 done, 1 failed, 2 the user's mistake."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import absl.logging
+
+from mmjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from mmjax.train import Experiment
+
+HELP = """usage: mmjax COMMAND ...
+
+  mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]
+                         train; goes on by itself when DIR holds a checkpoint (CONFIG: digits; DIR: runs/CONFIG)
+  mmjax train CONFIG --help
+                         every field of a config, with its value
+  mmjax evaluate RUN [--data NAME]
+                         evaluate a run; prints one JSON object of metrics on its last line
+  mmjax data inspect [CONFIG] [--any.field value ...]
+                         what a batch really holds
+
+CONFIG is a Python file, or one of: {configs}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mmjax").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain report their inner workings there
+    try:
+        return _command(words)
+    except UserError as error:
+        print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmjax: interrupted; what was saved is kept, the same command goes on from there", file=sys.stderr)
+        return 1
+
+
+def _command(words: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "data": data}
+    if not words or words[0] in ("-h", "--help", "help"):
+        from mmjax.train.config_file import shipped_configs
+
+        print(HELP.format(configs=", ".join(shipped_configs())))
+        return 0
+    if words[0] not in commands:
+        from mmjax.core.config import nearest
+
+        raise UserError(f"unknown command {words[0]!r}{nearest(words[0], commands)}; mmjax --help lists them")
+    return commands[words[0]](words[1:])
+
+
+def train(words: list[str]) -> int:
+    """`mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]`"""
+    help_wanted = _flag(words, "--help") or _flag(words, "-h")
+    profile = _flag(words, "--profile")
+    workdir = _option(words, "--workdir")
+    name, experiment = _experiment(words)
+    if help_wanted:
+        from mmjax.core.config import leaves
+
+        print("\n".join(f"--{path} {_as_words(value)}" for path, value in leaves(experiment).items()))
+        return 0
+    from mmjax.train import train as run_training
+
+    metrics = run_training(experiment, workdir or Path("runs") / Path(name).stem, profile)
+    if metrics:
+        print(json.dumps(metrics))
+    return 0
+
+
+def evaluate(words: list[str]) -> int:
+    """`mmjax evaluate RUN [--data NAME]`"""
+    data_name = _option(words, "--data")
+    if len(words) != 1:
+        raise UserError(f"evaluate takes one run folder, found {len(words)}: mmjax evaluate RUN [--data NAME]")
+    from mmjax.train.evaluate import evaluate_run
+
+    print(json.dumps(evaluate_run(words[0], data_name)))
+    return 0
+
+
+def data(words: list[str]) -> int:
+    """`mmjax data inspect [CONFIG] [--any.field value ...]`"""
+    if not words or words[0] != "inspect":
+        raise UserError(f"data {' '.join(words[:1])}: the one thing to do is mmjax data inspect CONFIG")
+    _, experiment = _experiment(words[1:])
+    from mmjax.train.evaluate import inspect_data
+
+    print(inspect_data(experiment))
+    return 0
+
+
+def _experiment(words: list[str]) -> tuple[str, Experiment]:
+    from mmjax.train.config_file import apply_flags, load_config
+
+    name = words.pop(0) if words and not words[0].startswith("-") else "digits"
+    return name, apply_flags(load_config(name), words)
+
+
+def _flag(words: list[str], name: str) -> bool:
+    if name not in words:
+        return False
+    words.remove(name)
+    return True
+
+
+def _option(words: list[str], name: str) -> str | None:
+    for index, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return words.pop(index).partition("=")[2]
+        if word == name:
+            if index + 1 == len(words):
+                raise UserError(f"{name}: a value is missing")
+            words.pop(index)
+            return words.pop(index)
+    return None
+
+
+def _as_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Specs as trees of fields: list them, override one by its path, write them to JSON and read them back.
+
+A spec is a dataclass (Linen modules are dataclasses) whose fields hold JSON-able values, tuples, mappings and other specs. A
+field's path is dotted: `model.encoders.image.depth`, `tasks.caption.weight`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import io
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmjax.core.errors import UserError
+
+CLASS = "_class"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" for the choice nearest to a misspelt name, or "" when none is near."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value has fields of its own."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def children(value: Any) -> dict[str, Any]:
+    """The fields of a spec or the entries of a mapping; {} for a leaf."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not is_spec(value):
+        return {}
+    names = [f.name for f in dataclasses.fields(value) if f.init]
+    if "parent" in names:  # a Linen module
+        names = [name for name in names if name not in ("parent", "name")]
+    return {name: getattr(value, name) for name in names}
+
+
+def leaves(spec: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf by its dotted path, in order."""
+    out: dict[str, Any] = {}
+    for name, value in children(spec).items():
+        path = f"{prefix}{name}"
+        if is_spec(value) or isinstance(value, Mapping):
+            out |= leaves(value, f"{path}.")
+        else:
+            out[path] = value
+    return out
+
+
+def replace(spec: Any, name: str, value: Any) -> Any:
+    """The same spec or mapping with one child replaced; a mapping's entry that becomes None is removed."""
+    if isinstance(spec, Mapping):
+        return {k: v for k, v in {**spec, name: value}.items() if v is not None}
+    return type(spec)(**{**children(spec), name: value})
+
+
+def override(spec: Any, path: str, values: Sequence[str]) -> Any:
+    """`spec` with the field at a dotted path set from the words of a command line.
+
+    A leaf is parsed by its declared type. A field that holds a spec takes a name from its table of choices (a
+    `table` in the field's metadata) or `package.module:Class`, and gets that class with its defaults. An entry of a mapping
+    is removed by the word `none`.
+
+    Raises:
+      UserError: an unknown path, or words that are not of the field's type.
+    """
+    return _override(spec, path.split("."), path, values, spec)
+
+
+def _override(spec: Any, names: list[str], path: str, values: Sequence[str], root: Any) -> Any:
+    known = children(spec)
+    name, rest = names[0], names[1:]
+    if name not in known:
+        every = list(leaves(root))
+        raise UserError(f"unknown field --{path}{nearest(path, every)}")
+    if rest:
+        return replace(spec, name, _override(known[name], rest, path, values, root))
+    if isinstance(spec, Mapping) and list(values) == ["none"]:
+        return replace(spec, name, None)
+    return replace(spec, name, _parse(spec, name, known[name], path, values))
+
+
+def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str]) -> Any:
+    table = _table(spec, name)
+    if is_spec(current) or table:
+        return _construct(path, values, table)
+    if isinstance(current, Mapping):
+        inside = ", ".join(f"--{path}.{key}" for key in current) or "nothing"
+        raise UserError(f"--{path} holds {inside}: set one of those")
+    kind = _declared_type(spec, name, current)
+    import tyro  # slow to import, and only flags need it
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return tyro.cli(tyro.conf.FlagConversionOff[kind], args=_words(kind, values))  # type: ignore[valid-type]
+    except SystemExit:
+        said = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+        raise UserError(f"--{path} {' '.join(values)}: expected {said}, now {current!r}") from None
+
+
+def _words(kind: Any, values: Sequence[str]) -> list[str]:
+    """Words for tyro: `true` as Python writes it, `4,4` as two words for a tuple."""
+    members = typing.get_args(kind) or (kind,)
+    words = list(values)
+    if typing.get_origin(kind) is tuple and len(words) == 1 and "," in words[0]:
+        words = [w for w in words[0].strip("()").split(",") if w]
+    named = {"true": "True", "false": "False"} if bool in members else {}
+    return [("None" if w.lower() == "none" and type(None) in members else named.get(w.lower(), w)) for w in words]
+
+
+def _table(spec: Any, name: str) -> Mapping[str, type]:
+    """The classes that a field, or the entries of a mapping's owner, may hold."""
+    for f in dataclasses.fields(spec) if is_spec(spec) else ():
+        if f.name == name:
+            return f.metadata.get("table", {})
+    return {}
+
+
+def _construct(path: str, values: Sequence[str], table: Mapping[str, type]) -> Any:
+    said = " ".join(values)
+    if said in table:
+        return table[said]()
+    if ":" in said:
+        return load_class(said, f"--{path}")()
+    choices = f"one of {', '.join(table)}, or " if table else ""
+    raise UserError(f"--{path} {said}: expected {choices}package.module:Class{nearest(said, table)}")
+
+
+def _declared_type(spec: Any, name: str, current: Any) -> Any:
+    """The type a field declares; that of its present value when it declares none."""
+    if is_spec(spec):
+        kind = typing.get_type_hints(type(spec)).get(name, Any)
+        if kind is not Any and not (isinstance(kind, types.UnionType) and Any in typing.get_args(kind)):
+            return kind
+    if isinstance(current, tuple):
+        return tuple[type(current[0]), ...] if current else tuple[str, ...]
+    return str if current is None else type(current)
+
+
+def load_class(name: str, field: str) -> type:
+    """The class that `package.module:Class` names; the user's own code works without a fork.
+
+    Raises:
+      UserError: no such module or class, or it is not a dataclass.
+    """
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise UserError(f"{field} {name}: cannot import {module_name!r} ({error})") from error
+    except AttributeError:
+        names = vars(importlib.import_module(module_name))
+        raise UserError(f"{field} {name}: {module_name!r} has no {class_name!r}{nearest(class_name, names)}") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UserError(f"{field} {name}: a spec must be a dataclass")
+    return found
+
+
+def to_json(value: Any) -> Any:
+    """A spec as JSON-able data: each spec is an object with its class under `_class`.
+
+    Raises:
+      UserError: a field that holds what JSON cannot, for instance a function.
+    """
+    if is_spec(value):
+        own = {CLASS: f"{type(value).__module__}:{type(value).__qualname__}"}
+        return own | {name: to_json(child) for name, child in children(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(child) for name, child in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(child) for child in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise UserError(f"{value!r} of type {type(value).__name__} cannot be written to config.json; name it by a string instead")
+
+
+def from_json(data: Any, field: str = "config") -> Any:
+    """The spec that `to_json` wrote. Lists become tuples; a field that the file lacks gets its default.
+
+    Raises:
+      UserError: a class that cannot be found, a field that it does not have.
+    """
+    if isinstance(data, list):
+        return tuple(from_json(child, f"{field}[{i}]") for i, child in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    values = {name: from_json(child, f"{field}.{name}") for name, child in data.items() if name != CLASS}
+    if CLASS not in data:
+        return values
+    cls = load_class(data[CLASS], field)
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in known:
+            raise UserError(f"{field}.{name}: {cls.__name__} has no such field{nearest(name, known)}")
+    return cls(**values)
+
+
+def differences(old: Any, new: Any, ignore: Iterable[str] = ()) -> list[str]:
+    """ "path: old -> new" for each leaf in which two specs' JSON differ, but for the paths that start with an ignored name."""
+    a, b = _flat(to_json(old)), _flat(to_json(new))
+    skip = tuple(ignore)
+    out = []
+    for path in sorted(a.keys() | b.keys()):
+        if path.startswith(skip) and any(path == s or path.startswith(f"{s}.") for s in skip):
+            continue
+        if a.get(path, "absent") != b.get(path, "absent"):
+            out.append(f"{path}: {a.get(path, 'absent')!r} -> {b.get(path, 'absent')!r}")
+    return out
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix[:-1]: data}
+    out: dict[str, Any] = {}
+    for name, child in data.items():
+        out |= _flat(child, f"{prefix}{name}.")
+    return out

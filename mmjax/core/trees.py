@@ -1,0 +1,48 @@
+"""Trees of arrays by path: naming, matching and replacing leaves.
+
+A leaf's path is its keys joined by "/", for instance `encoders_image/layers/attention/q/kernel`. Patterns are shell-style
+(`*` matches any text, "/" included) and match the whole path.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """ "a/b/0" for a JAX key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Every leaf by its path, in tree order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Like `jax.tree.map`, with the leaf's path as the first argument."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest)
+
+
+def match(pattern: str, path: str) -> bool:
+    """Whether a shell-style pattern matches the whole path."""
+    return fnmatch.fnmatchcase(path, pattern)
+
+
+def match_any(patterns: Iterable[str], path: str) -> bool:
+    """Whether any of the patterns matches the whole path."""
+    return any(match(pattern, path) for pattern in patterns)
+
+
+def count(tree: Any) -> int:
+    """How many numbers a tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def size_bytes(tree: Any) -> int:
+    """How many bytes a tree holds."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

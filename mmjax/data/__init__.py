@@ -1,0 +1,56 @@
+"""Rung 1: from files to batches, on the host. No jax in here, and no model.
+
+A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
+"""
+
+from mmjax.data.inspect import describe
+from mmjax.data.pipeline import Batches, Data, Dataset
+from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest
+from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
+from mmjax.data.transforms import (
+    TRANSFORMS,
+    Caption,
+    CenterCrop,
+    ColourJitter,
+    Flip,
+    NextSentence,
+    Noise,
+    Normalise,
+    RandomCrop,
+    Resize,
+    Rotate,
+)
+from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
+
+__all__ = [
+    "BPE",
+    "SOURCES",
+    "TFDS",
+    "TOKENIZERS",
+    "TRANSFORMS",
+    "BadRecordError",
+    "Batches",
+    "Caption",
+    "CenterCrop",
+    "ColourJitter",
+    "Data",
+    "Dataset",
+    "Digits",
+    "Flip",
+    "Folder",
+    "Manifest",
+    "NextSentence",
+    "Noise",
+    "Normalise",
+    "Pretrained",
+    "RandomCrop",
+    "Record",
+    "Records",
+    "Resize",
+    "Rotate",
+    "Source",
+    "Tokenizer",
+    "Transform",
+    "WordPiece",
+    "describe",
+]

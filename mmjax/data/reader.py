@@ -1,0 +1,129 @@
+"""The part of the pipeline that runs in threads and worker processes: it has no state that its results depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.data.columns import Columns
+from mmjax.data.order import Draws, Order
+from mmjax.data.types import BadRecordError, Record, Records, Transform
+
+ATTEMPTS = 64  # unreadable records in a row before reading is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a batch, and what happened on the way: it travels with them, so counts are right whoever read them.
+
+    Attributes:
+      batch: key -> [B, ...].
+      replaced: bool [B], True where another record stands in for an unreadable one.
+      truncated: how many texts were cut.
+      bad: path -> reason, of the unreadable records.
+    """
+
+    batch: dict[str, np.ndarray]
+    replaced: np.ndarray
+    truncated: int
+    bad: dict[str, str]
+
+
+class Reader:
+    """Reads, transforms and stacks records; safe to share between threads and to pickle."""
+
+    def __init__(self, records: Records, transforms: Sequence[Transform], order: Order) -> None:
+        self.records = records
+        self.transforms = tuple(transforms)
+        self.order = order
+
+    def stack(self, columns: Columns, indices: Sequence[int], places: Sequence[int], draws: Draws) -> Rows:
+        """The records at `indices`, each with the random numbers of its place.
+
+        Raises:
+          UserError: a record unlike the first, a mistaken transform, or too many unreadable records in a row.
+        """
+        bad: dict[str, str] = {}
+        replaced_B = np.zeros(len(indices), bool)
+        found = []
+        for row, (index, place) in enumerate(zip(indices, places, strict=True)):
+            record, missed = self.record(index, place, draws)
+            found.append(record)
+            replaced_B[row] = bool(missed)
+            bad |= missed
+        batch, truncated = columns(found)
+        return Rows(batch, replaced_B, truncated, bad)
+
+    def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:
+        """The record as the transforms leave it, or the one that stands in for it; and path -> reason of unreadable ones."""
+        bad: dict[str, str] = {}
+        chosen = index
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._transformed(chosen, draws.at(place)), bad
+            except BadRecordError as error:
+                bad[error.path] = error.reason
+                chosen = self.order.replacement(index, attempt)
+        path, reason = next(iter(bad.items()))
+        raise UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
+
+    def _transformed(self, index: int, rng: np.random.Generator) -> Record:
+        record = self.records[index]
+        if isinstance(record.get("text"), tuple):
+            texts = record["text"]
+            record = {**record, "text": texts[rng.integers(len(texts))]}
+        for transform in self.transforms:
+            record = transform(record, rng, self.records)
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches by number, for grain: the training stream, or one pass over the records in order.
+
+    A `UserError` is given back as a value: grain would wrap what a worker raises.
+
+    Attributes:
+      reader: what reads.
+      columns: what stacks.
+      batch_size: rows of the global batch.
+      first, last: the rows [first, last) of it that this process makes.
+      once: False for the endless training stream, True for one pass in order with the last batch filled up.
+    """
+
+    reader: Reader
+    columns: Columns
+    batch_size: int
+    first: int
+    last: int
+    once: bool
+
+    def __len__(self) -> int:
+        return -(-self.reader.order.size // self.batch_size) if self.once else 2**53
+
+    def __getitem__(self, step: int) -> Rows | UserError:
+        try:
+            return self._pass(step) if self.once else self._train(step)
+        except UserError as error:
+            return error
+
+    def _train(self, step: int) -> Rows:
+        start, stop = step * self.batch_size + self.first, step * self.batch_size + self.last
+        order = self.reader.order
+        indices = order.indices(start, stop)
+        return self._with_index(self.reader.stack(self.columns, indices, range(start, stop), Draws(order.seed, "train")))
+
+    def _pass(self, step: int) -> Rows:
+        places = range(step * self.batch_size + self.first, step * self.batch_size + self.last)
+        indices = [min(place, self.reader.order.size - 1) for place in places]
+        # The seed stays out of it: every run evaluates the same captions and crops.
+        rows = self._with_index(self.reader.stack(self.columns, indices, indices, Draws(0, "pass")))
+        rows.batch["valid"] = (np.array(places) < self.reader.order.size) & ~rows.replaced
+        return rows
+
+    def _with_index(self, rows: Rows) -> Rows:
+        rows.batch["index"] = np.arange(self.first, self.last, dtype=np.int32)
+        return rows

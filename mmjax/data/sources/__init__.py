@@ -1,0 +1,10 @@
+"""Where examples come from. A new source is one file here, one line in the table, one test."""
+
+from mmjax.data.sources.digits import Digits
+from mmjax.data.sources.folder import Folder
+from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.tfds import TFDS
+
+SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "tfds": TFDS}
+
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest"]

@@ -1,0 +1,219 @@
+"""Text to token ids: tokenizers trained on the corpus, or one from a local HuggingFace folder.
+
+The trained ones are WordPiece (Wu et al. 2016, arXiv:1609.08144; as in BERT) and byte-level BPE (Radford et al. 2019, GPT-2).
+Both write `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`; `[CLS]` begins and `[SEP]` ends a sequence for a causal model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mmjax.core.errors import UserError
+
+ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+class Tokenizer:
+    """A HuggingFace tokenizer behind the few calls that we need; safe to share between threads and to pickle.
+
+    Attributes:
+      vocab_size: ids are in [0, vocab_size).
+      pad_id: fills rows up; the end id where the tokenizer has none of its own.
+      bos_id: begins a sequence ([CLS] where there is no other; the pad id, as in T5, where there is neither).
+      eos_id: ends a sequence ([SEP] where there is no other).
+      mask_id: of the masked token, or None.
+      special_ids: all special tokens, ascending.
+    """
+
+    def __init__(self, huggingface: Any) -> None:
+        """Wrap a `transformers` tokenizer. Raises `UserError` if nothing in it can end a sequence."""
+        self.huggingface = huggingface
+        eos = _first(huggingface.eos_token_id, huggingface.sep_token_id)
+        if eos is None:
+            raise UserError("tokenizer: it has neither an eos_token nor a sep_token; set one in its tokenizer_config.json")
+        self.vocab_size = len(huggingface)
+        self.eos_id = eos
+        self.pad_id: int = _first(huggingface.pad_token_id, eos)
+        self.bos_id: int = _first(huggingface.bos_token_id, huggingface.cls_token_id, self.pad_id)
+        self.mask_id: int | None = huggingface.mask_token_id
+        self.special_ids: tuple[int, ...] = tuple(sorted(set(huggingface.all_special_ids)))
+        self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any]]:
+        return Tokenizer, (self.huggingface,)
+
+    def encode(self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Token ids with the tokenizer's own special tokens, padded on the right.
+
+        A text that is too long loses tokens before its final special token, which stays; of two texts the longer one is cut.
+
+        Returns:
+          `ids` int32 [N, T] and `mask` bool [N, T] (True = a real token), T = max_length; `segments` int32 [N, T], 1 where a
+          token is of the second text; `truncated` bool [N].
+
+        Raises:
+          UserError: max_length leaves no room beside the special tokens.
+        """
+        if max_length <= self.huggingface.num_special_tokens_to_add(pair=pairs is not None):
+            raise UserError(f"max_length={max_length} leaves no room for text beside the special tokens")
+        found = self._encode(list(texts), None if pairs is None else list(pairs))
+        truncated_N = np.array([len(ids) > max_length for ids in found["input_ids"]], bool)
+        ids_NT = np.full((len(texts), max_length), self.pad_id, np.int32)
+        mask_NT = np.zeros_like(ids_NT, bool)
+        segments_NT = np.zeros_like(ids_NT)
+        for n, truncated in enumerate(truncated_N):
+            if truncated:
+                cut = self._encode([texts[n]], None if pairs is None else [pairs[n]], max_length)
+                ids, segments = cut["input_ids"][0], cut["token_type_ids"][0]
+            else:
+                ids, segments = found["input_ids"][n], found["token_type_ids"][n]
+            ids_NT[n, : len(ids)] = ids
+            mask_NT[n, : len(ids)] = True
+            segments_NT[n, : len(ids)] = segments
+        return {"ids": ids_NT, "mask": mask_NT, "segments": segments_NT, "truncated": truncated_N}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of one row of ids, without the special tokens."""
+        return self.huggingface.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, directory: str | Path) -> None:
+        """Write a HuggingFace tokenizer folder, which `AutoTokenizer.from_pretrained` opens too."""
+        self.huggingface.save_pretrained(str(directory))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Open a HuggingFace tokenizer folder. Raises `UserError` if there is none."""
+        return Pretrained(str(directory)).train(())
+
+    def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
+        with self._lock:
+            return self.huggingface(
+                texts,
+                pairs,
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=True,
+                verbose=False,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPiece:
+    """BERT's tokenizer, trained on the corpus: whole frequent words, and `##` pieces of the others.
+
+    Attributes:
+      vocab_size: at most; a small corpus gives fewer.
+      lowercase: fold case and strip accents.
+    """
+
+    vocab_size: int = 1000
+    lowercase: bool = True
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """Learn the vocabulary; the same texts give the same one.
+
+        Raises:
+          UserError: no texts, or more characters in them than vocab_size has room for.
+        """
+        texts = _corpus(texts)
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+        words = pre_tokenizers.BertPreTokenizer()
+        # The library numbers the `##` letters in the order of a hash map, so that two runs learn different pieces. Letters that
+        # it is given as special tokens are numbered first; the vocabulary is then put into a tokenizer where they are not.
+        inner = {c for text in texts for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text)) for c in word[1:]}
+        first = special + [f"##{c}" for c in sorted(inner)]
+        learner = Backend(models.WordPiece(unk_token="[UNK]"))
+        learner.normalizer, learner.pre_tokenizer = normalizer, words
+        trainer = trainers.WordPieceTrainer(vocab_size=self.vocab_size, special_tokens=first, show_progress=False)
+        learner.train_from_iterator(texts, trainer)
+        vocabulary = learner.get_vocab()
+        _check_size("WordPiece", self.vocab_size, len(vocabulary))
+        backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.normalizer, backend.pre_tokenizer = normalizer, words
+        backend.decoder = decoders.WordPiece()
+        return _finish(backend, {**ROLES, "unk_token": "[UNK]"})
+
+
+@dataclasses.dataclass(frozen=True)
+class BPE:
+    """Byte-level BPE, trained on the corpus: any text is encoded without loss. `vocab_size` is at most, 260 at least."""
+
+    vocab_size: int = 1000
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """Learn the merges; the same texts give the same ones. Raises `UserError` for no texts or too small a vocab_size."""
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=list(ROLES.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(_corpus(texts), trainer)
+        _check_size("BPE", self.vocab_size, backend.get_vocab_size())
+        return _finish(backend, ROLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded."""
+
+    path: str
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""
+        from transformers import AutoTokenizer
+
+        if not Path(self.path).is_dir():
+            raise UserError(f"Pretrained.path={self.path!r}: no such folder; give a local HuggingFace folder with a tokenizer")
+        try:
+            return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True))
+        except UserError as error:
+            raise UserError(f"Pretrained.path={self.path!r}: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"Pretrained.path={self.path!r}: no tokenizer can be read from it ({reason})") from error
+
+
+TOKENIZERS: dict[str, Callable[..., Any]] = {"wordpiece": WordPiece, "bpe": BPE, "pretrained": Pretrained}
+
+
+def _finish(backend: Backend, roles: dict[str, str]) -> Tokenizer:
+    # Imported here because it costs seconds, PyTorch included where that is installed, which reading a config should not.
+    from transformers import PreTrainedTokenizerFast
+
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    ends = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"]}
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends))
+
+
+def _corpus(texts: Iterable[str]) -> list[str]:
+    corpus = list(texts)
+    if not corpus:
+        raise UserError("tokenizer: no texts to train on; give the source captions, add Caption, or use Pretrained")
+    return corpus
+
+
+def _check_size(tokenizer: str, asked: int, smallest: int) -> None:
+    if smallest > asked:
+        raise UserError(f"{tokenizer}.vocab_size={asked}: the characters of the corpus alone take {smallest}")
+
+
+def _first(*ids: int | None) -> Any:
+    return next((i for i in ids if i is not None), None)

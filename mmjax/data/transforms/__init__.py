@@ -1,0 +1,32 @@
+"""What may be done to a record. A new transform is one class in one of these files, one line in the table, one test."""
+
+from mmjax.data.transforms.colour import ColourJitter, Noise, Normalise
+from mmjax.data.transforms.geometry import CenterCrop, Flip, RandomCrop, Resize, Rotate
+from mmjax.data.transforms.text import Caption, NextSentence
+
+TRANSFORMS = {
+    "resize": Resize,
+    "center_crop": CenterCrop,
+    "random_crop": RandomCrop,
+    "flip": Flip,
+    "rotate": Rotate,
+    "colour_jitter": ColourJitter,
+    "noise": Noise,
+    "normalise": Normalise,
+    "caption": Caption,
+    "next_sentence": NextSentence,
+}
+
+__all__ = [
+    "TRANSFORMS",
+    "Caption",
+    "CenterCrop",
+    "ColourJitter",
+    "Flip",
+    "NextSentence",
+    "Noise",
+    "Normalise",
+    "RandomCrop",
+    "Resize",
+    "Rotate",
+]

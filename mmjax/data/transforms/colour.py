@@ -1,0 +1,88 @@
+"""Transforms that change values of pixels. All take and give uint8, but for `Normalise`, which ends the list."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.data.images import pixels
+from mmjax.data.types import Record, Records
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL converts to grey
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourJitter:
+    """Scale brightness, contrast and saturation, in that order, each by a factor drawn evenly from [1 - x, 1 + x].
+
+    A factor blends with black (brightness), with the image's mean grey (contrast), or with its grey version (saturation), as
+    PIL's `ImageEnhance` does.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise UserError(f"ColourJitter.{field.name}={getattr(self, field.name)} is not between 0 and 1")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        x_HW3 = pixels(record, "ColourJitter").astype(np.float32)
+        spread = np.array([self.brightness, self.contrast, self.saturation])
+        brightness, contrast, saturation = rng.uniform(1 - spread, 1 + spread).astype(np.float32)
+        x_HW3 = np.clip(x_HW3 * brightness, 0, 255)
+        x_HW3 = _blend(x_HW3, np.mean(x_HW3 @ LUMA), contrast)
+        x_HW3 = _blend(x_HW3, (x_HW3 @ LUMA)[..., None], saturation)
+        return {**record, "image": _to_uint8(x_HW3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise to every value; `sigma` is its standard deviation as a share of the full range."""
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if self.sigma < 0:
+            raise UserError(f"Noise.sigma={self.sigma} is negative")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "Noise")
+        noise = rng.standard_normal(image.shape, np.float32) * np.float32(255 * self.sigma)
+        return {**record, "image": _to_uint8(image + noise)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalise:
+    """uint8 to float32: divide by 255, subtract `mean`, divide by `std`, each given for red, green and blue."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3:
+            raise UserError(f"Normalise.mean={tuple(self.mean)}: give three numbers, red green blue")
+        if len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(f"Normalise.std={tuple(self.std)}: give three positive numbers, red green blue")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        scale, offset = _affine(tuple(self.mean), tuple(self.std))
+        return {**record, "image": pixels(record, "Normalise") * scale - offset}
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return np.float32(1 / 255) / np.asarray(std, np.float32), np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+
+
+def _blend(x_HW3: np.ndarray, towards: np.ndarray | np.floating, factor: np.floating) -> np.ndarray:
+    return np.clip(towards + factor * (x_HW3 - towards), 0, 255)
+
+
+def _to_uint8(x_HW3: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(x_HW3, 0, 255)).astype(np.uint8)

@@ -1,0 +1,160 @@
+"""Transforms that move pixels. Sizes are (height, width) in pixels; images are uint8 [H, W, 3], before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from mmjax.core.errors import UserError
+from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.spelling import nearest
+from mmjax.data.types import Record, Records
+
+RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Stretch the whole image to one size; the sides' ratio is not kept.
+
+    Attributes:
+      size: (height, width).
+      resample: "nearest", "bilinear" or "bicubic"; PIL's filters, which average when they shrink.
+    """
+
+    size: tuple[int, int]
+    resample: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_size("Resize", self.size)
+        _check_resample("Resize", self.resample)
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        return {**record, "image": _resize(pixels(record, "Resize"), self.size, self.resample)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+    """Cut the middle out. An image smaller than `size` is the user's mistake: put `Resize` first."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size("CenterCrop", self.size)
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "CenterCrop")
+        (height, width), (rows, columns) = self.size, image.shape[:2]
+        if rows < height or columns < width:
+            raise UserError(
+                f"CenterCrop.size={height}x{width} is larger than an image of {rows}x{columns}: put Resize before it"
+            )
+        top, left = (rows - height) // 2, (columns - width) // 2
+        return {**record, "image": image[top : top + height, left : left + width]}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Cut out a random part and resize it (the crop of Inception, Szegedy et al. 2015, arXiv:1409.4842, section 6).
+
+    Ten draws of an area and of a log-uniform ratio; the first that fits is taken, else the largest centred crop within `ratio`.
+
+    Attributes:
+      size: (height, width) of the result.
+      scale: range of the crop's area, as a share of the image's.
+      ratio: range of the crop's width / height.
+      resample: "nearest", "bilinear" or "bicubic".
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resample: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_size("RandomCrop", self.size)
+        _check_resample("RandomCrop", self.resample)
+        for field, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                raise UserError(f"RandomCrop.{field}=({low}, {high}): give (low, high) with 0 < low <= high <= {most}")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "RandomCrop")
+        top, left, height, width = self._window(image.shape[0], image.shape[1], rng)
+        part = image[top : top + height, left : left + width]
+        return {**record, "image": _resize(part, self.size, self.resample)}
+
+    def _window(self, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels."""
+        for _ in range(10):
+            area = rows * columns * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < height <= rows and 0 < width <= columns:
+                return int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width
+        width = min(columns, max(1, round(rows * self.ratio[1])))
+        height = min(rows, max(1, round(columns / self.ratio[0])))
+        return (rows - height) // 2, (columns - width) // 2, height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirror left and right, with a probability."""
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"Flip.probability={self.probability} is not between 0 and 1")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "Flip")
+        return {**record, "image": image[:, ::-1]} if rng.random() < self.probability else record
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotate:
+    """Turn about the centre by an angle drawn evenly from [-degrees, degrees], bilinear, size kept.
+
+    Attributes:
+      degrees: the largest angle.
+      fill: value of the corners that come into view, 0 to 255.
+    """
+
+    degrees: float
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.degrees <= 180:
+            raise UserError(f"Rotate.degrees={self.degrees} is not between 0 and 180")
+        if not 0 <= self.fill <= 255:
+            raise UserError(f"Rotate.fill={self.fill} is not between 0 and 255")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = to_pil(pixels(record, "Rotate"))
+        angle = rng.uniform(-self.degrees, self.degrees)
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(self.fill,) * 3)
+        return {**record, "image": from_pil(turned)}
+
+
+def _resize(image_HW3: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+    if image_HW3.shape[:2] == tuple(size):
+        return image_HW3
+    return from_pil(to_pil(image_HW3).resize((size[1], size[0]), RESAMPLE[resample]))
+
+
+def _check_size(transform: str, size: tuple[int, int]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"{transform}.size={tuple(size)}: give (height, width), both positive")
+
+
+def _check_resample(transform: str, resample: str) -> None:
+    if resample not in RESAMPLE:
+        raise UserError(f"{transform}.resample={resample!r} is not a filter{nearest(resample, RESAMPLE)}")

@@ -1,0 +1,80 @@
+"""The contracts of the data room: records, where they come from, and what may be done to them.
+
+A record is one example on its way to a batch, a plain dict. Every key is optional, as long as there is something:
+
+| key         | value                                                                                              |
+|-------------|----------------------------------------------------------------------------------------------------|
+| `image`     | uint8 [H, W, 3], always RGB, as a source gives it; float32 [H, W, 3] once `Normalise` has run      |
+| `text`      | str; from a source also a tuple of str, several captions of which the pipeline draws one           |
+| `text_pair` | str, the second of two texts                                                                       |
+| `label`     | int, the class                                                                                     |
+| `group`     | int in [0, 2^31), equal for examples that are each other's positives; for classified data the label |
+| `name`      | str, the name of the class                                                                         |
+
+Any other array, int or float that a source or a transform adds becomes a batch key of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+Record = dict[str, Any]
+
+
+class BadRecordError(Exception):
+    """A record that cannot be read: the pipeline counts it and takes another one in its place.
+
+    Attributes:
+      path: the file, or another name by which the user finds the record.
+      reason: one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class Records(Protocol):
+    """Random access to the examples of one split; safe to share between threads and to pickle.
+
+    `__getitem__` raises `BadRecordError` for an example that cannot be read.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in label order, () if there are none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+    def texts(self) -> Iterator[str]:
+        """Its own captions, to train a tokenizer on; may be empty."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of exactly which examples the split holds."""
+        ...
+
+
+class Source(Protocol):
+    """A frozen dataclass that says where examples come from."""
+
+    def build(self) -> Records:
+        """Open it. Raises `UserError` for a missing path, an empty split, an unknown split or a malformed file."""
+        ...
+
+
+class Transform(Protocol):
+    """A frozen dataclass that turns one record into another, drawing only from `rng`.
+
+    `records` is the whole split, for transforms that need another example. A transform that writes texts of its own may have a
+    method `texts(records) -> Iterator[str]` that yields all it can write, for the tokenizer to be trained on.
+    """
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record: ...

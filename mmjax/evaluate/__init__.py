@@ -1,0 +1,16 @@
+"""Rung 4: one evaluator a file. An evaluator is a frozen spec, called with an `Evaluation` and the parameters."""
+
+from mmjax.evaluate.evaluation import Evaluation, Evaluator
+from mmjax.evaluate.perplexity import Perplexity
+from mmjax.evaluate.report import Report
+from mmjax.evaluate.retrieval import Retrieval
+from mmjax.evaluate.zero_shot import ZeroShot
+
+EVALUATORS: dict[str, type] = {
+    "zero_shot": ZeroShot,
+    "retrieval": Retrieval,
+    "report": Report,
+    "perplexity": Perplexity,
+}
+
+__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Perplexity", "Report", "Retrieval", "ZeroShot"]

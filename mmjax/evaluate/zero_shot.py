@@ -1,0 +1,86 @@
+"""Classification by prompts: the class whose description lies nearest to the example."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Batch, Forward, Params
+from mmjax.evaluate.evaluation import Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """Accuracy of the nearest class embedding; top-5 accuracy as well when there are more than 5 classes.
+
+    A class embedding is the normalised mean of the normalised embeddings of its prompts (CLIP, Radford 2021, section 3.1.4).
+    Of classes with an equal score the first is taken. Records without a label (label < 0) do not count.
+
+    Attributes:
+      templates: prompts, each with `{}` where the class name goes.
+      classes: class names by label; () takes the dataset's.
+      fusion: the fusion whose space is shared.
+      modality: what is classified.
+      data: the dataset.
+
+    Raises:
+      UserError: a template without `{}`, no class names, data without labels, or a label that has no class name.
+    """
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    classes: tuple[str, ...] = ()
+    fusion: str = "dual"
+    modality: str = "image"
+    data: str = "validation"
+
+    def __post_init__(self) -> None:
+        if not self.templates:
+            raise UserError("templates=(): give at least one, such as 'a photo of a {}.'")
+        for template in self.templates:
+            if "{}" not in template:
+                raise UserError(f"templates has {template!r}, which lacks the {{}} where the class name goes")
+
+    def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
+        def embed(forward: Forward, batch: Batch) -> tuple[Array, Array]:
+            return forward.embed(self.modality, self.fusion), batch["label"]
+
+        classes = self.classes or evaluation.dataset(self.data).classes
+        if not classes:
+            raise UserError(f"classes=() and data={self.data!r} has no class names: give `classes`, or labelled data")
+        key = f"zero_shot/{self.modality}/{self.fusion}"
+        embedding_NE, label_N = evaluation.rows(key, self.data, params, embed, needs=("label",))
+        embedding_NE, label_N = embedding_NE[label_N >= 0], label_N[label_N >= 0]
+        if len(label_N) == 0:
+            raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): accuracy needs at least one")
+        if label_N.max() >= len(classes):
+            raise UserError(f"data={self.data!r} has label {label_N.max()}, but there are {len(classes)} class names")
+
+        score_NC = embedding_NE @ self.class_embeddings(evaluation, params, classes).T
+        rank_N = label_ranks(score_NC, label_N)
+        metrics = {"accuracy": float(np.mean(rank_N < 1))}
+        if len(classes) > 5:
+            metrics["top5_accuracy"] = float(np.mean(rank_N < 5))
+        return metrics
+
+    def class_embeddings(self, evaluation: Evaluation, params: Params, classes: tuple[str, ...]) -> np.ndarray:
+        """[C, E] float32, of unit length."""
+
+        def embed(forward: Forward, batch: Batch) -> Array:
+            return forward.embed("text", self.fusion)
+
+        prompts = [template.replace("{}", name) for name in classes for template in self.templates]
+        prompt_PE = evaluation.texts(f"zero_shot/text/{self.fusion}", params, prompts, embed)
+        mean_CE = prompt_PE.reshape(len(classes), len(self.templates), -1).mean(axis=1)
+        return mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+
+
+def label_ranks(score_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """[N] place of each label, 0 = best, as a stable sort by falling score gives it.
+
+    A score that is not a number counts against the label, so that a diverged model cannot look good.
+    """
+    target_N1 = np.take_along_axis(score_NC, label_N[:, None], axis=1)
+    earlier_NC = np.arange(score_NC.shape[1])[None] < label_N[:, None]
+    return (~(score_NC <= target_N1)).sum(axis=1) + ((score_NC == target_N1) & earlier_NC).sum(axis=1)

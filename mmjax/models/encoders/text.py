@@ -1,0 +1,102 @@
+"""Text Transformer: BERT-like when bidirectional, GPT-like when causal, a captioner's body when it cross-attends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Tokens
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import dropout
+from mmjax.nn.position import Table, sincos_1d
+from mmjax.nn.stack import StackFields
+
+
+class TextTransformer(StackFields):
+    """ids [B, T] -> Tokens [B, T, D].
+
+    `depth=0` gives bare word embeddings, the text side of a single-stream model.
+
+    Attributes:
+      vocab_size, max_length: V, the largest T.
+      embed_width: width of the word table when it differs from `width` (0: the same).
+      causal: a token sees only what comes before it.
+      positions: `learned`, `sincos`, `rotary` or `none`.
+      segments: how many kinds of segment there are (2 for sentence pairs); 0 for none.
+      embed_norm: normalise the embeddings before the stack (BERT).
+
+    Raises:
+      UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
+    """
+
+    vocab_size: int = 32000
+    max_length: int = 64
+    embed_width: int = 0
+    causal: bool = False
+    positions: str = "learned"
+    segments: int = 0
+    embed_norm: bool = False
+    final_norm: bool = True
+
+    def setup(self) -> None:
+        width = self.embed_width or self.width
+        self.words = Table(self.vocab_size, width)
+        if width != self.width:
+            self.project_words = Linear(self.width)
+        if self.positions == "learned":
+            self.position = Table(self.max_length, self.width)
+        elif self.positions not in ("sincos", "rotary", "none"):
+            raise UserError(f"positions={self.positions!r}: use learned, sincos, rotary or none")
+        if self.segments:
+            self.segment = Table(self.segments, self.width)
+        if self.embed_norm:
+            self.normalise_embeddings = self._norm("embed_norm")
+        rotary, norm = self.positions == "rotary", self.final_norm and self.depth > 0
+        self.layers = self.stack(causal=self.causal, rotary=rotary, final_norm=norm, name="stack")
+
+    def __call__(
+        self,
+        ids_BT: Array,
+        mask: Array | None = None,
+        segments: Array | None = None,
+        context: Mapping[str, Tokens] | None = None,
+    ) -> Tokens:
+        length = ids_BT.shape[1]
+        if length > self.max_length and self.positions == "learned":
+            raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")
+        mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None else mask
+        places_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], ids_BT.shape)
+        x_BTD = self.words(ids_BT)
+        if x_BTD.shape[-1] != self.width:
+            x_BTD = self.project_words(x_BTD)
+        if self.positions == "learned":
+            x_BTD = x_BTD + self.position.all()[None, :length]
+        elif self.positions == "sincos":
+            x_BTD = x_BTD + jnp.asarray(sincos_1d(length, self.width), x_BTD.dtype)[None]
+        if self.segments:
+            x_BTD = x_BTD + self.segment(jnp.zeros_like(ids_BT) if segments is None else segments)
+        if self.embed_norm:
+            x_BTD = self.normalise_embeddings(x_BTD)
+        x_BTD = dropout(self, x_BTD, self.dropout)
+        y_BTD = self.layers(x_BTD, mask_BT, join_context(context), places_BT)
+        return Tokens(y_BTD, mask_BT, places_BT, segments)
+
+    def word_table(self) -> Array:
+        """[V, D], for whoever ties its output to it."""
+        return self.words.all()
+
+    def example(self) -> Array:
+        """An input of the right shape, to initialise with."""
+        return jnp.zeros((1, min(self.max_length, 8)), jnp.int32)
+
+
+def join_context(context: Mapping[str, Tokens] | None) -> tuple[Array, Array] | None:
+    """All that may be attended to, one after another in the order of names: embeddings [B, S, D] and mask [B, S]."""
+    if not context:
+        return None
+    parts = [context[name] for name in sorted(context)]
+    if len(parts) == 1:
+        return parts[0].embeddings, parts[0].mask
+    return jnp.concatenate([p.embeddings for p in parts], axis=1), jnp.concatenate([p.mask for p in parts], axis=1)

@@ -1,0 +1,56 @@
+"""Cross-attention: one modality reads another (ALBEF, BLIP), or both read each other (LXMERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.core.types import Array, Tokens
+from mmjax.nn.linear import Linear
+from mmjax.nn.stack import StackFields
+
+
+class Cross(StackFields):
+    """{query, context} -> Tokens of the query, each layer attending to itself and then to the context.
+
+    With `both`, the context attends to the query as well, layer by layer, and its tokens follow the query's.
+
+    Attributes:
+      query, context: names of the modalities.
+      both: two-way, as LXMERT.
+    """
+
+    query: str = "text"
+    context: str = "image"
+    both: bool = False
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities it fuses, the query first."""
+        return (self.query, self.context)
+
+    @nn.compact
+    def __call__(self, tokens: Mapping[str, Tokens]) -> Tokens:
+        query, context = tokens[self.query], tokens[self.context]
+        x_BTD, y_BSD = self._fit(self.query, query.embeddings), context.embeddings
+        if not self.both:
+            fused = self.stack(name="stack")(x_BTD, query.mask, (y_BSD, context.mask))
+            return Tokens(fused, query.mask, query.positions, query.segments)
+        y_BSD = self._fit(self.context, y_BSD)
+        x_BTD, y_BSD = self.stack(co=True, name="stack")((x_BTD, y_BSD), (query.mask, context.mask))
+        return join([Tokens(x_BTD, query.mask), Tokens(y_BSD, context.mask)])
+
+    def _fit(self, modality: str, x: Array) -> Array:
+        return x if x.shape[-1] == self.width else Linear(self.width, name=f"project_{modality}")(x)
+
+
+def join(parts: list[Tokens]) -> Tokens:
+    """Several sequences one after another; `segments` says which part a token came from."""
+    ranks = [jnp.full(part.mask.shape, rank, jnp.int32) for rank, part in enumerate(parts)]
+    return Tokens(
+        jnp.concatenate([part.embeddings for part in parts], axis=1),
+        jnp.concatenate([part.mask for part in parts], axis=1),
+        segments=jnp.concatenate(ranks, axis=1),
+    )

@@ -1,0 +1,84 @@
+"""Two (or more) towers that meet in one space: CLIP (Radford 2021), SigLIP (Zhai 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Tokens
+from mmjax.nn.linear import Linear
+from mmjax.nn.pool import Pool
+
+
+class Dual(nn.Module):
+    """Pool each modality, project it, normalise it to unit length; with a learned scale and bias for contrastive losses.
+
+    As a fusion it gives one token a modality: Tokens [B, M, E].
+
+    Attributes:
+      width: E.
+      pool: modality -> how it is pooled (see `nn.pool`); its keys are the modalities that meet here.
+      project: modalities that get a linear projection; the others must have width E already.
+      bias: whether the projections have a bias.
+      heads, mlp_width, activation, norm_epsilon: of attention pooling.
+      scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit and is
+        held at or below 100 (Radford 2021, section 2.5).
+    """
+
+    width: int = 512
+    pool: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"image": "mean", "text": "mean"})
+    project: tuple[str, ...] = ("image", "text")
+    bias: bool = False
+    heads: int = 8
+    mlp_width: int = 0
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-6
+    scale_init: float = 10.0
+    bias_init: float = 0.0
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that meet here, in the order of their names."""
+        return tuple(sorted(self.pool))
+
+    def setup(self) -> None:
+        kwargs = {
+            "heads": self.heads,
+            "mlp_width": self.mlp_width,
+            "activation": self.activation,
+            "norm_epsilon": self.norm_epsilon,
+        }
+        self.pools = {m: Pool(kind, **kwargs) for m, kind in self.pool.items()}
+        self.project_ = {m: Linear(self.width, use_bias=self.bias, name=f"project_{m}") for m in self.project}
+        self.scale_logit = self.param("scale_logit", nn.initializers.constant(float(np.log(self.scale_init))), ())
+        self.bias_logit = self.param("bias_logit", nn.initializers.constant(self.bias_init), ())
+
+    def __call__(self, tokens: Mapping[str, Tokens]) -> Tokens:
+        embedded = jnp.stack([self.embed(m, tokens[m]) for m in sorted(tokens)], axis=1)
+        return Tokens(embedded, jnp.ones(embedded.shape[:2], bool))
+
+    def embed(self, modality: str, tokens: Tokens) -> Array:
+        """[B, E] float32 of unit length."""
+        if modality not in self.pool:
+            raise UserError(f"modality {modality!r} is not in this dual fusion's pool, which has {', '.join(self.modalities)}")
+        pooled = self.pools[modality](tokens)
+        if modality in self.project:
+            pooled = self.project_[modality](pooled)
+        elif pooled.shape[-1] != self.width:
+            raise UserError(f"dual: {modality} has width {pooled.shape[-1]} and no projection to width={self.width}")
+        pooled = pooled.astype(jnp.float32)
+        # The epsilon under the root keeps the gradient finite at zero.
+        return pooled * (jnp.sum(jnp.square(pooled), axis=-1, keepdims=True) + 1e-12) ** -0.5
+
+    def scale(self) -> Array:
+        """[] float32, the factor of similarities."""
+        return jnp.minimum(jnp.exp(self.scale_logit), 100.0)
+
+    def bias_value(self) -> Array:
+        """[] float32, added to similarities by the sigmoid loss."""
+        return self.bias_logit

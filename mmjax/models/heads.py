@@ -1,0 +1,74 @@
+"""Heads: Tokens -> logits of one task."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.core.types import Array, Tokens
+from mmjax.nn.activation import activation
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import dropout
+from mmjax.nn.norm import Norm
+from mmjax.nn.pool import Pool
+
+
+class Classifier(nn.Module):
+    """Tokens [B, T, D] -> logits [B, C], float32.
+
+    Attributes:
+      classes: C.
+      input: name of the encoder or fusion that feeds it.
+      pool: see `nn.pool`; `heads` is attention pooling's.
+      hidden_width: width of one hidden layer; 0 for none.
+      activation: of the hidden layer (BERT's pooler is `tanh`).
+    """
+
+    classes: int = 2
+    input: str = "image"
+    pool: str = "mean"
+    heads: int = 8
+    hidden_width: int = 0
+    activation: str = "tanh"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        x_BD = Pool(self.pool, self.heads, name="pool")(tokens)
+        if self.hidden_width:
+            x_BD = activation(self.activation)(Linear(self.hidden_width, name="project")(x_BD))
+        x_BD = dropout(self, x_BD, self.dropout)
+        return Linear(self.classes, name="logits")(x_BD).astype(jnp.float32)
+
+
+class TokenClassifier(nn.Module):
+    """Tokens [B, T, D] -> logits [B, T, C], float32: masked language modelling (Devlin 2019), tagging.
+
+    Attributes:
+      classes: C; the vocabulary size for masked language modelling.
+      input: name of the encoder or fusion that feeds it.
+      transform: a dense layer, activation and norm first, as BERT's head.
+      tied_to: name of the text encoder whose word table is the output matrix; "" for a matrix of its own.
+    """
+
+    classes: int = 32000
+    input: str = "text"
+    transform: bool = True
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-6
+    tied_to: str = ""
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        x_BTD = tokens.embeddings
+        if self.transform:
+            width = x_BTD.shape[-1] if table is None else table.shape[-1]
+            x_BTD = activation(self.activation)(Linear(width, name="project")(x_BTD))
+            x_BTD = Norm(epsilon=self.norm_epsilon, name="norm")(x_BTD)
+        if table is None:
+            return Linear(self.classes, name="logits")(x_BTD).astype(jnp.float32)
+        bias = self.param("tied_bias", nn.initializers.zeros, (self.classes,))
+        return (x_BTD @ table.astype(x_BTD.dtype).T).astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
+
+
+HEADS = {"classifier": Classifier, "token_classifier": TokenClassifier}

@@ -1,0 +1,88 @@
+"""The model: named encoders, fusions, decoders and heads, and the few ways through them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mmjax.core.config import nearest
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Params, Tokens
+
+
+class Multimodal(nn.Module):
+    """Named parts of a multimodal Transformer. Parts refer to each other by name, never by object.
+
+    Attributes:
+      encoders: modality -> encoder; the batch holds the modality's input under the same name.
+      fusions, decoders, heads: name -> module.
+      augment: modality -> on-device augmentation, applied when training (see `nn.augment`).
+      dtype: compute dtype: `float32`, `bfloat16`, or `auto` (bfloat16 on TPU and GPU, float32 on CPU).
+    """
+
+    encoders: Mapping[str, Any]
+    fusions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    decoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = "auto"
+
+    def __call__(self) -> dict[str, Any]:
+        """Run every part once on example inputs: what initialises all parameters, whatever tasks use them."""
+        tokens = {name: self.encode(name, encoder.example()) for name, encoder in self.encoders.items()}
+        known = dict(tokens)
+        for name, fusion in self.fusions.items():
+            known[name] = self.fuse(name, {m: self._named(tokens, m, f"fusions.{name}") for m in fusion.modalities})
+        for name, decoder in self.decoders.items():
+            context = {m: self._named(tokens, m, f"decoders.{name}.context") for m in decoder.context}
+            self.decode(name, decoder.example(), None, context)
+        for name, head in self.heads.items():
+            self.head(name, self._named(known, head.input, f"heads.{name}.input"))
+        return known
+
+    def encode(self, modality: str, x: Array, mask: Array | None = None, segments: Array | None = None) -> Tokens:
+        """Raw input of one modality -> Tokens."""
+        return self._named(self.encoders, modality, "encoders")(x, mask, segments)
+
+    def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
+        """[B, E] float32 of unit length, in the space of a dual fusion."""
+        return self._named(self.fusions, fusion, "fusions").embed(modality, tokens)
+
+    def fuse(self, fusion: str, tokens: Mapping[str, Tokens]) -> Tokens:
+        """Several Tokens -> one."""
+        return self._named(self.fusions, fusion, "fusions")(tokens)
+
+    def decode(self, decoder: str, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
+        """[B, T, V] logits of the next token."""
+        return self._named(self.decoders, decoder, "decoders").decode(ids_BT, mask, context)
+
+    def head(self, head: str, tokens: Tokens) -> Array:
+        """Logits of one task."""
+        module = self._named(self.heads, head, "heads")
+        tied_to = getattr(module, "tied_to", "")
+        table = self._named(self.encoders, tied_to, f"heads.{head}.tied_to").word_table() if tied_to else None
+        return module(tokens, table)
+
+    def scalar(self, fusion: str, name: str) -> Array:
+        """A learned scalar of a dual fusion: `scale` or `bias`."""
+        module = self._named(self.fusions, fusion, "fusions")
+        return module.scale() if name == "scale" else module.bias_value()
+
+    def _named(self, parts: Mapping[str, Any], name: str, field: str) -> Any:
+        if name not in parts:
+            raise UserError(f"model.{field}: there is no {name!r}{nearest(name, parts)}; it has {', '.join(parts) or 'none'}")
+        return parts[name]
+
+
+def init_params(model: Multimodal, key: Array) -> Params:
+    """Float32 parameters of every part of the model, a plain nested dict."""
+    return nn.meta.unbox(model.init({"params": key}))["params"]
+
+
+def param_shapes(model: Multimodal) -> Params:
+    """Shapes and dtypes of the parameters, nothing computed."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

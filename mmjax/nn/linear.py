@@ -1,0 +1,48 @@
+"""The only matrix multiplication with parameters, and so the one place where an adapter acts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mmjax.core.types import Array
+
+Initializer = Callable[..., Array]
+
+
+def fan_in_init(axes: int) -> Initializer:
+    """Truncated normal with variance 1 / fan-in, for a kernel whose first `axes` dims are contracted (LeCun 1998, eq. 16)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jax.numpy.float32) -> Array:
+        fan_in = math.prod(shape[:axes])
+        return nn.initializers.truncated_normal(stddev=fan_in**-0.5 / 0.87962566)(key, shape, dtype)
+
+    return init
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last `axes` dims of x, giving dims `features`.
+
+    Parameters `kernel` [*x.shape[-axes:], *features] and `bias` [*features], float32; computed in the dtype of x.
+    """
+
+    features: int | tuple[int, ...]
+    axes: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        init = self.kernel_init or fan_in_init(self.axes)
+        kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
+        contracted = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
+        y = jax.lax.dot_general(x, kernel.astype(x.dtype), (contracted, ((), ())))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, features)
+        return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - len(features)) + features)

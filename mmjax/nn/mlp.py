@@ -1,0 +1,39 @@
+"""The feed-forward layer, plain or gated."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from mmjax.core.types import Array
+from mmjax.nn.activation import activation
+from mmjax.nn.linear import Linear
+from mmjax.parallel.mesh import BATCH, constrain
+
+
+class Mlp(nn.Module):
+    """[B, T, D] -> [B, T, D] through width F. `swiglu` gates with SiLU (Shazeer 2020, eq. 6)."""
+
+    width: int
+    activation: str = "gelu"
+    bias: bool = True
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BTD: Array) -> Array:
+        h_BTF = Linear(self.width, use_bias=self.bias, name="up")(x_BTD)
+        if self.activation == "swiglu":
+            h_BTF = jax.nn.silu(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD)) * h_BTF
+        else:
+            h_BTF = activation(self.activation)(h_BTF)
+        h_BTF = constrain(h_BTF, BATCH, None, "tensor")
+        h_BTF = dropout(self, h_BTF, self.dropout)
+        return Linear(x_BTD.shape[-1], use_bias=self.bias, name="down")(h_BTF)
+
+
+def dropout(module: nn.Module, x: Array, rate: float) -> Array:
+    """Dropout that is on exactly when the caller gave a `dropout` key (Srivastava 2014, inverted)."""
+    if rate == 0.0 or not module.has_rng("dropout"):
+        return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+    return jax.numpy.where(keep, x / (1.0 - rate), jax.numpy.zeros_like(x))

@@ -1,0 +1,52 @@
+"""From a sequence to one vector."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Tokens
+from mmjax.nn.attention import Attention
+from mmjax.nn.mlp import Mlp
+from mmjax.nn.norm import Norm
+
+POOLS = ("cls", "last", "mean", "attention")
+
+
+class Pool(nn.Module):
+    """[B, T, D] -> [B, D].
+
+    `cls`: the first token. `last`: the last real one (CLIP's and GPT's text). `mean`: of the real ones. `attention`: one
+    learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
+
+    Raises:
+      UserError: an unknown `kind`.
+    """
+
+    kind: str = "mean"
+    heads: int = 1
+    mlp_width: int = 0
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Array:
+        x_BTD, mask_BT = tokens.embeddings, tokens.mask
+        if self.kind == "cls":
+            return x_BTD[:, 0]
+        if self.kind == "last":
+            last_B = jnp.maximum(mask_BT.sum(axis=1) - 1, 0)
+            return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+        if self.kind == "mean":
+            weights_BT = mask_BT.astype(jnp.float32) / jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
+            return jnp.einsum("btd,bt->bd", x_BTD.astype(jnp.float32), weights_BT).astype(x_BTD.dtype)
+        if self.kind != "attention":
+            raise UserError(f"pool={self.kind!r}: use one of {', '.join(POOLS)}")
+        width = x_BTD.shape[-1]
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width)).astype(x_BTD.dtype)
+        probe_B1D = jnp.broadcast_to(probe[None], (x_BTD.shape[0], 1, width))
+        y = Attention(self.heads, width // self.heads, name="attention")(probe_B1D, mask_BT, x_BTD)
+        hidden = Norm(epsilon=self.norm_epsilon, name="norm")(y)
+        y = y + Mlp(self.mlp_width or 4 * width, self.activation, name="mlp")(hidden)
+        return y[:, 0]

@@ -1,0 +1,186 @@
+"""The Transformer stack: the only scan over layers and the only rematerialisation.
+
+Layers are stored stacked, `[L, ...]` under `layers`, rolled or not: `unroll` is the same scan with every step laid out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array
+from mmjax.nn.attention import Attention
+from mmjax.nn.mlp import Mlp, dropout
+from mmjax.nn.norm import Norm
+from mmjax.parallel.mesh import constrain_batch
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class StackFields(nn.Module):
+    """The settings of a stack, inherited by every module that holds one, so that a config writes them flat.
+
+    Attributes:
+      width, depth, heads: D, L, H.
+      head_width: K; 0 is width / heads.
+      kv_heads: 0 is `heads`; fewer share keys and values between heads.
+      mlp_width: F; 0 is 4 * width.
+      activation: see `nn.activation`, or `swiglu`.
+      norm, norm_epsilon, norm_placement: `layernorm` or `rmsnorm`; `pre` (GPT-2, ViT) or `post` (BERT).
+      qkv_bias, bias: biases of q, k, v; of every other projection.
+      layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.
+      theta: base wavelength of rotary positions.
+      dropout, attention_dropout: rates, on when training.
+      unroll: lay the layers out instead of looping (faster on small models, slower to compile).
+      remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results).
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    head_width: int = 0
+    kv_heads: int = 0
+    mlp_width: int = 0
+    activation: str = "gelu"
+    norm: str = "layernorm"
+    norm_epsilon: float = 1e-6
+    norm_placement: str = "pre"
+    qkv_bias: bool = True
+    bias: bool = True
+    layer_scale: float = 0.0
+    theta: float = 10000.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    unroll: bool = False
+    remat: str = "none"
+
+    def stack(self, **changes: Any) -> Stack:
+        """A stack with these settings."""
+        return Stack(**self._settings(), **changes)
+
+    def _settings(self) -> dict[str, Any]:
+        names = [f.name for f in dataclasses.fields(StackFields) if f.name not in ("parent", "name")]
+        return {name: getattr(self, name) for name in names}
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(self.norm, self.norm_epsilon, name=name)
+
+
+class Block(StackFields):
+    """Self-attention, optional cross-attention to a context, feed-forward; each with its norm and residual."""
+
+    causal: bool = False
+    rotary: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None) -> Array:
+        x_BTD = constrain_batch(x_BTD)
+
+        def self_attention(x: Array) -> Array:
+            return self._attention("attention", self.causal, self.rotary)(x, mask_BT, positions_BT=positions_BT)
+
+        def cross_attention(x: Array) -> Array:
+            return self._attention("cross_attention", False, False)(x, context[1], context[0])
+
+        def mlp(x: Array) -> Array:
+            return Mlp(self.mlp_width or 4 * self.width, self.activation, self.bias, name="mlp")(x)
+
+        x_BTD = self._residual("attention", self_attention, x_BTD)
+        if context is not None:
+            x_BTD = self._residual("cross_attention", cross_attention, x_BTD)
+        return self._residual("mlp", mlp, x_BTD)
+
+    def _attention(self, name: str, causal: bool, rotary: bool) -> Attention:
+        return Attention(
+            heads=self.heads,
+            head_width=self.head_width or self.width // self.heads,
+            kv_heads=self.kv_heads,
+            qkv_bias=self.qkv_bias,
+            bias=self.bias,
+            causal=causal,
+            rotary=rotary,
+            theta=self.theta,
+            dropout=self.attention_dropout,
+            name=name,
+        )
+
+    def _residual(self, name: str, branch: Callable[[Array], Array], x: Array) -> Array:
+        norm = self._norm(f"{name}_norm")
+        y = branch(norm(x) if self.norm_placement == "pre" else x)
+        if self.layer_scale:
+            scale = self.param(f"{name}_layer_scale", nn.initializers.constant(self.layer_scale), (x.shape[-1],))
+            y = y * scale.astype(y.dtype).reshape((1, 1, -1))
+        y = x + dropout(self, y, self.dropout)
+        return y if self.norm_placement == "pre" else norm(y)
+
+
+class CoBlock(Block):
+    """Two streams, each attending to itself and to the other as it stood before the layer (Tan & Bansal 2019, section 2.2)."""
+
+    @nn.compact
+    def __call__(self, streams: Any, masks: Any, context: Any = None, positions_BT: Any = None) -> Any:
+        assert context is None
+        (x, y), (x_mask, y_mask) = streams, masks
+        settings = self._settings()
+        return (
+            Block(**settings, name="first")(x, x_mask, (y, y_mask)),
+            Block(**settings, name="second")(y, y_mask, (x, x_mask)),
+        )
+
+
+class Stack(StackFields):
+    """`depth` layers, then (pre-norm) a last norm: [B, T, D] -> [B, T, D].
+
+    With `co=True` the carry is a pair of streams, and so is the result.
+
+    Raises:
+      UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`.
+    """
+
+    causal: bool = False
+    rotary: bool = False
+    co: bool = False
+    final_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
+        self._check()
+        if self.depth:
+            body: Any = CoBlock if self.co else Block
+            if self.remat != "none":
+                # Inside a rolled scan XLA cannot merge the recomputation away, so nothing needs to prevent it.
+                body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
+            layer = nn.scan(
+                lambda block, carry, *rest: (block(carry, *rest), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
+                unroll=self.depth if self.unroll else 1,
+            )
+            block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
+            x, _ = layer(block, x, mask, context, positions)
+        if not self.final_norm or self.norm_placement == "post":
+            return x
+        if self.co:
+            return self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])
+        return self._norm("final_norm")(x)
+
+    def _check(self) -> None:
+        if self.norm_placement not in ("pre", "post"):
+            raise UserError(f"norm_placement={self.norm_placement!r}: use pre or post")
+        if self.remat not in REMAT:
+            raise UserError(f"remat={self.remat!r}: use one of {', '.join(REMAT)}")
+        if self.heads < 1 or (not self.head_width and self.width % self.heads):
+            raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
+        if self.rotary and (self.head_width or self.width // self.heads) % 2:
+            raise UserError(f"rotary positions need an even head width, found {self.head_width or self.width // self.heads}")

@@ -1,0 +1,23 @@
+"""Rung 1: what a model is trained to do. One objective a file: a frozen dataclass called as `(forward, batch, rng) -> Loss`.
+
+Every objective computes in float32, leaves rows whose `valid` is False out of everything, and draws its randomness per example.
+"""
+
+from mmjax.core.types import Objective
+from mmjax.objectives.causal_lm import CausalLM
+from mmjax.objectives.classification import Classification
+from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.masked_lm import MaskedLM
+from mmjax.objectives.matching import Matching
+from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.triplet import Triplet
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal_lm": CausalLM,
+    "classification": Classification,
+    "contrastive": Contrastive,
+    "masked_lm": MaskedLM,
+    "matching": Matching,
+    "next_sentence": NextSentencePrediction,
+    "triplet": Triplet,
+}

@@ -1,0 +1,38 @@
+"""Checks of a spec's fields, each raising the one line a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmjax.core.config import nearest
+from mmjax.core.errors import UserError
+
+
+def one_of(field: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{field}={value!r}: use one of {', '.join(choices)}{nearest(str(value), choices)}")
+
+
+def at_least(field: str, value: float, low: float) -> None:
+    """Raises UserError unless `value >= low`."""
+    if not value >= low:
+        raise UserError(f"{field}={value!r}: use a number of at least {low}")
+
+
+def positive(field: str, value: float) -> None:
+    """Raises UserError unless `value > 0`."""
+    if not value > 0:
+        raise UserError(f"{field}={value!r}: use a number above 0")
+
+
+def smoothing(field: str, value: float) -> None:
+    """Raises UserError unless `value` is in [0, 1), the range of a label smoothing."""
+    if not 0 <= value < 1:
+        raise UserError(f"{field}={value!r}: use a number from 0 up to, but not including, 1")
+
+
+def two_modalities(field: str, value: Sequence[str]) -> None:
+    """Raises UserError unless `value` names two different modalities."""
+    if isinstance(value, str) or len(value) != 2 or value[0] == value[1]:
+        raise UserError(f"{field}={value!r}: name two different modalities, for instance ('image', 'text')")

@@ -1,0 +1,83 @@
+"""The maths that objectives share: cross entropy, which rows pair up, and sums over what counts. All float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.core.types import Array, Batch
+
+EXCLUDED = -1e30  # a logit that no softmax sees; finite, so that a row with nothing left stays free of NaN
+
+
+def valid_rows(batch: Batch, size: int) -> Array:
+    """[B] bool: the rows that count, all of them when the batch has no `valid`."""
+    valid_B = batch.get("valid")
+    return jnp.ones((size,), bool) if valid_B is None else valid_B
+
+
+def counted(values: Array, mask: Array) -> tuple[Array, Array]:
+    """Sum of `values` where `mask` is True, and how many those are: both [] float32."""
+    total = jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
+    return total, jnp.sum(mask.astype(jnp.float32))
+
+
+def pick(values: Array, labels: Array) -> Array:
+    """values[..., labels], [..., C] and [...] -> [...].
+
+    A masked sum rather than a gather: it fuses, and a C split over devices stays split.
+    """
+    classes = jax.lax.broadcasted_iota(labels.dtype, values.shape, values.ndim - 1)
+    return jnp.sum(jnp.where(classes == labels[..., None], values, 0.0), axis=-1)
+
+
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    """-log softmax(logits)[labels], [..., C] and [...] int -> [...] float32.
+
+    Smoothing takes `(1 - s)` of the label and `s` spread evenly over all C classes (Szegedy 2016, sec. 7), as torch does.
+    """
+    logits = logits.astype(jnp.float32)
+    target = pick(logits, labels)
+    if label_smoothing:
+        target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - target
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """Whether the largest logit is the label's, [..., C] and [...] int -> [...] bool."""
+    return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+
+
+def positive_pairs(batch: Batch, valid_B: Array) -> Array:
+    """[B, B] bool: valid rows of an equal `group`; without groups, each valid row with itself."""
+    group_B = batch.get("group")
+    if group_B is None:
+        group_B = jnp.arange(valid_B.shape[0])
+    return (group_B[:, None] == group_B[None, :]) & valid_pairs(valid_B)
+
+
+def valid_pairs(valid_B: Array) -> Array:
+    """[B, B] bool: both rows count."""
+    return valid_B[:, None] & valid_B[None, :]
+
+
+def similarity(a_BE: Array, b_BE: Array) -> Array:
+    """[B, B] float32 inner products, at full precision: a learned scale of up to 100 would magnify a rounded one."""
+    a_BE, b_BE = a_BE.astype(jnp.float32), b_BE.astype(jnp.float32)
+    return jnp.matmul(a_BE, b_BE.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def retrieval_metrics(
+    modalities: tuple[str, str], scores_BB: Array, positive_BB: Array, valid_B: Array
+) -> dict[str, tuple[Array, Array]]:
+    """In-batch accuracy both ways: is the best scored of the batch's valid rows a positive?"""
+    first, second = modalities
+
+    def accuracy(scores_BB: Array) -> tuple[Array, Array]:
+        best_B = jnp.argmax(jnp.where(valid_B[None, :], scores_BB, EXCLUDED), axis=1)
+        return counted(jnp.take_along_axis(positive_BB, best_B[:, None], axis=1)[:, 0], valid_B)
+
+    return {
+        f"{first}_to_{second}_accuracy": accuracy(scores_BB),
+        f"{second}_to_{first}_accuracy": accuracy(scores_BB.T),
+    }

@@ -1,0 +1,100 @@
+"""Masked language modelling (BERT), with or without another modality to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.core.errors import UserError
+from mmjax.core.random import example_uniform
+from mmjax.core.types import Array, Batch, Forward, Loss, Tokens
+from mmjax.objectives import checks
+from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLM:
+    """Recover hidden tokens (Devlin 2019, sec. 3.1): of those chosen, 80% become `mask_id`, 10% a random token, 10% stay.
+
+    The loss is summed over the chosen tokens; only real tokens that are not special are ever chosen.
+
+    Attributes:
+      vocab_size: random tokens are drawn from all of it.
+      mask_id: the id of the mask token.
+      special_ids: ids that are never chosen (padding, sentence marks).
+      mask_probability: the chance of each token to be chosen.
+      max_predictions: at most this many tokens a row are chosen, and only they reach the head, which saves most of its
+        vocabulary-sized work; None for no limit.
+      modality: whose tokens they are.
+      head: a token head over the vocabulary.
+      fusion: a fusion to run first, whose result starts with this modality's tokens; "" for none.
+      context: the other modalities given to that fusion.
+    """
+
+    vocab_size: int
+    mask_id: int
+    special_ids: tuple[int, ...] = ()
+    mask_probability: float = 0.15
+    max_predictions: int | None = None
+    modality: str = "text"
+    head: str = "masked_lm"
+    fusion: str = ""
+    context: tuple[str, ...] = ("image",)
+
+    in_batch: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_probability <= 1:
+            raise UserError(f"masked_lm.mask_probability={self.mask_probability}: use a number above 0, at most 1")
+        if not 0 <= self.mask_id < self.vocab_size:
+            raise UserError(f"masked_lm.mask_id={self.mask_id}: use an id below vocab_size={self.vocab_size}")
+        if self.max_predictions is not None:
+            checks.at_least("masked_lm.max_predictions", self.max_predictions, 1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.modality, f"{self.modality}_mask", "index", *(self.context if self.fusion else ()))
+
+    def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
+        labels_BT, real_BT = batch[self.modality], batch[f"{self.modality}_mask"]
+        real_BT = real_BT & valid_rows(batch, labels_BT.shape[0])[:, None]
+        corrupted_BT, chosen_BT = self.corrupt(labels_BT, real_BT, batch["index"], rng)
+        key = "/".join(
+            ("masked_lm", self.head, self.fusion, *self.context, f"{self.mask_probability}", f"{self.max_predictions}")
+        )
+        tokens = forward.encode(self.modality, {self.modality: corrupted_BT}, key=key)
+        if self.fusion:
+            others = {modality: forward.encode(modality) for modality in self.context}
+            fused = forward.fuse(self.fusion, {self.modality: tokens, **others}, key=key)
+            tokens = jax.tree.map(lambda x: x[:, : labels_BT.shape[1]], fused)
+        if self.max_predictions is not None:
+            tokens, labels_BT, chosen_BT = keep_chosen(tokens, labels_BT, chosen_BT, self.max_predictions)
+        logits = forward.head(self.head, tokens, key=key)
+        accuracy = counted(correct(logits, labels_BT), chosen_BT)
+        return Loss(*counted(cross_entropy(logits, labels_BT), chosen_BT), {"accuracy": accuracy})
+
+    def corrupt(self, ids_BT: Array, real_BT: Array, index_B: Array, rng: Array) -> tuple[Array, Array]:
+        """The ids the model is shown, [B, T] int, and which of them it must recover, [B, T] bool."""
+        length = ids_BT.shape[1]
+        choose_key, action_key, token_key = jax.random.split(rng, 3)
+        special_BT = jnp.isin(ids_BT, jnp.array(self.special_ids, ids_BT.dtype))
+        draw_BT = jnp.where(real_BT & ~special_BT, example_uniform(choose_key, index_B, (length,)), 1.0)
+        chosen_BT = draw_BT < self.mask_probability
+        if self.max_predictions is not None and self.max_predictions < length:
+            # The smallest draws are kept: an even choice, where the first in the row would favour the start of a sentence.
+            chosen_BT &= draw_BT <= jnp.sort(draw_BT, axis=1)[:, self.max_predictions - 1, None]
+        action_BT = example_uniform(action_key, index_B, (length,))
+        random_BT = jnp.floor(example_uniform(token_key, index_B, (length,)) * self.vocab_size).astype(ids_BT.dtype)
+        shown_BT = jnp.where(action_BT < 0.8, self.mask_id, jnp.where(action_BT < 0.9, random_BT, ids_BT))
+        return jnp.where(chosen_BT, shown_BT, ids_BT), chosen_BT
+
+
+def keep_chosen(tokens: Tokens, labels_BT: Array, chosen_BT: Array, limit: int) -> tuple[Tokens, Array, Array]:
+    """The first `limit` chosen positions of each row (filled up with others, which are not marked as chosen)."""
+    size = min(limit, chosen_BT.shape[1])
+    chosen, place = jax.lax.top_k(chosen_BT.astype(jnp.int32), size)
+    embeddings = jnp.take_along_axis(tokens.embeddings, place[:, :, None], axis=1)
+    return Tokens(embeddings, chosen > 0), jnp.take_along_axis(labels_BT, place, axis=1), chosen > 0

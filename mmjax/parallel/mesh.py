@@ -1,0 +1,108 @@
+"""The device mesh: the only place that makes one, sets one, or constrains an activation to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes that split the examples of a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices lie along each axis; -1 takes all that are left. One device needs nothing said.
+
+    Attributes:
+      data: copies of the model, each with its share of the batch.
+      fsdp: like `data`, and parameters, optimizer state and EMA are split over it as well.
+      tensor: heads and feed-forward width are split over it.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """Make the mesh over `devices` (default: all of them).
+
+        Raises:
+          UserError: the axes do not multiply to the number of devices.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        shape = self.shape(len(devices))
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+    def shape(self, device_count: int) -> tuple[int, ...]:
+        """Sizes of the axes, in the order of `AXES`, with -1 resolved."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        free = [i for i, size in enumerate(sizes) if size == -1]
+        fixed = 1
+        for axis, size in zip(AXES, sizes, strict=True):
+            if size == 0 or size < -1:
+                raise UserError(f"mesh.{axis}={size}: use a positive number, or -1 for all devices that are left")
+            fixed *= 1 if size == -1 else size
+        if len(free) > 1 or device_count % fixed or (not free and fixed != device_count):
+            said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+            raise UserError(f"mesh ({said}) does not multiply to the {device_count} devices here; one axis may be -1")
+        if free:
+            sizes[free[0]] = device_count // fixed
+        return tuple(sizes)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Make `mesh` the current one, so that `constrain` and bare PartitionSpecs refer to it."""
+    with jax.set_mesh(mesh):
+        yield
+
+
+def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
+    """Ask for a sharding of an activation; a no-op when no mesh is set, so that a model runs in a notebook as it is.
+
+    A dim that its axes do not divide is left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    kept = fit(PartitionSpec(*spec), x.shape, dict(mesh.shape))
+    return jax.lax.with_sharding_constraint(x, kept)
+
+
+def constrain_batch(x: Array) -> Array:
+    """Split the leading dim over the batch axes."""
+    return constrain(x, BATCH, *[None] * (x.ndim - 1))
+
+
+def fit(spec: PartitionSpec, shape: Sequence[int], axes: dict[str, int]) -> PartitionSpec:
+    """`spec` without the axes that the mesh lacks and without those that do not divide their dim."""
+    entries = []
+    for dim, entry in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
+        names = tuple(n for n in ((entry,) if isinstance(entry, str) else entry or ()) if axes.get(n, 1) > 1)
+        ways = 1
+        for name in names:
+            ways *= axes[name]
+        entries.append(names if names and dim % ways == 0 else None)
+    return PartitionSpec(*[e[0] if e and len(e) == 1 else e for e in entries])
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Where the arrays of a batch live: rows over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A full copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the examples of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,80 @@
+"""One table: where every parameter lives. Optimizer state, EMA and adapters follow from it by path.
+
+Layers are stored stacked, so a layer's arrays have a leading dim L that is never split. The first matching row wins, and a
+test holds that every parameter of every shipped config matches exactly one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmjax.core.trees import map_with_path, match
+from mmjax.parallel.mesh import fit
+
+# Pattern of the path's end -> the dims from the last one backwards are named in the comment.
+RULES: tuple[tuple[str, P], ...] = (
+    # attention: q, k, v [.., D, H, K]; out [.., H, K, D]
+    ("*attention/[qkv]/kernel", P("fsdp", "tensor", None)),
+    ("*attention/[qkv]/bias", P("tensor", None)),
+    ("*attention/out/kernel", P("tensor", None, "fsdp")),
+    ("*attention/out/bias", P(None)),
+    # feed-forward: up, gate [.., D, F]; down [.., F, D]
+    ("*mlp/up/kernel", P("fsdp", "tensor")),
+    ("*mlp/gate/kernel", P("fsdp", "tensor")),
+    ("*mlp/down/kernel", P("tensor", "fsdp")),
+    ("*mlp/up/bias", P("tensor")),
+    ("*mlp/gate/bias", P("tensor")),
+    ("*mlp/down/bias", P(None)),
+    # tables: words [V, D], positions and segments [T, D]
+    ("*/words/table", P("tensor", "fsdp")),
+    ("*/position/table", P(None, "fsdp")),
+    ("*/segment/table", P(None, "fsdp")),
+    # every other projection [.., D, D'] and its bias: patches, dual's towers, heads
+    ("*/project*/kernel", P("fsdp", None)),
+    ("*/project*/bias", P(None)),
+    # vocabulary-sized heads [D, V]
+    ("*/logits/kernel", P("fsdp", "tensor")),
+    ("*/logits/bias", P("tensor")),
+    ("*/tied_bias", P("tensor")),
+    # small vectors and scalars
+    ("*norm*/scale", P(None)),
+    ("*norm*/bias", P(None)),
+    ("*/cls", P(None, None)),
+    ("*/probe", P(None, None)),
+    ("*_type", P(None, None)),
+    ("*/mix", P(None)),
+    ("*layer_scale*", P(None)),
+    ("*_logit", P()),
+)
+
+
+def rows(path: str) -> list[int]:
+    """The numbers of the rows that match a path: one for every parameter of ours."""
+    return [i for i, (pattern, _) in enumerate(RULES) if match(pattern, path)]
+
+
+def spec(path: str, shape: tuple[int, ...], axes: dict[str, int]) -> P:
+    """The PartitionSpec of the array at `path`; a dim that its axis does not divide is not split.
+
+    An array that no row knows (a user's own module) is split over `fsdp` along its largest dim.
+    """
+    found = rows(path)
+    if found:
+        wanted = tuple(RULES[found[0]][1])
+        if len(shape) < len(wanted):  # a reduced statistic, for instance Adafactor's row and column means
+            return P()
+        return fit(P(*[None] * (len(shape) - len(wanted)), *wanted), shape, axes)
+    if not shape:
+        return P()
+    largest = max(range(len(shape)), key=lambda i: shape[i])
+    return fit(P(*["fsdp" if i == largest else None for i in range(len(shape))]), shape, axes)
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A tree of NamedShardings for a tree of arrays or of their shapes; state that holds parameter-like trees included."""
+    axes = dict(mesh.shape)
+    return map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, axes)), tree)

@@ -1,0 +1,114 @@
+"""From the name of a config, or its file, to an experiment; and flags on top."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmjax.core.config import nearest, override
+from mmjax.core.errors import UserError
+from mmjax.train.experiment import Experiment
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of the configs that come with the package."""
+    found = importlib.util.find_spec("mmjax_configs")
+    folders = list(found.submodule_search_locations or []) if found else []
+    beside = Path(__file__).resolve().parents[2] / "configs"  # a checkout that was not installed
+    for folder in [*map(Path, folders), beside]:
+        files = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"} if folder.is_dir() else {}
+        if files:
+            return files
+    return {}
+
+
+def load_config(name: str) -> Experiment:
+    """The experiment of a config file, or of a shipped config by its name.
+
+    Raises:
+      UserError: there is no such config, or it does not make an experiment.
+    """
+    shipped = shipped_configs()
+    path = shipped.get(name) or Path(name)
+    if not path.is_file():
+        raise UserError(f"config {name!r}: no such file, and not one of {', '.join(shipped)}{nearest(name, shipped)}")
+    module = _execute(path)
+    if not hasattr(module, "experiment"):
+        raise UserError(f"config {path}: it defines no experiment()")
+    made = _calling(path, module.experiment)
+    if not isinstance(made, Experiment):
+        raise UserError(f"config {path}: experiment() returned {type(made).__name__}, not an Experiment")
+    return made
+
+
+def apply_flags(experiment: Experiment, words: Sequence[str]) -> Experiment:
+    """`--a.b.c value ...` words on top of an experiment, in order.
+
+    Raises:
+      UserError: a word that is no flag, an unknown field, a value of the wrong type.
+    """
+    index = 0
+    while index < len(words):
+        if not words[index].startswith("--"):
+            raise UserError(
+                f"{words[index]!r} is neither a config nor a flag; flags are --field value, for instance --steps 100"
+            )
+        flag, equals, first = words[index][2:].partition("=")
+        index += 1
+        values = [first] if equals else []
+        while index < len(words) and not words[index].startswith("--"):
+            values.append(words[index])
+            index += 1
+        if not values:
+            raise UserError(f"--{flag}: a value is missing")
+        experiment = override(experiment, flag, values)
+    return experiment
+
+
+def _execute(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the config's own look their module up
+    here = str(path.resolve().parent)
+    sys.path.insert(0, here)  # a config may import what lies beside it
+    try:
+        _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    finally:
+        sys.path.remove(here)
+    return module
+
+
+def _calling(path: Path, fn: Any) -> Any:
+    """Run the user's code; what is wrong with it becomes one line that names the file."""
+    try:
+        return fn()
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"config {path}: line {error.lineno}: {error.msg}") from None
+    except ImportError as error:
+        raise UserError(f"config {path}: {error}") from None
+    except TypeError as error:
+        raise UserError(f"config {path}: {error}{_near_argument(error)}") from error
+
+
+def _near_argument(error: TypeError) -> str:
+    """For "ViT.__init__() got an unexpected keyword argument 'dept'": the field that was probably meant."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not found:
+        return ""
+
+    frame = error.__traceback__
+    while frame is not None:
+        for value in frame.tb_frame.f_globals.values():
+            if isinstance(value, type) and value.__name__ == found.group(1) and dataclasses.is_dataclass(value):
+                return nearest(found.group(2), [f.name for f in dataclasses.fields(value)])
+        frame = frame.tb_next
+    return ""

@@ -1,0 +1,172 @@
+"""An experiment: everything a run needs, one frozen dataclass. A config file's `experiment()` builds one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.core.config import nearest
+from mmjax.core.errors import UserError
+from mmjax.data import TOKENIZERS
+from mmjax.objectives import OBJECTIVES
+from mmjax.parallel.mesh import Mesh
+from mmjax.train.optimizer import OPTIMIZERS, AdamW
+from mmjax.train.weighting import WEIGHTINGS, Fixed
+
+
+def _choice(table: Mapping[str, type], **kwargs: Any) -> Any:
+    """A field that holds one of a table's classes, so that a flag can name it."""
+    return dataclasses.field(metadata={"table": table}, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One objective on one stream of data, with a weight."""
+
+    objective: Any = _choice(OBJECTIVES)
+    weight: float = 1.0
+    data: str = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When to save and what to keep.
+
+    Attributes:
+      every: steps between checkpoints; the last step is always saved.
+      keep: how many of the latest to keep.
+      best: a metric, for instance `prompted/accuracy`: the best checkpoint by it is kept too, and is what a finished run is
+        evaluated and exported from. "" for the latest.
+      mode: `max` or `min` of that metric.
+      patience: stop after this many evaluations without a better value; 0 for never.
+    """
+
+    every: int = 500
+    keep: int = 2
+    best: str = ""
+    mode: str = "max"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise UserError(f"checkpoint.every={self.every}, checkpoint.keep={self.keep}: use 1 or more of each")
+        if self.mode not in ("max", "min"):
+            raise UserError(f"checkpoint.mode={self.mode!r}: use max or min")
+        if self.patience and not self.best:
+            raise UserError("checkpoint.patience needs checkpoint.best, the metric to wait for")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is written while training.
+
+    Attributes:
+      every: steps between lines of metrics.jsonl; each line is one step's exact figures, not an average.
+      tensorboard: write event files beside it.
+      wandb: project name on Weights & Biases (extra `wandb`); "" for none.
+      progress: a progress bar on the terminal.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    wandb: str = ""
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"log.every={self.every}: use 1 or more steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs.
+
+    Attributes:
+      model: a `Multimodal`.
+      data: name -> `Data`: the streams that tasks train on and evaluators read, by name.
+      tasks: name -> `Task`.
+      tokenizer: spec of the tokenizer, trained on the corpus of `train` or opened from a folder; None for no text, or for the
+        tokenizer of the run in `init_from`.
+      weighting: how task losses become one update.
+      optimizer, mesh: see there.
+      steps: how many updates in all; a larger number extends a finished run.
+      seed: of parameters, batches and everything random in training; data splits do not depend on it.
+      alternate: names of data, one a step in turn and over again; () takes a batch of each in every step.
+      evaluate: name -> evaluator, run every `evaluate_every` steps (0: only at the end) on the data each names.
+      test_data: data that the finished run and `mmjax evaluate` take instead, where it exists.
+      checkpoint, log: see there.
+      init_from: folder of a run whose parameters to start from.
+      init_fresh: patterns of parameters that are initialised anew all the same.
+    """
+
+    model: Any
+    data: Mapping[str, Any]
+    tasks: Mapping[str, Task]
+    tokenizer: Any = _choice(TOKENIZERS, default=None)
+    weighting: Any = _choice(WEIGHTINGS, default_factory=Fixed)
+    optimizer: Any = _choice(OPTIMIZERS, default_factory=AdamW)
+    mesh: Mesh = Mesh()
+    steps: int = 1000
+    seed: int = 0
+    alternate: tuple[str, ...] = ()
+    evaluate: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluate_every: int = 0
+    test_data: str = "test"
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    init_from: str = ""
+    init_fresh: tuple[str, ...] = ()
+
+    def task_data(self) -> tuple[str, ...]:
+        """Names of the data that tasks train on, each once."""
+        return tuple(dict.fromkeys(task.data for task in self.tasks.values()))
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The cycle of steps: each entry names the data that step takes."""
+        return tuple((name,) for name in self.alternate) or (self.task_data(),)
+
+    def check(self) -> None:
+        """What can be seen without touching data or devices.
+
+        Raises:
+          UserError: names that do not exist, objectives that cannot be accumulated, batches that do not divide.
+        """
+        if not self.tasks:
+            raise UserError("tasks is empty: a run needs at least one")
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps}: use 1 or more")
+        for name, task in self.tasks.items():
+            self._known_data(f"tasks.{name}.data", task.data)
+            self._check_accumulation(name, task)
+        for name, evaluator in self.evaluate.items():
+            self._known_data(f"evaluate.{name}.data", evaluator.data)
+        for name in self.alternate:
+            self._known_data("alternate", name)
+        missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]
+        if missing:
+            raise UserError(f"alternate leaves out {', '.join(missing)}, which a task trains on")
+        if self.checkpoint.best and self.checkpoint.best.split("/")[0] not in self.evaluate:
+            evaluators = ", ".join(self.evaluate) or "none"
+            raise UserError(f"checkpoint.best={self.checkpoint.best!r}: its evaluator must be one of {evaluators}")
+        if self.checkpoint.best and not self.evaluate_every:
+            raise UserError("checkpoint.best needs evaluate_every, the steps between evaluations")
+
+    def check_batches(self, ways: int) -> None:
+        """Batches against the mesh: `ways` is how many parts examples are split into."""
+        for name in self.task_data():
+            size = self.data[name].batch_size
+            if size % (ways * self.optimizer.accumulate):
+                parts = f"{ways} devices" + (f" x accumulate={self.optimizer.accumulate}" * (self.optimizer.accumulate > 1))
+                raise UserError(f"data.{name}.batch_size={size} does not divide over {parts} (the mesh's data x fsdp)")
+
+    def _known_data(self, field: str, name: str) -> None:
+        if name not in self.data:
+            raise UserError(f"{field}={name!r}: data has {', '.join(self.data)}{nearest(name, self.data)}")
+
+    def _check_accumulation(self, name: str, task: Task) -> None:
+        if self.optimizer.accumulate > 1 and getattr(task.objective, "in_batch", False):
+            raise UserError(
+                f"optimizer.accumulate={self.optimizer.accumulate} and tasks.{name}: {type(task.objective).__name__} takes its "
+                "negatives from the batch, so micro-batches would change the loss; use accumulate=1"
+            )

@@ -1,0 +1,279 @@
+"""The loop on the host: feed the steps, write figures, evaluate, save, stop. It never waits for the step it just started."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.core.config import to_json
+from mmjax.core.errors import UserError
+from mmjax.core.trees import count
+from mmjax.parallel.mesh import use_mesh
+from mmjax.train.checkpoint import Checkpoints, load_matching
+from mmjax.train.experiment import Experiment
+from mmjax.train.metrics import MetricWriter, read_lines
+from mmjax.train.profile import Profile
+from mmjax.train.run import Run, environment
+from mmjax.train.setup import Setup, set_up
+from mmjax.train.speed import Speed
+from mmjax.train.state import State, evaluated
+
+LAG = 2  # steps whose figures may still be on the device
+
+
+def train(experiment: Experiment, workdir: str | Path, profile: bool = False) -> dict[str, float]:
+    """Run an experiment in a folder, from its last checkpoint where it has one.
+
+    Args:
+      workdir: the run folder; made when missing.
+      profile: write a trace of a few steps to `workdir/profile`.
+
+    Returns:
+      The metrics of the finished run: each evaluator on the test data (where the experiment has it) with the best
+      checkpoint. {} when the run was stopped by a signal.
+
+    Raises:
+      UserError: a mistake in the experiment or its data, a loss that is not finite, a full disk.
+    """
+    run = Run(workdir)
+    mesh = experiment.mesh.build()
+    with use_mesh(mesh):
+        setup = set_up(experiment, run, mesh)
+        run.open(experiment)
+        if setup.tokenizer is not None and run.tokenizer() is None:
+            run.keep_tokenizer(setup.tokenizer)
+        run.write_json("environment.json", environment() | _about_data(setup))
+        return _Loop(setup, run, profile).run_all()
+
+
+def _about_data(setup: Setup) -> dict[str, Any]:
+    return {
+        "data": {
+            name: {"size": d.size, "classes": list(d.classes), "fingerprint": d.fingerprint}
+            for name, d in setup.datasets.items()
+        }
+    }
+
+
+class _Loop:
+    """One call of `train`: the host's side of a run."""
+
+    def __init__(self, setup: Setup, run: Run, profile: bool):
+        self.setup, self.experiment, self.run = setup, setup.experiment, run
+        self.notes: list[str] = []
+        self.say: Callable[[str], None] = self.notes.append  # until there is a terminal to say it on
+        self.checkpoints = Checkpoints(run.checkpoints, self.experiment.checkpoint, lambda line: self.say(line))
+        self.evaluation = setup.evaluation()
+        self.state, self.step, self.metrics = self._start()
+        self.writer = MetricWriter(run.path, self.experiment.log, self.step, self.experiment.steps, to_json(self.experiment))
+        self.say = self.writer.say
+        for note in self.notes:
+            self.say(note)
+        self.profile = Profile(run.path / "profile", self.step if profile else None)
+        self.pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+
+    def run_all(self) -> dict[str, float]:
+        try:
+            with _stop_signal() as stopped:
+                finished = self._steps(stopped)
+            return self._final() if finished else {}
+        finally:
+            self.writer.close()
+            self.checkpoints.close()
+
+    def _start(self) -> tuple[State, int, dict[str, float]]:
+        """From the last good checkpoint, or from another run's parameters, or from the seed."""
+        restored = self.checkpoints.restore(self.setup.abstract)
+        if restored is not None:
+            self.say(f"going on from step {restored[1]} in {self.run.path}")
+            return restored
+        state = self.setup.init()
+        if self.experiment.init_from:
+            state = self._init_from(state)
+        return state, 0, {}
+
+    def _init_from(self, state: State) -> State:
+        source = Run(self.experiment.init_from)
+        kept = Checkpoints(source.checkpoints, source.experiment().checkpoint, self.say, read_only=True)
+        step = kept.best_step()
+        if step is None:
+            raise UserError(f"init_from={source.path}: the run has no checkpoint")
+        params, _ = kept.params(step)
+        loaded, new, left = load_matching(state.params, params, self.experiment.init_fresh)
+        self.say(f"init_from {source.path} at step {step}: {_sorted_out('loaded', list(loaded))}")
+        self.say(f"  {_sorted_out('new', new)}")
+        self.say(f"  {_sorted_out('left over', left)}")
+        self.run.write_json(
+            "init_from.json", {"run": str(source.path), "step": step, "loaded": list(loaded), "new": new, "left_over": left}
+        )
+        taken = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
+            state.params,
+        )
+        return dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
+
+    def _steps(self, stopped: threading.Event) -> bool:
+        """All that is left to do. False when a signal ended it early."""
+        e = self.experiment
+        if self.step >= e.steps or self._out_of_patience():
+            return True
+        groups = e.groups()
+        began = time.perf_counter()
+        compiled = {group: self.setup.compile_step(group) for group in dict.fromkeys(groups)}
+        self.speed = Speed({group: flops for group, (_, flops) in compiled.items()}, jax.devices())
+        self.say(
+            f"{count(self.state.params):,} parameters, {e.steps - self.step:,} steps on {self.setup.mesh.size} "
+            f"{jax.devices()[0].device_kind} device(s); compiled in {time.perf_counter() - began:.1f} s"
+        )
+        with contextlib.ExitStack() as closing:
+            streams = self._streams(groups, closing)
+            while self.step < e.steps:
+                group = groups[self.step % len(groups)]
+                batches = {name: self.setup.place(next(streams[name])) for name in group}
+                with self.profile.step(self.step):
+                    self.state, figures = compiled[group][0](self.state, batches)
+                self.step += 1
+                self.pending.append((self.step, figures))
+                self.speed.tick(group, sum(len(b["index"]) for b in batches.values()))
+                self._write_figures(LAG)
+                if stopped.is_set():
+                    self._save()
+                    self.checkpoints.wait()
+                    self.say(f"stopped by a signal; saved step {self.step}")
+                    return False
+                if self._boundary():
+                    break
+        self.checkpoints.wait()
+        return True
+
+    def _streams(self, groups: tuple[tuple[str, ...], ...], closing: contextlib.ExitStack) -> dict[str, Iterator[Any]]:
+        """Each stream from where this step finds it: a stream advances only in the steps that take it."""
+        streams = {}
+        for name in self.experiment.task_data():
+            whole, part = divmod(self.step, len(groups))
+            taken = whole * sum(name in group for group in groups) + sum(name in group for group in groups[:part])
+            streams[name] = self.setup.batches(name, taken)
+            closing.callback(streams[name].close)  # type: ignore[attr-defined]
+        return streams
+
+    def _write_figures(self, lag: int) -> None:
+        """Read the figures of all but the last `lag` steps; write those that are due; stop at a bad one."""
+        while len(self.pending) > lag:
+            step, figures = self.pending.popleft()
+            due = step % self.experiment.log.every == 0 or step == self.experiment.steps
+            read = {name: float(value) for name, value in jax.device_get(figures).items()} if due else {}
+            bad = read["bad_step"] if due else float(figures["bad_step"])
+            if bad:
+                self._bad_step(step, {name: float(value) for name, value in jax.device_get(figures).items()})
+            if due:
+                read |= self.speed.figures()
+                self.writer.write(step, read)
+            self.writer.advance(step, read)
+
+    def _bad_step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Name the task and the step; stop the run, or say that the step was skipped."""
+        broken = [name.removeprefix("loss/") for name, v in figures.items() if name.startswith("loss/") and not np.isfinite(v)]
+        if broken:
+            what = f"the loss of task {', '.join(broken)} is not finite"
+        elif not np.isfinite(figures["gradient_norm"]):
+            what = "the gradient is not finite"
+        else:
+            what = f"the loss jumped to {figures['loss']:.4g}"
+        if self.experiment.optimizer.on_bad_step == "skip":
+            self.say(f"step {step}: {what}; the step was skipped")
+            return
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint had been saved yet"
+        raise UserError(f"step {step}: {what}; {last} (optimizer.on_bad_step=skip goes on)")
+
+    def _boundary(self) -> bool:
+        """Evaluate and save where it is due. True when patience has run out."""
+        e, step = self.experiment, self.step
+        last = step == e.steps
+        evaluate = bool(e.evaluate) and e.evaluate_every > 0 and (step % e.evaluate_every == 0 or last)
+        stop = False
+        if evaluate:
+            self._write_figures(0)
+            self.metrics = self._evaluate(evaluated(self.state))
+            self.writer.write(step, self.metrics)
+            self.say(f"step {step}: " + _shown(self.metrics))
+            stop = self._out_of_patience()
+        if evaluate or last or step % e.checkpoint.every == 0:
+            self._save()
+        return stop
+
+    def _save(self) -> None:
+        self._write_figures(0)
+        self.checkpoints.save(self.step, self.state, self.metrics, to_json(self.experiment))
+
+    def _out_of_patience(self) -> bool:
+        """Whether the best value is `patience` evaluations old; read off the written metrics, so a resumed run agrees."""
+        c = self.experiment.checkpoint
+        if not c.patience or not self.run.metrics.exists():
+            return False
+        sign = 1.0 if c.mode == "max" else -1.0
+        values = [sign * line[c.best] for line in read_lines(self.run.metrics) if c.best in line]
+        if not values or len(values) - 1 - int(np.argmax(values)) < c.patience:
+            return False
+        self.say(f"{c.best} has not improved for {c.patience} evaluations: stopping at step {self.step}")
+        return True
+
+    def _evaluate(self, params: Any, data: str | None = None) -> dict[str, float]:
+        return run_evaluators(self.experiment, self.evaluation, params, data)
+
+    def _final(self) -> dict[str, float]:
+        """The finished run on the test data, with the checkpoint that is kept as the best."""
+        e = self.experiment
+        if not e.evaluate:
+            return {}
+        step = self.checkpoints.best_step()
+        params, _ = self.checkpoints.params(step)  # type: ignore[arg-type]
+        data = e.test_data if e.test_data in e.data else None
+        metrics = self._evaluate(self.setup.place_params(params), data)
+        self.run.write_json("final.json", {"step": step, "data": data, **metrics})
+        self.say(f"final, checkpoint {step} on {data or 'validation'}: " + _shown(metrics))
+        return metrics
+
+
+def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: str | None = None) -> dict[str, float]:
+    """Every evaluator's metrics, named `evaluator/metric`; on `data` where given, else on the data each names."""
+    metrics = {}
+    for name, evaluator in experiment.evaluate.items():
+        chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
+        metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
+    return metrics
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets. With several processes JAX's own preemption service listens instead."""
+    stopped = threading.Event()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.count("/") == 1)
+
+
+def _sorted_out(word: str, paths: list[str]) -> str:
+    """ "12 loaded (encoders_image 12)": how many arrays of each part."""
+    parts = collections.Counter(path.split("/")[0] for path in paths)
+    return f"{len(paths)} {word}" + (f" ({', '.join(f'{part} {n}' for part, n in parts.items())})" if paths else "")

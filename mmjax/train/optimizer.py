@@ -1,0 +1,215 @@
+"""Optimizers as specs: AdamW, SGD, Lion, Adafactor, with schedules, decay, clipping, freezing and per-layer rates by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
+from mmjax.core.types import Array, Params
+
+NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What every optimizer has. Paths are those of the parameters, for instance `encoders_image/stack/layers/mlp/up/kernel`.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: after the warm-up: `cosine`, `linear` or `constant`.
+      warmup_steps: steps of linear warm-up from 0.
+      end_factor: the last rate over the peak.
+      weight_decay: decoupled, times the learning rate (Loshchilov & Hutter 2019, alg. 2).
+      no_decay: patterns of parameters that are not decayed.
+      clip_norm: largest global gradient norm; 0 for no clipping.
+      accumulate: micro-batches a step.
+      ema: decay of the moving average of parameters that is evaluated and kept; 0 for none.
+      layer_decay: rate of layer l of L in an encoder is times layer_decay ** (L - l), embeddings ** (L + 1) (Bao 2021).
+      rates: pattern -> factor on the learning rate, for instance a slower backbone.
+      freeze: patterns of parameters that stay as they are; "encoders_image/*[:6]" freezes the first six layers of a stack.
+      on_bad_step: what a non-finite or spiking step does: `stop` the run, or `skip` that step.
+      spike_factor: a loss above this many times its running mean is a spike; 0 for never.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    end_factor: float = 0.0
+    weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = NO_DECAY
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+    layer_decay: float = 1.0
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
+    on_bad_step: str = "stop"
+    spike_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "linear", "constant"):
+            raise UserError(f"optimizer.schedule={self.schedule!r}: use cosine, linear or constant")
+        if self.on_bad_step not in ("stop", "skip"):
+            raise UserError(f"optimizer.on_bad_step={self.on_bad_step!r}: use stop or skip")
+        if self.accumulate < 1:
+            raise UserError(f"optimizer.accumulate={self.accumulate}: use 1 or more micro-batches")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optimizer.ema={self.ema}: use a decay from 0 to below 1")
+
+    def core(self) -> optax.GradientTransformation:
+        """The direction, before decay and the learning rate."""
+        raise TypeError(f"{type(self).__name__} is no optimizer: use one of {', '.join(OPTIMIZERS)}")
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """Update count -> learning rate."""
+        rest = max(steps - self.warmup_steps, 1)
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.learning_rate, rest, self.end_factor)
+        elif self.schedule == "linear":
+            after = optax.linear_schedule(self.learning_rate, self.learning_rate * self.end_factor, rest)
+        else:
+            after = optax.constant_schedule(self.learning_rate)
+        if not self.warmup_steps:
+            return after
+        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def build(self, params: Params, steps: int) -> optax.GradientTransformation:
+        """The whole chain for these parameters (arrays or their shapes).
+
+        Raises:
+          UserError: a pattern of `freeze` or `rates` that matches no parameter.
+        """
+        self._check_patterns(params)
+        factors = rate_factors(self, params)
+        decayed = map_with_path(lambda path, _: not match_any(self.no_decay, path), params)
+        chain = [
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            self.core(),
+            optax.add_decayed_weights(self.weight_decay, decayed) if self.weight_decay else optax.identity(),
+            _scale_by_tree(factors),
+            optax.scale_by_learning_rate(self.rate(steps)),
+        ]
+        frozen = map_with_path(lambda path, _: "frozen" if self.is_frozen(path) else "trained", params)
+        if "frozen" not in jax.tree.leaves(frozen):
+            return optax.chain(*chain)
+        return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, frozen)
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether a parameter is frozen as a whole."""
+        return any(layers is None and match(pattern, path) for pattern, layers in map(split_layers, self.freeze))
+
+    def _check_patterns(self, params: Params) -> None:
+        paths = list(leaves_by_path(params))
+        wanted = [("freeze", split_layers(p)[0]) for p in self.freeze] + [("rates", p) for p in self.rates]
+        for field, pattern in wanted:
+            if not any(match(pattern, path) for path in paths):
+                raise UserError(f"optimizer.{field}: {pattern!r} matches no parameter; one is {paths[0]!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Kingma & Ba 2015 with decoupled decay."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def core(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent with (Nesterov) momentum."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def core(self) -> optax.GradientTransformation:
+        return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """Chen 2023, alg. 2; wants a learning rate 3-10 times below AdamW's."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def core(self) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Shazeer & Stern 2018: second moments factored over the two largest dims of at least `min_dim`, updates clipped by block."""
+
+    decay: float = 0.8
+    min_dim: int = 128
+    clip_block: float = 1.0
+
+    def core(self) -> optax.GradientTransformation:
+        factored = optax.scale_by_factored_rms(decay_rate=self.decay, min_dim_size_to_factor=self.min_dim)
+        return optax.chain(factored, optax.clip_by_block_rms(self.clip_block))
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "adafactor": Adafactor}
+
+
+def split_layers(pattern: str) -> tuple[str, slice | None]:
+    """ "a/*[:6]" -> ("a/*", layers 0 to 5); a pattern without a slice -> (pattern, None)."""
+    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", pattern)
+    if not found:
+        return pattern, None
+    start, stop = (int(number) if number else None for number in found.groups()[1:])
+    return found.group(1), slice(start, stop)
+
+
+def rate_factors(optimizer: Optimizer, params: Params) -> Any:
+    """For each parameter, the factor on its rate: a number, or one a layer shaped [L, 1, ...] for a stacked one."""
+    depths = {path.split("/")[0]: x.shape[0] for path, x in leaves_by_path(params).items() if "/layers/" in path}
+
+    def factor(path: str, x: Any) -> Any:
+        stacked = "/layers/" in path
+        factor = np.ones((x.shape[0],) + (1,) * (x.ndim - 1) if stacked else (), np.float32)
+        part = path.split("/")[0]
+        if optimizer.layer_decay != 1.0 and part.startswith("encoders_") and part in depths and "final_norm" not in path:
+            depth = depths[part]
+            below = depth - np.arange(depth).reshape(factor.shape) if stacked else depth + 1
+            factor = factor * np.float32(optimizer.layer_decay) ** below
+        for pattern, rate in optimizer.rates.items():
+            if match(pattern, path):
+                factor = factor * np.float32(rate)
+        for pattern, layers in map(split_layers, optimizer.freeze):
+            if layers is not None and stacked and match(pattern, path):
+                factor = np.array(factor)
+                factor[layers] = 0.0
+        return np.asarray(factor, np.float32)
+
+    return map_with_path(factor, params)
+
+
+def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
+    """Multiply each update by its constant; those that are 1 cost nothing."""
+
+    def scale(update: Array, factor: np.ndarray) -> Array:
+        if (factor == 1.0).all():
+            return update
+        return update * jnp.asarray(factor).reshape(factor.shape or (1,) * update.ndim)
+
+    by_path = leaves_by_path(factors)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return map_with_path(lambda path, u: scale(u, by_path[path]), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,107 @@
+"""The run folder: config, environment, tokenizer, metrics and checkpoints; enough to go on with nothing else at hand."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from mmjax.core.config import differences, from_json, to_json
+from mmjax.core.errors import UserError
+from mmjax.data import Tokenizer
+from mmjax.train.experiment import Experiment
+
+# What may change when a run goes on: none of it changes what was already computed.
+FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
+PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+class Run:
+    """A run folder by its path."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def has_checkpoint(self) -> bool:
+        """Whether any whole checkpoint is here."""
+        return self.checkpoints.is_dir() and any(child.name.isdigit() for child in self.checkpoints.iterdir())
+
+    def open(self, experiment: Experiment) -> None:
+        """Make the folder for an experiment, or check that it is this experiment's.
+
+        Raises:
+          UserError: it holds a checkpoint of another experiment; the fields that differ are named.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir {self.path}: a file is there, not a folder")
+        if self.has_checkpoint():
+            different = differences(self.experiment(), experiment, FREE)
+            if different:
+                shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
+                raise UserError(
+                    f"--workdir {self.path} holds a checkpoint of another experiment: {shown}. Use another --workdir"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json("config.json", to_json(experiment))
+
+    def experiment(self) -> Experiment:
+        """The experiment of this run, read back from its config.json alone.
+
+        Raises:
+          UserError: this is no run folder, or its config cannot be read.
+        """
+        config = self.path / "config.json"
+        if not config.is_file():
+            raise UserError(f"{self.path} is not a run: it has no config.json")
+        try:
+            data = json.loads(config.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{config}: not JSON ({error})") from None
+        experiment = from_json(data)
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"{config}: holds no experiment")
+        return experiment
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that was kept here, if any."""
+        folder = self.path / "tokenizer"
+        return Tokenizer.load(folder) if folder.is_dir() else None
+
+    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Write the tokenizer beside, then rename, so that it is never half there."""
+        folder, beside = self.path / "tokenizer", self.path / "tokenizer.new"
+        tokenizer.save(beside)
+        os.replace(beside, folder)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """A JSON file, replaced whole or not at all."""
+        beside = self.path / f"{name}.new"
+        beside.write_text(json.dumps(data, indent=1) + "\n")
+        os.replace(beside, self.path / name)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes, and the git revision of mmjax where it runs from a checkout."""
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+    )
+    return {"packages": {name: _version(name) for name in PACKAGES}, "git": found.stdout.strip() or None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

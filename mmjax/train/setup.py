@@ -1,0 +1,172 @@
+"""From an experiment to what runs: mesh, tokenizer, datasets, sharded state, compiled steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.core.config import children, leaves
+from mmjax.core.errors import UserError
+from mmjax.core.flops import count_flops
+from mmjax.core.types import Batch, Params
+from mmjax.data import Dataset, Tokenizer
+from mmjax.evaluate.evaluation import Evaluation
+from mmjax.models.forward import BoundForward
+from mmjax.models.multimodal import param_shapes
+from mmjax.nn.stack import StackFields
+from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
+from mmjax.parallel.rules import shardings
+from mmjax.train.experiment import Experiment
+from mmjax.train.run import Run
+from mmjax.train.state import State, init_state
+from mmjax.train.step import make_step, task_losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything an experiment's loop needs. Nothing here changes while it runs.
+
+    Attributes:
+      abstract: shapes and shardings of the state.
+      datasets: every stream of the experiment, built.
+    """
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer | None
+    datasets: Mapping[str, Dataset]
+    abstract: State
+
+    def init(self) -> State:
+        """The first state, made on the mesh."""
+        e = self.experiment
+        make = functools.partial(_init, e)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(make, out_shardings=layout)(np.uint32(e.seed))
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """This process's rows of a batch -> the global batch, rows over the mesh."""
+        sharding = batch_sharding(self.mesh)
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), sharding)
+        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+    def batches(self, name: str, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """This process's rows of the training batches of one stream, from its own step `start_step` on."""
+        return self.datasets[name].batches(start_step, jax.process_index(), jax.process_count())
+
+    def compile_step(self, group: tuple[str, ...]) -> tuple[Callable[..., Any], int]:
+        """The compiled step over the streams of `group`, and the model's FLOPs in it (backward = 2 x forward)."""
+        e = self.experiment
+        tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
+        tasks = {name: task for name, task in e.tasks.items() if task.data in group}
+        step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
+        batches = {name: self._abstract_batch(name) for name in group}
+        _check_needs(tasks, batches)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
+        forward = functools.partial(task_losses, e.model, tasks)
+        flops = 3 * count_flops(forward, self.abstract.params, batches, jax.random.key(0))
+        return jitted.lower(self.abstract, batches).compile(), flops
+
+    def evaluation(self) -> Evaluation:
+        """What evaluators are handed."""
+        model = self.experiment.model
+        return Evaluation(
+            bind=lambda params, batch: BoundForward(model, params, batch),
+            datasets=self.datasets,
+            tokenizer=self.tokenizer,
+            place=self.place,
+            max_length=max((data.max_length for data in self.experiment.data.values()), default=32),
+        )
+
+    def place_params(self, params: Params) -> Params:
+        """Host parameters -> the mesh."""
+        return jax.device_put(params, shardings(params, self.mesh))
+
+    def _abstract_batch(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+        sharding = batch_sharding(self.mesh)
+        spec = self.datasets[name].spec()
+        return {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, (shape, dtype) in spec.items()}
+
+
+def set_up(experiment: Experiment, run: Run, mesh: jax.sharding.Mesh, only: tuple[str, ...] | None = None) -> Setup:
+    """Check an experiment against its data and this machine, and build what runs.
+
+    Args:
+      only: names of the data to build; None for all.
+
+    Raises:
+      UserError: anything in the experiment that does not fit together.
+    """
+    experiment.check()
+    experiment.check_batches(batch_ways(mesh))
+    _check_tensor(experiment.model, mesh.shape["tensor"])
+    tokenizer = _tokenizer(experiment, run)
+    _check_vocabulary(experiment, tokenizer)
+    names = experiment.data if only is None else only
+    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed) for name in names}
+    shapes = param_shapes(experiment.model)
+    experiment.optimizer.build(shapes, experiment.steps)
+    abstract = jax.eval_shape(functools.partial(_init, experiment), jax.ShapeDtypeStruct((), np.uint32))
+    placed = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings(abstract, mesh)
+    )
+    return Setup(experiment, mesh, tokenizer, datasets, placed)
+
+
+def _init(experiment: Experiment, seed: Any) -> State:
+    e = experiment
+    tx = e.optimizer.build(param_shapes(e.model), e.steps)
+    weights = {name: task.weight for name, task in e.tasks.items()}
+    return init_state(e.model, tx, e.weighting, weights, e.optimizer.ema > 0, seed)
+
+
+def _tokenizer(experiment: Experiment, run: Run) -> Tokenizer | None:
+    """The run's own if it has one; else the one its config names; else that of the run it starts from."""
+    kept = run.tokenizer()
+    if kept is not None:
+        return kept
+    if experiment.tokenizer is not None:
+        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts())
+        return experiment.tokenizer.train(texts)
+    return Run(experiment.init_from).tokenizer() if experiment.init_from else None
+
+
+def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
+    if tokenizer is None:
+        return
+    for path, value in leaves(experiment.model).items():
+        if path.endswith(".vocab_size") and value < tokenizer.vocab_size:
+            raise UserError(f"model.{path}={value} is smaller than the tokenizer's vocabulary of {tokenizer.vocab_size}")
+    for name, task in experiment.tasks.items():
+        said = getattr(task.objective, "mask_id", None)
+        if said is not None and said != tokenizer.mask_id:
+            raise UserError(f"tasks.{name}.objective.mask_id={said}, and the tokenizer's is {tokenizer.mask_id}")
+
+
+def _check_tensor(model: Any, ways: int) -> None:
+    """Heads of every stack against the mesh's `tensor` axis."""
+
+    def walk(spec: Any, path: str) -> None:
+        if isinstance(spec, StackFields) and spec.depth:
+            for field in ("heads", "kv_heads"):
+                if getattr(spec, field) % ways:
+                    raise UserError(f"{path}.{field}={getattr(spec, field)} does not divide over mesh.tensor={ways}")
+        for name, child in children(spec).items():
+            walk(child, f"{path}.{name}")
+
+    walk(model, "model")
+
+
+def _check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, task in tasks.items():
+        for key in getattr(task.objective, "needs", ()):
+            if key not in batches[task.data]:
+                held = ", ".join(batches[task.data])
+                raise UserError(f"tasks.{name} needs {key!r} in the batch, and data.{task.data} gives {held}")

@@ -1,0 +1,59 @@
+"""How fast a run goes: examples and model FLOPs per second, and the share of what the chips could do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+
+# Dense bfloat16 peak of one device as JAX lists them, FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Speed:
+    """Counts what was done since it was last asked.
+
+    Args:
+      flops: model FLOPs of each kind of step (a group of data streams).
+      devices: those the step runs on.
+    """
+
+    def __init__(self, flops: Mapping[tuple[str, ...], int], devices: Sequence[jax.Device]):
+        self._flops = flops
+        self._peak = PEAK_FLOPS.get(devices[0].device_kind, 0.0) * len(devices)
+        self._since = time.perf_counter()
+        self._examples = self._work = 0
+        self._steps = 0
+
+    def tick(self, group: tuple[str, ...], examples: int) -> None:
+        """One step was started."""
+        self._examples += examples
+        self._work += self._flops[group]
+        self._steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Figures since the last call: wall-clock averages, evaluation and saving included."""
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        figures = {
+            "examples_per_second": self._examples / seconds,
+            "steps_per_second": self._steps / seconds,
+            "model_flops_per_second": self._work / seconds,
+        }
+        if self._peak:
+            figures["model_flops_used"] = self._work / seconds / self._peak
+        self._since, self._examples, self._work, self._steps = now, 0, 0, 0
+        return figures

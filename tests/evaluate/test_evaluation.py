@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_evaluation import FakeDataset, FakeForward, FakeTokenizer, make_evaluation, make_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax.core.errors import UserError
+from mmjax.evaluate import EVALUATORS
+from mmjax.evaluate.evaluation import Evaluation
+
+PARAMS = make_params()
+
+
+def images(size):
+    return {"image": np.random.default_rng(1).normal(size=(size, 6)).astype(np.float32)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(size=st.integers(1, 13), batch_size=st.integers(1, 6))
+def test_rows_are_every_record_once_in_order(size, batch_size):
+    columns = images(size)
+    evaluation = make_evaluation(columns, batch_size)
+    rows = evaluation.rows(
+        "x", "validation", PARAMS, lambda forward, batch: {"twice": 2 * batch["image"], "sum": batch["image"].sum(axis=1)}
+    )
+    np.testing.assert_array_equal(rows["twice"], 2 * columns["image"])
+    np.testing.assert_allclose(rows["sum"], columns["image"].sum(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_unreadable_records_do_not_count():
+    def evaluation(unreadable):
+        datasets = {"validation": FakeDataset({"x": np.arange(6)}, unreadable=unreadable)}
+        return Evaluation(FakeForward, datasets, None, jax.device_put, 8)
+
+    rows = evaluation((0, 4)).rows("x", "validation", PARAMS, lambda forward, batch: batch["x"])
+    np.testing.assert_array_equal(rows, [1, 2, 3, 5])
+    with pytest.raises(UserError, match="data='validation' has no readable record"):
+        evaluation(tuple(range(6))).rows("x", "validation", PARAMS, lambda forward, batch: batch["x"])
+
+
+def test_a_pass_that_fails_stops_reading():
+    closed = []
+
+    class Tracked(FakeDataset):
+        def epoch(self, process_index=0, process_count=1):
+            try:
+                yield from super().epoch()
+            finally:
+                closed.append(None)
+
+    evaluation = Evaluation(FakeForward, {"validation": Tracked(images(9))}, None, jax.device_put, 8)
+    with pytest.raises(UserError, match="has no 'label'"):
+        evaluation.rows("x", "validation", PARAMS, lambda forward, batch: batch["image"], needs=("label",))
+    assert len(closed) == 1
+
+
+def test_a_second_evaluation_with_new_parameters_compiles_nothing():
+    traces = []
+
+    def bind(params, batch):
+        traces.append(None)
+        return FakeForward(params, batch)
+
+    evaluation = make_evaluation(images(10), bind=bind)
+    results = []
+    for scale in (1.0, 2.0):
+        params = {name: scale * array for name, array in PARAMS.items()}
+        results.append(evaluation.rows("x", "validation", params, lambda forward, batch: forward.encode("image").embeddings))
+        evaluation.sums("y", "validation", params, lambda forward, batch, rng: forward.encode("image").embeddings.sum())
+        evaluation.texts("z", params, ["one", "two"], lambda forward, batch: forward.embed("text"))
+    assert len(traces) == 3
+    np.testing.assert_allclose(results[1], 2 * results[0], rtol=1e-6)
+
+
+def test_sums_are_added_in_float64():
+    # In float32 the 1s would be lost beside 2**24.
+    columns = {"x": np.array([2.0**24] + [1.0] * 9, np.float32)}
+    evaluation = make_evaluation(columns, batch_size=1)
+    total = evaluation.sums("x", "validation", PARAMS, lambda forward, batch, rng: {"sum": batch["x"].sum()})
+    assert total == {"sum": 2.0**24 + 9}
+    assert isinstance(total["sum"], float)
+
+
+def test_the_random_key_differs_by_batch_and_repeats_by_evaluation():
+    def draw(forward, batch, rng):
+        slot = (jnp.arange(3) == batch["number"][0]).astype(jnp.float32)
+        return list(slot * jax.random.uniform(rng))
+
+    columns = {"number": np.arange(3)}
+    evaluation = make_evaluation(columns, batch_size=1)
+    first, second = (evaluation.sums("x", "validation", PARAMS, draw) for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 3
+    assert make_evaluation(columns, batch_size=1, seed=1).sums("x", "validation", PARAMS, draw) != first
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_texts_come_back_in_order_whatever_the_chunks(count):
+    texts = [f"word{i} and more" for i in range(count)]
+    evaluation = make_evaluation(images(5), batch_size=4)
+    ids = evaluation.texts("x", PARAMS, texts, lambda forward, batch: batch["text"] * batch["text_mask"].astype(jnp.int32))
+    np.testing.assert_array_equal(ids, FakeTokenizer().encode(texts, 8)["ids"])
+
+
+def test_a_sharded_batch_gives_the_same_rows():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def rows(place):
+        evaluation = make_evaluation(images(21), batch_size=8, place=place)
+        return evaluation.rows("x", "validation", PARAMS, lambda forward, batch: forward.embed("image"))
+
+    np.testing.assert_allclose(rows(lambda batch: jax.device_put(batch, sharding)), rows(None), rtol=1e-5, atol=1e-6)
+
+
+def test_mistakes_are_named():
+    def nothing(forward, batch):
+        return batch["valid"]
+
+    evaluation = make_evaluation(images(3))
+    with pytest.raises(UserError, match=r"data='validatoin' names no dataset .* did you mean 'validation'\?"):
+        evaluation.rows("x", "validatoin", PARAMS, nothing)
+    with pytest.raises(UserError, match=r"data='validation' has no 'label', .* it has image, index, valid"):
+        evaluation.rows("x", "validation", PARAMS, nothing, needs=("image", "label"))
+    with pytest.raises(UserError, match="data='validation' is empty"):
+        make_evaluation(images(0)).rows("x", "validation", PARAMS, nothing)
+    without_text = Evaluation(FakeForward, {"validation": FakeDataset(images(3))}, None, lambda batch: batch, 8)
+    with pytest.raises(UserError, match="tokenizer=None"):
+        without_text.texts("x", PARAMS, ["a"], nothing)
+
+
+def test_the_table_of_evaluators_names_its_files():
+    assert {name: cls.__module__ for name, cls in EVALUATORS.items()} == {name: f"mmjax.evaluate.{name}" for name in EVALUATORS}

@@ -1,0 +1,84 @@
+import logging
+
+import numpy as np
+import pytest
+from fake_evaluation import make_evaluation, make_params
+from sklearn.metrics import classification_report
+
+from mmjax.core.errors import UserError
+from mmjax.evaluate.report import Report
+
+PARAMS = make_params(classes=4)
+CLASSES = ("zero", "one", "two", "never")
+
+
+def labelled(size=21, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.normal(size=(size, 6)).astype(np.float32),
+        "audio": rng.normal(size=(size, 6)).astype(np.float32),
+        "label": rng.integers(0, 3, size).astype(np.int32),
+    }
+
+
+def sklearn_report(label, logits, **options):
+    return classification_report(
+        label, logits.argmax(axis=1), labels=range(4), target_names=CLASSES, zero_division=0, **options
+    )
+
+
+def assert_report(metrics, label, logits):
+    expected = sklearn_report(label, logits, output_dict=True)
+    assert metrics == pytest.approx(
+        {
+            "accuracy": expected["accuracy"],
+            "macro_precision": expected["macro avg"]["precision"],
+            "macro_recall": expected["macro avg"]["recall"],
+            "macro_f1": expected["macro avg"]["f1-score"],
+            "weighted_f1": expected["weighted avg"]["f1-score"],
+            **{f"f1/{name}": expected[name]["f1-score"] for name in CLASSES},
+        }
+    )
+    assert all(type(value) is float for value in metrics.values())
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 32])
+def test_the_numbers_and_the_table_are_scikit_learns(batch_size, caplog):
+    columns = labelled()
+    logits = columns["image"] @ PARAMS["image"] @ PARAMS["classes"]
+    evaluation = make_evaluation(columns, batch_size, CLASSES)
+    with caplog.at_level(logging.INFO, logger="mmjax"):
+        assert_report(Report()(evaluation, PARAMS), columns["label"], logits)
+    table = sklearn_report(columns["label"], logits)
+    assert Report().table(evaluation, PARAMS) == table
+    assert table in caplog.text
+
+
+def test_fused_modalities_and_unlabelled_records():
+    columns = labelled()
+    columns["label"][[0, 20]] = -1
+    params = PARAMS | {"audio": make_params(seed=1)["image"]}
+    logits = (columns["image"] @ params["image"] + columns["audio"] @ params["audio"]) @ params["classes"]
+    metrics = Report(fusion="cross", context=("audio",))(make_evaluation(columns, classes=CLASSES), params)
+    kept = columns["label"] >= 0
+    assert_report(metrics, columns["label"][kept], logits[kept])
+
+
+def test_classes_without_names_are_numbered():
+    columns = labelled()
+    metrics = Report()(make_evaluation(columns), PARAMS)
+    assert {"f1/0", "f1/1", "f1/2"} <= metrics.keys()
+
+
+def test_mistakes_are_named():
+    columns = labelled()
+    with pytest.raises(UserError, match=r"context=\('text',\) with fusion=''"):
+        Report(context=("text",))
+    with pytest.raises(UserError, match="has no 'label'"):
+        Report()(make_evaluation({"image": columns["image"]}), PARAMS)
+    with pytest.raises(UserError, match="no labelled record"):
+        Report()(make_evaluation(columns | {"label": np.full(21, -1, np.int32)}), PARAMS)
+    with pytest.raises(UserError, match="has 4 class names, but its labels go up to 9"):
+        Report()(make_evaluation(columns | {"label": np.full(21, 9, np.int32)}, classes=CLASSES), PARAMS)
+    with pytest.raises(UserError, match="has 1 class names, but its head 'classes' predictions go up to 2"):
+        Report()(make_evaluation(columns | {"label": np.zeros(21, np.int32)}, classes=CLASSES[:1]), PARAMS)

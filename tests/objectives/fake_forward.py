@@ -1,0 +1,117 @@
+"""A forward of a few matrices: small enough to write out by hand, and every output depends on every input it should."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.core.types import Array, Batch, Tokens
+
+WIDTH, EMBED, VOCABULARY, CLASSES = 4, 3, 11, 3
+PAD, CLS, MASK = 0, 1, 2
+
+
+def fake_params(seed: int = 0) -> dict[str, Array]:
+    draw = np.random.default_rng(seed).normal
+    shapes = {
+        "encoders_text": (VOCABULARY, WIDTH),
+        "encoders_image": (12, WIDTH),
+        "dual_text": (WIDTH, EMBED),
+        "dual_image": (WIDTH, EMBED),
+        "match": (WIDTH, 2),
+        "next_sentence": (WIDTH, 2),
+        "classes": (WIDTH, CLASSES),
+        "masked_lm": (WIDTH, VOCABULARY),
+        "caption": (WIDTH, VOCABULARY),
+        "scale": (),
+        "bias": (),
+    }
+    return {name: jnp.asarray(draw(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def fake_batch(size: int = 8, length: int = 5, seed: int = 0) -> dict[str, Array]:
+    """Right-padded texts, the first 8 all different, without groups."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, length + 1, size)
+    mask = np.arange(length)[None] < lengths[:, None]
+    text = np.where(mask, rng.integers(3, VOCABULARY, (size, length)), PAD)
+    text[:, 0] = CLS
+    text[:, 1] = 3 + np.arange(size) % (VOCABULARY - 3)
+    return {
+        "image": jnp.asarray(rng.normal(size=(size, 4, 4, 3)), jnp.float32),
+        "text": jnp.asarray(text, jnp.int32),
+        "text_mask": jnp.asarray(mask),
+        "text_segments": jnp.asarray(rng.integers(0, 2, (size, length)), jnp.int32),
+        "label": jnp.asarray(rng.integers(0, CLASSES, size), jnp.int32),
+        "next": jnp.asarray(rng.integers(0, 2, size), jnp.int32),
+        "index": jnp.arange(size, dtype=jnp.int32),
+    }
+
+
+@jax.jit
+def mean_tokens(tokens: Tokens) -> Array:
+    """[B, D]: the mean over real tokens."""
+    weight_BT = tokens.mask.astype(jnp.float32)
+    return jnp.einsum("btd,bt->bd", tokens.embeddings, weight_BT) / jnp.maximum(jnp.sum(weight_BT, 1, keepdims=True), 1.0)
+
+
+@jax.jit
+def unit(x_BE: Array) -> Array:
+    """Rows of length 1; a row of zeros, which has no length, stays one."""
+    return x_BE * jax.lax.rsqrt(jnp.sum(x_BE * x_BE, axis=1, keepdims=True) + 1e-12)
+
+
+class FakeForward:
+    """The `Forward` protocol over `fake_params`. `calls` lists what really ran, with the shape of what it ran on."""
+
+    def __init__(self, batch: Batch, params: Mapping[str, Array], train: bool = True) -> None:
+        self.batch, self.params, self.train = batch, params, train
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.fused: dict[str, Tokens] = {}
+        self._remembered: dict[tuple[str, str], Tokens] = {}
+
+    def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
+        assert (inputs is None) == (not key)
+        if (modality, key) not in self._remembered:
+            batch = dict(self.batch) | dict(inputs or {})
+            self.calls.append((f"encode {modality}", batch[modality].shape))
+            self._remembered[modality, key] = self._encode(modality, batch)
+        return self._remembered[modality, key]
+
+    def _encode(self, modality: str, batch: Batch) -> Tokens:
+        if modality == "text":
+            return Tokens(self.params["encoders_text"][batch["text"]], batch["text_mask"])
+        rows = batch["image"].reshape(batch["image"].shape[0], 4, 12)
+        return Tokens(rows @ self.params["encoders_image"], jnp.ones(rows.shape[:2], bool))
+
+    def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
+        return unit(mean_tokens(self.encode(modality, inputs, key)) @ self.params[f"{fusion}_{modality}"])
+
+    def fuse(self, fusion: str, tokens: Mapping[str, Tokens], key: str) -> Tokens:
+        assert key
+        self.fused = dict(tokens)
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tokens.values())
+        self.calls.append((f"fuse {fusion}", joined.embeddings.shape))
+        return Tokens(jnp.tanh(joined.embeddings + mean_tokens(joined)[:, None, :]), joined.mask)
+
+    def decode(
+        self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
+    ) -> Array:
+        text_BTD = self.params["encoders_text"][inputs["text"]]
+        self.calls.append((f"decode {decoder}", text_BTD.shape))
+        steps = jnp.arange(1, text_BTD.shape[1] + 1, dtype=jnp.float32)[None, :, None]
+        seen_BTD = jnp.cumsum(text_BTD, axis=1) / steps
+        for tokens in (context or {}).values():
+            seen_BTD = seen_BTD + mean_tokens(tokens)[:, None, :]
+        return jnp.tanh(seen_BTD) @ self.params[decoder]
+
+    def head(self, head: str, tokens: Tokens, key: str) -> Array:
+        self.calls.append((f"head {head}", tokens.embeddings.shape))
+        inputs = tokens.embeddings if head == "masked_lm" else mean_tokens(tokens)
+        return inputs @ self.params[head]
+
+    def scalar(self, fusion: str, name: str) -> Array:
+        return jnp.exp(self.params["scale"]) if name == "scale" else self.params["bias"]

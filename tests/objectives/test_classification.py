@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from fake_forward import FakeForward, fake_batch, fake_params
+from jax.test_util import check_grads
+
+from mmjax.core.errors import UserError
+from mmjax.objectives.classification import Classification, focal_loss
+from mmjax.objectives.losses import cross_entropy
+
+LOGITS = np.random.default_rng(0).normal(scale=2, size=(8, 3))
+LABELS = np.array([0, 2, 1, 1, 0, 2, 2, 1], np.int32)
+
+
+def run(objective, batch):
+    forward = FakeForward(batch, fake_params())
+    return forward, objective(forward, batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_cross_entropy_on_known_labels(smoothing):
+    batch, params = fake_batch() | {"label": jnp.array([0, -1, 2, 1, 0, -1, 2, 2], jnp.int32)}, fake_params()
+    _, loss = run(Classification(label_smoothing=smoothing), batch)
+    image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
+    logits = torch.tensor(image.mean(1) @ np.asarray(params["classes"], np.float64))
+    labels = torch.tensor([0, -100, 2, 1, 0, -100, 2, 2])
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    np.testing.assert_allclose(loss.sum, expected, rtol=1e-5)
+    assert loss.count == 6 and loss.metrics["accuracy"] == ((logits.argmax(1) == labels).sum().item(), 6)
+
+
+def test_fused_modalities_are_classified_together():
+    forward, _ = run(Classification(fusion="cross", modality="text", context=("image",)), fake_batch())
+    assert list(forward.fused) == ["text", "image"]
+    assert forward.calls[-2:] == [("fuse cross", (8, 9, 4)), ("head classes", (8, 9, 4))]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("alpha", [(), (0.2, 0.3, 0.5)])
+def test_focal_loss_is_the_papers(gamma, alpha):
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    expected = [
+        -(alpha[label] if alpha else 1) * (1 - p[i, label]) ** gamma * np.log(p[i, label]) for i, label in enumerate(LABELS)
+    ]
+    found = focal_loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), gamma, alpha)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    logits, labels = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS)
+    np.testing.assert_allclose(focal_loss(logits, labels, 0.0), cross_entropy(logits, labels), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_gradients(gamma):
+    check_grads(
+        lambda x: focal_loss(x, jnp.asarray(LABELS), gamma), (jnp.asarray(LOGITS, jnp.float32),), order=1, modes=["rev"]
+    )
+    certain = jnp.array([[200.0, 0.0, 0.0], [-200.0, 0.0, 0.0]])
+    gradient = jax.grad(lambda x: focal_loss(x, jnp.array([0, 0]), gamma).sum())(certain)
+    assert np.all(np.isfinite(gradient)) and not np.any(gradient[0])
+
+
+def test_a_weight_for_each_class_is_asked_for():
+    with pytest.raises(UserError, match=r"classification\.alpha has 2 weights, the head has 3 classes: give one a class"):
+        run(Classification(loss="focal", alpha=(0.5, 0.5)), fake_batch())

@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from fake_forward import FakeForward, fake_batch, fake_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from mmjax.objectives.contrastive import Contrastive, sigmoid_loss, softmax_loss
+
+
+def parts(batch):
+    """The objective's ingredients in float64: logits without bias, and the bias."""
+    forward = FakeForward(batch, fake_params())
+    a, b = (np.asarray(forward.embed(m), np.float64) for m in ("image", "text"))
+    return float(forward.scalar("dual", "scale")) * a @ b.T, float(forward.scalar("dual", "bias"))
+
+
+def run(batch, *args, **kwargs):
+    return Contrastive(*args, **kwargs)(FakeForward(batch, fake_params()), batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_softmax_is_clip(smoothing):
+    batch = fake_batch()
+    logits, labels = torch.tensor(parts(batch)[0]), torch.arange(8)
+    there, back = (torch.nn.functional.cross_entropy(x, labels, label_smoothing=smoothing) for x in (logits, logits.T))
+    loss = run(batch, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss.sum / loss.count, (there + back) / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["image_to_text_accuracy"][0], (logits.argmax(1) == labels).sum())
+    np.testing.assert_allclose(loss.metrics["text_to_image_accuracy"][0], (logits.argmax(0) == labels).sum())
+
+
+def test_softmax_averages_over_positives():
+    groups = [3, 1, 3, 8, 3, 1, 0, 0]
+    batch = fake_batch() | {"group": jnp.array(groups, jnp.int32)}
+    logits = parts(batch)[0]
+    expected = 0.0
+    for scores in (logits, logits.T):
+        for i in range(8):
+            positives = [j for j in range(8) if groups[j] == groups[i]]
+            share = [scores[i, p] - np.log(np.exp(scores[i]).sum()) for p in positives]
+            expected -= 0.5 * np.mean(share)
+    np.testing.assert_allclose(run(batch).sum, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [None, [3, 1, 3, 8, 3, 1, 0, 0]])
+def test_sigmoid_is_siglip(groups):
+    batch = fake_batch() | ({} if groups is None else {"group": jnp.array(groups, jnp.int32)})
+    logits, bias = parts(batch)
+    expected = 0.0
+    for i in range(8):
+        for j in range(8):
+            z = 1 if i == j or (groups and groups[i] == groups[j]) else -1
+            expected += np.log1p(np.exp(-z * (logits[i, j] + bias)))
+    loss = run(batch, "sigmoid")
+    np.testing.assert_allclose(loss.sum, expected, rtol=1e-5)
+    assert loss.count == 8
+
+
+def test_sigmoid_smoothing_is_binary_cross_entropy_on_soft_targets():
+    logits = np.random.default_rng(0).normal(size=(4, 4))
+    targets = torch.tensor(np.eye(4) * 0.8 + 0.1)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), targets, reduction="sum")
+    found = sigmoid_loss(jnp.asarray(logits, jnp.float32), jnp.eye(4, dtype=bool), jnp.ones(4, bool), 0.2)
+    np.testing.assert_allclose(found.sum(), expected, rtol=1e-5)
+
+
+def test_extreme_logits_stay_finite():
+    logits = 1e4 * jnp.array([[-1.0, 1.0], [1.0, -1.0]])
+    for loss in (softmax_loss, sigmoid_loss):
+        value, gradient = jax.value_and_grad(lambda x, loss=loss: loss(x, jnp.eye(2, dtype=bool), jnp.ones(2, bool)).sum())(
+            logits
+        )
+        assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("loss", [softmax_loss, sigmoid_loss])
+def test_gradients(loss):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
+    positive = jnp.diag(jnp.array([True, True, True, False])).at[0, 2].set(True).at[2, 0].set(True)
+    check_grads(lambda x: loss(x, positive, jnp.array([True, True, True, False]), 0.1), (logits,), order=1, modes=["rev"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(shift=st.floats(-20, 20), seed=st.integers(0, 99))
+def test_softmax_does_not_see_a_shift_of_all_scores(shift, seed):
+    logits = jnp.asarray(np.random.default_rng(seed).normal(size=(4, 4)), jnp.float32)
+    args = jnp.eye(4, dtype=bool), jnp.ones(4, bool)
+    np.testing.assert_allclose(softmax_loss(logits + shift, *args), softmax_loss(logits, *args), rtol=1e-4, atol=1e-5)

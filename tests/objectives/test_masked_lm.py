@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, fake_batch, fake_params
+
+from mmjax.objectives.masked_lm import MaskedLM
+
+KEY = jax.random.key(0)
+
+
+def objective(**changes) -> MaskedLM:
+    return MaskedLM(**{"vocab_size": VOCABULARY, "mask_id": MASK, "special_ids": (PAD, CLS), "mask_probability": 0.5} | changes)
+
+
+def large(rows=512, length=64, vocabulary=1000, **changes):
+    ids = jnp.asarray(np.random.default_rng(0).integers(5, vocabulary, (rows, length)), jnp.int32)
+    spec = objective(vocab_size=vocabulary, mask_probability=0.15, **changes)
+    return ids, *spec.corrupt(ids, jnp.ones(ids.shape, bool), jnp.arange(rows), KEY)
+
+
+def test_the_rates_are_15_then_80_10_10():
+    ids, shown, chosen = (np.asarray(x) for x in large())
+    assert abs(chosen.mean() - 0.15) < 4 * np.sqrt(0.15 * 0.85 / chosen.size)
+    np.testing.assert_array_equal(shown[~chosen], ids[~chosen])
+    before, after = ids[chosen], shown[chosen]
+    masked, kept = after == MASK, after == before
+    rates = {"masked": masked.mean(), "kept": kept.mean(), "random": (~masked & ~kept).mean()}
+    for name, expected in {"masked": 0.8 + 0.1 / 1000, "kept": 0.1 + 0.1 / 1000, "random": 0.1 * (1 - 2 / 1000)}.items():
+        assert abs(rates[name] - expected) < 4 * np.sqrt(expected * (1 - expected) / before.size), name
+    drawn = after[~masked & ~kept]
+    assert drawn.min() >= 0 and drawn.max() < 1000 and abs(drawn.mean() - 500) < 4 * 1000 / np.sqrt(12 * drawn.size)
+
+
+def test_only_real_tokens_that_are_not_special_are_chosen():
+    batch = fake_batch(64)
+    spec = objective(mask_probability=1.0)
+    _, chosen = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
+    np.testing.assert_array_equal(chosen, np.asarray(batch["text_mask"]) & (np.asarray(batch["text"]) > CLS))
+    _, everywhere = objective(mask_probability=1.0, special_ids=()).corrupt(
+        batch["text"], batch["text_mask"], batch["index"], KEY
+    )
+    np.testing.assert_array_equal(everywhere, batch["text_mask"])
+
+
+def test_draws_belong_to_the_example():
+    batch, spec = fake_batch(), objective()
+    whole = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
+    part = spec.corrupt(batch["text"][4:], batch["text_mask"][4:], batch["index"][4:], KEY)
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(a[4:], b)
+
+
+@pytest.mark.parametrize("fusion", ["", "cross"])
+def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
+    batch, spec, params = fake_batch(), objective(fusion=fusion), fake_params()
+    loss = spec(FakeForward(batch, params), batch, KEY)
+    shown, chosen = (np.asarray(x) for x in spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY))
+    text = np.asarray(params["encoders_text"], np.float64)[shown]
+    if fusion:
+        image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
+        real = [np.concatenate([t[m], i]) for t, m, i in zip(text, np.asarray(batch["text_mask"]), image, strict=True)]
+        text = np.tanh(text + np.stack([tokens.mean(0) for tokens in real])[:, None])
+    logits = torch.tensor((text @ np.asarray(params["masked_lm"], np.float64))[chosen])
+    labels = torch.tensor(np.asarray(batch["text"])[chosen]).long()
+    assert float(loss.count) == chosen.sum() > 0
+    np.testing.assert_allclose(loss.sum, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), rtol=1e-5)
+    assert loss.metrics["accuracy"][0] == (logits.argmax(1) == labels).sum().item()
+
+
+def test_a_limit_that_does_not_bind_changes_only_what_the_head_sees():
+    batch, params = fake_batch(), fake_params()
+    free, limited = FakeForward(batch, params), FakeForward(batch, params)
+    a = objective()(free, batch, KEY)
+    b = objective(max_predictions=4)(limited, batch, KEY)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
+    assert free.calls[-1] == ("head masked_lm", (8, 5, 4)) and limited.calls[-1] == ("head masked_lm", (8, 4, 4))
+
+
+def test_a_limit_beyond_the_length_is_the_length():
+    batch = fake_batch()
+    assert objective(max_predictions=99)(FakeForward(batch, fake_params()), batch, KEY).count > 0
+
+
+def test_a_limit_that_binds_keeps_an_even_choice():
+    _, _, chosen = large(max_predictions=2)
+    assert chosen.sum(1).max() == 2
+    spec = objective(mask_probability=1.0, max_predictions=1)
+    ids = jnp.full((2000, 4), 5, jnp.int32)
+    _, chosen = spec.corrupt(ids, jnp.ones(ids.shape, bool), jnp.arange(2000), KEY)
+    assert np.all(chosen.sum(1) == 1)
+    np.testing.assert_allclose(np.mean(chosen, 0), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 2000))
+
+
+def test_a_limit_that_binds_counts_only_what_it_hid():
+    batch = fake_batch()
+    spec = objective(mask_probability=1.0, max_predictions=1)
+    shown, chosen = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
+    assert float(spec(FakeForward(batch, fake_params()), batch, KEY).count) == np.sum(chosen) > 0
+    np.testing.assert_array_equal(np.asarray(shown)[~np.asarray(chosen)], np.asarray(batch["text"])[~np.asarray(chosen)])
+
+
+def test_nothing_chosen_counts_nothing():
+    batch = fake_batch() | {"text_mask": jnp.zeros((8, 5), bool)}
+    loss = objective()(FakeForward(batch, fake_params()), batch, KEY)
+    assert (loss.sum, loss.count) == (0, 0)

@@ -1,0 +1,167 @@
+"""What holds for every objective."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, fake_batch, fake_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Loss
+from mmjax.objectives import OBJECTIVES
+from mmjax.objectives.causal_lm import CausalLM
+from mmjax.objectives.classification import Classification
+from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.masked_lm import MaskedLM
+from mmjax.objectives.matching import Matching
+from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.triplet import Triplet
+
+MASKED = {"vocab_size": VOCABULARY, "mask_id": MASK, "special_ids": (PAD, CLS), "mask_probability": 0.4}
+ALL = {
+    "contrastive_softmax": Contrastive(label_smoothing=0.1),
+    "contrastive_sigmoid": Contrastive("sigmoid", label_smoothing=0.1),
+    "matching_hard": Matching(),
+    "matching_random": Matching(negatives="random", scores_from=""),
+    "masked_lm": MaskedLM(**MASKED),
+    "masked_lm_fused": MaskedLM(**MASKED, fusion="cross", max_predictions=2),
+    "next_sentence": NextSentencePrediction(),
+    "causal_lm": CausalLM(),
+    "classification": Classification(label_smoothing=0.1),
+    "classification_focal": Classification(fusion="cross", context=("text",), loss="focal", alpha=(0.2, 0.3, 0.5)),
+    "triplet_hard": Triplet(),
+    "triplet_semi_hard": Triplet(mining="semi_hard"),
+    "triplet_all": Triplet(mining="all"),
+}
+every = pytest.mark.parametrize("name", ALL)
+
+
+def run(objective, batch, params=None, key=0) -> Loss:
+    return objective(FakeForward(batch, params or fake_params()), batch, jax.random.key(key))
+
+
+def grouped_batch(size: int = 8, seed: int = 0):
+    """Rows 0 and 3 share a group. Always 8 rows, all valid, where nothing else is asked: eager JAX compiles once a shape."""
+    group = np.arange(size, dtype=np.int32)
+    group[3] = 0
+    return fake_batch(size, seed=seed) | {"group": jnp.asarray(group), "valid": jnp.ones(size, bool)}
+
+
+def assert_same(found: Loss, expected: Loss, rtol: float = 2e-6) -> None:
+    assert found.metrics.keys() == expected.metrics.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), found, expected)
+
+
+def test_the_table_names_every_objective():
+    assert {type(objective) for objective in ALL.values()} == set(OBJECTIVES.values())
+
+
+@every
+def test_is_a_frozen_spec_that_declares_what_it_reads(name):
+    objective = ALL[name]
+    assert dataclasses.replace(objective) == objective
+    assert hash(objective) == hash(dataclasses.replace(objective))
+    assert set(objective.needs) <= set(fake_batch())
+    assert objective.in_batch == name.startswith(("contrastive", "matching", "triplet"))
+    needed = {key: value for key, value in fake_batch().items() if key in objective.needs or key == "text_mask"}
+    assert float(run(objective, needed).count) > 0
+
+
+@every
+def test_sums_and_counts_are_float32_scalars(name):
+    loss = run(ALL[name], grouped_batch())
+    for value in jax.tree.leaves(loss):
+        assert value.shape == () and value.dtype == jnp.float32
+    assert loss.sum > 0 and loss.count > 0
+    for total, count in loss.metrics.values():
+        assert 0 <= total <= count
+
+
+@every
+def test_rows_that_are_not_valid_leave_no_trace(name):
+    padded = grouped_batch() | {"group": jnp.array([0, 1, 2, 0, 4, 5, 0, 4], jnp.int32), "valid": jnp.arange(8) < 6}
+    alone = {key: value[:6] for key, value in padded.items() if key != "valid"}
+    assert_same(run(ALL[name], padded), run(ALL[name], alone))
+
+
+@every
+def test_nothing_to_count_and_nothing_to_compare_with_stay_finite(name):
+    """No valid row; then a single group, in which one row has no text."""
+    value = jax.value_and_grad(lambda params, batch: run(ALL[name], batch, params).sum)
+    nothing = grouped_batch() | {"valid": jnp.zeros(8, bool)}
+    loss, gradient = value(fake_params(), nothing)
+    assert loss == 0 and run(ALL[name], nothing).count == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+    one_group = grouped_batch() | {"group": jnp.zeros(8, jnp.int32)}
+    one_group["text_mask"] = jnp.asarray(np.asarray(one_group["text_mask"]) & (np.arange(8) != 2)[:, None])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value(fake_params(), one_group)))
+    if name.startswith(("matching", "triplet")):
+        assert run(ALL[name], one_group).count == 0
+
+
+@pytest.mark.parametrize("name", ["contrastive_softmax", "matching_hard", "masked_lm_fused", "triplet_semi_hard"])
+def test_a_batch_split_over_devices_gives_the_same_loss(name):
+    batch = grouped_batch()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    assert_same(jax.jit(lambda b: run(ALL[name], b))(split), run(ALL[name], batch))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not ALL[name].in_batch])
+def test_parts_of_a_batch_add_up(name):
+    batch = grouped_batch()
+    parts = [run(ALL[name], batch | {"valid": jnp.asarray((np.arange(8) < 3) == first)}) for first in (True, False)]
+    assert_same(jax.tree.map(lambda *values: sum(values), *parts), run(ALL[name], batch))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("matching")])
+@settings(max_examples=5, deadline=None)
+@given(order=st.permutations(range(8)))
+def test_the_order_of_the_batch_does_not_matter(name, order):
+    batch = grouped_batch()
+    shuffled = {key: value[jnp.array(order)] for key, value in batch.items()}
+    assert_same(run(ALL[name], shuffled), run(ALL[name], batch))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Contrastive("sigmiod"), "contrastive.kind='sigmiod': use one of softmax, sigmoid (did you mean 'sigmoid'?)"),
+        (lambda: Contrastive(label_smoothing=1.0), "contrastive.label_smoothing=1.0: use a number from 0 up to"),
+        (lambda: Contrastive(modalities=("text", "text")), "contrastive.modalities=('text', 'text'): name two different"),
+        (lambda: Matching(negatives="easy"), "matching.negatives='easy': use one of hard, random"),
+        (
+            lambda: Triplet(mining="semihard"),
+            "triplet.mining='semihard': use one of hard, semi_hard, all (did you mean 'semi_hard'?)",
+        ),
+        (lambda: Triplet(margin=-1.0), "triplet.margin=-1.0: use a number of at least 0"),
+        (
+            lambda: Classification(loss="focl"),
+            "classification.loss='focl': use one of cross_entropy, focal (did you mean 'focal'?)",
+        ),
+        (
+            lambda: Classification(loss="focal", label_smoothing=0.1),
+            "classification.label_smoothing=0.1: the focal loss takes 0",
+        ),
+        (lambda: Classification(alpha=(1.0,)), "classification.alpha=(1.0,): only loss='focal' takes class weights"),
+        (
+            lambda: Classification(context=("text",)),
+            "classification.context=('text',): name the fusion that joins it to 'image'",
+        ),
+        (lambda: MaskedLM(vocab_size=9, mask_id=9), "masked_lm.mask_id=9: use an id below vocab_size=9"),
+        (lambda: MaskedLM(**MASKED | {"mask_probability": 0.0}), "masked_lm.mask_probability=0.0: use a number above 0"),
+        (lambda: MaskedLM(**MASKED, max_predictions=0), "masked_lm.max_predictions=0: use a number of at least 1"),
+        (lambda: CausalLM(label_smoothing=-0.1), "causal_lm.label_smoothing=-0.1: use a number from 0"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field(build, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        build()
+    assert "\n" not in str(error.value)
