@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import absl.logging
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from mmjax.train import Experiment
@@ -55,8 +55,6 @@ def _command(words: list[str]) -> int:
         print(HELP.format(configs=", ".join(shipped_configs())))
         return 0
     if words[0] not in commands:
-        from mmjax.core.config import nearest
-
         raise UserError(f"unknown command {words[0]!r}{nearest(words[0], commands)}; mmjax --help lists them")
     return commands[words[0]](words[1:])
 

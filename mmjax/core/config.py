@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import io
 import types
@@ -16,15 +15,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 
 CLASS = "_class"
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the choice nearest to a misspelt name, or "" when none is near."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def is_spec(value: Any) -> bool:
@@ -101,7 +94,7 @@ def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str])
 
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(tyro.conf.FlagConversionOff[kind], args=_words(kind, values))  # type: ignore[valid-type]
+            return tyro.cli(tyro.conf.FlagConversionOff[kind], args=_words(kind, values))  # type: ignore[valid-type, misc]
     except SystemExit:
         said = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
         raise UserError(f"--{path} {' '.join(values)}: expected {said}, now {current!r}") from None
@@ -142,7 +135,7 @@ def _declared_type(spec: Any, name: str, current: Any) -> Any:
         if kind is not Any and not (isinstance(kind, types.UnionType) and Any in typing.get_args(kind)):
             return kind
     if isinstance(current, tuple):
-        return tuple[type(current[0]), ...] if current else tuple[str, ...]
+        return tuple[type(current[0]), ...] if current else tuple[str, ...]  # type: ignore[misc]
     return str if current is None else type(current)
 
 

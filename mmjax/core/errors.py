@@ -1,4 +1,9 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and the name that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -7,3 +12,9 @@ class UserError(ValueError):
     The message is one line that names the field, the value found and what would be right. The command line prints it and
     exits with status 2; every other exception is a defect of ours and keeps its traceback.
     """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" for the choice nearest to a misspelt name, or "" when none is near."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -7,7 +7,6 @@ taken out again, so a metric does not depend on the batch size or on the mesh. R
 from __future__ import annotations
 
 import contextlib
-import difflib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Batch, Forward, Params
 
 HostBatch = dict[str, np.ndarray]
@@ -98,9 +97,8 @@ class Evaluation:
           UserError: there is none of that name, or it is empty.
         """
         if data not in self._datasets:
-            nearest = difflib.get_close_matches(data, self._datasets, n=1, cutoff=0.0)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise UserError(f"data={data!r} names no dataset of this run: it has {', '.join(self._datasets) or 'none'}{hint}")
+            held = ", ".join(self._datasets) or "none"
+            raise UserError(f"data={data!r} names no dataset of this run{nearest(data, self._datasets)}: it has {held}")
         dataset = self._datasets[data]
         if dataset.size == 0:
             raise UserError(f"data={data!r} is empty (size=0): evaluation needs at least one record")

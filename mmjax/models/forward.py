@@ -12,14 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.config import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import example_keys, fold_name
 from mmjax.core.trees import map_with_path
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal
 
-PARTS = ("", "_mask", "_segments")
 FLOAT32 = ("norm", "_logit", "mix")  # parts of a path whose parameters are used in float32 whatever the compute dtype
 
 
@@ -64,8 +62,8 @@ class BoundForward:
             source = {**self.batch, **(inputs or {})}
             if modality not in source:
                 raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-            x, mask, segments = (source.get(modality + part) for part in PARTS)
-            x = self._prepare(modality, x)
+            x = self._prepare(modality, source[modality])
+            mask, segments = (source.get(f"{modality}_{part}") for part in ("mask", "segments"))
             return self._apply("encode", f"encode/{modality}/{key}", modality, x, mask, segments)
 
         assert inputs is None or key, "replaced inputs need a key of their own"

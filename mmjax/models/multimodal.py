@@ -9,8 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from mmjax.core.config import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Params, Tokens
 
 
@@ -50,11 +49,13 @@ class Multimodal(nn.Module):
 
     def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length, in the space of a dual fusion."""
-        return self._named(self.fusions, fusion, "fusions").embed(modality, tokens)
+        dual = self._named(self.fusions, fusion, "fusions")
+        return dual.embed(modality, self._through(dual, modality, tokens))
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens]) -> Tokens:
         """Several Tokens -> one."""
-        return self._named(self.fusions, fusion, "fusions")(tokens)
+        module = self._named(self.fusions, fusion, "fusions")
+        return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
 
     def decode(self, decoder: str, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
         """[B, T, V] logits of the next token."""
@@ -71,6 +72,11 @@ class Multimodal(nn.Module):
         """A learned scalar of a dual fusion: `scale` or `bias`."""
         module = self._named(self.fusions, fusion, "fusions")
         return module.scale() if name == "scale" else module.bias_value()
+
+    def _through(self, fusion: Any, modality: str, tokens: Tokens) -> Tokens:
+        """What a fusion takes of a modality: its tokens, or those after another fusion's layers (`Dual.through`)."""
+        first = getattr(fusion, "through", {}).get(modality)
+        return tokens if first is None else self.fuse(first, {modality: tokens})
 
     def _named(self, parts: Mapping[str, Any], name: str, field: str) -> Any:
         if name not in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmjax.core.config import nearest
+from mmjax.core.errors import nearest
 from mmjax.core.errors import UserError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmjax.core.config import nearest, override
-from mmjax.core.errors import UserError
+from mmjax.core.config import override
+from mmjax.core.errors import UserError, nearest
 from mmjax.train.experiment import Experiment
 
 

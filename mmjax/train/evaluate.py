@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmjax.core.config import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.data import describe
 from mmjax.parallel.mesh import use_mesh
 from mmjax.train.checkpoint import Checkpoints

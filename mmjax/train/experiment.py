@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.core.config import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.data import TOKENIZERS
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
@@ -15,7 +14,7 @@ from mmjax.train.optimizer import OPTIMIZERS, AdamW
 from mmjax.train.weighting import WEIGHTINGS, Fixed
 
 
-def _choice(table: Mapping[str, type], **kwargs: Any) -> Any:
+def _choice(table: Mapping[str, Any], **kwargs: Any) -> Any:
     """A field that holds one of a table's classes, so that a flag can name it."""
     return dataclasses.field(metadata={"table": table}, **kwargs)
 

@@ -248,7 +248,7 @@ class _Loop:
 
 def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: str | None = None) -> dict[str, float]:
     """Every evaluator's metrics, named `evaluator/metric`; on `data` where given, else on the data each names."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, evaluator in experiment.evaluate.items():
         chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
         metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}

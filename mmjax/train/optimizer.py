@@ -152,7 +152,7 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Shazeer & Stern 2018: second moments factored over the two largest dims of at least `min_dim`, updates clipped by block."""
+    """Shazeer & Stern 2018: second moments factored over the two largest dims from `min_dim` on, updates clipped by block."""
 
     decay: float = 0.8
     min_dim: int = 128

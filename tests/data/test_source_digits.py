@@ -43,5 +43,5 @@ def test_record(splits):
 
 
 def test_unknown_split_names_the_nearest():
-    with pytest.raises(UserError, match=r"Digits.split='trian' is not a split; did you mean 'train'\?"):
+    with pytest.raises(UserError, match=r"Digits.split='trian' is not a split \(did you mean 'train'\?\)"):
         Digits("trian").build()

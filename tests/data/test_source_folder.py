@@ -75,7 +75,7 @@ def test_unreadable_images_are_named(image_folder):
 def test_mistakes(tmp_path, image_folder):
     cases = [
         (Folder("/nowhere"), "Folder.path='/nowhere': no such folder"),
-        (Folder(str(image_folder), "valid"), "Folder.split='valid' is not a split; did you mean 'validation'?"),
+        (Folder(str(image_folder), "valid"), "Folder.split='valid' is not a split (did you mean 'validation'?)"),
         (Folder(str(image_folder), fractions=(0.5, 0.2, 0.2)), "Folder.fractions=(0.5, 0.2, 0.2): give three shares"),
         (Folder(str(image_folder), "test", fractions=(1.0, 0.0, 0.0)), "Folder.split='test': none of the 20 images"),
         (Folder(str(image_folder / "cat")), "no images in class folders"),

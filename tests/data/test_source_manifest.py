@@ -97,7 +97,7 @@ def test_fingerprint(jsonl):
             ['{"text": "a", "label": "x"}', '{"text": "a", "label": 1}'],
             "rows.jsonl:2: labels are all strings or all whole numbers; 1 here, 'x' in the first line",
         ),
-        (['{"text": "a", "split": "tset"}'], "rows.jsonl:1: split='tset' is not a split; did you mean 'test'?"),
+        (['{"text": "a", "split": "tset"}'], "rows.jsonl:1: split='tset' is not a split (did you mean 'test'?)"),
         ([""], "it has no lines"),
     ],
 )

@@ -26,5 +26,5 @@ def test_fingerprint_sees_where_a_part_ends():
 
 
 def test_nearest():
-    assert nearest("tets", ["train", "test"]) == "; did you mean 'test'? (one of 'train', 'test')"
+    assert nearest("tets", ["train", "test"]) == " (did you mean 'test'?): one of 'train', 'test'"
     assert nearest("xyz", ["train", "test"]) == " (one of 'train', 'test')"

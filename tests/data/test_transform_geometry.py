@@ -75,7 +75,7 @@ def test_random_crop_falls_back_to_the_centre():
 def test_mistakes():
     cases = [
         (lambda: Resize((0, 4)), "Resize.size=(0, 4)"),
-        (lambda: Resize((4, 4), "bicubik"), "Resize.resample='bicubik' is not a filter; did you mean 'bicubic'?"),
+        (lambda: Resize((4, 4), "bicubik"), "Resize.resample='bicubik' is not a filter (did you mean 'bicubic'?)"),
         (lambda: RandomCrop((4, 4), scale=(0.5, 2.0)), "RandomCrop.scale=(0.5, 2.0)"),
         (lambda: RandomCrop((4, 4), ratio=(2.0, 1.0)), "RandomCrop.ratio=(2.0, 1.0)"),
         (lambda: Flip(1.5), "Flip.probability=1.5"),

@@ -121,7 +121,7 @@ def test_mistakes_are_named():
         return batch["valid"]
 
     evaluation = make_evaluation(images(3))
-    with pytest.raises(UserError, match=r"data='validatoin' names no dataset .* did you mean 'validation'\?"):
+    with pytest.raises(UserError, match=r"data='validatoin' names no dataset .* .did you mean 'validation'\?"):
         evaluation.rows("x", "validatoin", PARAMS, nothing)
     with pytest.raises(UserError, match=r"data='validation' has no 'label', .* it has image, index, valid"):
         evaluation.rows("x", "validation", PARAMS, nothing, needs=("image", "label"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
 from mmjax.nn.stack import StackFields
@@ -15,6 +16,7 @@ from mmjax.nn.stack import StackFields
 class Cross(StackFields):
     """{query, context} -> Tokens of the query, each layer attending to itself and then to the context.
 
+    Without the context among the tokens, the same layers run on the query alone (BLIP's text encoder, Li 2022, section 3.1).
     With `both`, the context attends to the query as well, layer by layer, and its tokens follow the query's.
 
     Attributes:
@@ -33,12 +35,15 @@ class Cross(StackFields):
 
     @nn.compact
     def __call__(self, tokens: Mapping[str, Tokens]) -> Tokens:
-        query, context = tokens[self.query], tokens[self.context]
-        x_BTD, y_BSD = self._fit(self.query, query.embeddings), context.embeddings
+        query, context = tokens[self.query], tokens.get(self.context)
+        x_BTD = self._fit(self.query, query.embeddings)
         if not self.both:
-            fused = self.stack(name="stack")(x_BTD, query.mask, (y_BSD, context.mask))
+            read = None if context is None else (context.embeddings, context.mask)
+            fused = self.stack(name="stack")(x_BTD, query.mask, read)
             return Tokens(fused, query.mask, query.positions, query.segments)
-        y_BSD = self._fit(self.context, y_BSD)
+        if context is None:
+            raise UserError(f"a two-way cross fusion needs both {self.query!r} and {self.context!r}")
+        y_BSD = self._fit(self.context, context.embeddings)
         x_BTD, y_BSD = self.stack(co=True, name="stack")((x_BTD, y_BSD), (query.mask, context.mask))
         return join([Tokens(x_BTD, query.mask), Tokens(y_BSD, context.mask)])
 

@@ -25,6 +25,8 @@ class Dual(nn.Module):
       pool: modality -> how it is pooled (see `nn.pool`); its keys are the modalities that meet here.
       project: modalities that get a linear projection; the others must have width E already.
       bias: whether the projections have a bias.
+      through: modality -> the cross fusion whose layers it runs through alone before it is pooled (BLIP's text encoder, which
+        reads the image in one use and not in the other).
       heads, mlp_width, activation, norm_epsilon: of attention pooling.
       scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit and is
         held at or below 100 (Radford 2021, section 2.5).
@@ -34,6 +36,7 @@ class Dual(nn.Module):
     pool: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"image": "mean", "text": "mean"})
     project: tuple[str, ...] = ("image", "text")
     bias: bool = False
+    through: Mapping[str, str] = dataclasses.field(default_factory=dict)
     heads: int = 8
     mlp_width: int = 0
     activation: str = "gelu"
@@ -47,13 +50,10 @@ class Dual(nn.Module):
         return tuple(sorted(self.pool))
 
     def setup(self) -> None:
-        kwargs = {
-            "heads": self.heads,
-            "mlp_width": self.mlp_width,
-            "activation": self.activation,
-            "norm_epsilon": self.norm_epsilon,
-        }
-        self.pools = {m: Pool(kind, **kwargs) for m, kind in self.pool.items()}
+        def pool(kind: str) -> Pool:
+            return Pool(kind, self.heads, self.mlp_width, self.activation, self.norm_epsilon)
+
+        self.pools = {m: pool(kind) for m, kind in self.pool.items()}
         self.project_ = {m: Linear(self.width, use_bias=self.bias, name=f"project_{m}") for m in self.project}
         self.scale_logit = self.param("scale_logit", nn.initializers.constant(float(np.log(self.scale_init))), ())
         self.bias_logit = self.param("bias_logit", nn.initializers.constant(self.bias_init), ())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax.core.config import nearest
+from mmjax.core.errors import nearest
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Params
 from mmjax.objectives import checks

@@ -1,0 +1,274 @@
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjax.core.config import differences, from_json, leaves, load_class, nearest, override, replace, to_json
+from mmjax.core.errors import UserError
+from mmjax.models import Multimodal
+from mmjax.models.encoders import TextTransformer, ViT
+from mmjax.models.heads import TokenClassifier
+from mmjax.train.config_file import apply_flags, load_config, shipped_configs
+
+HERE = __name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    size: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+    size: int = 300
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    count: int = 1
+    rate: float = 0.5
+    name: str = "x"
+    on: bool = False
+    fill: float | None = None
+    patch: tuple[int, int] = (2, 2)
+    words: tuple[str, ...] = ()
+    free: Any = 7
+    part: Any = dataclasses.field(default_factory=Small, metadata={"table": {"small": Small, "large": Large}})
+    maybe: Any = dataclasses.field(default=None, metadata={"table": {"small": Small, "large": Large}})
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"one": Small(1), "two": Small(2)})
+
+
+def model():
+    text = TextTransformer(vocab_size=8, width=4, depth=1, heads=2)
+    image = ViT(image_size=(4, 4), patch=(2, 2), width=4, depth=1, heads=2)
+    head = TokenClassifier(classes=8, tied_to="text")
+    return Multimodal(encoders={"image": image, "text": text}, heads={"masked_lm": head})
+
+
+def refused(path, *words, spec=None):
+    with pytest.raises(UserError) as error:
+        override(spec or Everything(), path, words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_leaves_are_listed_by_dotted_path_in_order():
+    found = leaves(Everything())
+    assert list(found)[:3] == ["count", "rate", "name"]
+    assert found["part.size"] == 3
+    assert found["parts.two.size"] == 2
+    assert found["maybe"] is None
+    assert "part" not in found
+
+
+def test_leaves_of_a_linen_module_are_its_own_fields():
+    found = leaves(model())
+    assert found["encoders.image.patch"] == (2, 2)
+    assert not any(path.split(".")[-1] in ("parent", "name") for path in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "value"),
+    [
+        ("count", ["12"], 12),
+        ("count", ["-1"], -1),
+        ("rate", ["1e-8"], 1e-8),
+        ("rate", ["2"], 2.0),
+        ("name", ["gelu"], "gelu"),
+        ("name", ["None"], "None"),
+        ("name", ["true"], "true"),
+        ("name", [""], ""),
+        ("name", ["a photo of a {}."], "a photo of a {}."),
+        ("on", ["true"], True),
+        ("on", ["False"], False),
+        ("fill", ["0.25"], 0.25),
+        ("fill", ["none"], None),
+        ("patch", ["4", "4"], (4, 4)),
+        ("patch", ["4,4"], (4, 4)),
+        ("patch", ["(4, 4)"], (4, 4)),
+        ("words", ["a", "b c"], ("a", "b c")),
+        ("words", ["a,b"], ("a", "b")),
+        ("words", ["()"], ()),
+        ("free", ["9"], 9),
+        ("part.size", ["5"], 5),
+        ("parts.two.size", ["5"], 5),
+    ],
+)
+def test_override_parses_words_by_the_declared_type(path, words, value):
+    found = leaves(override(Everything(), path, words))[path]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_override_changes_one_field_and_leaves_the_original():
+    spec = Everything()
+    changed = override(spec, "parts.two.size", ["5"])
+    assert spec.parts["two"].size == 2
+    assert dataclasses.asdict(changed) == dataclasses.asdict(spec) | {"parts": {"one": {"size": 1}, "two": {"size": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "said"),
+    [
+        ("count", ["1.5"], "--count 1.5: expected int, now 1"),
+        ("count", ["1", "2"], "--count 1 2: expected int, now 1"),
+        ("rate", ["fast"], "--rate fast: expected float, now 0.5"),
+        ("on", ["maybe"], "--on maybe: expected bool, now False"),
+        ("patch", ["4"], "--patch 4: expected tuple[int, int], now (2, 2)"),
+        ("fill", ["red"], "--fill red: expected float | None, now None"),
+    ],
+)
+def test_override_refuses_words_of_another_type(path, words, said):
+    assert refused(path, *words) == said
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("cuont", "'count'"), ("part.sise", "'part.size'"), ("parts.tow.size", "'parts.two.size'"), ("part.size.deep", "")],
+)
+def test_override_names_the_nearest_path(path, near):
+    said = refused(path, "1")
+    assert said.startswith(f"unknown field --{path}")
+    assert near in said
+
+
+def test_a_misspelt_field_deep_in_a_model_is_named():
+    said = refused("encoders.image.dept", "3", spec=model())
+    assert said == "unknown field --encoders.image.dept (did you mean 'encoders.image.depth'?)"
+
+
+def test_nearest_is_silent_when_nothing_is_near():
+    assert nearest("zebra", ["text", "image"]) == ""
+    assert nearest("imag", ["text", "image"]) == " (did you mean 'image'?)"
+
+
+def test_an_entry_of_a_mapping_is_removed_by_none():
+    assert list(override(Everything(), "parts.one", ["none"]).parts) == ["two"]
+
+
+def test_a_mapping_is_not_set_as_a_whole():
+    assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those"
+
+
+def test_a_field_with_a_table_takes_its_names():
+    assert override(Everything(), "part", ["large"]).part == Large()
+    assert override(Everything(), "maybe", ["small"]).maybe == Small()
+    both = override(override(Everything(), "part", ["large"]), "part.size", ["4"])
+    assert both.part == Large(size=4)
+    said = refused("part", "lagre")
+    assert said == "--part lagre: expected one of small, large, or package.module:Class (did you mean 'large'?)"
+
+
+def test_a_users_own_dataclass_is_named_by_its_module():
+    assert override(Everything(), "part", [f"{HERE}:Large"]).part == Large()
+    assert override(Everything(), "parts.one", [f"{HERE}:Large"]).parts["one"] == Large()
+
+
+def test_load_class_explains_what_it_cannot_find():
+    with pytest.raises(UserError, match=r"f no_such_module:X: cannot import 'no_such_module'"):
+        load_class("no_such_module:X", "f")
+    with pytest.raises(UserError, match=rf"'{HERE}' has no 'Lareg' \(did you mean 'Large'\?\)"):
+        load_class(f"{HERE}:Lareg", "f")
+    with pytest.raises(UserError, match="a spec must be a dataclass"):
+        load_class("fractions:Fraction", "f")
+    assert load_class("mmjax.models.encoders.vit:ViT", "f") is ViT
+
+
+def test_json_round_trip_of_every_kind_of_field():
+    spec = replace(Everything(fill=0.5, words=("a", "b")), "part", Large())
+    data = json.loads(json.dumps(to_json(spec)))
+    assert data["_class"] == f"{HERE}:Everything"
+    assert data["part"] == {"_class": f"{HERE}:Large", "size": 300, "names": ["a"]}
+    assert from_json(data) == spec
+
+
+def test_json_of_a_linen_module_builds_it_again():
+    back = from_json(json.loads(json.dumps(to_json(model()))))
+    assert isinstance(back.encoders["image"], ViT)
+    assert leaves(back) == leaves(model())
+
+
+def test_from_json_fills_defaults_and_names_unknown_fields():
+    assert from_json({"_class": f"{HERE}:Small"}) == Small()
+    with pytest.raises(UserError, match=r"config\.part\.sise: Small has no such field \(did you mean 'size'\?\)"):
+        from_json({"_class": f"{HERE}:Everything", "part": {"_class": f"{HERE}:Small", "sise": 2}})
+
+
+@pytest.mark.parametrize("value", [jnp.float32, len, {1, 2}])
+def test_to_json_refuses_what_json_cannot_hold(value):
+    with pytest.raises(UserError, match=r"cannot be written to config\.json"):
+        to_json(Everything(free=value))
+
+
+def test_differences_lists_changed_added_and_removed_leaves():
+    new = Everything(count=2, part=Large(), parts={"one": Small(1)})
+    assert differences(Everything(), new) == [
+        "count: 1 -> 2",
+        f"part._class: '{HERE}:Small' -> '{HERE}:Large'",
+        "part.names: 'absent' -> ['a']",
+        "part.size: 3 -> 300",
+        f"parts.two._class: '{HERE}:Small' -> 'absent'",
+        "parts.two.size: 2 -> 'absent'",
+    ]
+    assert differences(Everything(), Everything()) == []
+
+
+def test_differences_ignores_whole_names_only():
+    assert differences(Everything(), Everything(count=2, part=Small(9)), ignore=("part",)) == ["count: 1 -> 2"]
+    assert differences(Everything(), Everything(parts={"one": Small(9), "two": Small(2)}), ignore=("part",)) == [
+        "parts.one.size: 1 -> 9"
+    ]
+
+
+# The shipped configs, which hold every kind of spec there is.
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_leaves_of_a_shipped_config_survive_json(name):
+    experiment = load_config(name)
+    back = from_json(json.loads(json.dumps(to_json(experiment))))
+    assert leaves(back) == leaves(experiment)
+    assert differences(experiment, back) == []
+
+
+def printed(value):
+    """The words a person would write for a value."""
+    if isinstance(value, tuple):
+        return [str(item) for item in value] or ["()"]
+    return [str(value)]
+
+
+def test_overriding_every_leaf_of_digits_by_its_printed_value_changes_nothing():
+    experiment = load_config("digits")
+    found = leaves(experiment)
+    for path, value in found.items():
+        if isinstance(value, (int, float, str, bool, tuple)):
+            same = leaves(override(experiment, path, printed(value)))
+            assert same == found, path
+            assert type(same[path]) is type(value), path
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1), st.tuples(st.integers(1, 64), st.integers(1, 64)))
+def test_flags_set_numbers_and_tuples_exactly(steps, rate, patch):
+    changed = override(override(Everything(), "count", [str(steps)]), "rate", [str(rate)])
+    changed = override(changed, "patch", [f"{patch[0]},{patch[1]}"])
+    assert (changed.count, changed.rate, changed.patch) == (steps, rate, patch)
+
+
+def test_parts_shared_by_name_stay_shared_after_a_flag_and_after_json():
+    experiment = load_config("digits")
+    changed = apply_flags(experiment, ["--model.encoders.text.width", "32", "--steps=7"])
+    assert len(leaves(changed)) == len(leaves(experiment))
+    assert changed.model.heads["masked_lm"].tied_to == "text"
+    assert differences(experiment, changed) == ["model.encoders.text.width: 64 -> 32", "steps: 1500 -> 7"]
+
+
+def test_this_module_can_be_found_by_name():
+    assert sys.modules[HERE].Large is Large

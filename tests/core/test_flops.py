@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmjax.core.flops import count_flops
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def loss(x, w):
+    return jnp.sin(x @ w).sum()
+
+
+def test_a_product_is_a_multiply_and_an_add_for_each_term():
+    assert count_flops(jnp.matmul, shape(3, 5), shape(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_a_batched_product():
+    assert count_flops(lambda q, k: jnp.einsum("bthk,bshk->bhts", q, k), shape(2, 3, 4, 5), shape(2, 6, 4, 5)) == (
+        2 * (2 * 4) * 3 * 6 * 5
+    )
+
+
+def test_several_contracted_dims():
+    assert count_flops(lambda x, w: jnp.einsum("bthk,hkd->btd", x, w), shape(2, 3, 4, 5), shape(4, 5, 6)) == 2 * 2 * 3 * 20 * 6
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution(groups):
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    x, w = shape(2, 9, 7, 4), shape(3, 3, 4 // groups, 6)
+    assert count_flops(conv, x, w) == 2 * (2 * 4 * 3 * 6) * (3 * 3 * 4 // groups)
+
+
+def test_a_scan_counts_once_for_each_of_its_steps():
+    def deep(x, w):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+    assert count_flops(deep, shape(3, 4), shape(5, 4, 4)) == 5 * 2 * 3 * 4 * 4
+
+
+def test_nested_scans_multiply():
+    def inner(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=3)[0], None
+
+    assert count_flops(lambda x, w: jax.lax.scan(inner, x, w)[0], shape(2, 4), shape(5, 4, 4)) == 5 * 3 * 2 * 2 * 4 * 4
+
+
+def test_a_gradient_costs_two_more_products_and_recomputation_a_third():
+    one, arguments = 2 * 3 * 4 * 5, (shape(3, 4), shape(4, 5))
+    assert count_flops(loss, *arguments) == one
+    assert count_flops(jax.grad(loss, argnums=1), *arguments) == 2 * one
+    assert count_flops(jax.grad(loss, argnums=(0, 1)), *arguments) == 3 * one
+    assert count_flops(jax.grad(jax.checkpoint(loss), argnums=(0, 1)), *arguments) == 4 * one
+
+
+def test_inside_jit_and_custom_derivatives():
+    assert count_flops(jax.jit(lambda x, w: jax.nn.relu(jax.jit(jnp.matmul)(x, w))), shape(3, 4), shape(4, 5)) == 2 * 3 * 4 * 5
+
+
+def test_elementwise_work_is_not_counted():
+    assert count_flops(lambda x: jax.nn.softmax(x * 2.0), shape(8, 8)) == 0
+
+
+def test_xla_counts_the_same_in_an_unrolled_program():
+    def chain(x, w):
+        for i in range(3):
+            x = x @ w[i]
+        return x
+
+    def backward(x, w, g):
+        return jax.vjp(chain, x, w)[1](g)
+
+    x, w = shape(16, 8), shape(3, 8, 8)
+    compiled = jax.jit(backward).lower(x, w, x).compile().cost_analysis()["flops"]
+    # XLA adds one addition for each element of the three slices' gradients, which it sums.
+    assert abs(compiled - count_flops(backward, x, w, x)) <= 3 * 3 * 8 * 8
