@@ -109,8 +109,66 @@ def fastest_adamw(model: Any, setting: Setting) -> Any:
 
 
 def jax_step(setting: Setting) -> Step:
-    """A full training step of the same model in mmjax; it returns the loss."""
-    raise SystemExit("mmjax's side is not written yet: run with --only torch")
+    """A full training step of the same model in mmjax; it returns the loss. It is the step that `mmjax train` runs."""
+    import jax
+    import jax.numpy as jnp
+
+    from mmjax.models import Multimodal, param_shapes
+    from mmjax.models.encoders import TextTransformer, ViT
+    from mmjax.models.fusion import Dual
+    from mmjax.objectives import Contrastive
+    from mmjax.train import AdamW, Task
+    from mmjax.train.state import init_state
+    from mmjax.train.step import make_step
+    from mmjax.train.weighting import Fixed
+
+    tower: dict[str, Any] = {
+        "width": setting.width,
+        "depth": setting.layers,
+        "heads": setting.heads,
+        "mlp_width": setting.mlp_width,
+        "activation": "gelu_tanh",
+        "unroll": True,
+    }
+    side = (setting.image, setting.image)
+    dual = Dual(
+        width=setting.width,
+        pool={"image": "attention", "text": "last"},
+        project=("text",),
+        bias=True,
+        heads=setting.heads,
+        mlp_width=setting.mlp_width,
+        activation="gelu_tanh",
+        bias_init=-10.0,
+    )
+    model = Multimodal(
+        encoders={
+            "image": ViT(image_size=side, patch=(setting.patch, setting.patch), **tower),
+            "text": TextTransformer(vocab_size=setting.vocabulary, max_length=setting.tokens, **tower),
+        },
+        fusions={"dual": dual},
+    )
+    tasks, weighting = {"contrastive": Task(Contrastive(kind="sigmoid"))}, Fixed()
+    optimizer = AdamW(
+        learning_rate=setting.learning_rate,
+        schedule="constant",
+        weight_decay=setting.weight_decay,
+        no_decay=(),
+        clip_norm=0.0,
+    )
+    seed = jnp.zeros((), jnp.uint32)
+    tx = optimizer.build(param_shapes(model), 1000)
+    state = jax.jit(lambda: init_state(model, tx, weighting, {"contrastive": 1.0}, False, seed))()
+    train_step = jax.jit(make_step(model, tasks, weighting, optimizer, tx, optimizer.rate(1000)), donate_argnums=0)
+    image_BHWC, text_BT = map(jnp.asarray, setting.data())
+    batch = {"image": image_BHWC, "text": text_BT, "index": jnp.arange(setting.batch, dtype=jnp.int32)}
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = train_step(state, {"train": batch})
+        return float(metrics["loss"])
+
+    return step
 
 
 def timed(fn: Callable[[], Any]) -> float:

@@ -1,6 +1,7 @@
 """The rungs of the house: imports go down only, flax stays in its rooms, files stay small, tables name what is there."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,9 @@ def test_top_level_holds_what_the_design_names():
     }
     there = {p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")}
     assert there - allowed <= {"runs", "build", "dist"}
+
+
+def test_the_wheel_carries_every_package():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in FILES}
+    assert listed == folders | {"mmjax_configs"}

@@ -1,7 +1,7 @@
 """Specs as trees of fields: list them, override one by its path, write them to JSON and read them back.
 
 A spec is a dataclass (Linen modules are dataclasses) whose fields hold JSON-able values, tuples, mappings and other specs. A
-field's path is dotted: `model.encoders.image.depth`, `tasks.caption.weight`.
+field's path is dotted: `model.encoders.image.depth`, `tasks.caption.weight`, `data.train.transforms.0.size`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ def is_spec(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
+def has_children(value: Any) -> bool:
+    """Whether a value is a spec, a mapping, or a tuple of specs; anything else is a leaf."""
+    return is_spec(value) or isinstance(value, Mapping) or (isinstance(value, tuple) and any(map(is_spec, value)))
+
+
 def children(value: Any) -> dict[str, Any]:
-    """The fields of a spec or the entries of a mapping; {} for a leaf."""
+    """The fields of a spec, the entries of a mapping or of a tuple of specs; {} for a leaf."""
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, tuple) and has_children(value):
+        return {str(i): child for i, child in enumerate(value)}
     if not is_spec(value):
         return {}
     names = [f.name for f in dataclasses.fields(value) if f.init]
@@ -42,7 +49,7 @@ def leaves(spec: Any, prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in children(spec).items():
         path = f"{prefix}{name}"
-        if is_spec(value) or isinstance(value, Mapping):
+        if has_children(value):
             out |= leaves(value, f"{path}.")
         else:
             out[path] = value
@@ -50,9 +57,10 @@ def leaves(spec: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def replace(spec: Any, name: str, value: Any) -> Any:
-    """The same spec or mapping with one child replaced; a mapping's entry that becomes None is removed."""
-    if isinstance(spec, Mapping):
-        return {k: v for k, v in {**spec, name: value}.items() if v is not None}
+    """The same spec, mapping or tuple with one child replaced; an entry of the latter two that becomes None is removed."""
+    if not is_spec(spec):
+        kept = {k: v for k, v in {**children(spec), name: value}.items() if v is not None}
+        return tuple(kept.values()) if isinstance(spec, tuple) else kept
     return type(spec)(**{**children(spec), name: value})
 
 
@@ -61,7 +69,7 @@ def override(spec: Any, path: str, values: Sequence[str]) -> Any:
 
     A leaf is parsed by its declared type. A field that holds a spec takes a name from its table of choices (a
     `table` in the field's metadata) or `package.module:Class`, and gets that class with its defaults. An entry of a mapping
-    is removed by the word `none`.
+    or of a tuple of specs is removed by the word `none`; `()` is the empty tuple.
 
     Raises:
       UserError: an unknown path, or words that are not of the field's type.
@@ -77,7 +85,7 @@ def _override(spec: Any, names: list[str], path: str, values: Sequence[str], roo
         raise UserError(f"unknown field --{path}{nearest(path, every)}")
     if rest:
         return replace(spec, name, _override(known[name], rest, path, values, root))
-    if isinstance(spec, Mapping) and list(values) == ["none"]:
+    if not is_spec(spec) and list(values) == ["none"]:
         return replace(spec, name, None)
     return replace(spec, name, _parse(spec, name, known[name], path, values))
 
@@ -86,8 +94,8 @@ def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str])
     table = _table(spec, name)
     if is_spec(current) or table:
         return _construct(path, values, table)
-    if isinstance(current, Mapping):
-        inside = ", ".join(f"--{path}.{key}" for key in current) or "nothing"
+    if has_children(current):
+        inside = ", ".join(f"--{path}.{key}" for key in children(current)) or "nothing"
         raise UserError(f"--{path} holds {inside}: set one of those")
     kind = _declared_type(spec, name, current)
     import tyro  # slow to import, and only flags need it
@@ -101,11 +109,11 @@ def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str])
 
 
 def _words(kind: Any, values: Sequence[str]) -> list[str]:
-    """Words for tyro: `true` as Python writes it, `4,4` as two words for a tuple."""
+    """Words for tyro: `true` as Python writes it, `4,4` as two words for a tuple, `()` as none."""
     members = typing.get_args(kind) or (kind,)
     words = list(values)
-    if typing.get_origin(kind) is tuple and len(words) == 1 and "," in words[0]:
-        words = [w for w in words[0].strip("()").split(",") if w]
+    if typing.get_origin(kind) is tuple and len(words) == 1 and ("," in words[0] or words[0] == "()"):
+        words = [w.strip() for w in words[0].strip("()").split(",") if w.strip()]
     named = {"true": "True", "false": "False"} if bool in members else {}
     return [("None" if w.lower() == "none" and type(None) in members else named.get(w.lower(), w)) for w in words]
 
@@ -211,6 +219,8 @@ def differences(old: Any, new: Any, ignore: Iterable[str] = ()) -> list[str]:
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, list) and any(isinstance(child, dict) for child in data):
+        data = dict(enumerate(data))
     if not isinstance(data, dict) or not data:
         return {prefix[:-1]: data}
     out: dict[str, Any] = {}

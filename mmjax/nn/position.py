@@ -58,10 +58,24 @@ def rotate(x_BTHK: Array, positions_BT: Array, theta: float = 10000.0) -> Array:
 
 
 def resize_grid(table_PD: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
-    """A learned grid of positions at another size, bicubic without antialiasing (Dosovitskiy 2020, section 3.2)."""
+    """A learned grid of positions at another size, bicubic without antialiasing (Dosovitskiy 2020, section 3.2).
+
+    Equal to PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which published checkpoints were resized by.
+    """
     if old == new:
         return table_PD
-    width = table_PD.shape[-1]
-    grid = table_PD.reshape(*old, width).astype(jnp.float32)
-    grid = jax.image.resize(grid, (*new, width), method="bicubic", antialias=False)
-    return grid.reshape(-1, width).astype(table_PD.dtype)
+    rows, columns = (jnp.asarray(_cubic_matrix(*sizes)) for sizes in zip(old, new, strict=True))
+    grid_HWD = table_PD.reshape(*old, -1).astype(jnp.float32)
+    grid_HWD = jnp.einsum("yh,xw,hwd->yxd", rows, columns, grid_HWD, precision="highest")
+    return grid_HWD.reshape(-1, table_PD.shape[-1]).astype(table_PD.dtype)
+
+
+def _cubic_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float32: cubic convolution between samples at cell centres, edges repeated (Keys 1981, eq. 4, a = -0.75)."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
+    s, a = np.abs(centres[:, None] - taps), -0.75
+    weights = np.where(s <= 1, (a + 2) * s**3 - (a + 3) * s**2 + 1, a * (s**3 - 5 * s**2 + 8 * s - 4))
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), weights)
+    return matrix.astype(np.float32)

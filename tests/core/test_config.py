@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +42,7 @@ class Everything:
     part: Any = dataclasses.field(default_factory=Small, metadata={"table": {"small": Small, "large": Large}})
     maybe: Any = dataclasses.field(default=None, metadata={"table": {"small": Small, "large": Large}})
     parts: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"one": Small(1), "two": Small(2)})
+    chain: tuple[Any, ...] = (Small(10), Large())
 
 
 def model():
@@ -64,6 +64,7 @@ def test_leaves_are_listed_by_dotted_path_in_order():
     assert list(found)[:3] == ["count", "rate", "name"]
     assert found["part.size"] == 3
     assert found["parts.two.size"] == 2
+    assert found["chain.1.names"] == ("a",)
     assert found["maybe"] is None
     assert "part" not in found
 
@@ -99,6 +100,7 @@ def test_leaves_of_a_linen_module_are_its_own_fields():
         ("free", ["9"], 9),
         ("part.size", ["5"], 5),
         ("parts.two.size", ["5"], 5),
+        ("chain.1.size", ["5"], 5),
     ],
 )
 def test_override_parses_words_by_the_declared_type(path, words, value):
@@ -111,7 +113,7 @@ def test_override_changes_one_field_and_leaves_the_original():
     spec = Everything()
     changed = override(spec, "parts.two.size", ["5"])
     assert spec.parts["two"].size == 2
-    assert dataclasses.asdict(changed) == dataclasses.asdict(spec) | {"parts": {"one": {"size": 1}, "two": {"size": 5}}}
+    assert changed == dataclasses.replace(spec, parts={"one": Small(1), "two": Small(5)})
 
 
 @pytest.mark.parametrize(
@@ -153,8 +155,15 @@ def test_an_entry_of_a_mapping_is_removed_by_none():
     assert list(override(Everything(), "parts.one", ["none"]).parts) == ["two"]
 
 
-def test_a_mapping_is_not_set_as_a_whole():
+def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
+    assert override(Everything(), "chain.0.size", ["4"]).chain == (Small(4), Large())
+    assert override(Everything(), "chain.0", [f"{HERE}:Large"]).chain == (Large(), Large())
+    assert override(Everything(), "chain.0", ["none"]).chain == (Large(),)
+
+
+def test_what_holds_specs_is_not_set_as_a_whole():
     assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those"
+    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those"
 
 
 def test_a_field_with_a_table_takes_its_names():
@@ -208,8 +217,9 @@ def test_to_json_refuses_what_json_cannot_hold(value):
 
 
 def test_differences_lists_changed_added_and_removed_leaves():
-    new = Everything(count=2, part=Large(), parts={"one": Small(1)})
+    new = Everything(count=2, part=Large(), parts={"one": Small(1)}, chain=(Small(11), Large()))
     assert differences(Everything(), new) == [
+        "chain.0.size: 10 -> 11",
         "count: 1 -> 2",
         f"part._class: '{HERE}:Small' -> '{HERE}:Large'",
         "part.names: 'absent' -> ['a']",
@@ -268,7 +278,3 @@ def test_parts_shared_by_name_stay_shared_after_a_flag_and_after_json():
     assert len(leaves(changed)) == len(leaves(experiment))
     assert changed.model.heads["masked_lm"].tied_to == "text"
     assert differences(experiment, changed) == ["model.encoders.text.width: 64 -> 32", "steps: 1500 -> 7"]
-
-
-def test_this_module_can_be_found_by_name():
-    assert sys.modules[HERE].Large is Large

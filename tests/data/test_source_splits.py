@@ -27,4 +27,4 @@ def test_fingerprint_sees_where_a_part_ends():
 
 def test_nearest():
     assert nearest("tets", ["train", "test"]) == " (did you mean 'test'?): one of 'train', 'test'"
-    assert nearest("xyz", ["train", "test"]) == " (one of 'train', 'test')"
+    assert nearest("qqq", ["train", "test"]) == ": one of 'train', 'test'"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.core.types import Array, Batch, Tokens
+from mmjax.core.types import Array, Batch, Loss, Objective, Tokens
 
 WIDTH, EMBED, VOCABULARY, CLASSES = 4, 3, 11, 3
 PAD, CLS, MASK = 0, 1, 2
@@ -51,14 +52,12 @@ def fake_batch(size: int = 8, length: int = 5, seed: int = 0) -> dict[str, Array
     }
 
 
-@jax.jit
 def mean_tokens(tokens: Tokens) -> Array:
     """[B, D]: the mean over real tokens."""
     weight_BT = tokens.mask.astype(jnp.float32)
     return jnp.einsum("btd,bt->bd", tokens.embeddings, weight_BT) / jnp.maximum(jnp.sum(weight_BT, 1, keepdims=True), 1.0)
 
 
-@jax.jit
 def unit(x_BE: Array) -> Array:
     """Rows of length 1; a row of zeros, which has no length, stays one."""
     return x_BE * jax.lax.rsqrt(jnp.sum(x_BE * x_BE, axis=1, keepdims=True) + 1e-12)
@@ -115,3 +114,26 @@ class FakeForward:
 
     def scalar(self, fusion: str, name: str) -> Array:
         return jnp.exp(self.params["scale"]) if name == "scale" else self.params["bias"]
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(objective: Objective, batch: Batch, params: Mapping[str, Array], key: Array) -> tuple[Loss, dict[str, Tokens]]:
+    forward = FakeForward(batch, params)
+    return objective(forward, batch, key), forward.fused
+
+
+def run(objective: Objective, batch: Batch, params: Mapping[str, Array] | None = None, seed: int = 0) -> Loss:
+    """The loss on a fresh forward, jitted: eager JAX would compile every operation by itself."""
+    return _run(objective, dict(batch), params or fake_params(), jax.random.key(seed))[0]
+
+
+def fused(objective: Objective, batch: Batch, seed: int = 0) -> dict[str, Tokens]:
+    """What the objective handed to its fusion."""
+    return _run(objective, dict(batch), fake_params(), jax.random.key(seed))[1]
+
+
+def calls(objective: Objective, batch: Batch) -> list[tuple[str, tuple[int, ...]]]:
+    """What the objective made the forward run, without running it."""
+    forward = FakeForward(batch, fake_params())
+    jax.eval_shape(lambda: objective(forward, batch, jax.random.key(0)))
+    return forward.calls

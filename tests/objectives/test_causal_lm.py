@@ -1,9 +1,8 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fake_forward import FakeForward, fake_batch, fake_params
+from fake_forward import fake_batch, fake_params, run
 
 from mmjax.objectives.causal_lm import CausalLM, next_tokens
 
@@ -20,7 +19,7 @@ def test_next_tokens_end_with_the_last_real_one():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_cross_entropy_of_the_next_token(context, smoothing):
     batch, params = fake_batch(), fake_params()
-    loss = CausalLM(context=context, label_smoothing=smoothing)(FakeForward(batch, params), batch, jax.random.key(0))
+    loss = run(CausalLM(context=context, label_smoothing=smoothing), batch)
     text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
     image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
     logits, labels = [], []
@@ -41,6 +40,6 @@ def test_a_row_of_padding_only_counts_nothing():
     batch = fake_batch()
     padding = batch | {"text_mask": jnp.asarray(np.asarray(batch["text_mask"]) & (np.arange(8) != 1)[:, None])}
     invalid = batch | {"valid": jnp.arange(8) != 1}
-    losses = [CausalLM()(FakeForward(b, fake_params()), b, jax.random.key(0)) for b in (padding, invalid)]
+    losses = [run(CausalLM(), batch) for batch in (padding, invalid)]
     np.testing.assert_allclose(losses[0].sum, losses[1].sum, rtol=1e-6)
     assert losses[0].count == losses[1].count

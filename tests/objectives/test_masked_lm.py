@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, fake_batch, fake_params
+from fake_forward import CLS, MASK, PAD, VOCABULARY, calls, fake_batch, fake_params, run
 
 from mmjax.objectives.masked_lm import MaskedLM
 
 KEY = jax.random.key(0)
+corrupt = jax.jit(MaskedLM.corrupt, static_argnums=0)
 
 
 def objective(**changes) -> MaskedLM:
@@ -17,7 +18,7 @@ def objective(**changes) -> MaskedLM:
 def large(rows=512, length=64, vocabulary=1000, **changes):
     ids = jnp.asarray(np.random.default_rng(0).integers(5, vocabulary, (rows, length)), jnp.int32)
     spec = objective(vocab_size=vocabulary, mask_probability=0.15, **changes)
-    return ids, *spec.corrupt(ids, jnp.ones(ids.shape, bool), jnp.arange(rows), KEY)
+    return ids, *corrupt(spec, ids, jnp.ones(ids.shape, bool), jnp.arange(rows), KEY)
 
 
 def test_the_rates_are_15_then_80_10_10():
@@ -36,7 +37,7 @@ def test_the_rates_are_15_then_80_10_10():
 def test_only_real_tokens_that_are_not_special_are_chosen():
     batch = fake_batch(64)
     spec = objective(mask_probability=1.0)
-    _, chosen = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
+    _, chosen = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
     np.testing.assert_array_equal(chosen, np.asarray(batch["text_mask"]) & (np.asarray(batch["text"]) > CLS))
     _, everywhere = objective(mask_probability=1.0, special_ids=()).corrupt(
         batch["text"], batch["text_mask"], batch["index"], KEY
@@ -46,8 +47,8 @@ def test_only_real_tokens_that_are_not_special_are_chosen():
 
 def test_draws_belong_to_the_example():
     batch, spec = fake_batch(), objective()
-    whole = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
-    part = spec.corrupt(batch["text"][4:], batch["text_mask"][4:], batch["index"][4:], KEY)
+    whole = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
+    part = corrupt(spec, batch["text"][4:], batch["text_mask"][4:], batch["index"][4:], KEY)
     for a, b in zip(whole, part, strict=True):
         np.testing.assert_array_equal(a[4:], b)
 
@@ -55,8 +56,8 @@ def test_draws_belong_to_the_example():
 @pytest.mark.parametrize("fusion", ["", "cross"])
 def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
     batch, spec, params = fake_batch(), objective(fusion=fusion), fake_params()
-    loss = spec(FakeForward(batch, params), batch, KEY)
-    shown, chosen = (np.asarray(x) for x in spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY))
+    loss = run(spec, batch, params)
+    shown, chosen = (np.asarray(x) for x in corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY))
     text = np.asarray(params["encoders_text"], np.float64)[shown]
     if fusion:
         image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
@@ -70,17 +71,15 @@ def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
 
 
 def test_a_limit_that_does_not_bind_changes_only_what_the_head_sees():
-    batch, params = fake_batch(), fake_params()
-    free, limited = FakeForward(batch, params), FakeForward(batch, params)
-    a = objective()(free, batch, KEY)
-    b = objective(max_predictions=4)(limited, batch, KEY)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
-    assert free.calls[-1] == ("head masked_lm", (8, 5, 4)) and limited.calls[-1] == ("head masked_lm", (8, 4, 4))
+    batch, free, limited = fake_batch(), objective(), objective(max_predictions=4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), run(free, batch), run(limited, batch))
+    assert calls(free, batch)[-1] == ("head masked_lm", (8, 5, 4))
+    assert calls(limited, batch)[-1] == ("head masked_lm", (8, 4, 4))
 
 
 def test_a_limit_beyond_the_length_is_the_length():
     batch = fake_batch()
-    assert objective(max_predictions=99)(FakeForward(batch, fake_params()), batch, KEY).count > 0
+    assert run(objective(max_predictions=99), batch).count > 0
 
 
 def test_a_limit_that_binds_keeps_an_even_choice():
@@ -88,7 +87,7 @@ def test_a_limit_that_binds_keeps_an_even_choice():
     assert chosen.sum(1).max() == 2
     spec = objective(mask_probability=1.0, max_predictions=1)
     ids = jnp.full((2000, 4), 5, jnp.int32)
-    _, chosen = spec.corrupt(ids, jnp.ones(ids.shape, bool), jnp.arange(2000), KEY)
+    _, chosen = corrupt(spec, ids, jnp.ones(ids.shape, bool), jnp.arange(2000), KEY)
     assert np.all(chosen.sum(1) == 1)
     np.testing.assert_allclose(np.mean(chosen, 0), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 2000))
 
@@ -96,13 +95,13 @@ def test_a_limit_that_binds_keeps_an_even_choice():
 def test_a_limit_that_binds_counts_only_what_it_hid():
     batch = fake_batch()
     spec = objective(mask_probability=1.0, max_predictions=1)
-    shown, chosen = spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)
-    loss = spec(FakeForward(batch, fake_params()), batch, KEY)
+    shown, chosen = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
+    loss = run(spec, batch)
     assert int(loss.count) == int(chosen.sum()) > 0
     np.testing.assert_array_equal(np.asarray(shown)[~np.asarray(chosen)], np.asarray(batch["text"])[~np.asarray(chosen)])
 
 
 def test_nothing_chosen_counts_nothing():
     batch = fake_batch() | {"text_mask": jnp.zeros((8, 5), bool)}
-    loss = objective()(FakeForward(batch, fake_params()), batch, KEY)
+    loss = run(objective(), batch)
     assert (loss.sum, loss.count) == (0, 0)

@@ -1,16 +1,14 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from fake_forward import FakeForward, fake_batch, fake_params
+from fake_forward import fake_batch, fake_params, run
 
 from mmjax.objectives.next_sentence import NextSentencePrediction
 
 
 def test_the_loss_is_cross_entropy_on_what_is_known():
     batch, params = fake_batch() | {"next": jnp.array([1, 0, -1, 1, 0, 1, 0, -1], jnp.int32)}, fake_params()
-    forward = FakeForward(batch, params)
-    loss = NextSentencePrediction()(forward, batch, jax.random.key(0))
+    loss = run(NextSentencePrediction(), batch)
     embedded = np.asarray(params["encoders_text"], np.float64)[np.asarray(batch["text"])]
     pooled = np.stack([tokens[mask].mean(0) for tokens, mask in zip(embedded, np.asarray(batch["text_mask"]), strict=True)])
     logits = torch.tensor(pooled @ np.asarray(params["next_sentence"], np.float64))
