@@ -4,6 +4,7 @@ Every objective computes in float32, leaves rows whose `valid` is False out of e
 """
 
 from mmjax.core.types import Objective
+from mmjax.objectives.alignment import Alignment
 from mmjax.objectives.causal_lm import CausalLM
 from mmjax.objectives.classification import Classification
 from mmjax.objectives.contrastive import Contrastive
@@ -13,6 +14,7 @@ from mmjax.objectives.next_sentence import NextSentencePrediction
 from mmjax.objectives.triplet import Triplet
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "alignment": Alignment,
     "causal_lm": CausalLM,
     "classification": Classification,
     "contrastive": Contrastive,
