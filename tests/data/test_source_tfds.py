@@ -91,7 +91,10 @@ def test_mistakes(prepared, tmp_path):
     cases = [
         (TFDS(here, split="tset"), "TFDS.split='tset' is not a split (did you mean 'test'?): one of 'train', 'test'"),
         (TFDS(here, text_field="captoin"), "TFDS.text_field='captoin' is not a feature of"),
-        (TFDS("tiny_pest"), "TFDS.name='tiny_pest': no dataset of that name, no prepared directory (did you mean 'tiny_pets'?)"),
+        (
+            TFDS("tiny_pest"),
+            "TFDS.name='tiny_pest': no dataset of that name, no prepared directory (did you mean 'tiny_pets'?)",
+        ),
         (TFDS("tiny_pets", data_dir=str(tmp_path)), "not prepared in"),
         (TFDS(here, image_field=None), "neither an image nor a text_field"),
     ]
