@@ -16,7 +16,7 @@ from mmjax.nn.augment import ImageAugment
 from mmjax.objectives import CausalLM, Contrastive, MaskedLM, Matching
 from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
-WORDS, LENGTH = 64, 12
+WORDS, LENGTH = 128, 12
 TEMPLATES = ("a photo of the digit {}.", "the number {}.", "a handwritten {}.", "this is a {}, written by hand.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -36,11 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mmjax").setLevel(logging.INFO)
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain report their inner workings there
+    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax logs there what it also raises
     try:
         return _command(words)
     except UserError as error:
         print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"mmjax: the disk is full: {error.filename or error}; what was saved before is untouched", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmjax: interrupted; what was saved is kept, the same command goes on from there", file=sys.stderr)

@@ -21,7 +21,7 @@ class Pool(nn.Module):
     learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
 
     Raises:
-      UserError: an unknown `kind`.
+      UserError: an unknown `kind`, heads that do not divide the width.
     """
 
     kind: str = "mean"
@@ -44,6 +44,8 @@ class Pool(nn.Module):
         if self.kind != "attention":
             raise UserError(f"pool={self.kind!r}: use one of {', '.join(POOLS)}")
         width = x_BTD.shape[-1]
+        if width % self.heads:
+            raise UserError(f"heads={self.heads} of attention pooling does not divide width={width}")
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width)).astype(x_BTD.dtype)
         probe_B1D = jnp.broadcast_to(probe[None], (x_BTD.shape[0], 1, width))
         y = Attention(self.heads, width // self.heads, name="attention")(probe_B1D, mask_BT, x_BTD)

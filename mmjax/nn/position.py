@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 
 POSITIONS = ("learned", "sincos", "rotary", "none")
@@ -30,18 +30,29 @@ class Table(nn.Module):
 
 
 def sincos_1d(length: int, width: int) -> np.ndarray:
-    """[length, D] float32: sines then cosines of geometric wavelengths up to 10000 (Vaswani 2017, section 3.5)."""
+    """[length, D] float32: sines then cosines of geometric wavelengths up to 10000 (Vaswani 2017, section 3.5).
+
+    Raises:
+      UserError: an odd width.
+    """
+    if width % 2:
+        raise UserError(f"width={width}: sincos positions need an even width")
     return _sincos(np.arange(length, dtype=np.float64), width)
 
 
 def sincos_2d(height: int, width_patches: int, width: int) -> np.ndarray:
-    """[height * width_patches, D] float32: half of the dims for the row, half for the column (Chen 2021, MoCo v3)."""
+    """[height * width_patches, D] float32: half of the dims for the row, half for the column (Chen 2021, MoCo v3).
+
+    Raises:
+      UserError: a width that is not a multiple of 4.
+    """
+    if width % 4:
+        raise UserError(f"width={width}: 2-D sincos positions need a multiple of 4")
     rows, columns = np.mgrid[:height, :width_patches].astype(np.float64)
     return np.concatenate([_sincos(rows.ravel(), width // 2), _sincos(columns.ravel(), width // 2)], axis=1)
 
 
 def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
-    assert width % 2 == 0, width
     frequencies = 10000.0 ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))
     angles = positions[:, None] * frequencies[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

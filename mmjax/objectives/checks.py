@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmjax.core.errors import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 
 
 def one_of(field: str, value: str, choices: Sequence[str]) -> None:

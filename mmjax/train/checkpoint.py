@@ -75,7 +75,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then let go of the folder."""
-        self._manager.close()
+        with self._disk_errors():
+            self._manager.close()
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int, dict[str, float]] | None:
         """The latest good checkpoint (or the one of `step`), in the shapes and shardings of `abstract`.
@@ -227,8 +228,8 @@ def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dic
             continue
         if have[path].shape != leaf.shape:
             raise UserError(
-                f"init_from: {path} has shape {tuple(have[path].shape)} there and {tuple(leaf.shape)} here; change the model, or "
-                f"initialise it anew with --init_fresh '{path}'"
+                f"init_from: {path} has shape {tuple(have[path].shape)} there and {tuple(leaf.shape)} here; change the model, "
+                f"or initialise it anew with --init_fresh '{path}'"
             )
         loaded[path] = have[path]
     if not loaded:

@@ -88,6 +88,7 @@ class _Loop:
                 finished = self._steps(stopped)
             return self._final() if finished else {}
         finally:
+            self._say_data_troubles()
             self.writer.close()
             self.checkpoints.close()
 
@@ -228,6 +229,18 @@ class _Loop:
             return False
         self.say(f"{c.best} has not improved for {c.patience} evaluations: stopping at step {self.step}")
         return True
+
+    def _say_data_troubles(self) -> None:
+        """What the data lost on its way to the model: captions cut to length, files that could not be read."""
+        for name, dataset in self.setup.datasets.items():
+            if dataset.truncated:
+                cut, length = dataset.truncated, self.experiment.data[name].max_length
+                self.say(f"data.{name}: {cut:,} captions were longer than max_length={length} tokens and were cut")
+            if dataset.bad:
+                first, reason = next(iter(dataset.bad.items()))
+                self.say(
+                    f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"
+                )
 
     def _evaluate(self, params: Any, data: str | None = None) -> dict[str, float]:
         return run_evaluators(self.experiment, self.evaluation, params, data)

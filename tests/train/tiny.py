@@ -32,17 +32,22 @@ def data(split: str = "train", batch_size: int = 16, **changes: Any) -> Data:
     return Data(Digits(split), transforms, batch_size=batch_size, max_length=LENGTH, threads=0, **changes)
 
 
-def model(**changes: Any) -> Multimodal:
-    size = {"width": 16, "heads": 2, "depth": 1, "mlp_width": 32, "unroll": True} | changes
+def model(small: bool = False, **changes: Any) -> Multimodal:
+    """All that the four objectives of digits need; `small` is one image and one text tower, for contrastive and classify."""
+    size = {"width": 16, "heads": 2, "depth": 1, "mlp_width": 32} | changes
     text = {"vocab_size": WORDS, "max_length": LENGTH, **size}
+    towers = {"image": ViT(image_size=(8, 8), patch=(4, 4), **size), "text": TextTransformer(**text)}
+    classes = Classifier(classes=10, input="image")
+    if small:
+        return Multimodal(encoders=towers, fusions={"dual": Dual(width=16, project=())}, heads={"classes": classes})
     return Multimodal(
-        encoders={"image": ViT(image_size=(8, 8), patch=(4, 4), **size), "text": TextTransformer(**text)},
+        encoders=towers,
         fusions={"dual": Dual(width=16), "cross": Cross(**size)},
         decoders={"caption": TextDecoder(**text)},
         heads={
             "match": Classifier(classes=2, input="cross", pool="cls"),
             "masked_lm": TokenClassifier(classes=WORDS, input="cross", tied_to="text"),
-            "classes": Classifier(classes=10, input="image"),
+            "classes": classes,
         },
     )
 

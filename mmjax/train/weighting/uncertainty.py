@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax.core.errors import nearest
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Params
 from mmjax.objectives import checks
 from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, total

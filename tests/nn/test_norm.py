@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mmjax.core.errors import UserError
+from mmjax.nn.norm import Norm
+
+X, SCALE, BIAS = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 3, 8), (8,), (8,)))
+
+
+def test_layernorm_is_torchs():
+    y = Norm("layernorm", 1e-5).apply({"params": {"scale": SCALE, "bias": BIAS}}, X)
+    expected = torch.nn.functional.layer_norm(*map(torch.from_numpy, (X,)), (8,), *map(torch.from_numpy, (SCALE, BIAS)), 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rmsnorm_is_torchs():
+    y = Norm("rmsnorm", 1e-5).apply({"params": {"scale": SCALE}}, X)
+    expected = torch.nn.functional.rms_norm(torch.from_numpy(X), (8,), torch.from_numpy(SCALE), 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rmsnorm_has_no_bias():
+    assert list(Norm("rmsnorm").init(jax.random.key(0), X)["params"]) == ["scale"]
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_bfloat16_is_normalised_in_float32(kind):
+    x = jnp.asarray(X * 0.01 + 3.0, jnp.bfloat16)
+    params = Norm(kind).init(jax.random.key(0), x)
+    y = Norm(kind).apply(params, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, Norm(kind).apply(params, x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_a_constant_row_has_a_finite_value_and_gradient():
+    params = Norm().init(jax.random.key(0), X)
+    y, gradient = jax.value_and_grad(lambda x: jnp.sum(Norm().apply(params, x)[0] ** 2))(jnp.ones((1, 8)))
+    assert float(y) == 0.0
+    assert np.isfinite(gradient).all()
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="norm='batchnorm': use one of layernorm, rmsnorm"):
+        Norm("batchnorm").init(jax.random.key(0), X)

@@ -1,0 +1,85 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjax.core.errors import UserError
+from mmjax.nn.position import Table, resize_grid, rotate, sincos_1d, sincos_2d
+
+DRAW = np.random.default_rng(0).normal
+SIDE = st.integers(1, 9)
+
+
+@given(old=st.tuples(SIDE, SIDE), new=st.tuples(SIDE, SIDE))
+def test_resizing_is_torchs_bicubic_interpolation(old, new):
+    table = DRAW(size=(old[0] * old[1], 3)).astype(np.float32)
+    grid = torch.from_numpy(table).reshape(1, *old, 3).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    resized = resize_grid(jnp.asarray(table), old, new)
+    np.testing.assert_allclose(resized, expected.permute(0, 2, 3, 1).reshape(-1, 3), rtol=1e-5, atol=1e-5)
+
+
+def test_resizing_keeps_a_constant_and_the_dtype():
+    resized = resize_grid(jnp.full((12, 2), 0.5, jnp.bfloat16), (3, 4), (5, 9))
+    assert resized.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(resized, np.full((45, 2), 0.5))
+    table = jnp.ones((12, 2))
+    assert resize_grid(table, (3, 4), (3, 4)) is table
+
+
+def test_sines_and_cosines_by_formula():
+    table = sincos_1d(5, 6)
+    for t in range(5):
+        for i in range(3):
+            angle = t / 10000 ** (i / 3)
+            np.testing.assert_allclose(table[t, i], math.sin(angle), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(table[t, i + 3], math.cos(angle), rtol=1e-6, atol=1e-7)
+    assert table.dtype == np.float32
+
+
+def test_two_dims_are_the_row_and_the_column():
+    table = sincos_2d(3, 4, 8)
+    for row in range(3):
+        for column in range(4):
+            expected = np.concatenate([sincos_1d(3, 4)[row], sincos_1d(4, 4)[column]])
+            np.testing.assert_array_equal(table[row * 4 + column], expected)
+
+
+def test_widths_that_cannot_be_halved_are_refused():
+    with pytest.raises(UserError, match="width=5: sincos positions need an even width"):
+        sincos_1d(3, 5)
+    with pytest.raises(UserError, match="width=6: 2-D sincos positions need a multiple of 4"):
+        sincos_2d(2, 2, 6)
+
+
+@given(shift=st.integers(0, 50))
+def test_rotated_products_depend_on_distance_alone(shift):
+    q, k = (jnp.asarray(np.random.default_rng(i).normal(size=(1, 4, 1, 8)), jnp.float32) for i in (1, 2))
+    places = jnp.arange(4)[None]
+
+    def products(moved):
+        return jnp.einsum("bthk,bshk->ts", rotate(q, places + moved), rotate(k, places + moved))
+
+    np.testing.assert_allclose(products(shift), products(0), rtol=1e-4, atol=2e-5)
+
+
+def test_rotation_keeps_lengths_and_place_zero():
+    x = jnp.asarray(DRAW(size=(1, 4, 2, 8)), jnp.float32)
+    y = rotate(x, jnp.arange(4)[None])
+    np.testing.assert_array_equal(y[:, 0], x[:, 0])
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
+    assert rotate(x.astype(jnp.bfloat16), jnp.arange(4)[None]).dtype == jnp.bfloat16
+
+
+def test_a_table_gives_one_row_an_id():
+    table = jnp.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(
+        Table(4, 3).apply({"params": {"table": table}}, jnp.array([[3, 0]])), table[None, jnp.array([3, 0])]
+    )
+    drawn = Table(500, 40).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["table"]
+    np.testing.assert_allclose(np.std(drawn), 0.02, rtol=0.02)

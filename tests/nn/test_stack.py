@@ -1,0 +1,291 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjax.core.errors import UserError
+from mmjax.core.flops import count_flops
+from mmjax.core.trees import leaves_by_path
+from mmjax.nn.stack import Block, Stack
+
+B, T, S, D, H, F = 2, 4, 3, 8, 2, 16
+DRAW = np.random.default_rng(0).normal
+X, CONTEXT = DRAW(size=(B, T, D)).astype(np.float32), DRAW(size=(B, S, D)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+CONTEXT_MASK = np.array([[1, 0, 1], [1, 1, 1]], bool)
+SIZE = {"width": D, "heads": H, "mlp_width": F}
+
+
+def drawn(module, *args, seed=0, **kwargs):
+    """Parameters of a module, all of them drawn, so that none hides behind a zero or a one."""
+    shapes = jax.eval_shape(functools.partial(module.init, **kwargs), jax.random.key(0), *args)
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape) * 0.3, x.dtype), shapes)
+
+
+# One block against PyTorch's layers.
+
+
+def torch_layer(cls, placement, bias=True):
+    torch.manual_seed(0)
+    layer = cls(D, H, F, dropout=0.0, activation="gelu", batch_first=True, norm_first=placement == "pre", layer_norm_eps=1e-5)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return layer
+
+
+def linear(layer):
+    return {"kernel": layer.weight.detach().numpy().T, "bias": layer.bias.detach().numpy()}
+
+
+def norm(layer):
+    return {"scale": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()}
+
+
+def attention(layer):
+    weights = layer.in_proj_weight.detach().numpy().reshape(3, H, D // H, D).transpose(0, 3, 1, 2)
+    biases = layer.in_proj_bias.detach().numpy().reshape(3, H, D // H)
+    out = linear(layer.out_proj)
+    out["kernel"] = out["kernel"].reshape(H, D // H, D)
+    return {name: {"kernel": weights[i], "bias": biases[i]} for i, name in enumerate("qkv")} | {"out": out}
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_a_block_is_torchs_encoder_layer(placement):
+    theirs = torch_layer(torch.nn.TransformerEncoderLayer, placement)
+    params = {
+        "attention": attention(theirs.self_attn),
+        "attention_norm": norm(theirs.norm1),
+        "mlp": {"up": linear(theirs.linear1), "down": linear(theirs.linear2)},
+        "mlp_norm": norm(theirs.norm2),
+    }
+    y = Block(**SIZE, norm_placement=placement, norm_epsilon=1e-5).apply({"params": params}, X, MASK)
+    expected = theirs(torch.from_numpy(X), src_key_padding_mask=torch.from_numpy(~MASK))
+    np.testing.assert_allclose(y, expected.detach(), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_a_causal_block_with_a_context_is_torchs_decoder_layer(placement):
+    theirs = torch_layer(torch.nn.TransformerDecoderLayer, placement)
+    params = {
+        "attention": attention(theirs.self_attn),
+        "attention_norm": norm(theirs.norm1),
+        "cross_attention": attention(theirs.multihead_attn),
+        "cross_attention_norm": norm(theirs.norm2),
+        "mlp": {"up": linear(theirs.linear1), "down": linear(theirs.linear2)},
+        "mlp_norm": norm(theirs.norm3),
+    }
+    block = Block(**SIZE, norm_placement=placement, norm_epsilon=1e-5, causal=True)
+    y = block.apply({"params": params}, X, MASK, (CONTEXT, CONTEXT_MASK))
+    expected = theirs(
+        torch.from_numpy(X),
+        torch.from_numpy(CONTEXT),
+        tgt_mask=torch.ones(T, T, dtype=torch.bool).triu(1),
+        tgt_key_padding_mask=torch.from_numpy(~MASK),
+        memory_key_padding_mask=torch.from_numpy(~CONTEXT_MASK),
+    )
+    np.testing.assert_allclose(y, expected.detach(), rtol=2e-5, atol=1e-5)
+
+
+def test_layer_scale_multiplies_each_branch():
+    scaled = Block(**SIZE, layer_scale=0.1)
+    params = {"params": drawn(Block(**SIZE), X, MASK)["params"]}
+
+    def at(attention, mlp):
+        scales = {"attention_layer_scale": jnp.full(D, attention), "mlp_layer_scale": jnp.full(D, mlp)}
+        return scaled.apply({"params": params["params"] | scales}, X, MASK)
+
+    np.testing.assert_array_equal(at(0.0, 0.0), X)
+    np.testing.assert_allclose(at(1.0, 1.0), Block(**SIZE).apply(params, X, MASK), rtol=1e-6)
+    np.testing.assert_allclose(at(0.5, 0.0) - X, (at(1.0, 0.0) - X) / 2, rtol=1e-4, atol=1e-6)
+    shapes = jax.eval_shape(scaled.init, jax.random.key(0), X, MASK)["params"]
+    assert shapes["mlp_layer_scale"].shape == (D,)
+
+
+# The stack.
+
+VARIANTS = {"none rolled": ("none", False), "none unrolled": ("none", True)} | {
+    f"{remat} {'unrolled' if unroll else 'rolled'}": (remat, unroll) for remat in ("full", "dots") for unroll in (False, True)
+}
+
+
+def deep(remat="none", unroll=False, **fields):
+    return Stack(**(SIZE | {"depth": 3, "remat": remat, "unroll": unroll} | fields))
+
+
+@functools.cache
+def value_and_gradient(name):
+    stack = deep(*VARIANTS[name])
+
+    def loss(params, x):
+        y = stack.apply(params, x, MASK)
+        return jnp.sum(jnp.sin(y)), y
+
+    params = drawn(deep(), X, MASK)
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, jnp.asarray(X))
+    return y, gradients
+
+
+@pytest.mark.parametrize("name", list(VARIANTS)[1:])
+def test_unrolling_and_rematerialisation_change_no_value_and_no_gradient(name):
+    (y, gradients), (same_y, same_gradients) = value_and_gradient("none rolled"), value_and_gradient(name)
+    np.testing.assert_allclose(same_y, y, rtol=1e-6, atol=1e-6)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    for path, g in leaves_by_path(gradients).items():
+        np.testing.assert_allclose(leaves_by_path(same_gradients)[path], g, rtol=1e-5, atol=1e-6 * largest, err_msg=path)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_rematerialisation_recomputes_what_it_says(unroll):
+    params = jax.eval_shape(deep().init, jax.random.key(0), X, MASK)
+
+    def flops(remat, gradient=True):
+        def loss(params, x):
+            return jnp.sum(deep(remat, unroll).apply(params, x, MASK))
+
+        return count_flops(jax.grad(loss, argnums=(0, 1)) if gradient else loss, params, X)
+
+    forward, none, dots, full = flops("none", False), flops("none"), flops("dots"), flops("full")
+    attention = 3 * 2 * (2 * B * T * T * D)
+    assert none == 3 * forward
+    assert none < dots <= none + attention
+    assert none + attention < full <= 4 * forward
+
+
+def test_layers_are_stored_stacked_and_differ():
+    stacks = [deep(unroll=unroll) for unroll in (False, True)]
+    rolled, unrolled = (jax.jit(stack.init)(jax.random.key(0), X, MASK)["params"] for stack in stacks)
+    jax.tree.map(np.testing.assert_array_equal, rolled, unrolled)
+    assert rolled["layers"]["attention"]["q"]["kernel"].shape == (3, D, H, D // H)
+    assert rolled["layers"]["mlp"]["up"]["bias"].shape == (3, F)
+    assert rolled["final_norm"]["scale"].shape == (D,)
+    kernels = np.asarray(rolled["layers"]["mlp"]["up"]["kernel"])
+    assert not np.allclose(kernels[0], kernels[1])
+
+
+def test_a_stack_is_its_blocks_one_after_another():
+    params = drawn(deep(), X, MASK)["params"]
+    x = jnp.asarray(X)
+    for i in range(3):
+        layer = jax.tree.map(lambda p, i=i: p[i], params["layers"])
+        x = Block(**SIZE).apply({"params": layer}, x, MASK)
+    y = deep(final_norm=False).apply({"params": {"layers": params["layers"]}}, X, MASK)
+    np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_drop_different_activations():
+    ones = jnp.ones((1, 1, 64))
+    params = drawn(Stack(width=64, heads=1, mlp_width=1, depth=2, final_norm=False), ones, None)
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["params"]["layers"]["mlp"]["down"]["bias"] = jnp.array([[1.0], [10.0]]) * jnp.ones((2, 64))
+    stack = Stack(width=64, heads=1, mlp_width=1, depth=2, final_norm=False, dropout=0.5)
+    added = stack.apply(params, ones, None, rngs={"dropout": jax.random.key(0)}) - 1.0
+    assert set(np.unique(np.round(np.asarray(added), 4))) == {0.0, 2.0, 20.0, 22.0}
+
+
+def test_no_layers_is_only_the_norm():
+    assert jax.eval_shape(deep(depth=0, final_norm=False).init, jax.random.key(0), X, MASK) == {}
+    np.testing.assert_array_equal(deep(depth=0, final_norm=False).apply({}, X, MASK), X)
+    assert "final_norm" not in jax.eval_shape(deep(norm_placement="post").init, jax.random.key(0), X, MASK)["params"]
+
+
+@functools.cache
+def masked(causal, placement):
+    fields = {"causal": causal, "norm_placement": placement, "rotary": True, "depth": 2}
+    params = drawn(deep(**fields), X, MASK, None, jnp.zeros((B, T), jnp.int32))
+    places = np.broadcast_to(np.arange(6)[None], (B, 6))
+    return jax.jit(lambda x, mask: deep(**fields).apply(params, x, mask, None, jnp.asarray(places)))
+
+
+@given(length=st.integers(1, 6), seed=st.integers(0, 99), causal=st.booleans(), placement=st.sampled_from(["pre", "post"]))
+def test_padding_changes_no_real_token(length, seed, causal, placement):
+    draw = np.random.default_rng(seed).normal
+    real = draw(size=(B, length, D))
+    padded = [np.concatenate([real, draw(size=(B, 6 - length, D)) * size], axis=1).astype(np.float32) for size in (1, 1e3)]
+    mask = np.broadcast_to(np.arange(6)[None] < length, (B, 6))
+    one, other = (masked(causal, placement)(x, mask)[:, :length] for x in padded)
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_a_shorter_array_gives_the_same_as_a_padded_one(placement):
+    stack = deep(norm_placement=placement)
+    params = drawn(stack, X, MASK)
+    whole = stack.apply(params, X, MASK)
+    np.testing.assert_allclose(stack.apply(params, X[1:, :2], MASK[1:, :2]), whole[1:, :2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_causal_token_sees_nothing_after_it():
+    stack = deep(causal=True)
+    params = drawn(stack, X, MASK)
+    changed = X.copy()
+    changed[:, 2] += 1.0
+    one, other = (stack.apply(params, x, np.ones((B, T), bool)) for x in (X, changed))
+    np.testing.assert_array_equal(one[:, :2], other[:, :2])
+    assert np.abs(one[:, 2:] - other[:, 2:]).min(axis=-1).max() > 1e-4
+
+
+def test_two_streams_play_symmetric_roles():
+    stack = deep(co=True, depth=2)
+    streams, masks = (jnp.asarray(X), jnp.asarray(CONTEXT)), (jnp.asarray(MASK), jnp.asarray(CONTEXT_MASK))
+    params = drawn(stack, streams, masks)["params"]
+    layers = params["layers"]
+    swapped = {
+        "layers": {"first": layers["second"], "second": layers["first"]},
+        "first_norm": params["second_norm"],
+        "second_norm": params["first_norm"],
+    }
+    x, y = stack.apply({"params": params}, streams, masks)
+    y_too, x_too = stack.apply({"params": swapped}, streams[::-1], masks[::-1])
+    np.testing.assert_allclose(x, x_too, rtol=1e-6)
+    np.testing.assert_allclose(y, y_too, rtol=1e-6)
+
+
+def test_each_stream_reads_the_other_as_it_stood():
+    stack = deep(co=True, depth=1, final_norm=False)
+    streams, masks = (jnp.asarray(X), jnp.asarray(CONTEXT)), (jnp.asarray(MASK), jnp.asarray(CONTEXT_MASK))
+    params = drawn(stack, streams, masks)["params"]["layers"]
+    first, second = (jax.tree.map(lambda p: p[0], params[name]) for name in ("first", "second"))
+    x, y = stack.apply({"params": {"layers": params}}, streams, masks)
+    np.testing.assert_allclose(
+        x, Block(**SIZE).apply({"params": first}, X, MASK, (CONTEXT, CONTEXT_MASK)), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        y, Block(**SIZE).apply({"params": second}, CONTEXT, CONTEXT_MASK, (X, MASK)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"activation": "swiglu", "norm": "rmsnorm", "layer_scale": 0.1, "kv_heads": 1}])
+def test_bfloat16_goes_in_and_comes_out(fields):
+    stack = deep(remat="dots", dropout=0.1, attention_dropout=0.1, **fields)
+    x, context = jnp.asarray(X, jnp.bfloat16), jnp.asarray(CONTEXT, jnp.bfloat16)
+
+    def out(key):
+        return stack.init_with_output({"params": key, "dropout": key}, x, MASK, (context, CONTEXT_MASK))
+
+    y, params = jax.eval_shape(out, jax.random.key(0))
+    assert y.dtype == jnp.bfloat16
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"norm_placement": "middle"}, "norm_placement='middle': use pre or post"),
+        ({"remat": "some"}, "remat='some': use one of none, full, dots"),
+        ({"heads": 3}, "heads=3 does not divide width=8"),
+        ({"heads": 0}, "heads=0 does not divide width=8"),
+        ({"heads": 8, "rotary": True}, "rotary positions need an even head width, found 1"),
+        ({"kv_heads": 3}, "heads=2 is not a multiple of kv_heads=3"),
+        ({"activation": "gleu"}, "activation='gleu': use one of gelu"),
+        ({"norm": "batch"}, "norm='batch': use one of layernorm, rmsnorm"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, said):
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(deep(**fields).init, jax.random.key(0), X, MASK)
