@@ -127,6 +127,13 @@ def run(objective: Objective, batch: Batch, params: Mapping[str, Array] | None =
     return _run(objective, dict(batch), params or fake_params(), jax.random.key(seed))[0]
 
 
+@jax.jit
+def embedded(batch: Batch, params: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Images and texts in their shared space, both [B, E]."""
+    forward = FakeForward(batch, params)
+    return forward.embed("image"), forward.embed("text")
+
+
 def fused(objective: Objective, batch: Batch, seed: int = 0) -> dict[str, Tokens]:
     """What the objective handed to its fusion."""
     return _run(objective, dict(batch), fake_params(), jax.random.key(seed))[1]

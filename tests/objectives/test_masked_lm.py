@@ -8,21 +8,27 @@ from fake_forward import CLS, MASK, PAD, VOCABULARY, calls, fake_batch, fake_par
 from mmjax.objectives.masked_lm import MaskedLM
 
 KEY = jax.random.key(0)
-corrupt = jax.jit(MaskedLM.corrupt, static_argnums=0)
 
 
 def objective(**changes) -> MaskedLM:
     return MaskedLM(**{"vocab_size": VOCABULARY, "mask_id": MASK, "special_ids": (PAD, CLS), "mask_probability": 0.5} | changes)
 
 
-def large(rows=512, length=64, vocabulary=1000, **changes):
+def corrupt(spec, batch):
+    """What is shown, and what was chosen, as numpy."""
+    return [np.asarray(x) for x in spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY)]
+
+
+def large_batch(rows=2048, length=16, vocabulary=1000):
+    """Rows of real tokens only; always of one shape, for eager JAX compiles once a shape."""
     ids = jnp.asarray(np.random.default_rng(0).integers(5, vocabulary, (rows, length)), jnp.int32)
-    spec = objective(vocab_size=vocabulary, mask_probability=0.15, **changes)
-    return ids, *corrupt(spec, ids, jnp.ones(ids.shape, bool), jnp.arange(rows), KEY)
+    return {"text": ids, "text_mask": jnp.ones(ids.shape, bool), "index": jnp.arange(rows)}
 
 
 def test_the_rates_are_15_then_80_10_10():
-    ids, shown, chosen = (np.asarray(x) for x in large())
+    batch = large_batch()
+    ids = np.asarray(batch["text"])
+    shown, chosen = corrupt(objective(vocab_size=1000, mask_probability=0.15), batch)
     assert abs(chosen.mean() - 0.15) < 4 * np.sqrt(0.15 * 0.85 / chosen.size)
     np.testing.assert_array_equal(shown[~chosen], ids[~chosen])
     before, after = ids[chosen], shown[chosen]
@@ -35,29 +41,24 @@ def test_the_rates_are_15_then_80_10_10():
 
 
 def test_only_real_tokens_that_are_not_special_are_chosen():
-    batch = fake_batch(64)
-    spec = objective(mask_probability=1.0)
-    _, chosen = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
-    np.testing.assert_array_equal(chosen, np.asarray(batch["text_mask"]) & (np.asarray(batch["text"]) > CLS))
-    _, everywhere = objective(mask_probability=1.0, special_ids=()).corrupt(
-        batch["text"], batch["text_mask"], batch["index"], KEY
-    )
-    np.testing.assert_array_equal(everywhere, batch["text_mask"])
+    batch = fake_batch()
+    real, special = np.asarray(batch["text_mask"]), np.asarray(batch["text"]) <= CLS
+    np.testing.assert_array_equal(corrupt(objective(mask_probability=1.0), batch)[1], real & ~special)
+    np.testing.assert_array_equal(corrupt(objective(mask_probability=1.0, special_ids=()), batch)[1], real)
 
 
 def test_draws_belong_to_the_example():
-    batch, spec = fake_batch(), objective()
-    whole = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
-    part = corrupt(spec, batch["text"][4:], batch["text_mask"][4:], batch["index"][4:], KEY)
-    for a, b in zip(whole, part, strict=True):
-        np.testing.assert_array_equal(a[4:], b)
+    batch = fake_batch()
+    turned = {key: value[::-1] for key, value in batch.items()}
+    for a, b in zip(corrupt(objective(), batch), corrupt(objective(), turned), strict=True):
+        np.testing.assert_array_equal(a[::-1], b)
 
 
 @pytest.mark.parametrize("fusion", ["", "cross"])
 def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
     batch, spec, params = fake_batch(), objective(fusion=fusion), fake_params()
     loss = run(spec, batch, params)
-    shown, chosen = (np.asarray(x) for x in corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY))
+    shown, chosen = corrupt(spec, batch)
     text = np.asarray(params["encoders_text"], np.float64)[shown]
     if fusion:
         image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
@@ -83,22 +84,16 @@ def test_a_limit_beyond_the_length_is_the_length():
 
 
 def test_a_limit_that_binds_keeps_an_even_choice():
-    _, _, chosen = large(max_predictions=2)
-    assert chosen.sum(1).max() == 2
-    spec = objective(mask_probability=1.0, max_predictions=1)
-    ids = jnp.full((2000, 4), 5, jnp.int32)
-    _, chosen = corrupt(spec, ids, jnp.ones(ids.shape, bool), jnp.arange(2000), KEY)
-    assert np.all(chosen.sum(1) == 1)
-    np.testing.assert_allclose(np.mean(chosen, 0), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 2000))
+    _, chosen = corrupt(objective(mask_probability=1.0, max_predictions=2), large_batch())
+    assert np.all(chosen.sum(1) == 2)
+    np.testing.assert_allclose(chosen.mean(0), 2 / 16, atol=4 * np.sqrt(2 / 16 * 14 / 16 / 2048))
 
 
 def test_a_limit_that_binds_counts_only_what_it_hid():
-    batch = fake_batch()
-    spec = objective(mask_probability=1.0, max_predictions=1)
-    shown, chosen = corrupt(spec, batch["text"], batch["text_mask"], batch["index"], KEY)
-    loss = run(spec, batch)
-    assert int(loss.count) == int(chosen.sum()) > 0
-    np.testing.assert_array_equal(np.asarray(shown)[~np.asarray(chosen)], np.asarray(batch["text"])[~np.asarray(chosen)])
+    batch, spec = fake_batch(), objective(mask_probability=1.0, max_predictions=1)
+    shown, chosen = corrupt(spec, batch)
+    assert int(run(spec, batch).count) == chosen.sum() == 8
+    np.testing.assert_array_equal(shown[~chosen], np.asarray(batch["text"])[~chosen])
 
 
 def test_nothing_chosen_counts_nothing():

@@ -1,9 +1,13 @@
-"""configs/digits.py at a size that compiles in seconds; a config file by itself, as the command-line tests use it."""
+"""configs/digits.py at a size that compiles in seconds; a config file as well, which the command-line tests run."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import jax
+import numpy as np
 
 from mmjax.data import Caption, Data, Digits, Normalise, WordPiece
 from mmjax.evaluate import ZeroShot
@@ -13,7 +17,10 @@ from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import Cross, Dual
 from mmjax.models.heads import Classifier, TokenClassifier
 from mmjax.objectives import CausalLM, Classification, Contrastive, MaskedLM, Matching
+from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.train import SGD, Checkpoint, Experiment, Log, Task
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup, set_up
 
 WORDS, LENGTH = 64, 12
 TEMPLATES = ("a photo of the digit {}.", "the number {}.")
@@ -25,6 +32,8 @@ OBJECTIVES = {
     "classify": Classification(),
 }
 FOUR = ("contrastive", "matching", "masked_lm", "caption")
+SIZE = {"width": 16, "heads": 2, "depth": 1, "mlp_width": 32}
+TEXT = {"vocab_size": WORDS, "max_length": LENGTH}
 
 
 def data(split: str = "train", batch_size: int = 16, **changes: Any) -> Data:
@@ -32,23 +41,29 @@ def data(split: str = "train", batch_size: int = 16, **changes: Any) -> Data:
     return Data(Digits(split), transforms, batch_size=batch_size, max_length=LENGTH, threads=0, **changes)
 
 
-def model(small: bool = False, **changes: Any) -> Multimodal:
-    """All that the four objectives of digits need; `small` is one image and one text tower, for contrastive and classify."""
-    size = {"width": 16, "heads": 2, "depth": 1, "mlp_width": 32} | changes
-    text = {"vocab_size": WORDS, "max_length": LENGTH, **size}
-    towers = {"image": ViT(image_size=(8, 8), patch=(4, 4), **size), "text": TextTransformer(**text)}
-    classes = Classifier(classes=10, input="image")
-    if small:
-        return Multimodal(encoders=towers, fusions={"dual": Dual(width=16, project=())}, heads={"classes": classes})
+def vit(**changes: Any) -> ViT:
+    return ViT(image_size=(8, 8), patch=(4, 4), **(SIZE | changes))
+
+
+def model() -> Multimodal:
+    """All that the four objectives of digits need."""
     return Multimodal(
-        encoders=towers,
-        fusions={"dual": Dual(width=16), "cross": Cross(**size)},
-        decoders={"caption": TextDecoder(**text)},
+        encoders={"image": vit(), "text": TextTransformer(**TEXT, **SIZE)},
+        fusions={"dual": Dual(width=16), "cross": Cross(**SIZE)},
+        decoders={"caption": TextDecoder(**TEXT, **SIZE)},
         heads={
             "match": Classifier(classes=2, input="cross", pool="cls"),
             "masked_lm": TokenClassifier(classes=WORDS, input="cross", tied_to="text"),
-            "classes": classes,
         },
+    )
+
+
+def small_model(**changes: Any) -> Multimodal:
+    """One layer on images and a bag of words: enough for `contrastive` and `classify`, and compiled in a few seconds."""
+    return Multimodal(
+        encoders={"image": vit(**changes), "text": TextTransformer(**TEXT, **(SIZE | {"depth": 0}), positions="none")},
+        fusions={"dual": Dual(width=16, project=())},
+        heads={"classes": Classifier(classes=10, input="image")},
     )
 
 
@@ -56,20 +71,46 @@ def tasks(*names: str, data: str = "train") -> dict[str, Task]:
     return {name: Task(OBJECTIVES[name], data=data) for name in names}
 
 
-def experiment(*objectives: str, **changes: Any) -> Experiment:
-    """The tiny experiment on some of the objectives (default: the four of digits), with fields changed."""
-    return dataclasses.replace(
-        Experiment(
-            model=model(),
-            data={"train": data(), "validation": data("validation", 96), "test": data("test", 96)},
-            tokenizer=WordPiece(WORDS),
-            tasks=tasks(*objectives or FOUR),
-            optimizer=SGD(learning_rate=0.05, schedule="constant", clip_norm=0.0, momentum=0.9),
-            steps=6,
-            evaluate={"prompted": ZeroShot(TEMPLATES)},
-            evaluate_every=0,
-            checkpoint=Checkpoint(every=2),
-            log=Log(every=1, tensorboard=False, progress=False),
-        ),
-        **changes,
+def four(**changes: Any) -> Experiment:
+    """The four objectives of digits."""
+    return _with(changes, model=model(), tasks=tasks(*FOUR))
+
+
+def experiment(**changes: Any) -> Experiment:
+    """The two tasks of `small_model`, which is what most tests need."""
+    return _with(changes, model=small_model(), tasks=tasks("contrastive", "classify"))
+
+
+def _with(changes: dict[str, Any], **chosen: Any) -> Experiment:
+    base = Experiment(
+        data={"train": data(), "validation": data("validation", 96), "test": data("test", 96)},
+        tokenizer=WordPiece(WORDS),
+        optimizer=SGD(learning_rate=0.05, schedule="constant", clip_norm=0.0),
+        steps=6,
+        evaluate={"prompted": ZeroShot(TEMPLATES)},
+        checkpoint=Checkpoint(every=2),
+        log=Log(every=1, tensorboard=False, progress=False),
+        **chosen,
     )
+    return dataclasses.replace(base, **changes)
+
+
+def prepared(made: Experiment, mesh: Mesh = Mesh(1)) -> tuple[Setup, Callable[..., Any]]:
+    """The setup of an experiment on a mesh, and its compiled step."""
+    sizes = mesh.shape(1 if mesh == Mesh(1) else jax.device_count())
+    built = mesh.build(jax.devices()[: int(np.prod(sizes))])
+    with use_mesh(built):
+        setup = set_up(made, Run("nowhere"), built)
+        return setup, setup.compile_step(made.groups()[0])[0]
+
+
+def host(tree: Any) -> Any:
+    """A copy on the host, safe from donation."""
+    return jax.tree.map(np.array, tree)
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    """Two trees of arrays, bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)

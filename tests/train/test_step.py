@@ -1,0 +1,196 @@
+"""The training step: accumulation, what is shared, what is frozen, and steps that must not be taken."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.core.flops import count_flops
+from mmjax.core.trees import leaves_by_path
+from mmjax.models import Multimodal
+from mmjax.models.decoders import TextDecoder
+from mmjax.models.encoders import TextTransformer
+from mmjax.models.forward import BoundForward
+from mmjax.models.heads import Classifier, TokenClassifier
+from mmjax.models.multimodal import param_shapes
+from mmjax.nn.augment import ImageAugment
+from mmjax.objectives import CausalLM
+from mmjax.train import SGD, Task
+from mmjax.train.step import WARM, task_losses
+
+RAW = {"schedule": "constant", "clip_norm": 0.0}
+
+
+@pytest.fixture(scope="module")
+def careful():
+    """An experiment that freezes, averages, and skips bad steps: its setup, its step, and the state and batch it starts from."""
+    optimizer = SGD(
+        learning_rate=0.1,
+        weight_decay=0.1,
+        ema=0.9,
+        freeze=("encoders_text/*", "encoders_image/*[:1]"),
+        spike_factor=3.0,
+        on_bad_step="skip",
+        **RAW,
+    )
+    setup, step = tiny.prepared(tiny.experiment(model=tiny.small_model(depth=2), optimizer=optimizer))
+    return setup, step, tiny.host(setup.init()), setup.datasets["train"].batch(0)
+
+
+def take(careful, state=None, batch=None):
+    """One step from the host: (state before, state after, figures), all on the host."""
+    setup, step, start, first = careful
+    before = start if state is None else state
+    layout = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract)
+    placed = jax.tree.map(lambda x, s: jax.device_put(np.array(x), s), before, layout)
+    after, figures = step(placed, {"train": setup.place(batch or first)})
+    return before, tiny.host(after), tiny.host(figures)
+
+
+def test_a_good_step_moves_what_is_trained_and_nothing_that_is_frozen(careful):
+    before, after, figures = take(careful)
+    assert figures["bad_step"] == 0 and after.step == 1
+    old, new = leaves_by_path(before.params), leaves_by_path(after.params)
+    for path in old:
+        if path.startswith("encoders_text/"):
+            np.testing.assert_array_equal(new[path], old[path])
+        elif "/layers/" in path:
+            np.testing.assert_array_equal(new[path][:1], old[path][:1])
+            assert (new[path][1:] != old[path][1:]).any() or path.endswith("attention/k/bias"), path
+        elif not path.endswith("bias_logit"):
+            assert (new[path] != old[path]).any(), path
+
+
+def test_a_frozen_encoder_has_no_gradient(careful):
+    """The norm of the gradient is that of the trained parameters alone, so clipping does not see what is frozen."""
+    setup, _, start, batch = careful
+    e = setup.experiment
+
+    def loss(params):
+        losses = task_losses(e.model, e.tasks, params, {"train": batch}, jax.random.key(0))
+        return sum(value.sum / value.count for value in losses.values())
+
+    gradients = leaves_by_path(jax.grad(loss)(start.params))
+    trained = [np.sum(np.square(g)) for path, g in gradients.items() if not path.startswith("encoders_text/")]
+    assert any(np.any(g) for path, g in gradients.items() if path.startswith("encoders_text/"))
+    _, _, figures = take(careful)
+    assert figures["gradient_norm"] == pytest.approx(np.sqrt(sum(trained)), rel=1e-5)
+
+
+def test_the_moving_average_by_formula(careful):
+    before, after, _ = take(careful)
+    tiny.assert_identical(before.ema, before.params)
+    _, later, _ = take(careful, after)
+    for e0, e1, p1, e2, p2 in zip(
+        *map(jax.tree.leaves, (before.ema, after.ema, after.params, later.ema, later.params)), strict=True
+    ):
+        np.testing.assert_allclose(e1, 0.9 * e0 + 0.1 * p1, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(e2, 0.81 * e0 + 0.09 * p1 + 0.1 * p2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_the_step_number_alone(careful, value):
+    image = careful[3]["image"].copy()
+    image[3, 2, 1, 0] = value
+    before, after, figures = take(careful, batch={**careful[3], "image": image})
+    assert figures["bad_step"] == 1 and not np.isfinite(figures["loss"])
+    assert after.step == before.step + 1
+    tiny.assert_identical(dataclasses.replace(after, step=before.step), before)
+    _, good, _ = take(careful, after)
+    assert good.watch["good"] == 1  # the schedule counts updates that were applied
+
+
+def test_a_spike_is_skipped_once_the_mean_is_known(careful):
+    _, _, figures = take(careful)
+    start = careful[2]
+
+    def watched(mean, good):
+        return dataclasses.replace(start, watch={"mean": np.float32(mean), "good": np.int32(good)})
+
+    loss = figures["loss"]
+    spiking, early, calm = watched(loss / 3.1, WARM), watched(loss / 3.1, WARM - 1), watched(loss / 2.9, WARM)
+    before, after, figures = take(careful, spiking)
+    assert figures["bad_step"] == 1
+    tiny.assert_identical(dataclasses.replace(after, step=before.step), before)
+    for state in (early, calm):
+        _, after, figures = take(careful, state)
+        assert figures["bad_step"] == 0
+        assert after.watch["mean"] == pytest.approx(0.98 * state.watch["mean"] + 0.02 * loss, rel=1e-5)
+
+
+def three_tasks(accumulate: int):
+    """Masked and causal language models and a classifier: counts that differ from row to row, masks, and device noise."""
+    model = Multimodal(
+        encoders={"image": tiny.vit(depth=0), "text": TextTransformer(**tiny.TEXT, **tiny.SIZE)},
+        decoders={"caption": TextDecoder(**tiny.TEXT, **(tiny.SIZE | {"depth": 0}), context=())},
+        heads={
+            "masked_lm": TokenClassifier(classes=tiny.WORDS, input="text", tied_to="text"),
+            "classes": Classifier(classes=10, input="image"),
+        },
+        augment={"image": ImageAugment(noise=0.1)},
+    )
+    masked = dataclasses.replace(tiny.OBJECTIVES["masked_lm"], fusion="")
+    tasks = {"masked_lm": Task(masked), "caption": Task(CausalLM(context=()), weight=0.5), **tiny.tasks("classify")}
+    optimizer = SGD(learning_rate=0.3, accumulate=accumulate, **RAW)
+    return tiny.experiment(model=model, tasks=tasks, optimizer=optimizer, evaluate={})
+
+
+def test_accumulation_equals_the_large_batch():
+    results = []
+    for accumulate in (1, 4):
+        setup, step = tiny.prepared(three_tasks(accumulate))
+        state, figures = step(setup.init(), {"train": setup.place(setup.datasets["train"].batch(0))})
+        results.append((tiny.host(state.params), tiny.host(figures)))
+    (whole, one), (parts, four) = results
+    for path, leaf in leaves_by_path(whole).items():
+        np.testing.assert_allclose(leaves_by_path(parts)[path], leaf, rtol=0, atol=1e-6, err_msg=path)
+    assert one.keys() == four.keys()
+    for name in one:
+        np.testing.assert_allclose(four[name], one[name], rtol=2e-6, atol=1e-6, err_msg=name)
+
+
+def flops_of(made, *names):
+    """(FLOPs of the losses of some tasks, FLOPs of the image encoder), counted in the jaxpr."""
+    params, batch = param_shapes(made.model), tiny.host(made.data["train"].build(tokenizer(made), 0).batch(0))
+    losses = functools.partial(task_losses, made.model, {name: made.tasks[name] for name in names})
+    encoder = count_flops(lambda p, b: BoundForward(made.model, p, b).encode("image").embeddings, params, batch)
+    return count_flops(losses, params, {"train": batch}, jax.random.key(0)), encoder
+
+
+@functools.cache
+def tokenizer_of_digits():
+    made = tiny.four()
+    return made.tokenizer.train(made.data["train"].texts())
+
+
+def tokenizer(made):
+    return tokenizer_of_digits() if made.tokenizer else None
+
+
+def test_each_modality_is_encoded_once():
+    """What two objectives ask for is counted once: apart they cost one image encoder more than together."""
+    made = tiny.four()
+    contrastive, encoder = flops_of(made, "contrastive")
+    caption, _ = flops_of(made, "caption")
+    both, _ = flops_of(made, "contrastive", "caption")
+    assert encoder > 0
+    assert contrastive + caption - both == encoder
+
+
+def test_each_modality_is_encoded_once_in_the_compiled_program():
+    """XLA does not merge repeated encoders by itself, so this fails when a second one is traced."""
+    made = tiny.experiment(model=tiny.small_model(unroll=True))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(made.model))
+    batches = {"train": made.data["train"].build(tokenizer(made), 0).batch(0)}
+
+    def compiled(*names):
+        losses = functools.partial(task_losses, made.model, {name: made.tasks[name] for name in names})
+        return jax.jit(losses).lower(params, batches, jax.random.key(0)).compile().cost_analysis()["flops"]
+
+    _, encoder = flops_of(made, "classify")
+    alone, both = compiled("contrastive"), compiled("contrastive", "classify")
+    assert alone > encoder
+    assert 0 < both - alone < 0.1 * encoder
