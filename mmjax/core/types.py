@@ -13,6 +13,7 @@ A batch is a flat dict of arrays. A modality's raw input is stored under the mod
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
 | `label`         | [B] int32          | class                                                                |
+| `next`          | [B] int32          | 1 = the second sentence follows the first, 0 = not, below 0 = ignored |
 | `group`         | [B] int32          | examples with an equal group are each other's positives              |
 | `index`         | [B] int32          | row in the global batch: the source of per-example randomness        |
 | `valid`         | [B] bool           | False = padding of the last evaluation batch, must not count         |
@@ -77,7 +78,7 @@ class Forward(Protocol):
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
         """Run one encoder on the batch, or on `inputs` (batch keys that replace the batch's own).
 
-        Replaced inputs need a `key` that names them: results are remembered by (modality, key).
+        Here and below, a result is remembered by its inputs and its `key`, which also names its dropout.
         """
         ...
 

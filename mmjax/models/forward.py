@@ -1,12 +1,13 @@
 """The bound model, as objectives and evaluators see it. No flax here: each computation is one pure `apply`.
 
-What was computed once in a step is remembered, so a modality is encoded once however many objectives ask for it. Dropout and
-augmentation keys are folded with the name of the computation, so the order in which objectives ask changes nothing.
+What was computed once in a step is remembered by its name and inputs: a modality is encoded once however many objectives ask
+for it, and nobody gets another's result. Dropout and augmentation keys are folded with that name (the caller's `key` is part of
+it), so the order in which objectives ask changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,44 +56,46 @@ class BoundForward:
         self._dtype = compute_dtype(model.dtype)
         self._params = cast_params(params, self._dtype)
         self._rng = rng
-        self._memory: dict[tuple[str, ...], Any] = {}
+        self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
-        def compute() -> Tokens:
-            source = {**self.batch, **(inputs or {})}
-            if modality not in source:
-                raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-            x = self._prepare(modality, source[modality])
-            mask, segments = (source.get(f"{modality}_{part}") for part in ("mask", "segments"))
-            return self._apply("encode", f"encode/{modality}/{key}", modality, x, mask, segments)
+        source = {**self.batch, **(inputs or {})}
+        if modality not in source:
+            raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
+        raw = {part: source.get(f"{modality}{part}") for part in ("", "_mask", "_segments")}
 
-        assert inputs is None or key, "replaced inputs need a key of their own"
-        return self._once(("encode", modality, key), compute)
+        def compute() -> Tokens:
+            x = self._prepare(modality, source[modality])
+            return self._apply("encode", f"encode/{modality}/{key}", modality, x, raw["_mask"], raw["_segments"])
+
+        return self._once(("encode", modality, key), raw, compute)
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         tokens = self.encode(modality, inputs, key)
+        name = f"embed/{fusion}/{modality}/{key}"
         return self._once(
-            ("embed", fusion, modality, key),
-            lambda: self._apply("embed", f"embed/{fusion}/{modality}/{key}", fusion, modality, tokens),
+            ("embed", fusion, modality, key), tokens, lambda: self._apply("embed", name, fusion, modality, tokens)
         )
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens], key: str) -> Tokens:
-        return self._once(("fuse", fusion, key), lambda: self._apply("fuse", f"fuse/{fusion}/{key}", fusion, dict(tokens)))
+        taken = dict(tokens)
+        return self._once(("fuse", fusion, key), taken, lambda: self._apply("fuse", f"fuse/{fusion}/{key}", fusion, taken))
 
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
-        def compute() -> Array:
-            ids, mask = inputs["text"], inputs.get("text_mask")
-            return self._apply("decode", f"decode/{decoder}/{key}", decoder, ids, mask, dict(context or {})).astype(jnp.float32)
+        taken, ids, mask = dict(context or {}), inputs["text"], inputs.get("text_mask")
 
-        return self._once(("decode", decoder, key), compute)
+        def compute() -> Array:
+            return self._apply("decode", f"decode/{decoder}/{key}", decoder, ids, mask, taken).astype(jnp.float32)
+
+        return self._once(("decode", decoder, key), (ids, mask, taken), compute)
 
     def head(self, head: str, tokens: Tokens, key: str) -> Array:
-        return self._once(("head", head, key), lambda: self._apply("head", f"head/{head}/{key}", head, tokens))
+        return self._once(("head", head, key), tokens, lambda: self._apply("head", f"head/{head}/{key}", head, tokens))
 
     def scalar(self, fusion: str, name: str) -> Array:
-        return self._once(("scalar", fusion, name), lambda: self._apply("scalar", "scalar", fusion, name))
+        return self._once(("scalar", fusion, name), (), lambda: self._apply("scalar", "scalar", fusion, name))
 
     def _prepare(self, modality: str, x: Array) -> Array:
         """Augment (when training) and cast a raw input."""
@@ -107,7 +110,9 @@ class BoundForward:
         rngs = None if self._rng is None else {"dropout": fold_name(self._rng, name)}
         return self._model.apply({"params": self._params}, *args, method=method, rngs=rngs)
 
-    def _once(self, key: tuple[str, ...], compute: Any) -> Any:
+    def _once(self, name: tuple[str, ...], inputs: Any, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed once for these very inputs; keeping them keeps their identities from being reused."""
+        key = (*name, jax.tree.structure(inputs), *map(id, jax.tree.leaves(inputs)))
         if key not in self._memory:
-            self._memory[key] = compute()
-        return self._memory[key]
+            self._memory[key] = (inputs, compute())
+        return self._memory[key][1]

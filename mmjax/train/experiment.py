@@ -153,10 +153,10 @@ class Experiment:
 
     def check_batches(self, ways: int) -> None:
         """Batches against the mesh: `ways` is how many parts examples are split into."""
-        for name in self.task_data():
-            size = self.data[name].batch_size
-            if size % (ways * self.optimizer.accumulate):
-                parts = f"{ways} devices" + (f" x accumulate={self.optimizer.accumulate}" * (self.optimizer.accumulate > 1))
+        for name, data in self.data.items():
+            size, micro = data.batch_size, self.optimizer.accumulate if name in self.task_data() else 1
+            if size % (ways * micro):
+                parts = f"{ways} devices" + (f" x accumulate={micro}" * (micro > 1))
                 raise UserError(f"data.{name}.batch_size={size} does not divide over {parts} (the mesh's data x fsdp)")
 
     def _known_data(self, field: str, name: str) -> None:

@@ -50,7 +50,7 @@ def train(experiment: Experiment, workdir: str | Path, profile: bool = False) ->
     with use_mesh(mesh):
         setup = set_up(experiment, run, mesh)
         run.open(experiment)
-        if setup.tokenizer is not None and run.tokenizer() is None:
+        if setup.tokenizer is not None and not run.has_checkpoint():
             run.keep_tokenizer(setup.tokenizer)
         run.write_json("environment.json", environment() | _about_data(setup))
         return _Loop(setup, run, profile).run_all()
@@ -74,7 +74,7 @@ class _Loop:
         self.say: Callable[[str], None] = self.notes.append  # until there is a terminal to say it on
         self.checkpoints = Checkpoints(run.checkpoints, self.experiment.checkpoint, lambda line: self.say(line))
         self.evaluation = setup.evaluation()
-        self.state, self.step, self.metrics = self._start()
+        self.state, self.step = self._start()
         self.writer = MetricWriter(run.path, self.experiment.log, self.step, self.experiment.steps, to_json(self.experiment))
         self.say = self.writer.say
         for note in self.notes:
@@ -88,20 +88,21 @@ class _Loop:
                 finished = self._steps(stopped)
             return self._final() if finished else {}
         finally:
+            self.profile.close()
             self._say_data_troubles()
             self.writer.close()
             self.checkpoints.close()
 
-    def _start(self) -> tuple[State, int, dict[str, float]]:
+    def _start(self) -> tuple[State, int]:
         """From the last good checkpoint, or from another run's parameters, or from the seed."""
         restored = self.checkpoints.restore(self.setup.abstract)
         if restored is not None:
             self.say(f"going on from step {restored[1]} in {self.run.path}")
-            return restored
+            return restored[:2]
         state = self.setup.init()
         if self.experiment.init_from:
             state = self._init_from(state)
-        return state, 0, {}
+        return state, 0
 
     def _init_from(self, state: State) -> State:
         source = Run(self.experiment.init_from)
@@ -147,13 +148,14 @@ class _Loop:
                 self.pending.append((self.step, figures))
                 self.speed.tick(group, sum(len(b["index"]) for b in batches.values()))
                 self._write_figures(LAG)
+                if self._boundary():
+                    break
                 if stopped.is_set():
-                    self._save()
+                    if self.step not in self.checkpoints.steps():
+                        self._save({})
                     self.checkpoints.wait()
                     self.say(f"stopped by a signal; saved step {self.step}")
                     return False
-                if self._boundary():
-                    break
         self.checkpoints.wait()
         return True
 
@@ -203,20 +205,22 @@ class _Loop:
         e, step = self.experiment, self.step
         last = step == e.steps
         evaluate = bool(e.evaluate) and e.evaluate_every > 0 and (step % e.evaluate_every == 0 or last)
+        metrics: dict[str, float] = {}
         stop = False
         if evaluate:
             self._write_figures(0)
-            self.metrics = self._evaluate(evaluated(self.state))
-            self.writer.write(step, self.metrics)
-            self.say(f"step {step}: " + _shown(self.metrics))
+            metrics = self._evaluate(evaluated(self.state))
+            self.writer.write(step, metrics)
+            self.say(f"step {step}: " + _shown(metrics))
             stop = self._out_of_patience()
         if evaluate or last or step % e.checkpoint.every == 0:
-            self._save()
+            self._save(metrics)
         return stop
 
-    def _save(self) -> None:
+    def _save(self, metrics: Mapping[str, float]) -> None:
+        """Save with the metrics measured at this very step, so that the best checkpoint is one that was measured."""
         self._write_figures(0)
-        self.checkpoints.save(self.step, self.state, self.metrics, to_json(self.experiment))
+        self.checkpoints.save(self.step, self.state, metrics, to_json(self.experiment))
 
     def _out_of_patience(self) -> bool:
         """Whether the best value is `patience` evaluations old; read off the written metrics, so a resumed run agrees."""

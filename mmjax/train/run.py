@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class Run:
         """Write the tokenizer beside, then rename, so that it is never half there."""
         folder, beside = self.path / "tokenizer", self.path / "tokenizer.new"
         tokenizer.save(beside)
+        shutil.rmtree(folder, ignore_errors=True)  # a folder that is not empty cannot be replaced
         os.replace(beside, folder)
 
     def write_json(self, name: str, data: Any) -> None:

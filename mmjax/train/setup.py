@@ -16,7 +16,7 @@ from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation
-from mmjax.models.forward import BoundForward
+from mmjax.models.forward import BoundForward, compute_dtype
 from mmjax.models.multimodal import param_shapes
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
@@ -106,6 +106,7 @@ def set_up(experiment: Experiment, run: Run, mesh: jax.sharding.Mesh, only: tupl
     """
     experiment.check()
     experiment.check_batches(batch_ways(mesh))
+    compute_dtype(experiment.model.dtype)
     _check_tensor(experiment.model, mesh.shape["tensor"])
     tokenizer = _tokenizer(experiment, run)
     _check_vocabulary(experiment, tokenizer)
@@ -128,8 +129,8 @@ def _init(experiment: Experiment, seed: Any) -> State:
 
 
 def _tokenizer(experiment: Experiment, run: Run) -> Tokenizer | None:
-    """The run's own if it has one; else the one its config names; else that of the run it starts from."""
-    kept = run.tokenizer()
+    """The run's own once it has a checkpoint; else the one its config names; else that of the run it starts from."""
+    kept = run.tokenizer() if run.has_checkpoint() else None
     if kept is not None:
         return kept
     if experiment.tokenizer is not None:

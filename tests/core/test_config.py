@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.core.config import differences, from_json, leaves, load_class, nearest, override, replace, to_json
+from mmjax.core.config import differences, from_json, leaves, load_class, override, replace, to_json
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer, ViT
@@ -144,11 +144,6 @@ def test_override_names_the_nearest_path(path, near):
 def test_a_misspelt_field_deep_in_a_model_is_named():
     said = refused("encoders.image.dept", "3", spec=model())
     assert said == "unknown field --encoders.image.dept (did you mean 'encoders.image.depth'?)"
-
-
-def test_nearest_is_silent_when_nothing_is_near():
-    assert nearest("zebra", ["text", "image"]) == ""
-    assert nearest("imag", ["text", "image"]) == " (did you mean 'image'?)"
 
 
 def test_an_entry_of_a_mapping_is_removed_by_none():

@@ -1,11 +1,10 @@
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
@@ -15,7 +14,10 @@ DRAW = np.random.default_rng(0).normal
 SIDE = st.integers(1, 9)
 
 
+@settings(max_examples=8)
 @given(old=st.tuples(SIDE, SIDE), new=st.tuples(SIDE, SIDE))
+@example(old=(7, 7), new=(14, 10))
+@example(old=(9, 8), new=(4, 8))
 def test_resizing_is_torchs_bicubic_interpolation(old, new):
     table = DRAW(size=(old[0] * old[1], 3)).astype(np.float32)
     grid = torch.from_numpy(table).reshape(1, *old, 3).permute(0, 3, 1, 2)
@@ -81,5 +83,3 @@ def test_a_table_gives_one_row_an_id():
     np.testing.assert_array_equal(
         Table(4, 3).apply({"params": {"table": table}}, jnp.array([[3, 0]])), table[None, jnp.array([3, 0])]
     )
-    drawn = Table(500, 40).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["table"]
-    np.testing.assert_allclose(np.std(drawn), 0.02, rtol=0.02)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 import pytest
+import tiny
 from jax.experimental.compilation_cache import compilation_cache
-
-from mmjax.parallel.mesh import Mesh
 
 SETTINGS = {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_disable_most_optimizations": True}
 
@@ -32,6 +31,5 @@ def quick_compiles(compiled):
 
 @pytest.fixture
 def single(monkeypatch):
-    """Every mesh is of one device, whatever the machine has."""
-    build = Mesh.build
-    monkeypatch.setattr(Mesh, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))
+    """Every mesh is of one device."""
+    tiny.single_device(monkeypatch)

@@ -72,6 +72,8 @@ def test_check_batches_names_the_data_and_the_devices():
         one.check_batches(3)
     with pytest.raises(UserError, match=r"data.train.batch_size=16 does not divide over 3 devices \(the mesh's data x fsdp\)"):
         tiny.experiment().check_batches(3)
+    with pytest.raises(UserError, match=r"data.test.batch_size=12 does not divide over 8 devices"):
+        tiny.experiment(data={"train": tiny.data(), "test": tiny.data("test", 12)}).check_batches(8)
 
 
 def test_groups_are_one_mixed_step_or_a_cycle():
@@ -88,7 +90,6 @@ def test_json_round_trip(make):
     assert to_json(read) == to_json(written)
     assert leaves(read) == leaves(written)
     assert differences(written, read) == []
-
 
 
 @pytest.mark.parametrize(

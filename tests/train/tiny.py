@@ -32,6 +32,7 @@ OBJECTIVES = {
     "classify": Classification(),
 }
 FOUR = ("contrastive", "matching", "masked_lm", "caption")
+ONE = Mesh(data=1)
 SIZE = {"width": 16, "heads": 2, "depth": 1, "mlp_width": 32}
 TEXT = {"vocab_size": WORDS, "max_length": LENGTH}
 
@@ -95,9 +96,9 @@ def _with(changes: dict[str, Any], **chosen: Any) -> Experiment:
     return dataclasses.replace(base, **changes)
 
 
-def prepared(made: Experiment, mesh: Mesh = Mesh(1)) -> tuple[Setup, Callable[..., Any]]:
+def prepared(made: Experiment, mesh: Mesh = ONE) -> tuple[Setup, Callable[..., Any]]:
     """The setup of an experiment on a mesh, and its compiled step."""
-    sizes = mesh.shape(1 if mesh == Mesh(1) else jax.device_count())
+    sizes = mesh.shape(1 if mesh == ONE else jax.device_count())
     built = mesh.build(jax.devices()[: int(np.prod(sizes))])
     with use_mesh(built):
         setup = set_up(made, Run("nowhere"), built)
@@ -114,3 +115,9 @@ def assert_identical(a: Any, b: Any) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def single_device(patch: Any) -> None:
+    """Make every mesh one of one device, whatever the machine has; `patch` is pytest's monkeypatch."""
+    build = Mesh.build
+    patch.setattr(Mesh, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))

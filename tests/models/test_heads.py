@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from mmjax.core.types import Tokens
+from mmjax.models.heads import Classifier, TokenClassifier
+
+DRAW = np.random.default_rng(0).normal
+X = DRAW(size=(2, 3, 8)).astype(np.float32)
+TOKENS = Tokens(jnp.asarray(X), jnp.array([[1, 1, 0], [1, 1, 1]], bool))
+TABLE = DRAW(size=(11, 8)).astype(np.float32)
+
+
+def drawn(head, *args):
+    shapes = jax.eval_shape(head.init, jax.random.key(0), *args)["params"]
+    return jax.tree.map(lambda x: DRAW(size=x.shape).astype(np.float32) * 0.3, shapes)
+
+
+def linear(x, layer):
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def test_a_classifier_pools_and_projects():
+    head = Classifier(classes=5, pool="cls", hidden_width=6)
+    params = drawn(head, TOKENS)
+    expected = linear(np.tanh(linear(X[:, 0], params["project"])), params["logits"])
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_without_a_hidden_layer():
+    head = Classifier(classes=5)
+    params = drawn(head, TOKENS)
+    pooled = np.stack([X[0, :2].mean(axis=0), X[1].mean(axis=0)])
+    assert list(params) == ["logits"]
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS), linear(pooled, params["logits"]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_token_head_is_berts():
+    head = TokenClassifier(classes=11, tied_to="text", norm_epsilon=1e-5)
+    params = drawn(head, TOKENS, TABLE)
+    h = torch.nn.functional.gelu(torch.from_numpy(linear(X, params["project"])))
+    h = torch.nn.functional.layer_norm(h, (8,), *(torch.from_numpy(params["norm"][n]) for n in ("scale", "bias")), 1e-5)
+    logits = head.apply({"params": params}, TOKENS, jnp.asarray(TABLE))
+    np.testing.assert_allclose(logits, h.numpy() @ TABLE.T + params["tied_bias"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_head_works_at_the_tables_width():
+    shapes = jax.eval_shape(TokenClassifier(classes=11).init, jax.random.key(0), TOKENS, TABLE[:, :4])["params"]
+    assert shapes["project"]["kernel"].shape == (8, 4)
+
+
+def test_a_free_token_head_without_a_transform():
+    head = TokenClassifier(classes=5, transform=False)
+    params = drawn(head, TOKENS)
+    assert list(params) == ["logits"]
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS), linear(X, params["logits"]), rtol=1e-5, atol=1e-6)
+
+
+def test_logits_are_float32():
+    halves = Tokens(TOKENS.embeddings.astype(jnp.bfloat16), TOKENS.mask)
+    for head in (Classifier(hidden_width=4), TokenClassifier(classes=5), TokenClassifier(classes=11, tied_to="text")):
+        table = (jnp.asarray(TABLE),) if getattr(head, "tied_to", "") else ()
+        logits = jax.eval_shape(head.apply, {"params": drawn(head, TOKENS, *table)}, halves, *table)
+        assert logits.dtype == jnp.float32

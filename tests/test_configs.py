@@ -1,0 +1,105 @@
+"""Every shipped config: it loads, survives JSON, has its published size, and trains for two steps once it is shrunk."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmjax.core.config import from_json, leaves, to_json
+from mmjax.core.trees import count
+from mmjax.models.multimodal import param_shapes
+from mmjax.parallel.mesh import Mesh
+from mmjax.train import train
+from mmjax.train.config_file import apply_flags, load_config, shipped_configs
+
+CONFIGS = shipped_configs()
+
+# Any field of these names that is not 0 is made this small, wherever it is in the config.
+SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "batch_size": 8, "workers": 0, "threads": 0, "warmup_steps": 1}
+ALWAYS = "--steps 2 --evaluate_every 2 --log.every 1 --log.progress false --log.tensorboard false"
+
+# What else a config needs here; {photos} and {captions} are a folder of class folders and a manifest.
+FLAGS = {
+    "blip_base": "--data.train.source.path {captions} --data.validation.source.path {captions}",
+    "digits": "",
+    "digits_finetune": "--init_from=",
+    "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
+    "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
+}
+# The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
+PUBLISHED = {"siglip_b16": 203_155_970}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Twenty photographs of two classes, and a manifest with a caption for each."""
+    root = tmp_path_factory.mktemp("photos")
+    pixels, lines = np.random.default_rng(0), []
+    for number in range(40):
+        kind = ("cat", "dog")[number % 2]
+        path = root / "photos" / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+        lines.append({"image": f"photos/{kind}/{number}.png", "text": f"{kind} number {number} sits on the mat"})
+    manifest = root / "captions.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"photos": root / "photos", "captions": manifest}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One device, and no optimization passes: two steps are compiled, and hardly run."""
+    build = Mesh.build
+    monkeypatch.setattr(Mesh, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def shrunk(name, places):
+    made = load_config(name)
+    words = ALWAYS.split()
+    for path, value in leaves(made).items():
+        field = path.rsplit(".", 1)[-1]
+        if field in SMALL and value:
+            words += [f"--{path}", str(SMALL[field])]
+    return apply_flags(made, words + FLAGS[name].format(**places).split())
+
+
+def test_the_table_knows_every_config():
+    assert FLAGS.keys() == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_short_and_says_its_command(name):
+    text = CONFIGS[name].read_text()
+    assert len(text.splitlines()) < 80
+    assert f"mmjax train {name}" in text.split('"""')[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_json_round_trip_and_full_size(name):
+    made = load_config(name)
+    made.check()
+    read = from_json(json.loads(json.dumps(to_json(made))))
+    assert leaves(read) == leaves(made)
+    shapes = param_shapes(made.model)
+    assert jax.tree.map(lambda x: x.shape, param_shapes(read.model)) == jax.tree.map(lambda x: x.shape, shapes)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(shapes))
+    if name in PUBLISHED:
+        assert count(shapes) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_steps_of_the_shrunk_config(name, places, quick, tmp_path):
+    made = shrunk(name, places)
+    assert leaves(made).keys() == leaves(load_config(name)).keys()
+    metrics = train(made, tmp_path)
+    assert metrics and all(np.isfinite(value) for value in metrics.values())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2]
+    for task in made.tasks:
+        assert np.isfinite([line[f"loss/{task}"] for line in lines[:2]]).all()
+    assert {metric.split("/")[0] for metric in metrics} == set(made.evaluate)

@@ -1,0 +1,282 @@
+"""Whole runs in this process: what they write, when they stop, how they go on, and what they start from."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path
+from mmjax.evaluate import Report
+from mmjax.models import Multimodal
+from mmjax.models.heads import Classifier
+from mmjax.objectives import Classification
+from mmjax.train import SGD, Checkpoint, Log, Task, loop, train
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.evaluate import evaluate_run
+from mmjax.train.metrics import read_lines, rewind
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup
+
+pytestmark = pytest.mark.usefixtures("single")
+QUIET = Log(every=1, tensorboard=False, progress=False)
+
+
+def eight_steps(**changes):
+    spec = Checkpoint(every=2, keep=4, best="prompted/accuracy")
+    return tiny.experiment(**{"steps": 8, "evaluate_every": 3, "checkpoint": spec, "log": QUIET} | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, quick_compiles):
+    """A finished run: its folder, what it returned, and the names of the programs that were traced while it ran."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
+        tiny.single_device(patch)
+        made = eight_steps(log=Log(every=1, tensorboard=True, progress=True))
+        metrics = train(made, folder, profile=True)
+    logger.removeHandler(handler)
+    return folder, metrics, [text for text in records if "jit(step)" in text and text.startswith("Finished XLA")]
+
+
+def curve(folder):
+    """{step: {figure: value}} of the training lines, without the clock's."""
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    return {line["step"]: {k: v for k, v in line.items() if "per_second" not in k} for line in lines}
+
+
+def params_at(folder, step):
+    return Checkpoints(folder / "checkpoints", Checkpoint(), read_only=True).params(step)
+
+
+def test_a_run_folder_is_complete(finished):
+    folder, metrics, _ = finished
+    assert list(curve(folder)) == list(range(1, 9))
+    evaluated = [line["step"] for line in read_lines(folder / "metrics.jsonl") if "prompted/accuracy" in line]
+    assert evaluated == [3, 6, 8]
+    assert list((folder / "tensorboard").glob("events*"))
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert (folder / "tokenizer").is_dir()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["data"]["test"]["size"] == 360 and len(environment["data"]["train"]["fingerprint"]) >= 16
+    final = json.loads((folder / "final.json").read_text())
+    assert final == {"step": final["step"], "data": "test", **metrics}
+
+
+def test_a_line_holds_what_a_person_wants_to_see(finished):
+    first = read_lines(finished[0] / "metrics.jsonl")[0]
+    wanted = {"step", "loss", "loss/contrastive", "loss/classify", "classify/accuracy", "gradient_norm", "learning_rate"}
+    assert wanted | {"examples_per_second", "model_flops_per_second"} <= first.keys()
+    assert first["loss"] == pytest.approx(first["loss/contrastive"] + first["loss/classify"], rel=1e-6)
+    assert first["learning_rate"] == pytest.approx(0.05)
+
+
+def test_the_step_is_compiled_once(finished):
+    assert len(finished[2]) == 1
+
+
+def test_the_best_checkpoint_is_one_that_was_measured(finished):
+    """Checkpoints between evaluations carry no metrics, so none of them passes for the best."""
+    folder, _, _ = finished
+    measured = {step: params_at(folder, step)[1]["metrics"] for step in (4, 6, 8)}
+    assert measured[4] == {} and measured[6] and measured[8]
+    assert json.loads((folder / "final.json").read_text())["step"] in (3, 6, 8)
+
+
+def test_evaluating_again_gives_the_same_numbers(finished):
+    folder, metrics, _ = finished
+    final = json.loads((folder / "final.json").read_text())
+    assert evaluate_run(folder) == {**metrics, "step": final["step"]}
+    with pytest.raises(UserError, match=r"--data tset: the run has train, validation, test \(did you mean 'test'\?\)"):
+        evaluate_run(folder, "tset")
+
+
+def test_more_steps_extend_a_run(finished, tmp_path):
+    """The schedule is constant, so four steps and then four more are eight."""
+    train(eight_steps(steps=4), tmp_path)
+    train(eight_steps(), tmp_path)
+    assert curve(tmp_path) == curve(finished[0])
+    tiny.assert_identical(params_at(tmp_path, 8)[0], params_at(finished[0], 8)[0])
+
+
+def test_a_finished_run_does_nothing_twice(finished, monkeypatch):
+    folder, metrics, _ = finished
+    lines = (folder / "metrics.jsonl").read_text()
+    monkeypatch.setattr(Setup, "compile_step", None)
+    assert train(eight_steps(), folder) == metrics
+    assert (folder / "metrics.jsonl").read_text() == lines
+
+
+def test_a_tokenizer_without_a_checkpoint_is_made_anew(tmp_path, monkeypatch):
+    """A run that failed before its first checkpoint may be started again with another tokenizer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Setup, "compile_step", None)
+        for vocabulary in (64, 50):
+            tokenizer = dataclasses.replace(tiny.experiment().tokenizer, vocab_size=vocabulary)
+            with pytest.raises(TypeError):
+                train(eight_steps(tokenizer=tokenizer), tmp_path)
+            assert Run(tmp_path).tokenizer().vocab_size == vocabulary
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_patience_ends_a_run(tmp_path, monkeypatch, mode, sign):
+    values = iter([0.5, 0.6, 0.58, 0.55, 0.9])
+    monkeypatch.setattr(loop, "run_evaluators", lambda *_: {"prompted/accuracy": sign * next(values)})
+    spec = Checkpoint(every=100, keep=1, best="prompted/accuracy", mode=mode, patience=2)
+    train(eight_steps(evaluate_every=1, checkpoint=spec), tmp_path)
+    assert list(curve(tmp_path)) == [1, 2, 3, 4]  # the best is step 2, and two evaluations were no better
+    assert json.loads((tmp_path / "final.json").read_text()) == {
+        "step": 2,
+        "data": "test",
+        "prompted/accuracy": sign * 0.9,
+    }
+
+
+def poison(monkeypatch, step):
+    """The images of one step become NaN."""
+    place, seen = Setup.place, []
+
+    def placed(self, batch):
+        seen.append(1)
+        return place(self, {**batch, "image": batch["image"] * np.float32(np.nan)} if len(seen) == step else batch)
+
+    monkeypatch.setattr(Setup, "place", placed)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    poison(monkeypatch, 5)
+    with pytest.raises(UserError) as caught:
+        train(eight_steps(evaluate={}, evaluate_every=0, checkpoint=Checkpoint(every=2)), tmp_path)
+    said = "step 5: the loss of task classify, contrastive is not finite; the last good checkpoint is step 4"
+    assert str(caught.value).startswith(said)
+    assert "optimizer.on_bad_step=skip" in str(caught.value)
+    assert max(curve(tmp_path)) == 4
+
+
+def test_a_loss_that_is_not_finite_is_skipped_when_asked_to(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, 5)
+    optimizer = dataclasses.replace(tiny.experiment().optimizer, on_bad_step="skip")
+    spec = Checkpoint(every=1, keep=8)
+    train(eight_steps(evaluate={}, evaluate_every=0, checkpoint=spec, optimizer=optimizer), tmp_path)
+    assert "step 5: the loss of task classify, contrastive is not finite; the step was skipped" in capsys.readouterr().err
+    tiny.assert_identical(params_at(tmp_path, 5)[0], params_at(tmp_path, 4)[0])
+    figures = curve(tmp_path)
+    assert figures[5]["bad_step"] == 1 and figures[6]["bad_step"] == 0 and np.isfinite(figures[8]["loss"])
+
+
+def test_rewind_drops_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rewind(path, 3)  # nothing there yet
+    lines = [{"step": step, "loss": 0.1 + 0.2 * step} for step in (1, 2, 2, 3, 4)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    assert read_lines(path) == lines
+    rewind(path, 3)
+    assert read_lines(path) == lines[:4] and path.read_text().endswith("\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def streams(alternate=()):
+    """Two streams of unlike batches, a classifier on each."""
+    head = {"classes": Classifier(classes=10, input="image")}
+    model = Multimodal(encoders={"image": tiny.vit(depth=0)}, heads=head)
+    tasks = {"a": Task(Classification(), data="train"), "b": Task(Classification(), data="other")}
+    data = {"train": tiny.data(), "other": tiny.data("validation", 8)}
+    return tiny.experiment(model=model, tasks=tasks, data=data, alternate=alternate, evaluate={})
+
+
+def record(monkeypatch):
+    """The labels of every batch that reaches the device, in order."""
+    place, seen = Setup.place, []
+
+    def placed(self, batch):
+        seen.append(batch["label"].tolist())
+        return place(self, batch)
+
+    monkeypatch.setattr(Setup, "place", placed)
+    return seen
+
+
+def expected(made, *taken):
+    tokenizer = made.tokenizer.train(made.data["train"].texts())
+    built = {name: data.build(tokenizer, made.seed) for name, data in made.data.items()}
+    return [built[name].batch(step)["label"].tolist() for name, step in taken]
+
+
+def test_alternating_streams_follow_the_schedule_and_go_on_in_the_right_place(tmp_path, monkeypatch):
+    made, seen = streams(("train", "other", "train")), record(monkeypatch)
+    train(dataclasses.replace(made, steps=4), tmp_path)
+    train(dataclasses.replace(made, steps=8), tmp_path)
+    order = [("train", 0), ("other", 0), ("train", 1), ("train", 2), ("other", 1), ("train", 3), ("train", 4), ("other", 2)]
+    assert seen == expected(made, *order)
+    assert [sorted(k for k in line if k.startswith("loss/")) for line in curve(tmp_path).values()] == [
+        [f"loss/{'a' if name == 'train' else 'b'}"] for name, _ in order
+    ]
+
+
+def test_mixed_streams_are_taken_together_each_step(tmp_path, monkeypatch):
+    made, seen = streams(), record(monkeypatch)
+    train(dataclasses.replace(made, steps=3), tmp_path)
+    assert seen == expected(made, *[(name, step) for step in range(3) for name in ("train", "other")])
+    assert {"loss/a", "loss/b"} <= curve(tmp_path)[3].keys()
+
+
+def from_run(folder, **changes):
+    """A classifier with a head of its own on the finished run's frozen image encoder."""
+    model = Multimodal(encoders={"image": tiny.vit()}, heads={"digit": Classifier(classes=10, input="image")})
+    optimizer = SGD(learning_rate=0.5, weight_decay=0.1, schedule="constant", freeze=("encoders_image/*",), ema=0.5)
+    settings = {
+        "model": model,
+        "tasks": {"digit": Task(Classification(head="digit"))},
+        "tokenizer": None,
+        "optimizer": optimizer,
+        "evaluate": {"report": Report(head="digit")},
+        "init_from": str(folder),
+    }
+    return tiny.experiment(**settings | changes)
+
+
+def test_fine_tuning_starts_from_a_run_and_says_what_it_took(finished, tmp_path, capsys):
+    source = finished[0]
+    metrics = train(from_run(source), tmp_path)
+    report = json.loads((tmp_path / "init_from.json").read_text())
+    start = leaves_by_path(params_at(source, report["step"])[0])
+    assert sorted(report["loaded"]) == sorted(path for path in start if path.startswith("encoders_image/"))
+    assert sorted(report["new"]) == ["heads_digit/logits/bias", "heads_digit/logits/kernel"]
+    assert sorted(report["left_over"]) == sorted(path for path in start if not path.startswith("encoders_image/"))
+    said = capsys.readouterr().err
+    assert f"init_from {source} at step {report['step']}: {len(report['loaded'])} loaded (encoders_image" in said
+    assert "  2 new (heads_digit 2)" in said and "left over (encoders_text" in said
+    after = leaves_by_path(params_at(tmp_path, 6)[0])
+    for path in report["loaded"]:
+        np.testing.assert_array_equal(after[path], start[path])
+    assert np.abs(after["heads_digit/logits/bias"]).max() > 0
+    assert 0 <= metrics["report/accuracy"] <= 1
+    assert Run(tmp_path).tokenizer().vocab_size == Run(source).tokenizer().vocab_size
+
+
+def test_fine_tuning_refuses_another_shape_unless_it_is_fresh(finished, tmp_path, monkeypatch):
+    model = Multimodal(encoders={"image": tiny.vit(mlp_width=48)}, heads={"digit": Classifier(classes=10, input="image")})
+    said = r"init_from: encoders_image/stack/layers/mlp/\S+ has shape \(1, .*\) there and \(1, .*\) here"
+    with pytest.raises(UserError, match=said):
+        train(from_run(finished[0], model=model), tmp_path / "refused")
+    monkeypatch.setattr(Setup, "compile_step", None)  # the report is written before anything is compiled
+    with pytest.raises(TypeError):
+        train(from_run(finished[0], model=model, init_fresh=("*/mlp/*",)), tmp_path / "fresh")
+    report = json.loads((tmp_path / "fresh" / "init_from.json").read_text())
+    assert {path for path in report["new"] if path.startswith("encoders_image/")} == {
+        f"encoders_image/stack/layers/mlp/{part}" for part in ("up/kernel", "up/bias", "down/kernel", "down/bias")
+    }
+
+
+def test_fine_tuning_from_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"is not a run: it has no config\.json"):
+        train(from_run(tmp_path / "nowhere", tokenizer=tiny.experiment().tokenizer), tmp_path / "new")
