@@ -13,6 +13,9 @@ from mmjax.models.multimodal import param_shapes
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import train
 from mmjax.train.config_file import apply_flags, load_config, shipped_configs
+from mmjax.train.run import Run
+from mmjax.train.setup import set_up
+from mmjax.train.step import make_step
 
 CONFIGS = shipped_configs()
 
@@ -30,11 +33,12 @@ FLAGS = {
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
 PUBLISHED = {"siglip_b16": 203_155_970}
+LONG = ("blip_base", "digits")  # three objectives and more: twenty seconds to compile, so by default only traced
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Twenty photographs of two classes, and a manifest with a caption for each."""
+    """Forty photographs of two classes, and a manifest with a caption for each."""
     root = tmp_path_factory.mktemp("photos")
     pixels, lines = np.random.default_rng(0), []
     for number in range(40):
@@ -93,9 +97,23 @@ def test_json_round_trip_and_full_size(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_two_steps_of_the_shrunk_config(name, places, quick, tmp_path):
+def test_the_step_of_the_shrunk_config_is_traced(name, places, quick):
+    """Every part that the tasks ask for is there, and fits the batches."""
     made = shrunk(name, places)
     assert leaves(made).keys() == leaves(load_config(name)).keys()
+    setup = set_up(made, Run("nowhere"), made.mesh.build())
+    tx, rate = made.optimizer.build(setup.abstract.params, made.steps), made.optimizer.rate(made.steps)
+    step = make_step(made.model, made.tasks, made.weighting, made.optimizer, tx, rate)
+    specs = {data: setup.datasets[data].spec().items() for data in made.task_data()}
+    batches = {data: {k: jax.ShapeDtypeStruct(*value) for k, value in spec} for data, spec in specs.items()}
+    state, figures = jax.eval_shape(step, setup.abstract, batches)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), setup.abstract)
+    assert {f"loss/{task}" for task in made.tasks} < figures.keys()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CONFIGS])
+def test_two_steps_of_the_shrunk_config(name, places, quick, tmp_path):
+    made = shrunk(name, places)
     metrics = train(made, tmp_path)
     assert metrics and all(np.isfinite(value) for value in metrics.values())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

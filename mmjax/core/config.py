@@ -92,8 +92,10 @@ def _override(spec: Any, names: list[str], path: str, values: Sequence[str], roo
 
 def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str]) -> Any:
     table = _table(spec, name)
+    if table and list(values) == ["none"] and _may_be_none(spec, name):
+        return None
     if is_spec(current) or table:
-        return _construct(path, values, table)
+        return _construct(path, values, table, children(current))
     if has_children(current):
         inside = ", ".join(f"--{path}.{key}" for key in children(current)) or "nothing"
         raise UserError(f"--{path} holds {inside}: set one of those")
@@ -126,14 +128,23 @@ def _table(spec: Any, name: str) -> Mapping[str, type]:
     return {}
 
 
-def _construct(path: str, values: Sequence[str], table: Mapping[str, type]) -> Any:
+def _construct(path: str, values: Sequence[str], table: Mapping[str, type], before: Mapping[str, Any]) -> Any:
+    """The class that was named; the fields it shares with the spec it replaces keep their values."""
     said = " ".join(values)
-    if said in table:
-        return table[said]()
-    if ":" in said:
-        return load_class(said, f"--{path}")()
-    choices = f"one of {', '.join(table)}, or " if table else ""
-    raise UserError(f"--{path} {said}: expected {choices}package.module:Class{nearest(said, table)}")
+    if said not in table and ":" not in said:
+        choices = f"one of {', '.join(table)}, or " if table else ""
+        raise UserError(f"--{path} {said}: expected {choices}package.module:Class{nearest(said, table)}")
+    cls: Any = table[said] if said in table else load_class(said, f"--{path}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [n for n, f in fields.items() if (f.default, f.default_factory) == missing and n not in before]
+    if needed:
+        raise UserError(f"--{path} {said}: {cls.__name__} needs {', '.join(needed)}; name it in a config file, with those")
+    return cls(**{name: value for name, value in before.items() if name in fields})
+
+
+def _may_be_none(spec: Any, name: str) -> bool:
+    return any(f.name == name and f.default is None for f in dataclasses.fields(spec))
 
 
 def _declared_type(spec: Any, name: str, current: Any) -> Any:

@@ -20,6 +20,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.columns import Columns
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream
+from mmjax.data.sources import SOURCES
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Records
 
@@ -43,7 +44,7 @@ class Data:
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
     """
 
-    source: Any
+    source: Any = dataclasses.field(metadata={"table": SOURCES})
     transforms: tuple[Any, ...] = ()
     batch_size: int = 128
     max_length: int = 32

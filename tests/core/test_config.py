@@ -152,7 +152,7 @@ def test_an_entry_of_a_mapping_is_removed_by_none():
 
 def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
     assert override(Everything(), "chain.0.size", ["4"]).chain == (Small(4), Large())
-    assert override(Everything(), "chain.0", [f"{HERE}:Large"]).chain == (Large(), Large())
+    assert override(Everything(), "chain.0", [f"{HERE}:Large"]).chain == (Large(size=10), Large())
     assert override(Everything(), "chain.0", ["none"]).chain == (Large(),)
 
 
@@ -162,8 +162,9 @@ def test_what_holds_specs_is_not_set_as_a_whole():
 
 
 def test_a_field_with_a_table_takes_its_names():
-    assert override(Everything(), "part", ["large"]).part == Large()
+    assert override(Everything(), "part", ["large"]).part == Large(size=3)  # the field they share keeps its value
     assert override(Everything(), "maybe", ["small"]).maybe == Small()
+    assert override(override(Everything(), "maybe", ["small"]), "maybe", ["none"]).maybe is None
     both = override(override(Everything(), "part", ["large"]), "part.size", ["4"])
     assert both.part == Large(size=4)
     said = refused("part", "lagre")
@@ -171,8 +172,13 @@ def test_a_field_with_a_table_takes_its_names():
 
 
 def test_a_users_own_dataclass_is_named_by_its_module():
-    assert override(Everything(), "part", [f"{HERE}:Large"]).part == Large()
-    assert override(Everything(), "parts.one", [f"{HERE}:Large"]).parts["one"] == Large()
+    assert override(Everything(), "part", [f"{HERE}:Large"]).part == Large(size=3)
+    assert override(Everything(), "parts.one", [f"{HERE}:Large"]).parts["one"].names == ("a",)
+
+
+def test_a_class_that_cannot_be_made_from_a_flag_alone_says_what_it_needs():
+    said = refused("part", "mmjax.objectives:MaskedLM")
+    assert said == "--part mmjax.objectives:MaskedLM: MaskedLM needs vocab_size, mask_id; name it in a config file, with those"
 
 
 def test_load_class_explains_what_it_cannot_find():

@@ -87,8 +87,10 @@ def test_a_flag_changes_its_leaf_and_no_other():
 
 
 def test_a_flag_names_a_class_of_a_table_or_of_ones_own():
-    assert apply_flags(tiny.experiment(), ["--optimizer", "lion"]).optimizer == Lion()
-    assert apply_flags(tiny.experiment(), ["--optimizer", "mmjax.train.optimizer:AdamW"]).optimizer == AdamW()
+    """It keeps the values of the fields that both have."""
+    kept = {"learning_rate": 0.05, "schedule": "constant", "clip_norm": 0.0}
+    assert apply_flags(tiny.experiment(), ["--optimizer", "lion"]).optimizer == Lion(**kept)
+    assert apply_flags(tiny.experiment(), ["--optimizer", "mmjax.train.optimizer:AdamW"]).optimizer == AdamW(**kept)
     refused(lambda: apply_flags(tiny.experiment(), ["--optimizer", "loin"]), "--optimizer loin", "did you mean 'lion'?")
 
 

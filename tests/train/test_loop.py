@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import os
+import signal
 
 import jax
 import numpy as np
@@ -139,6 +141,22 @@ def test_patience_ends_a_run(tmp_path, monkeypatch, mode, sign):
         "data": "test",
         "prompted/accuracy": sign * 0.9,
     }
+
+
+def test_a_signal_on_the_step_of_an_evaluation_does_not_lose_it(tmp_path, monkeypatch):
+    place, seen = Setup.place, []
+
+    def placed(self, batch):
+        seen.append(1)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(self, batch)
+
+    monkeypatch.setattr(Setup, "place", placed)
+    assert train(eight_steps(), tmp_path) == {}
+    assert list(curve(tmp_path)) == [1, 2, 3]
+    measured = params_at(tmp_path, 3)[1]["metrics"]
+    assert measured and read_lines(tmp_path / "metrics.jsonl")[-1] == {"step": 3, **measured}
 
 
 def poison(monkeypatch, step):

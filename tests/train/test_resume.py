@@ -29,7 +29,7 @@ class Command:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "",  # one device
+            "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

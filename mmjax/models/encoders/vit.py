@@ -22,6 +22,7 @@ class ViT(StackFields):
 
     Attributes:
       image_size, patch: (height, width) in pixels.
+      patch_bias: whether the projection of patches has a bias (CLIP's has none).
       cls_token: put a learned token first.
       positions: `learned`, `sincos` (fixed, 2-D), `rotary` or `none`.
       embed_norm: normalise the embeddings before the stack (CLIP).
@@ -33,6 +34,7 @@ class ViT(StackFields):
     image_size: tuple[int, int] = (224, 224)
     patch: tuple[int, int] = (16, 16)
     channels: int = 3
+    patch_bias: bool = True
     cls_token: bool = False
     positions: str = "learned"
     embed_norm: bool = False
@@ -43,7 +45,7 @@ class ViT(StackFields):
         grid = self._grid(image_BHWC.shape[1], image_BHWC.shape[2])
         ph, pw = self.patch
         patches = rearrange(image_BHWC, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
-        x_BTD = Linear(self.width, name="project_patches")(patches)
+        x_BTD = Linear(self.width, use_bias=self.patch_bias, name="project_patches")(patches)
         batch = x_BTD.shape[0]
         if self.cls_token:
             cls = self.param("cls", nn.initializers.normal(0.02), (1, self.width)).astype(x_BTD.dtype)
