@@ -67,9 +67,9 @@ def replace(spec: Any, name: str, value: Any) -> Any:
 def override(spec: Any, path: str, values: Sequence[str]) -> Any:
     """`spec` with the field at a dotted path set from the words of a command line.
 
-    A leaf is parsed by its declared type. A field that holds a spec takes a name from its table of choices (a
-    `table` in the field's metadata) or `package.module:Class`, and gets that class with its defaults. An entry of a mapping
-    or of a tuple of specs is removed by the word `none`; `()` is the empty tuple.
+    A leaf is parsed by its declared type. A field that holds a spec takes a name from its table of choices (a `table` in
+    the field's metadata) or `package.module:Class`; what the new class shares with the old keeps its values. An entry of a
+    mapping or of a tuple of specs is removed by the word `none`; `()` is the empty tuple.
 
     Raises:
       UserError: an unknown path, or words that are not of the field's type.

@@ -11,7 +11,7 @@ from mmjax.data import TOKENIZERS
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.optimizer import OPTIMIZERS, AdamW
-from mmjax.train.weighting import WEIGHTINGS, Fixed
+from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
 
 def _choice(table: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -145,6 +145,10 @@ class Experiment:
         missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]
         if missing:
             raise UserError(f"alternate leaves out {', '.join(missing)}, which a task trains on")
+        if self.alternate and isinstance(self.weighting, GradNorm) and len(self.tasks) > 1:
+            raise UserError(
+                "weighting=gradnorm balances all tasks in each step, and alternate gives it only some: drop one of the two"
+            )
         if self.checkpoint.best and self.checkpoint.best.split("/")[0] not in self.evaluate:
             evaluators = ", ".join(self.evaluate) or "none"
             raise UserError(f"checkpoint.best={self.checkpoint.best!r}: its evaluator must be one of {evaluators}")
