@@ -22,7 +22,7 @@ TEMPLATES = ("a photo of the digit {}.", "the number {}.", "a handwritten {}.", 
 
 def data(split: str) -> Data:
     transforms = (Resize((16, 16), "bilinear"), Normalise((0.3,) * 3, (0.35,) * 3), Caption(TEMPLATES))
-    return Data(Digits(split), transforms, batch_size=128 if split == "train" else 120, max_length=LENGTH)
+    return Data(Digits(split), transforms, batch_size=64 if split == "train" else 120, max_length=LENGTH)
 
 
 def model() -> Multimodal:
@@ -54,8 +54,8 @@ def experiment() -> Experiment:
             "caption": Task(CausalLM()),
         },
         optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.05, ema=0.99),
-        steps=1500,
+        steps=1200,
         evaluate={"prompted": ZeroShot(TEMPLATES), "retrieval": Retrieval()},
-        evaluate_every=250,
-        checkpoint=Checkpoint(every=250, best="prompted/accuracy"),
+        evaluate_every=200,
+        checkpoint=Checkpoint(every=200, best="prompted/accuracy"),
     )
