@@ -21,7 +21,7 @@ from mmjax.train.experiment import Checkpoint
 from mmjax.train.state import State
 
 FORMAT = 1  # of what a checkpoint holds; raise it with every change, and say in `RENAMED` what became of old names
-RENAMED: tuple[tuple[int, str, str], ...] = ()  # (last format with it, old name in a path, new name)
+RENAMED: tuple[tuple[int, str, str], ...] = ()  # (last format with it, old name of a part of a path, new name)
 
 logger = logging.getLogger("mmjax")
 
@@ -129,9 +129,9 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         about = self._about(step)
-        target = _as_dict(abstract)
+        target = rename(_as_dict(abstract), about["format"], back=True)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-        return State(**restored), about
+        return State(**rename(restored, about["format"])), about
 
     def _about(self, step: int) -> dict[str, Any]:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
@@ -181,18 +181,21 @@ class _DiskErrors:
             raise UserError(f"the disk is full: {self.folder} could not take a checkpoint; still good: {kept}") from error
 
 
-def rename(tree: Any, found: int) -> Any:
-    """Parameters saved in an older format, under today's names."""
-    for last, old, new in RENAMED:
-        if found <= last:
-            tree = _rename(tree, old, new)
+def rename(tree: Any, found: int, back: bool = False) -> Any:
+    """A tree saved in the format `found` under today's names; with `back`, today's tree under the names it had then."""
+    steps = [(old, new) for last, old, new in RENAMED if found <= last]
+    for old, new in [(new, old) for old, new in reversed(steps)] if back else steps:
+        tree = _rename(tree, old, new)
     return tree
 
 
 def _rename(tree: Any, old: str, new: str) -> Any:
-    if not isinstance(tree, Mapping):
-        return tree
-    return {(new if match(old, name) else name): _rename(child, old, new) for name, child in tree.items()}
+    if isinstance(tree, Mapping):
+        return {(new if name == old else name): _rename(child, old, new) for name, child in tree.items()}
+    if isinstance(tree, tuple):  # optax's states are named tuples
+        children = [_rename(child, old, new) for child in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+    return tree
 
 
 def _as_dict(state: State) -> dict[str, Any]:

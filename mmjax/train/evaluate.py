@@ -46,7 +46,7 @@ def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
 
 def inspect_data(experiment: Experiment) -> str:
     """What a batch of each training stream really holds, as text."""
-    run = Run("")
-    with use_mesh(experiment.mesh.build()) as _:
-        setup = set_up(experiment, run, experiment.mesh.build(), only=experiment.task_data())
+    mesh = experiment.mesh.build()
+    with use_mesh(mesh):
+        setup = set_up(experiment, None, mesh, only=experiment.task_data())
     return "\n\n".join(f"{name}:\n{describe(dataset)}" for name, dataset in setup.datasets.items())

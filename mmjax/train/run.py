@@ -17,6 +17,7 @@ from mmjax.train.experiment import Experiment
 
 # What may change when a run goes on: none of it changes what was already computed.
 FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
+READING = (".workers", ".threads", ".prefetch")  # of data: how it is read changes no batch
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -47,7 +48,8 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.path}: a file is there, not a folder")
         if self.has_checkpoint():
-            different = differences(self.experiment(), experiment, FREE)
+            found = differences(self.experiment(), experiment, FREE)
+            different = [line for line in found if not line.split(": ")[0].endswith(READING)]
             if different:
                 shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
                 raise UserError(

@@ -95,7 +95,7 @@ class Setup:
         return {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, (shape, dtype) in spec.items()}
 
 
-def set_up(experiment: Experiment, run: Run, mesh: jax.sharding.Mesh, only: tuple[str, ...] | None = None) -> Setup:
+def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, only: tuple[str, ...] | None = None) -> Setup:
     """Check an experiment against its data and this machine, and build what runs.
 
     Args:
@@ -128,9 +128,9 @@ def _init(experiment: Experiment, seed: Any) -> State:
     return init_state(e.model, tx, e.weighting, weights, e.optimizer.ema > 0, seed)
 
 
-def _tokenizer(experiment: Experiment, run: Run) -> Tokenizer | None:
+def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:
     """The run's own once it has a checkpoint; else the one its config names; else that of the run it starts from."""
-    kept = run.tokenizer() if run.has_checkpoint() else None
+    kept = run.tokenizer() if run is not None and run.has_checkpoint() else None
     if kept is not None:
         return kept
     if experiment.tokenizer is not None:

@@ -1,5 +1,6 @@
 """What is kept, what is passed over, and what is refused; on a state of a few numbers."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import tiny
 
 from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import shardings
 from mmjax.train import Checkpoint, checkpoint
@@ -217,6 +219,18 @@ def test_renamed_parameters_of_an_older_format(folder, monkeypatch):
         tiny.host(state(3).ema)["encoders_image"]["stack"]["layers"]["attention"]["q"]["kernel"],
     )
     assert "attention" not in layers
+
+
+def test_a_run_of_an_older_format_goes_on(folder, monkeypatch):
+    folder.save(3)
+    table = ((1, "attention", "self_attention"), (1, "q", "query"), (0, "kernel", "weight"))
+    monkeypatch.setattr(checkpoint, "RENAMED", table)
+    today = State(**checkpoint.rename({f.name: getattr(state(3), f.name) for f in dataclasses.fields(State)}, 1))
+    assert list(leaves_by_path(today.params)) == ["encoders_image/stack/layers/self_attention/query/kernel"]
+    restored, step, _ = folder.open().restore(abstract(today))
+    assert step == 3
+    assert jax.tree.structure(restored) == jax.tree.structure(today)
+    tiny.assert_identical(restored, today)
 
 
 def test_reading_changes_nothing_on_disk(folder):

@@ -1,5 +1,6 @@
 """A run folder knows whose it is."""
 
+import dataclasses
 import json
 
 import pytest
@@ -52,6 +53,12 @@ def test_one_changed_field_is_shown_with_both_values(trained):
 def test_what_changes_no_computed_step_may_change(trained, changes):
     trained.open(tiny.experiment(**changes))
     assert to_json(trained.experiment()) == to_json(tiny.experiment(**changes))
+
+
+def test_how_data_is_read_may_change(trained):
+    data = {name: dataclasses.replace(d, workers=1, threads=3, prefetch=9) for name, d in tiny.experiment().data.items()}
+    trained.open(tiny.experiment(data=data))
+    assert {d.threads for d in trained.experiment().data.values()} == {3}
 
 
 def test_without_a_checkpoint_the_folder_takes_any_experiment(tmp_path):
