@@ -49,7 +49,7 @@ def test_help_of_a_config_lists_every_field_with_its_value(capsys):
         (["trian"], ["unknown command 'trian'", "did you mean 'train'?"]),
         (["train", "digist"], ["config 'digist'", "did you mean 'digits'?"]),
         (["train", "--model.encoders.image.dept", "3"], ["model.encoders.image.dept", "'model.encoders.image.depth'"]),
-        (["train", "--steps", "ten"], ["--steps ten", "expected int", "1500"]),
+        (["train", "--steps", "ten"], ["--steps ten", "expected int", "1200"]),
         (["train", "--steps"], ["--steps: a value is missing"]),
         (["train", "digits", "--workdir"], ["--workdir: a value is missing"]),
         (["train", "digits", "extra"], ["'extra' is neither a config nor a flag"]),
