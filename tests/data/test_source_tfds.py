@@ -104,6 +104,12 @@ def test_mistakes(prepared, tmp_path):
         assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_misspelt_dataset_is_answered_with_the_nearest_alone():
+    with pytest.raises(UserError) as raised:
+        TFDS("mnsit").build()
+    assert str(raised.value).endswith("no prepared directory (did you mean 'mnist'?)")
+
+
 def test_tensorflow_is_never_imported(prepared):
     program = f"""
 import sys

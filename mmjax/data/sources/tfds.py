@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.core.errors import nearest as near
 from mmjax.data.images import decode_image
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.spelling import nearest
@@ -73,7 +74,7 @@ class TFDS:
         try:
             return tfds.builder(self.name, data_dir=self.data_dir)
         except tfds.core.DatasetNotFoundError:
-            close = nearest(self.name, tfds.list_builders(with_community_datasets=False)).split(" (one of")[0]
+            close = near(self.name, tfds.list_builders(with_community_datasets=False))  # hundreds: the nearest alone
             raise UserError(f"TFDS.name={self.name!r}: no dataset of that name, no prepared directory{close}") from None
 
     def _field(self, key: str, features: Any) -> str | None:
