@@ -2,14 +2,16 @@
 
     python benchmarks/host_overhead.py [CONFIG] [--rounds 5] [--steps 100]
 
-The two take turns. The loop reads, transforms and places every batch, fetches every step's figures and writes the due ones; it
-neither evaluates nor saves inside a round.
+The two take turns, and each round of the loop is held against the rounds of the step just before and after it, so that a
+machine that speeds up or slows down hits both. The loop reads, transforms and places every batch, fetches every step's figures
+and writes the due ones; it neither evaluates nor saves inside a round.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
@@ -41,25 +43,32 @@ def main() -> None:
         optimizer=dataclasses.replace(load_config(args.config).optimizer, schedule="constant"),
     )
     mesh = experiment.mesh.build()
-    alone, loop = [], []
+    alone, loop = [], []  # seconds a step
     with use_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         setup = set_up(experiment, None, mesh, only=experiment.task_data())
         group = experiment.groups()[0]
         step, _ = setup.compile_step(group)
         state = setup.init()
         batches = {name: setup.place(setup.datasets[name].batch(0)) for name in group}
-        for number in range(1, args.rounds + 1):
+
+        def step_alone() -> float:
+            nonlocal state
             start = time.perf_counter()
             for _ in range(args.steps):
                 state, figures = step(state, batches)
             jax.block_until_ready(figures)
-            alone.append((time.perf_counter() - start) / args.steps)
+            return (time.perf_counter() - start) / args.steps
+
+        for number in range(args.rounds):
+            alone.append(step_alone())
             # Two windows of figures: the second has no compilation and no first batch in it.
             train(dataclasses.replace(experiment, steps=2 * args.steps), Path(folder) / str(number))
             loop.append(1 / read_lines(Run(Path(folder) / str(number)).metrics)[-1]["steps_per_second"])
+        alone.append(step_alone())
     result = {"step_ms": 1e3 * statistics.median(alone), "loop_ms": 1e3 * statistics.median(loop)}
     result |= {"step_min_ms": 1e3 * min(alone), "loop_min_ms": 1e3 * min(loop)}
-    result["overhead"] = statistics.median(b / a - 1 for a, b in zip(alone, loop, strict=True))
+    neighbours = [(before + after) / 2 for before, after in itertools.pairwise(alone)]
+    result["overhead"] = statistics.median(b / a - 1 for a, b in zip(neighbours, loop, strict=True))
     print(json.dumps({"config": args.config, "rounds": args.rounds, "steps": args.steps, **result}))
 
 

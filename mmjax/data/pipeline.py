@@ -41,6 +41,8 @@ class Data:
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
       prefetch: batches kept ready, by each worker where there are workers.
+      cache_mb: megabytes for records that are the same each time, if the whole split fits (in each worker): read once, then
+        kept as the leading transforms without randomness leave them; 0 reads each record anew.
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
     """
 
@@ -52,6 +54,7 @@ class Data:
     workers: int = 0
     threads: int = 2
     prefetch: int = 4
+    cache_mb: int = 256
     bad_record_limit: float = 0.01
 
     def build(self, tokenizer: Tokenizer | None, seed: int) -> Dataset:
@@ -61,7 +64,7 @@ class Data:
           UserError: a number out of range, whatever the source raises, an empty source, text and no tokenizer, or transforms
             that do not fit the records.
         """
-        least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1}
+        least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
         for field, low in least.items():
             if getattr(self, field) < low:
                 raise UserError(f"{field}={getattr(self, field)}: give a whole number from {low} up")
@@ -106,7 +109,7 @@ class Dataset:
         self.truncated = 0
         self.bad: dict[str, str] = {}
         self._data = data
-        self._reader = Reader(records, data.transforms, Order(self.size, seed, data.shuffle))
+        self._reader = Reader(records, data.transforms, Order(self.size, seed, data.shuffle), data.cache_mb)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
         self._columns = Columns(first, tokenizer, data.max_length)
         self._first = self._columns([first])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,12 +34,19 @@ class Rows:
 
 
 class Reader:
-    """Reads, transforms and stacks records; safe to share between threads and to pickle."""
+    """Reads, transforms and stacks records; safe to share between threads and to pickle.
 
-    def __init__(self, records: Records, transforms: Sequence[Transform], order: Order) -> None:
+    The leading transforms that draw nothing (they say `random = False`) give the same each time: of a split that fits in
+    `cache_mb` their results are kept, and read and made once.
+    """
+
+    def __init__(self, records: Records, transforms: Sequence[Transform], order: Order, cache_mb: int = 0) -> None:
         self.records = records
-        self.transforms = tuple(transforms)
+        fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
+        self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         self.order = order
+        self._cache_bytes = cache_mb * 1_000_000
+        self._kept: dict[int, Record] = {}
 
     def stack(self, columns: Columns, indices: Sequence[int], places: Sequence[int], draws: Draws) -> Rows:
         """The records at `indices`, each with the random numbers of its place.
@@ -71,13 +79,33 @@ class Reader:
         raise UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
     def _transformed(self, index: int, rng: np.random.Generator) -> Record:
-        record = self.records[index]
+        record = self._before_draws(index)
         if isinstance(record.get("text"), tuple):
             texts = record["text"]
             record = {**record, "text": texts[rng.integers(len(texts))]}
-        for transform in self.transforms:
+        for transform in self.random:
             record = transform(record, rng, self.records)
         return record
+
+    def _before_draws(self, index: int) -> Record:
+        """The record after the leading transforms that draw nothing; kept where all of them fit."""
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        record, none = self.records[index], np.random.default_rng(0)
+        for transform in self.fixed:
+            record = transform(record, none, self.records)
+        if _size(record) * self.order.size <= self._cache_bytes:
+            for value in record.values():
+                if isinstance(value, np.ndarray):
+                    value.flags.writeable = False  # a transform that wrote into it would change every later epoch
+            self._kept[index] = record
+        return record
+
+
+def _size(record: Record) -> int:
+    """Bytes of its arrays, and a kilobyte for the rest."""
+    return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
 
 
 @dataclasses.dataclass(frozen=True)

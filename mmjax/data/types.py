@@ -74,7 +74,8 @@ class Transform(Protocol):
     """A frozen dataclass that turns one record into another, drawing only from `rng`.
 
     `records` is the whole split, for transforms that need another example. A transform that writes texts of its own may have a
-    method `texts(records) -> Iterator[str]` that yields all it can write, for the tokenizer to be trained on.
+    method `texts(records) -> Iterator[str]` that yields all it can write, for the tokenizer to be trained on. One that never
+    draws may say so, `random: ClassVar[bool] = False`: what it made of a record can then be kept.
     """
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record: ...

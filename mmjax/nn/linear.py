@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from mmjax.core.types import Array
+from mmjax.parallel.mesh import platform
 
 Initializer = Callable[..., Array]
 
@@ -40,9 +41,22 @@ class Linear(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         init = self.kernel_init or fan_in_init(self.axes)
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
-        contracted = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
-        y = jax.lax.dot_general(x, kernel.astype(x.dtype), (contracted, ((), ())))
+        y = _product(x, kernel.astype(x.dtype), self.axes)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, features)
         return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - len(features)) + features)
+
+
+def _product(x: Array, kernel: Array, axes: int) -> Array:
+    """Contract the last `axes` dims of x with the first of the kernel.
+
+    On the CPU all rows are one dim: XLA then transposes a plain matrix for the gradient of the kernel, where it otherwise
+    recomputes whatever made x, element by element, in the wrong order (1.2x of a whole training step). Elsewhere the dims stay
+    apart, since a mesh may split more than the first.
+    """
+    lead, features = x.shape[:-axes], kernel.shape[axes:]
+    if platform() == "cpu":
+        x = x.reshape(-1, *x.shape[-axes:])
+    contracted = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
+    return jax.lax.dot_general(x, kernel, (contracted, ((), ()))).reshape(*lead, *features)

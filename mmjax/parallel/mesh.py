@@ -64,6 +64,12 @@ def use_mesh(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
+def platform() -> str:
+    """What the code being traced will run on, `cpu`, `gpu` or `tpu`: the mesh's devices, or without a mesh JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """Ask for a sharding of an activation; a no-op when no mesh is set, so that a model runs in a notebook as it is.
 

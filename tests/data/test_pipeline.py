@@ -1,8 +1,10 @@
 """The pipeline: batches are a pure function of (seed, step), whoever reads them, whatever cannot be read."""
 
+import dataclasses
 import itertools
 import logging
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from mmjax.data import (
 
 CAPTION = Caption(("a photo of the number {}.", "the digit {}"))
 DIGITS = Data(Digits("validation"), (RandomCrop((4, 6)), Noise(0.1), Normalise(), CAPTION), batch_size=20, max_length=10)
+
+FIXED_THEN_RANDOM = (Resize((8, 6)), RandomCrop((4, 6)), Noise(0.1), Normalise(), CAPTION)
 
 
 def same(a, b):
@@ -110,6 +114,25 @@ def test_threads_change_nothing(threads, digits, tokenizer):
     with data.build(tokenizer, 0).batches(3) as stream:
         for step in range(3, 9):
             same(next(stream), digits.batch(step))
+
+
+def test_keeping_records_changes_nothing_and_reads_each_once(tokenizer):
+    data = Data(Digits("validation"), FIXED_THEN_RANDOM, batch_size=20, max_length=10)
+    kept, anew = (dataclasses.replace(data, cache_mb=mb).build(tokenizer, seed=3) for mb in (256, 0))
+    reads = []
+    take = type(kept._reader.records).__getitem__
+    with mock.patch.object(type(kept._reader.records), "__getitem__", lambda self, i: reads.append(i) or take(self, i)):
+        made = [kept.batch(step) for step in range(40)]
+    assert len(reads) == len(set(reads)) <= kept.size  # each record at most once in almost three epochs
+    for step in (0, 7, 39):
+        same(made[step], anew.batch(step))
+
+
+def test_a_split_too_large_to_keep_is_read_anew(tokenizer):
+    data = Data(Digits("validation"), FIXED_THEN_RANDOM, batch_size=20, max_length=10, cache_mb=1)
+    dataset = dataclasses.replace(data, transforms=(Resize((64, 64)), Normalise(), CAPTION)).build(tokenizer, seed=3)
+    dataset.batch(0)
+    assert not dataset._reader._kept
 
 
 def test_workers_change_nothing_and_report_back(image_folder):

@@ -74,13 +74,13 @@ def test_biases_are_optional():
 
 
 def test_fewer_queries_than_keys_are_the_last_ones():
-    q, k = (jnp.asarray(DRAW(size=(1, n, 2, 4)), jnp.float32) for n in (5, 5))
+    q, k = (jnp.asarray(DRAW(size=(1, 2, n, 4)), jnp.float32) for n in (5, 5))
     whole = attention_weights(q, k, None, causal=True)
-    np.testing.assert_allclose(attention_weights(q[:, 3:], k, None, causal=True), whole[:, :, 3:], rtol=1e-6)
+    np.testing.assert_allclose(attention_weights(q[:, :, 3:], k, None, causal=True), whole[:, :, 3:], rtol=1e-6)
 
 
 def test_weights_are_float32_whatever_the_input():
-    q, k = (jnp.asarray(DRAW(size=(2, 64, 2, 4)) * 4, jnp.bfloat16) for _ in range(2))
+    q, k = (jnp.asarray(DRAW(size=(2, 2, 64, 4)) * 4, jnp.bfloat16) for _ in range(2))
     weights = attention_weights(q, k, None, causal=True)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(axis=-1), np.ones((2, 2, 64)), rtol=1e-6)
@@ -89,7 +89,7 @@ def test_weights_are_float32_whatever_the_input():
 
 
 def test_huge_logits_stay_finite():
-    q = jnp.full((1, 3, 1, 4), 1e4)
+    q = jnp.full((1, 1, 3, 4), 1e4)
     assert np.isfinite(attention_weights(q, q, None, causal=False)).all()
 
 

@@ -6,7 +6,18 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax.core.errors import UserError
-from mmjax.parallel.mesh import BATCH, Mesh, batch_sharding, batch_ways, constrain, constrain_batch, fit, replicated, use_mesh
+from mmjax.parallel.mesh import (
+    BATCH,
+    Mesh,
+    batch_sharding,
+    batch_ways,
+    constrain,
+    constrain_batch,
+    fit,
+    platform,
+    replicated,
+    use_mesh,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +126,11 @@ def test_a_batch_is_split_by_rows(eight_devices):
     rows = jax.device_put(np.zeros((16, 3)), batch_sharding(eight_devices))
     assert {s.data.shape for s in rows.addressable_shards} == {(16 // ways, 3)}
     assert jax.device_put(np.zeros(3), replicated(eight_devices)).is_fully_replicated
+
+
+def test_platform_is_that_of_the_mesh_or_the_default():
+    assert platform() == "cpu"
+    seen = []
+    with use_mesh(Mesh().build()):
+        jax.jit(lambda x: (seen.append(platform()), x)[1])(1.0)
+    assert seen == ["cpu"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class Noise:
 class Normalise:
     """uint8 to float32: divide by 255, subtract `mean`, divide by `std`, each given for red, green and blue."""
 
+    random: ClassVar[bool] = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 

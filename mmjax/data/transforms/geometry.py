@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,7 @@ class Resize:
       resample: "nearest", "bilinear" or "bicubic"; PIL's filters, which average when they shrink.
     """
 
+    random: ClassVar[bool] = False
     size: tuple[int, int]
     resample: str = "bicubic"
 
@@ -44,6 +46,7 @@ class Resize:
 class CenterCrop:
     """Cut the middle out. An image smaller than `size` is the user's mistake: put `Resize` first."""
 
+    random: ClassVar[bool] = False
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
