@@ -17,11 +17,12 @@ class Classifier(nn.Module):
     """Tokens [B, T, D] -> logits [B, C], float32.
 
     Attributes:
-      classes: C.
+      classes: C; 0 gives what is pooled (and projected) itself, [B, D].
       input: name of the encoder or fusion that feeds it.
       pool: see `nn.pool`; `heads` is attention pooling's.
       hidden_width: width of one hidden layer; 0 for none.
       activation: of the hidden layer (BERT's pooler is `tanh`).
+      bias: whether the last layer has one.
     """
 
     classes: int = 2
@@ -30,6 +31,7 @@ class Classifier(nn.Module):
     heads: int = 8
     hidden_width: int = 0
     activation: str = "tanh"
+    bias: bool = True
     dropout: float = 0.0
 
     @nn.compact
@@ -37,8 +39,10 @@ class Classifier(nn.Module):
         x_BD = Pool(self.pool, self.heads, name="pool")(tokens)
         if self.hidden_width:
             x_BD = activation(self.activation)(Linear(self.hidden_width, name="project")(x_BD))
+        if not self.classes:
+            return x_BD.astype(jnp.float32)
         x_BD = dropout(self, x_BD, self.dropout)
-        return Linear(self.classes, name="logits")(x_BD).astype(jnp.float32)
+        return Linear(self.classes, use_bias=self.bias, name="logits")(x_BD).astype(jnp.float32)
 
 
 class TokenClassifier(nn.Module):

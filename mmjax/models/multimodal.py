@@ -20,6 +20,7 @@ class Multimodal(nn.Module):
       encoders: modality -> encoder; the batch holds the modality's input under the same name.
       fusions, decoders, heads: name -> module.
       augment: modality -> on-device augmentation, applied when training (see `nn.augment`).
+      huggingface: the config.json that the model was converted from; what no field here holds is written back from it.
       dtype: compute dtype: `float32`, `bfloat16`, or `auto` (bfloat16 on TPU and GPU, float32 on CPU).
     """
 
@@ -28,6 +29,7 @@ class Multimodal(nn.Module):
     decoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    huggingface: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "auto"
 
     def __call__(self) -> dict[str, Any]:

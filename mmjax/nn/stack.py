@@ -161,7 +161,7 @@ class Stack(StackFields):
                 body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
             layer = nn.scan(
                 lambda block, carry, *rest: (block(carry, *rest), None),
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=self.depth,

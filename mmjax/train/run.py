@@ -17,7 +17,7 @@ from mmjax.train.experiment import Experiment
 
 # What may change when a run goes on: none of it changes what was already computed.
 FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
-READING = (".workers", ".threads", ".prefetch")  # of data: how it is read changes no batch
+READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 

@@ -1,0 +1,43 @@
+"""The model card that goes with an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.core.trees import count
+from mmjax.models import Multimodal, param_shapes
+
+TAGS = {
+    "ForImageClassification": "image-classification",
+    "ForMaskedLM": "fill-mask",
+    "LMHeadModel": "text-generation",
+    "ForCausalLM": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+}
+
+
+def model_card(architecture: str, config: Mapping[str, Any], model: Multimodal) -> str:
+    """README.md with the header that the hub reads."""
+    task = next((tag for end, tag in TAGS.items() if architecture.endswith(end)), None)
+    header = ["library_name: transformers", "tags: [mmjax]"] + ([f"pipeline_tag: {task}"] if task else [])
+    names = config.get("id2label") or {}
+    lines = [
+        "---",
+        *header,
+        "---",
+        "",
+        f"# {architecture}",
+        "",
+        f"A `{config['model_type']}` model of {count(param_shapes(model)):,} parameters, trained or converted with mmjax.",
+        "",
+        "```python",
+        f"from transformers import {architecture}",
+        "",
+        f'model = {architecture}.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+    if names:
+        lines += ["", "Classes: " + ", ".join(str(names[key]) for key in names) + "."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,254 @@
+"""What a family of HuggingFace models is to us: a table of its config fields, a model for each of its classes, rows of tensors.
+
+A family file holds data. Building our model from a config, writing a config for our model, and moving tensors either way are
+done here and in `api`, the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmjax.convert.layout import Row
+from mmjax.core.config import children, replace
+from mmjax.core.errors import UserError
+from mmjax.models import Multimodal
+
+Config = Mapping[str, Any]
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Honoured:
+    """A config field that the model holds.
+
+    Attributes:
+      default: what `transformers` takes where config.json lacks the field.
+      paths: dotted paths of the model's leaves it sets; those of parts that this class of model lacks are passed over.
+      names: HuggingFace's value -> ours, for values written otherwise; the first of several is the one written back.
+      read, write: HuggingFace's value -> ours and back, where it is more than a name.
+    """
+
+    default: Any
+    paths: tuple[str, ...]
+    names: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    read: Callable[[Any], Any] | None = None
+    write: Callable[[Any], Any] | None = None
+
+    def ours(self, field: str, value: Any) -> Any:
+        """Raises `UserError` for a value that the model cannot have."""
+        if self.names:
+            if value not in self.names:
+                raise UserError(f"{field}={value!r} is not supported here; use one of {', '.join(map(repr, self.names))}")
+            return self.names[value]
+        return self.read(value) if self.read else value
+
+    def theirs(self, value: Any, before: Any) -> Any:
+        """The value to write; `before`, what the model came with, where that means the same."""
+        if before is not None and self._same(before, value):
+            return before
+        if self.names:
+            return next(theirs for theirs, ours in self.names.items() if ours == value)
+        return self.write(value) if self.write else value
+
+    def _same(self, before: Any, value: Any) -> bool:
+        return (self.names.get(before) if self.names else self.read(before) if self.read else before) == value
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """A config field of which we can represent these values alone; any other is refused. The first is the default."""
+
+    values: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inert:
+    """A config field that does not change what the model computes from its inputs, and why."""
+
+    reason: str
+
+
+ConfigField = Honoured | Only | Inert
+
+# Fields that every HuggingFace config has, none of which changes what a forward pass computes.
+SHARED: dict[str, ConfigField] = {
+    "architectures": Inert("names the class; it chooses among ours"),
+    "model_type": Inert("names the family"),
+    "transformers_version": Inert("who wrote the file"),
+    "dtype": Inert("the weights' own dtype; kept for export"),
+    "return_dict": Inert("the form of the output"),
+    "output_hidden_states": Inert("the form of the output"),
+    "output_attentions": Inert("the form of the output"),
+    "id2label": Inert("names of classes; their number is the head's"),
+    "label2id": Inert("names of classes"),
+    "problem_type": Inert("chooses a loss; objectives do that here"),
+    "chunk_size_feed_forward": Inert("the same numbers, computed in parts"),
+    "is_encoder_decoder": Only((False,)),
+    "initializer_range": Inert("only initialises"),
+    "use_cache": Inert("speed of generation"),
+    "bos_token_id": Inert("the tokenizer's"),
+    "eos_token_id": Inert("the tokenizer's"),
+    "sep_token_id": Inert("the tokenizer's"),
+    "pad_token_id": Inert("the tokenizer's; padding is masked"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One `model_type`.
+
+    Attributes:
+      model_type: as config.json says it.
+      models: HuggingFace class -> our model of that class, given the (completed) config; sizes in it do not matter where
+        `fields` sets them.
+      fields: every field of the HuggingFace config, dotted for nested ones (`text_config.hidden_size`).
+      rows: our model and its HuggingFace class -> all its tensors.
+      constants: parameters that HuggingFace has not, with the value that leaves them without effect.
+      prefix: what comes before the names of the base model's tensors in the other classes' files ("bert.").
+      renames: (regular expression, replacement), applied in order to names in files: what older or other versions wrote.
+      dropped: regular expressions of tensors in files that carry nothing (buffers, copies of tied tensors).
+      complete: the config as read -> with the fields filled in that depend on others.
+    """
+
+    model_type: str
+    models: Mapping[str, Callable[[Config], Multimodal]]
+    fields: Mapping[str, ConfigField]
+    rows: Callable[[Multimodal, str], list[Row]]
+    constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    complete: Callable[[Config], Config] = lambda config: config
+
+    def table(self) -> dict[str, ConfigField]:
+        """Every config field, the shared ones included."""
+        return {**SHARED, **self.fields}
+
+    def build(self, config: Config, architecture: str) -> Multimodal:
+        """Our model for a config.json of this family.
+
+        Raises:
+          UserError: a class or a value that we cannot represent exactly, by the field's name.
+        """
+        if architecture not in self.models:
+            known = ", ".join(self.models)
+            raise UserError(f"architectures={architecture!r} is not supported for {self.model_type}; there are {known}")
+        config = self.complete(config)
+        model = self.models[architecture](config)
+        for name, field in self.table().items():
+            if isinstance(field, Inert):
+                continue
+            value = get(config, name, field.values[0] if isinstance(field, Only) else field.default)
+            if isinstance(field, Only):
+                if value not in field.values:
+                    allowed = " or ".join(repr(v) for v in field.values)
+                    raise UserError(f"{name}={value!r} is not supported by {self.model_type} here; it must be {allowed}")
+                continue
+            for path in field.paths:
+                model = set_leaf(model, path, field.ours(name, value))
+        return model
+
+    def config(self, model: Multimodal) -> dict[str, Any]:
+        """The config.json of our model: the fields that it holds, over those it came with."""
+        config: dict[str, Any] = thaw(model.huggingface)
+        config["model_type"] = self.model_type
+        for name, field in self.table().items():
+            if isinstance(field, Honoured):
+                found = [get_leaf(model, path) for path in field.paths]
+                held = [value for value in found if value is not MISSING]
+                if held:
+                    put(config, name, thaw(field.theirs(held[0], get(config, name, None))))
+        return config
+
+    def architecture(self, model: Multimodal) -> str:
+        """The HuggingFace class that has this model's parts.
+
+        Raises:
+          UserError: no class has.
+        """
+        came_from = (model.huggingface.get("architectures") or ("",))[0]
+        config = self.complete(self.config(model))
+        own = parts(model)
+        for name in (came_from, *self.models):
+            if name in self.models and parts(self.models[name](config)) == own:
+                return name
+        raise UserError(
+            f"no HuggingFace class of {self.model_type} has exactly these parts: {', '.join(sorted(own))}; "
+            f"there are {', '.join(self.models)}"
+        )
+
+
+class _Missing:
+    pass
+
+
+MISSING = _Missing()
+
+
+def parts(model: Multimodal) -> set[str]:
+    """`encoders.text`, `heads.classes`, ...: what a model is made of."""
+    kinds = ("encoders", "fusions", "decoders", "heads")
+    return {f"{kind}.{name}" for kind in kinds for name in getattr(model, kind)}
+
+
+def get_leaf(model: Any, path: str) -> Any:
+    """The model's leaf at a dotted path, or MISSING where it lacks a part on the way."""
+    for name in path.split("."):
+        known = children(model)
+        if name not in known:
+            return MISSING
+        model = known[name]
+    return model
+
+
+def set_leaf(model: Any, path: str, value: Any) -> Any:
+    """The model with one leaf replaced; unchanged where it lacks a part on the way."""
+    if get_leaf(model, path) is MISSING:
+        return model
+    name, _, rest = path.partition(".")
+    return replace(model, name, set_leaf(children(model)[name], rest, value) if rest else value)
+
+
+def get(config: Config, path: str, default: Any) -> Any:
+    """A field of a nested config by its dotted path; `default` where it is not there."""
+    for name in path.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return default
+        config = config[name]
+    return config
+
+
+def put(config: dict[str, Any], path: str, value: Any) -> None:
+    """Set a field of a nested config by its dotted path."""
+    *way, last = path.split(".")
+    functools.reduce(lambda inner, name: inner.setdefault(name, {}), way, config)[last] = value
+
+
+def thaw(value: Any) -> Any:
+    """A copy as JSON has it: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {name: thaw(child) for name, child in value.items()}
+    return [thaw(child) for child in value] if isinstance(value, (tuple, list)) else value
+
+
+def freeze(value: Any) -> Any:
+    """A copy as specs have it: tuples for lists."""
+    if isinstance(value, Mapping):
+        return {name: freeze(child) for name, child in value.items()}
+    return tuple(freeze(child) for child in value) if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,210 @@
+"""A HuggingFace folder in and out: config.json -> model, weights -> parameters, tensor by tensor, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+
+from mmjax.convert.card import model_card
+from mmjax.convert.families import FAMILIES
+from mmjax.convert.family import Family, freeze
+from mmjax.convert.layout import Row
+from mmjax.convert.weights import Weights, open_weights, staged_folder, write_weights
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.trees import leaves_by_path
+from mmjax.core.types import Params
+from mmjax.models import Multimodal, param_shapes
+
+# Beside the weights: what belongs to the tokenizer and to the image or feature extractor.
+COMPANIONS = re.compile(
+    r"(tokenizer|preprocessor|processor|feature_extractor|image_processor|special_tokens|added_tokens|generation_config|"
+    r"chat_template|vocab|merges|spiece|sentencepiece)[\w.-]*\.(json|txt|model|jinja)$"
+)
+Put = Callable[[str, np.ndarray], Any]  # path of a parameter, its array -> where it shall live
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a HuggingFace folder.
+
+    Raises:
+      UserError: no folder, no config.json, not JSON, an unknown `model_type`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a local HuggingFace folder with config.json and its weights")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no config.json: it is no HuggingFace folder")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not JSON ({error})") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{file}: it names no model_type")
+    kind = config["model_type"]
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{file}: model_type={kind!r} is not supported{nearest(kind, FAMILIES)}; there are {', '.join(FAMILIES)}"
+        )
+    return config
+
+
+def build_model(config: Mapping[str, Any]) -> tuple[Family, Multimodal, str]:
+    """The family, our model and the HuggingFace class of a config.
+
+    Raises:
+      UserError: what we cannot represent exactly, by the field's name.
+    """
+    family = FAMILIES[config["model_type"]]
+    architecture = (config.get("architectures") or [next(iter(family.models))])[0]
+    model = family.build(config, architecture)
+    return family, model.copy(huggingface=freeze({**config, "architectures": [architecture]})), architecture
+
+
+def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params, tuple[str, ...]]:
+    """The model of a HuggingFace folder, its float32 parameters, and the names of tensors that this class has no use for.
+
+    Weights are read tensor by tensor, and each parameter goes where `put` says (the default device) as soon as it is whole.
+
+    Raises:
+      UserError: see `read_config`, `build_model`, `open_weights`; a tensor that is missing or has another shape.
+    """
+    config = read_config(folder)
+    family, model, architecture = build_model(config)
+    with open_weights(folder) as weights:
+        rows = family.rows(model, architecture)
+        files, unused = match_names(family, [name for row in rows for name in row.names()], weights.names)
+        params = _read_params(folder, family, model, rows, files, weights, put or (lambda _, x: jnp.asarray(x)))
+        if "dtype" not in config and "torch_dtype" not in config:
+            model = model.copy(huggingface={**model.huggingface, "dtype": weights.dtype_of_model})
+    return model, params, unused
+
+
+def match_names(family: Family, expected: list[str], found: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Where each expected tensor is: its name -> its name in the files; and the names that nothing expects.
+
+    Files say a name as this version of `transformers` does, as older ones did (`renames`), with the base model's prefix or
+    without. What carries nothing is `dropped`.
+    """
+    wanted, files, unused = set(expected), dict[str, str](), []
+    for name in found:
+        new = name
+        for pattern, replacement in family.renames:
+            new = re.sub(pattern, replacement, new)
+        ways = (name, new, family.prefix + new, new.removeprefix(family.prefix))
+        match = next((way for way in ways if way in wanted and way not in files), None)
+        if match is not None:
+            files[match] = name
+        elif not any(re.search(pattern, new) for pattern in family.dropped):
+            unused.append(name)
+    return files, tuple(unused)
+
+
+def _read_params(
+    folder: Path, family: Family, model: Multimodal, rows: list[Row], files: Mapping[str, str], weights: Weights, put: Put
+) -> Params:
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(param_shapes(model)).items()}
+    held: dict[str, Any] = {}
+    for row in rows:
+        own = [shapes[path][1:] if row.depth else shapes[path] for path in row.ours]
+        buffers = [np.empty(shapes[path], np.float32) for path in row.ours]
+        for layer, name in enumerate(row.names()):
+            if name not in files:
+                raise UserError(f"{folder}: tensor {name!r} is missing, which {model.huggingface['architectures'][0]} needs")
+            shape = weights.shape(files[name])
+            if tuple(shape) != row.their_shape(own):
+                raise UserError(
+                    f"{folder}: tensor {files[name]!r} has shape {tuple(shape)}; config.json makes it {row.their_shape(own)}"
+                )
+            for buffer, part in zip(buffers, row.split(weights.read(files[name]), own), strict=True):
+                buffer[layer if row.depth else ...] = part
+        for path in row.ours:
+            held[path] = put(path, buffers.pop(0))
+    for path, value in family.constants.items():
+        if path in shapes:
+            held[path] = put(path, np.full(shapes[path], value, np.float32))
+    assert held.keys() == shapes.keys(), sorted(held.keys() ^ shapes.keys())
+    return nest(held)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path -> a nested dict."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *way, last = path.split("/")
+        inner = tree
+        for name in way:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return tree
+
+
+def tensors(model: Multimodal, tree: Params) -> tuple[list[tuple[str, tuple[int, ...]]], Callable[[str], np.ndarray]]:
+    """A tree of the model's shape (parameters, a gradient) as HuggingFace tensors: their names and shapes, and a reader of one.
+
+    Raises:
+      UserError: the model is no HuggingFace class.
+    """
+    family = family_of(model)
+    rows = family.rows(model, family.architecture(model))
+    leaves = leaves_by_path(tree)
+    where = {name: (row, layer) for row in rows for layer, name in enumerate(row.names())}
+    where |= {copy: (row, 0) for row in rows for copy in row.copies}
+    plan = []
+    for name, (row, _) in where.items():
+        plan.append((name, row.their_shape([leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours])))
+
+    def read(name: str) -> np.ndarray:
+        row, layer = where[name]
+        parts = [np.asarray(leaves[path][layer] if row.depth else leaves[path]) for path in row.ours]
+        return np.ascontiguousarray(row.join(parts)).reshape(dict(plan)[name])
+
+    return plan, read
+
+
+def family_of(model: Multimodal) -> Family:
+    """The family a model came from.
+
+    Raises:
+      UserError: it came from none.
+    """
+    kind = model.huggingface.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError("the model was not built from a HuggingFace config, and no HuggingFace class has its parts")
+    return FAMILIES[kind]
+
+
+def write_model(model: Multimodal, params: Params, target: Path, companions: Path | None = None) -> str:
+    """Write a folder that `transformers` opens: config, weights in their own dtype, model card, and the companion files.
+
+    Args:
+      companions: a folder whose tokenizer and preprocessor files are copied.
+
+    Returns:
+      The HuggingFace class it was written as.
+
+    Raises:
+      UserError: the model is no HuggingFace class; `target` holds files already.
+    """
+    family = family_of(model)
+    architecture = family.architecture(model)
+    config = family.config(model) | {"architectures": [architecture]}
+    dtype = str(config.pop("torch_dtype", None) or config.get("dtype") or "float32")
+    config["dtype"] = dtype
+    plan, read = tensors(model, params)
+    with staged_folder(target) as folder:
+        if companions is not None:
+            for file in sorted(companions.iterdir()):
+                if COMPANIONS.match(file.name):
+                    shutil.copyfile(file, folder / file.name)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (folder / "README.md").write_text(model_card(architecture, config, model))
+        write_weights(folder, [(name, shape, dtype) for name, shape in plan], lambda name: read(name).astype(np.dtype(dtype)))
+    return architecture

@@ -1,0 +1,234 @@
+"""What every family's test does: a random HuggingFace model beside ours, compared in outputs, gradients, bits and config fields."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from mmjax.convert import FAMILIES, load, save_hf
+from mmjax.convert.family import Honoured, Inert, Only
+from mmjax.convert.huggingface import tensors
+from mmjax.core.types import Params
+from mmjax.models import Multimodal
+from mmjax.models.forward import BoundForward
+
+Outputs = Mapping[str, Any]
+
+
+def randomise(model: torch.nn.Module, sd: float = 0.2, seed: int = 0) -> torch.nn.Module:
+    """Weights of standard deviation 0.2 (norm scales around 1), so that a wrong epsilon or activation shows. In eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = re.compile(r"norm\w*\.weight$|layrnorm\.weight$|LayerNorm\.weight$|ln_\w+\.weight$|layernorm\w*\.weight$")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * sd + (1.0 if norms.search(name) else 0.0))
+    return model.eval()
+
+
+def save(model: Any, folder: Path, **kwargs: Any) -> Path:
+    """`save_pretrained` into a folder."""
+    model.save_pretrained(folder, **kwargs)
+    return folder
+
+
+def bound(model: Multimodal, params: Params, batch: Mapping[str, Any]) -> BoundForward:
+    """The forward pass in float32, with dropout off, on a batch of numpy or torch arrays."""
+    return BoundForward(model.copy(dtype="float32"), params, {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()})
+
+
+def assert_close(ours: Any, theirs: Any, rtol: float = 2e-5, where: Any = None) -> None:
+    """Largest difference over largest value; `where` is a mask of what counts."""
+    a = np.asarray(ours, np.float64)
+    b = np.asarray(theirs.detach() if isinstance(theirs, torch.Tensor) else theirs, np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    if where is not None:
+        keep = np.broadcast_to(np.asarray(where).astype(bool).reshape(where.shape + (1,) * (a.ndim - where.ndim)), a.shape)
+        a, b = a[keep], b[keep]
+    error = np.abs(a - b).max() / np.abs(b).max()
+    assert error <= rtol, f"relative difference {error:.2e}"
+
+
+def hidden_states(model: Multimodal, params: Params, method: str, *args: Any, kind: str = "Block", **kwargs: Any) -> list[Any]:
+    """[L] outputs [B, T, D] of each layer of each stack that `model.<method>(*args)` runs, stacks one after another."""
+    keep = lambda module, name: type(module).__name__ == kind and name == "__call__"  # noqa: E731
+    _, state = model.copy(dtype="float32").apply(
+        {"params": params}, *args, method=method, capture_intermediates=keep, mutable=["intermediates"], **kwargs
+    )
+    stacks = jax.tree.leaves(state["intermediates"])
+    return [layer for stack in stacks for layer in stack]
+
+
+def round_trip(hf: Any, folder: Path, dead: tuple[str, ...] = ()) -> tuple[Multimodal, Params]:
+    """HuggingFace -> ours -> HuggingFace: the same names and bits, and `from_pretrained` finds nothing missing or too many.
+
+    `dead` names tensors that no forward pass reads, whose bits are not kept. Returns ours.
+    """
+    source = save(hf, folder / "source")
+    model, params = load(source)
+    name = save_hf(model, params, folder / "back")
+    assert name == type(hf).__name__
+    before, after = load_file(source / "model.safetensors"), load_file(folder / "back" / "model.safetensors")
+    assert before.keys() == after.keys(), sorted(before.keys() ^ after.keys())
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype and value.shape == after[key].shape, key
+        assert key in dead or value.tobytes() == after[key].tobytes(), key
+    loaded, info = type(hf).from_pretrained(folder / "back", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    for key, value in hf.state_dict().items():
+        assert key in dead or torch.equal(value, loaded.state_dict()[key]), key
+    ours, theirs = json.loads((folder / "back" / "config.json").read_text()), loaded.config.to_diff_dict()
+    assert ours["model_type"] == theirs["model_type"]
+    return model, params
+
+
+def check_gradient(
+    hf: torch.nn.Module, their_loss: torch.Tensor, model: Multimodal, params: Params, our_loss: Callable[[Params], jax.Array]
+) -> None:
+    """Both gradients of one loss, tensor by tensor: the difference is within 1e-4 of the global norm."""
+    hf.zero_grad()
+    their_loss.backward()
+    value, gradient = jax.value_and_grad(our_loss)(params)
+    assert_close(value, their_loss)
+    theirs = {name: p.grad.numpy() for name, p in hf.named_parameters() if p.grad is not None}
+    ours = hf_named(model, gradient, hf)
+    assert theirs.keys() <= ours.keys(), sorted(theirs.keys() - ours.keys())
+    total = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in theirs.values()))
+    wrong = {n: float(np.abs(ours[n]).max()) for n in ours.keys() - theirs.keys() if np.abs(ours[n]).max() > 0}
+    assert not wrong, f"gradients that PyTorch has not: {wrong}"
+    difference = np.sqrt(sum(float(((ours[n] - g).astype(np.float64) ** 2).sum()) for n, g in theirs.items()))
+    assert difference <= 1e-4 * total, f"{difference / total:.2e} of the global norm"
+
+
+def hf_named(model: Multimodal, tree: Params, hf: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A tree like the parameters under the names of `hf.named_parameters()`, found by loading it into a copy of the model."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(model, tree, Path(folder) / "tree")
+        copy = type(hf).from_pretrained(Path(folder) / "tree")
+    return {name: p.detach().numpy() for name, p in copy.named_parameters()}
+
+
+def check_table(model_type: str, config: Any, untested: tuple[str, ...] = ()) -> None:
+    """Every field of the HuggingFace config is in the family's table."""
+    table = FAMILIES[model_type].table()
+    groups = {name for name, value in config.to_dict().items() if isinstance(value, dict) and name.endswith("_config")}
+    fields = {name for name in config.to_dict() if name not in groups and name != "_name_or_path"}
+    for group in groups:
+        fields |= {f"{group}.{name}" for name in config.to_dict()[group] if name != "_name_or_path"}
+    shared = {name for name in fields if name.split(".")[-1] in FAMILIES[model_type].table()}
+    missing = {name for name in fields if name not in table and not ("." in name and name in shared and _shared(name))}
+    assert not missing, f"fields of the config that the table does not have: {sorted(missing)}"
+
+
+def _shared(name: str) -> bool:
+    from mmjax.convert.family import SHARED
+
+    return name.split(".")[-1] in SHARED
+
+
+def check_honoured(
+    make: Callable[[Mapping[str, Any]], Any],
+    outputs: Callable[[Any], np.ndarray],
+    ours: Callable[[Multimodal, Params], np.ndarray],
+    changes: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Each change of a config field: both models' outputs change, and alike.
+
+    Args:
+      make: {field: value} -> a randomised HuggingFace model.
+      outputs, ours: what to compare, of either model.
+      changes: field -> another value than the usual one.
+    """
+    usual = np.asarray(outputs(make({})))
+    for index, (field, value) in enumerate(changes.items()):
+        hf = make({field: value})
+        theirs = np.asarray(outputs(hf))
+        changed = theirs.shape != usual.shape or np.abs(theirs - usual).max() > 1e-4 * np.abs(usual).max()
+        assert changed, f"{field}={value!r} changes nothing in the HuggingFace model"
+        model, params = load(save(hf, folder / str(index)))
+        with explain(f"{field}={value!r}"):
+            assert_close(ours(model, params), theirs)
+
+
+def check_inert(
+    make: Callable[[Mapping[str, Any]], Any], outputs: Callable[[Any], np.ndarray], changes: Mapping[str, Any]
+) -> None:
+    """Each change of an inert field leaves HuggingFace's own output as it was."""
+    usual = np.asarray(outputs(make({})))
+    for field, value in changes.items():
+        assert np.array_equal(np.asarray(outputs(make({field: value}))), usual), field
+
+
+@contextlib.contextmanager
+def explain(what: str) -> Any:
+    """Say what was being compared when it fails."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from None
+
+
+def honoured_fields(model_type: str) -> set[str]:
+    """The names of the fields that a family honours."""
+    return {name for name, field in FAMILIES[model_type].table().items() if isinstance(field, Honoured)}
+
+
+def inert_fields(model_type: str) -> set[str]:
+    """The names of a family's own inert fields (the shared ones left out)."""
+    return {name for name, field in FAMILIES[model_type].fields.items() if isinstance(field, Inert)}
+
+
+def refused_fields(model_type: str) -> set[str]:
+    """The names of the fields of which only some values are taken."""
+    return {name for name, field in FAMILIES[model_type].fields.items() if isinstance(field, Only)}
+
+
+def map_completely(
+    model_type: str, architecture: str, config: Mapping[str, Any], listed: Mapping[str, tuple[int, ...]]
+) -> None:
+    """A public checkpoint's tensor names and shapes: each is used or known to carry nothing, none is missing, shapes agree."""
+    from mmjax.convert.huggingface import build_model, match_names
+    from mmjax.core.trees import leaves_by_path
+    from mmjax.models import param_shapes
+
+    family, model, _ = build_model({**config, "model_type": model_type, "architectures": [architecture]})
+    rows = family.rows(model, architecture)
+    files, unused = match_names(family, [name for row in rows for name in row.names()], tuple(listed))
+    assert not unused, unused
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(param_shapes(model)).items()}
+    for row in rows:
+        own = [shapes[path][1:] if row.depth else shapes[path] for path in row.ours]
+        for name in row.names():
+            assert name in files, f"{name} is not in the list"
+            assert tuple(listed[files[name]]) == row.their_shape(own), name
+
+
+__all__ = [
+    "assert_close",
+    "bound",
+    "check_gradient",
+    "check_honoured",
+    "check_inert",
+    "check_table",
+    "hidden_states",
+    "honoured_fields",
+    "inert_fields",
+    "map_completely",
+    "randomise",
+    "refused_fields",
+    "round_trip",
+    "save",
+    "tensors",
+]
