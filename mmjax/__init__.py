@@ -1,6 +1,22 @@
 """mmjax: multimodal Transformers in JAX, from one config file to a TPU pod.
 
-Where things are, from the top: `mmjax.cli` the command line; `mmjax.train` experiments, the step and the loop;
-`mmjax.evaluate` evaluators; `mmjax.models` encoders, fusions, decoders and heads; `mmjax.nn` layers; `mmjax.objectives`
-losses; `mmjax.data` sources, transforms and batches; `mmjax.parallel` the mesh; `mmjax.core` the words all of them share.
+Where things are, from the top: `mmjax.cli` the command line; `mmjax.convert` the bridge to and from HuggingFace, whose `load`
+and `save_hf` are here as well; `mmjax.train` experiments, the step and the loop; `mmjax.evaluate` evaluators; `mmjax.models`
+encoders, fusions, decoders and heads; `mmjax.nn` layers; `mmjax.objectives` losses; `mmjax.data` sources, transforms and
+batches; `mmjax.parallel` the mesh; `mmjax.core` the words all of them share.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmjax.convert import load, save_hf
+
+__all__ = ["load", "save_hf"]
+
+
+def __getattr__(name: str) -> Any:
+    # Found when first asked for: whoever imports one room does not wait for all of them.
+    if name in __all__:
+        return getattr(importlib.import_module("mmjax.convert"), name)
+    raise AttributeError(f"module 'mmjax' has no attribute {name!r}")

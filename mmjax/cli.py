@@ -25,6 +25,10 @@ HELP = """usage: mmjax COMMAND ...
                          every field of a config, with its value
   mmjax evaluate RUN [--data NAME]
                          evaluate a run; prints one JSON object of metrics on its last line
+  mmjax convert from-hf HF_DIR RUN
+                         make a run out of a HuggingFace folder, for --init_from and to-hf
+  mmjax convert to-hf RUN HF_DIR
+                         write a run's best checkpoint as a folder that transformers opens
   mmjax data inspect [CONFIG] [--any.field value ...]
                          what a batch really holds
 
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "data": data}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "convert": convert, "data": data}
     if not words or words[0] in ("-h", "--help", "help"):
         from mmjax.train.config_file import shipped_configs
 
@@ -92,6 +96,35 @@ def evaluate(words: list[str]) -> int:
     from mmjax.train.evaluate import evaluate_run
 
     print(json.dumps(evaluate_run(words[0], data_name)))
+    return 0
+
+
+def convert(words: list[str]) -> int:
+    """`mmjax convert from-hf HF_DIR RUN` and `mmjax convert to-hf RUN HF_DIR`"""
+    ways = ("from-hf", "to-hf")
+    if len(words) != 3 or words[0] not in ways:
+        hint = nearest(words[0], ways) if words and words[0] not in ways else ""
+        raise UserError(f"convert {' '.join(words)}: use convert from-hf HF_DIR RUN, or convert to-hf RUN HF_DIR{hint}")
+    from mmjax.convert.api import from_hf, to_hf
+    from mmjax.core.trees import count
+    from mmjax.models import param_shapes
+
+    way, source, target = words
+    if way == "to-hf":
+        written = to_hf(source, target)
+        left = written.pop("left", "")
+        for folder, name in written.items():
+            print(f"{target if folder == '.' else f'{target}/{folder}'}: {name}")
+        if left:
+            print(f"mmjax: no HuggingFace class is the whole model; left behind: {left}", file=sys.stderr)
+        return 0
+    model, unused = from_hf(source, target)
+    if unused:
+        print(
+            f"mmjax: {len(unused)} tensors have no place in this class: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}",
+            file=sys.stderr,
+        )
+    print(f"{target}: {model.huggingface['architectures'][0]}, {count(param_shapes(model)):,} parameters")
     return 0
 
 

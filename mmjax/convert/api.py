@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.convert import processor
 from mmjax.convert.huggingface import COMPANIONS, build_model, read_config, read_model, write_model
-from mmjax.convert.weights import staged_folder
+from mmjax.convert.staging import staged_folder
+from mmjax.convert.towers import same_class, towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
@@ -45,6 +48,16 @@ def load_model(path: str | Path) -> Multimodal:
     return Run(folder).experiment().model if is_run(folder) else build_model(read_config(folder))[1]
 
 
+def image_transforms(path: str | Path) -> tuple[Any, ...]:
+    """The transforms of the image processor that came with a HuggingFace folder, or with the run that was made of one.
+
+    Raises:
+      UserError: there is none, or a step of it that we cannot do exactly.
+    """
+    folder = Path(path)
+    return processor.image_transforms(folder / COMPANION_FOLDER if is_run(folder) else folder)
+
+
 def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str | Path | None = None) -> str:
     """Write a folder that `transformers` opens with `from_pretrained`, and return the name of its class.
 
@@ -54,7 +67,9 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     Raises:
       UserError: no HuggingFace class is this model; `path` holds files already.
     """
-    return write_model(model, params, Path(path), None if companions is None else Path(companions))
+    if companions is None:
+        return write_model(model, params, Path(path))
+    return write_model(model, params, Path(path), functools.partial(_copy_companions, Path(companions)))
 
 
 def is_run(folder: Path) -> bool:
@@ -81,21 +96,38 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         run.write_json("config.json", to_json(Experiment(model=model, data={}, tasks={}, steps=0)))
         run.write_json("environment.json", environment())
         (folder / COMPANION_FOLDER).mkdir()
-        for file in sorted(source.iterdir()):
-            if COMPANIONS.match(file.name):
-                shutil.copyfile(file, folder / COMPANION_FOLDER / file.name)
+        _copy_companions(source, folder / COMPANION_FOLDER)
         if any(source.glob("tokenizer*")) or any(source.glob("vocab*")):
             run.keep_tokenizer(Tokenizer.load(source))
         _save_params(run, params)
     return model, unused
 
 
-def to_hf(source: str | Path, target: str | Path) -> str:
-    """Write a run's best checkpoint as a HuggingFace folder; returns the name of its class. Raises `UserError` as `save_hf`."""
+def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
+    """Write a run's best checkpoint as a HuggingFace folder.
+
+    A model that is no HuggingFace class as a whole is written tower by tower, `target/image`, `target/text`.
+
+    Returns:
+      Folder below `target` ("." for itself) -> the name of its class; and under "left" what no class has a place for.
+
+    Raises:
+      UserError: as `save_hf`; or no part of the model is a HuggingFace class.
+    """
     run = Run(source)
     model, params = _load_run(run.path)
-    companions = run.path / COMPANION_FOLDER
-    return write_model(model, params, Path(target), companions if companions.is_dir() else None)
+    same = (model, "") if model.huggingface else same_class(model)
+    if same is not None:
+        whole = _with_class_names(run, same[0])
+        return {".": write_model(whole, params, Path(target), lambda folder: _write_companions(run, whole, folder))}
+    found, left = towers(model, params)
+    if not found:
+        raise UserError(f"{source}: neither the model nor any of its encoders is exactly a HuggingFace class")
+    with staged_folder(Path(target)) as folder:
+        for modality, tower in found.items():
+            companions = functools.partial(_write_companions, run, tower.model)
+            write_model(tower.model, tower.params, folder / modality, companions)
+    return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join(left)}
 
 
 def _load_run(folder: Path) -> tuple[Multimodal, Params]:
@@ -109,6 +141,39 @@ def _load_run(folder: Path) -> tuple[Multimodal, Params]:
     params, _ = checkpoints.params(step)
     checkpoints.close()
     return experiment.model, jax.tree.map(jnp.asarray, params)
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if COMPANIONS.match(file.name):
+            shutil.copyfile(file, target / file.name)
+
+
+def _write_companions(run: Run, model: Multimodal, folder: Path) -> None:
+    """The tokenizer and the image processor: those of the run's own data, else those that came with its weights."""
+    came_with = run.path / COMPANION_FOLDER
+    if came_with.is_dir():
+        _copy_companions(came_with, folder)
+    tokenizer = run.tokenizer()
+    if tokenizer is not None and not came_with.is_dir() and set(model.encoders) != {"image"}:
+        tokenizer.save(folder)
+    e = run.experiment()
+    data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)
+    if data is not None and "image" in model.encoders:
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        processor.write_processor(folder, data.transforms, model.huggingface["model_type"])
+
+
+def _with_class_names(run: Run, model: Multimodal) -> Multimodal:
+    """The names of the classes that the run was trained on, where its classifier has as many."""
+    head, file = model.heads.get("classes"), run.path / "environment.json"
+    about = json.loads(file.read_text()).get("data", {}) if file.is_file() else {}
+    names = next((d["classes"] for d in about.values() if head is not None and len(d["classes"]) == head.classes), None)
+    if names is None:
+        return model
+    labels = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
+    return model.copy(huggingface={**model.huggingface, **labels})
 
 
 def _save_params(run: Run, params: Params) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert, Only, get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer
@@ -32,7 +32,7 @@ def _token_classes(config: Config) -> TokenClassifier:
 
 def labels(config: Config) -> int:
     """The number of classes: of `id2label`, of `num_labels` in old files, 2 by default."""
-    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
+    return len(config["id2label"]) if config.get("id2label") is not None else config.get("num_labels", 2)
 
 
 def _model(**heads: Any) -> Multimodal:
@@ -49,7 +49,7 @@ MODELS = {
 }
 
 POOLED = ("pooler", "next_sentence", "classes")  # heads over BERT's pooler
-FIELDS = {
+FIELDS: dict[str, ConfigField] = {
     "vocab_size": Honoured(30522, (f"{TEXT}.vocab_size", "heads.masked_lm.classes")),
     "hidden_size": Honoured(768, (f"{TEXT}.width", *[f"heads.{head}.hidden_width" for head in POOLED])),
     "num_hidden_layers": Honoured(12, (f"{TEXT}.depth",)),

@@ -1,8 +1,39 @@
 """The families, by HuggingFace's `model_type`. A new one is one file, one line here, one test."""
 
 from mmjax.convert.bert import BERT
+from mmjax.convert.blip import BLIP
+from mmjax.convert.clip import CLIP, CLIP_TEXT, CLIP_VISION
+from mmjax.convert.deit import DEIT
+from mmjax.convert.dinov2 import DINOV2
 from mmjax.convert.family import Family
+from mmjax.convert.flava import FLAVA
+from mmjax.convert.gpt2 import GPT2
+from mmjax.convert.llama import LLAMA
+from mmjax.convert.llava import LLAVA
+from mmjax.convert.roberta import ROBERTA
+from mmjax.convert.siglip import SIGLIP
+from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
+from mmjax.convert.vilt import VILT
+from mmjax.convert.vit import VIT
+from mmjax.convert.vit_mae import VIT_MAE
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
+    "blip": BLIP,
+    "clip": CLIP,
+    "clip_text_model": CLIP_TEXT,
+    "clip_vision_model": CLIP_VISION,
+    "deit": DEIT,
+    "dinov2": DINOV2,
+    "flava": FLAVA,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "llava": LLAVA,
+    "roberta": ROBERTA,
+    "siglip": SIGLIP,
+    "siglip_text_model": SIGLIP_TEXT,
+    "siglip_vision_model": SIGLIP_VISION,
+    "vilt": VILT,
+    "vit": VIT,
+    "vit_mae": VIT_MAE,
 }

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax.convert.layout import Row
-from mmjax.core.config import children, replace
+from mmjax.convert.weights import Weights
+from mmjax.core.config import children, has_children, leaves, replace
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
+from mmjax.nn.stack import StackFields
 
 Config = Mapping[str, Any]
 
@@ -124,6 +126,8 @@ class Family:
       renames: (regular expression, replacement), applied in order to names in files: what older or other versions wrote.
       dropped: regular expressions of tensors in files that carry nothing (buffers, copies of tied tensors).
       complete: the config as read -> with the fields filled in that depend on others.
+      observe: the config as read, the weights beside it -> with the fields that the weights overrule; None where none is.
+      restore: the config of our model -> as HuggingFace has it, for what `complete` changed.
     """
 
     model_type: str
@@ -135,6 +139,8 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     complete: Callable[[Config], Config] = lambda config: config
+    observe: Callable[[Config, Weights], Config] | None = None
+    restore: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
 
     def table(self) -> dict[str, ConfigField]:
         """Every config field, the shared ones included."""
@@ -168,13 +174,14 @@ class Family:
         """The config.json of our model: the fields that it holds, over those it came with."""
         config: dict[str, Any] = thaw(model.huggingface)
         config["model_type"] = self.model_type
+        _name_labels(config, model)
         for name, field in self.table().items():
             if isinstance(field, Honoured):
                 found = [get_leaf(model, path) for path in field.paths]
                 held = [value for value in found if value is not MISSING]
                 if held:
                     put(config, name, thaw(field.theirs(held[0], get(config, name, None))))
-        return config
+        return self.restore(config)
 
     def architecture(self, model: Multimodal) -> str:
         """The HuggingFace class that has this model's parts.
@@ -192,6 +199,46 @@ class Family:
             f"no HuggingFace class of {self.model_type} has exactly these parts: {', '.join(sorted(own))}; "
             f"there are {', '.join(self.models)}"
         )
+
+
+# What an exported model may differ in from the one its config.json builds: it changes no output.
+FREE = ("unroll", "remat", "dropout", "embed_dropout", "attention_dropout", "drop_path")
+OUTSIDE = ("huggingface", "augment", "dtype")
+
+
+def check_exact(family: Family, model: Multimodal, config: Config, architecture: str) -> None:
+    """That config.json builds this very model again.
+
+    Raises:
+      UserError: a leaf in which they differ, by its path: no such HuggingFace class has it.
+    """
+    rebuilt, own = leaves(explicit(family.build(config, architecture))), leaves(model)
+    for path, value in own.items():
+        if path.split(".")[0] in OUTSIDE or path.split(".")[-1] in FREE:
+            continue
+        if path not in rebuilt or rebuilt[path] != value:
+            there = rebuilt.get(path, "nothing")
+            raise UserError(f"model.{path}={value!r} has no place in {architecture}, which has {there!r}")
+
+
+def explicit(model: Any) -> Any:
+    """The model with the sizes that follow from others (0 in a config) written out."""
+    for name, child in children(model).items():
+        if has_children(child):
+            model = replace(model, name, explicit(child))
+    if isinstance(model, StackFields):
+        model = replace(model, "mlp_width", model.mlp_width or 4 * model.width)
+    return model
+
+
+def _name_labels(config: dict[str, Any], model: Multimodal) -> None:
+    """Names of as many classes as the head has: those it came with, else LABEL_0 and so on."""
+    for head in ("classes", "token_classes"):
+        if head in model.heads:
+            count = model.heads[head].classes
+            if len(config.get("id2label") or {0: "", 1: ""}) != count:
+                config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+                config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
 
 
 class _Missing:

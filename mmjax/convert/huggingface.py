@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from mmjax.convert.card import model_card
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Family, freeze
+from mmjax.convert.family import Family, check_exact, explicit, freeze
 from mmjax.convert.layout import Row
-from mmjax.convert.weights import Weights, open_weights, staged_folder, write_weights
+from mmjax.convert.staging import staged_folder
+from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
@@ -53,7 +54,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: model_type={kind!r} is not supported{nearest(kind, FAMILIES)}; there are {', '.join(FAMILIES)}"
         )
-    return config
+    observe = FAMILIES[kind].observe
+    if observe is None:
+        return config
+    with open_weights(folder) as weights:
+        return dict(observe(config, weights))
 
 
 def build_model(config: Mapping[str, Any]) -> tuple[Family, Multimodal, str]:
@@ -81,7 +86,7 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
     with open_weights(folder) as weights:
         rows = family.rows(model, architecture)
         files, unused = match_names(family, [name for row in rows for name in row.names()], weights.names)
-        params = _read_params(folder, family, model, rows, files, weights, put or (lambda _, x: jnp.asarray(x)))
+        params = _read_params(folder, family, model, rows, files, weights, put or _on_device)
         if "dtype" not in config and "torch_dtype" not in config:
             model = model.copy(huggingface={**model.huggingface, "dtype": weights.dtype_of_model})
     return model, params, unused
@@ -114,7 +119,7 @@ def _read_params(
     held: dict[str, Any] = {}
     for row in rows:
         own = [shapes[path][1:] if row.depth else shapes[path] for path in row.ours]
-        buffers = [np.empty(shapes[path], np.float32) for path in row.ours]
+        buffers = [_aligned(shapes[path]) for path in row.ours]
         for layer, name in enumerate(row.names()):
             if name not in files:
                 raise UserError(f"{folder}: tensor {name!r} is missing, which {model.huggingface['architectures'][0]} needs")
@@ -128,10 +133,21 @@ def _read_params(
         for path in row.ours:
             held[path] = put(path, buffers.pop(0))
     for path, value in family.constants.items():
-        if path in shapes:
+        if path in shapes and path not in held:
             held[path] = put(path, np.full(shapes[path], value, np.float32))
     assert held.keys() == shapes.keys(), sorted(held.keys() ^ shapes.keys())
     return nest(held)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32, not initialised, at a multiple of 64 bytes: on the CPU JAX then takes it as it is, without a copy."""
+    raw = np.empty(4 * math.prod(shape) + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+
+
+def _on_device(_: str, x: np.ndarray) -> jax.Array:
+    return jax.device_put(x, may_alias=True)  # nobody else holds it
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,16 +173,16 @@ def tensors(model: Multimodal, tree: Params) -> tuple[list[tuple[str, tuple[int,
     leaves = leaves_by_path(tree)
     where = {name: (row, layer) for row in rows for layer, name in enumerate(row.names())}
     where |= {copy: (row, 0) for row in rows for copy in row.copies}
-    plan = []
+    shapes = {}
     for name, (row, _) in where.items():
-        plan.append((name, row.their_shape([leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours])))
+        shapes[name] = row.their_shape([leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours])
 
     def read(name: str) -> np.ndarray:
         row, layer = where[name]
         parts = [np.asarray(leaves[path][layer] if row.depth else leaves[path]) for path in row.ours]
-        return np.ascontiguousarray(row.join(parts)).reshape(dict(plan)[name])
+        return np.ascontiguousarray(row.join(parts)).reshape(shapes[name])
 
-    return plan, read
+    return list(shapes.items()), read
 
 
 def family_of(model: Multimodal) -> Family:
@@ -181,11 +197,13 @@ def family_of(model: Multimodal) -> Family:
     return FAMILIES[kind]
 
 
-def write_model(model: Multimodal, params: Params, target: Path, companions: Path | None = None) -> str:
+def write_model(
+    model: Multimodal, params: Params, target: Path, companions: Callable[[Path], Any] = lambda folder: None
+) -> str:
     """Write a folder that `transformers` opens: config, weights in their own dtype, model card, and the companion files.
 
     Args:
-      companions: a folder whose tokenizer and preprocessor files are copied.
+      companions: writes the tokenizer's and the preprocessor's files into the folder it is given.
 
     Returns:
       The HuggingFace class it was written as.
@@ -193,18 +211,26 @@ def write_model(model: Multimodal, params: Params, target: Path, companions: Pat
     Raises:
       UserError: the model is no HuggingFace class; `target` holds files already.
     """
-    family = family_of(model)
+    family, model = family_of(model), explicit(model)
     architecture = family.architecture(model)
     config = family.config(model) | {"architectures": [architecture]}
+    check_exact(family, model, config, architecture)
+    _check_constants(family, family.rows(model, architecture), params)
     dtype = str(config.pop("torch_dtype", None) or config.get("dtype") or "float32")
     config["dtype"] = dtype
     plan, read = tensors(model, params)
     with staged_folder(target) as folder:
-        if companions is not None:
-            for file in sorted(companions.iterdir()):
-                if COMPANIONS.match(file.name):
-                    shutil.copyfile(file, folder / file.name)
+        companions(folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").write_text(model_card(architecture, config, model))
         write_weights(folder, [(name, shape, dtype) for name, shape in plan], lambda name: read(name).astype(np.dtype(dtype)))
     return architecture
+
+
+def _check_constants(family: Family, rows: list[Row], params: Params) -> None:
+    """That a bias which HuggingFace has no tensor for was not trained away from 0. (BLIP's scale is no bias: files lack it
+    because no output depends on it.)"""
+    leaves, held = leaves_by_path(params), {path for row in rows for path in row.ours}
+    for path, value in family.constants.items():
+        if value == 0 and path in leaves and path not in held and np.any(np.asarray(leaves[path])):
+            raise UserError(f"{path} is {leaves[path]}, and {family.model_type} has no tensor for it: it must be 0")

@@ -9,6 +9,8 @@ A batch is a flat dict of arrays. A modality's raw input is stored under the mod
 | key             | shape, dtype       | meaning                                                              |
 |-----------------|--------------------|----------------------------------------------------------------------|
 | `image`         | [B, H, W, 3] f32   | normalised pixels                                                    |
+| `image_keep`    | [B, K] int32       | optional, which patches an encoder reads, in that order; all if absent |
+| `image_mask`    | [B, H, W] bool     | optional, True = a real pixel, images at the top left of their frame |
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
@@ -82,6 +84,10 @@ class Forward(Protocol):
         """
         ...
 
+    def view(self, modality: str) -> Array:
+        """The batch's input of a modality as its encoder sees it: augmented when training, in its own dtype."""
+        ...
+
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         """[B, E] float32, of unit length: a modality in the space that the fusion `fusion` shares between modalities."""
         ...
@@ -93,7 +99,10 @@ class Forward(Protocol):
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
-        """[B, T, V] float32 logits of the next token, given `text` and `text_mask` in `inputs` and a context to attend to."""
+        """[B, T, V] float32 logits of the next token, given `text` and `text_mask` in `inputs` and a context to attend to.
+
+        A decoder of pixels is given an `image` of the size to paint, and gives [B, P, pixels of a patch] float32.
+        """
         ...
 
     def head(self, head: str, tokens: Tokens, key: str) -> Array:

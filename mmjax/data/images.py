@@ -71,6 +71,7 @@ def _decode(file: str | os.PathLike[str] | io.BytesIO, name: str) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel: PIL would clip them to 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
+    if image.has_transparency_data:  # over white, as HuggingFace's processors do
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

@@ -182,6 +182,8 @@ class Pretrained:
             return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True))
         except UserError as error:
             raise UserError(f"Pretrained.path={self.path!r}: {error}") from None
+        except ImportError as error:  # of a package that only some kinds of tokenizer need, with pages of advice
+            raise UserError(f"Pretrained.path={self.path!r}: {str(error).strip().partition('. ')[0]}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Pretrained.path={self.path!r}: no tokenizer can be read from it ({reason})") from error

@@ -62,13 +62,18 @@ class BoundForward:
         source = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-        raw = {part: source.get(f"{modality}{part}") for part in ("", "_mask", "_segments")}
+        raw = {part: source.get(f"{modality}{part}") for part in ("", "_mask", "_segments", "_keep")}
 
         def compute() -> Tokens:
-            x = self._prepare(modality, source[modality])
-            return self._apply("encode", f"encode/{modality}/{key}", modality, x, raw["_mask"], raw["_segments"])
+            x = self._view(modality, source[modality])
+            x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            rest = (raw["_mask"], raw["_segments"], raw["_keep"])
+            return self._apply("encode", f"encode/{modality}/{key}", modality, x, *rest)
 
         return self._once(("encode", modality, key), raw, compute)
+
+    def view(self, modality: str) -> Array:
+        return self._view(modality, self.batch[modality])
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         tokens = self.encode(modality, inputs, key)
@@ -84,12 +89,13 @@ class BoundForward:
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
-        taken, ids, mask = dict(context or {}), inputs["text"], inputs.get("text_mask")
+        written = "text" if "text" in inputs else "image"
+        taken, x, mask = dict(context or {}), inputs[written], inputs.get(f"{written}_mask")
 
         def compute() -> Array:
-            return self._apply("decode", f"decode/{decoder}/{key}", decoder, ids, mask, taken).astype(jnp.float32)
+            return self._apply("decode", f"decode/{decoder}/{key}", decoder, x, mask, taken).astype(jnp.float32)
 
-        return self._once(("decode", decoder, key), (ids, mask, taken), compute)
+        return self._once(("decode", decoder, key), (x, mask, taken), compute)
 
     def head(self, head: str, tokens: Tokens, key: str) -> Array:
         return self._once(("head", head, key), tokens, lambda: self._apply("head", f"head/{head}/{key}", head, tokens))
@@ -97,14 +103,13 @@ class BoundForward:
     def scalar(self, fusion: str, name: str) -> Array:
         return self._once(("scalar", fusion, name), (), lambda: self._apply("scalar", "scalar", fusion, name))
 
-    def _prepare(self, modality: str, x: Array) -> Array:
-        """Augment (when training) and cast a raw input."""
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+    def _view(self, modality: str, x: Array) -> Array:
+        """A raw input, augmented when training."""
+        augment, rng = self._model.augment.get(modality), self._rng
+        if augment is None or rng is None or not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        augment = self._model.augment.get(modality)
-        if augment is not None and self._rng is not None:
-            x = augment(x, example_keys(fold_name(self._rng, f"augment/{modality}"), self.batch["index"]))
-        return x.astype(self._dtype)
+        keys = example_keys(fold_name(rng, f"augment/{modality}"), self.batch["index"])
+        return self._once(("view", modality), x, lambda: augment(x, keys))
 
     def _apply(self, method: str, name: str, *args: Any) -> Any:
         rngs = None if self._rng is None else {"dropout": fold_name(self._rng, name)}

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmjax.core.types import Array, Tokens
+from mmjax.models.parts import split
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
@@ -22,6 +23,9 @@ class Classifier(nn.Module):
       pool: see `nn.pool`; `heads` is attention pooling's.
       hidden_width: width of one hidden layer; 0 for none.
       activation: of the hidden layer (BERT's pooler is `tanh`).
+      normed_width: width of a further hidden layer, with a norm and then GELU (ViLT's answers); 0 for none.
+      norm_epsilon: of that norm.
+      parts: N sequences one after another are pooled and projected each on its own, then concatenated (NLVR2's two images).
       bias: whether the last layer has one.
     """
 
@@ -31,18 +35,45 @@ class Classifier(nn.Module):
     heads: int = 8
     hidden_width: int = 0
     activation: str = "tanh"
+    normed_width: int = 0
+    norm_epsilon: float = 1e-6
+    parts: int = 1
     bias: bool = True
     dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
-        x_BD = Pool(self.pool, self.heads, name="pool")(tokens)
+        x_BD = Pool(self.pool, self.heads, name="pool")(split(tokens, self.parts))
         if self.hidden_width:
             x_BD = activation(self.activation)(Linear(self.hidden_width, name="project")(x_BD))
+        x_BD = x_BD.reshape(tokens.mask.shape[0], -1)
+        if self.normed_width:
+            x_BD = Norm(epsilon=self.norm_epsilon, name="norm")(Linear(self.normed_width, name="project_2")(x_BD))
+            x_BD = activation("gelu")(x_BD)
         if not self.classes:
             return x_BD.astype(jnp.float32)
         x_BD = dropout(self, x_BD, self.dropout)
         return Linear(self.classes, use_bias=self.bias, name="logits")(x_BD).astype(jnp.float32)
+
+
+class DistilledClassifier(nn.Module):
+    """Tokens [B, T, D] -> logits [B, C], float32: the mean of what the first token says and of what the second says, each with
+    a layer of its own (DeiT's class and distillation tokens; Touvron 2020, section 4).
+
+    Attributes:
+      classes: C; 0 gives the mean of both tokens themselves, [B, D].
+      input: name of the encoder that feeds it.
+    """
+
+    classes: int = 2
+    input: str = "image"
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        both = [tokens.embeddings[:, place] for place in (0, 1)]
+        if self.classes:
+            both = [Linear(self.classes, name=name)(x_BD) for name, x_BD in zip(("logits", "second_logits"), both, strict=True)]
+        return (both[0].astype(jnp.float32) + both[1].astype(jnp.float32)) / 2
 
 
 class TokenClassifier(nn.Module):
@@ -75,4 +106,4 @@ class TokenClassifier(nn.Module):
         return (x_BTD @ table.astype(x_BTD.dtype).T).astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
 
 
-HEADS = {"classifier": Classifier, "token_classifier": TokenClassifier}
+HEADS = {"classifier": Classifier, "distilled_classifier": DistilledClassifier, "token_classifier": TokenClassifier}

@@ -39,15 +39,18 @@ class Multimodal(nn.Module):
         for name, fusion in self.fusions.items():
             known[name] = self.fuse(name, {m: self._named(tokens, m, f"fusions.{name}") for m in fusion.modalities})
         for name, decoder in self.decoders.items():
-            context = {m: self._named(tokens, m, f"decoders.{name}.context") for m in decoder.context}
+            context = {m: self._named(known, m, f"decoders.{name}.context") for m in decoder.context}
             self.decode(name, decoder.example(), None, context)
         for name, head in self.heads.items():
             self.head(name, self._named(known, head.input, f"heads.{name}.input"))
         return known
 
-    def encode(self, modality: str, x: Array, mask: Array | None = None, segments: Array | None = None) -> Tokens:
-        """Raw input of one modality -> Tokens."""
-        return self._named(self.encoders, modality, "encoders")(x, mask, segments)
+    def encode(
+        self, modality: str, x: Array, mask: Array | None = None, segments: Array | None = None, keep: Array | None = None
+    ) -> Tokens:
+        """Raw input of one modality -> Tokens; with `keep`, for the encoders that know it, of these parts alone."""
+        known = {} if keep is None else {"keep": keep}
+        return self._named(self.encoders, modality, "encoders")(x, mask, segments, **known)
 
     def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length, in the space of a dual fusion."""
@@ -59,9 +62,9 @@ class Multimodal(nn.Module):
         module = self._named(self.fusions, fusion, "fusions")
         return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
 
-    def decode(self, decoder: str, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
-        """[B, T, V] logits of the next token."""
-        return self._named(self.decoders, decoder, "decoders").decode(ids_BT, mask, context)
+    def decode(self, decoder: str, x: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
+        """[B, T, V] logits of the next token of x [B, T]; or pixels, for an image x of which the size alone counts."""
+        return self._named(self.decoders, decoder, "decoders").decode(x, mask, context)
 
     def head(self, head: str, tokens: Tokens) -> Array:
         """Logits of one task."""

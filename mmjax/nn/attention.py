@@ -43,6 +43,7 @@ class Attention(nn.Module):
     causal: bool = False
     rotary: bool = False
     theta: float = 10000.0
+    rotary_scaling: tuple[float, ...] = ()
     dropout: float = 0.0
 
     @nn.compact
@@ -58,7 +59,7 @@ class Attention(nn.Module):
         v_BSHK = Linear((kv_heads, self.head_width), use_bias=self.qkv_bias, name="v")(source)
         if self.rotary:
             assert positions_BT is not None
-            q_BTHK, k_BSHK = rotate(q_BTHK, positions_BT, self.theta), rotate(k_BSHK, positions_BT, self.theta)
+            q_BTHK, k_BSHK = (rotate(x, positions_BT, self.theta, self.rotary_scaling) for x in (q_BTHK, k_BSHK))
         if kv_heads != self.heads:
             k_BSHK, v_BSHK = (jnp.repeat(kv, self.heads // kv_heads, axis=2) for kv in (k_BSHK, v_BSHK))
         q_BTHK, k_BSHK, v_BSHK = (constrain(a, BATCH, None, "tensor", None) for a in (q_BTHK, k_BSHK, v_BSHK))

@@ -31,9 +31,12 @@ class Mlp(nn.Module):
         return Linear(x_BTD.shape[-1], use_bias=self.bias, name="down")(h_BTF)
 
 
-def dropout(module: nn.Module, x: Array, rate: float) -> Array:
-    """Dropout that is on exactly when the caller gave a `dropout` key (Srivastava 2014, inverted)."""
+def dropout(module: nn.Module, x: Array, rate: float, whole: bool = False) -> Array:
+    """Dropout that is on exactly when the caller gave a `dropout` key (Srivastava 2014, inverted).
+
+    With `whole` an example is dropped or kept as one (Huang 2016, "stochastic depth").
+    """
     if rate == 0.0 or not module.has_rng("dropout"):
         return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (x.shape[0], *[1] * (x.ndim - 1)) if whole else x.shape)
     return jax.numpy.where(keep, x / (1.0 - rate), jax.numpy.zeros_like(x))

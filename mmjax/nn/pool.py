@@ -11,14 +11,15 @@ from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import Mlp
 from mmjax.nn.norm import Norm
 
-POOLS = ("cls", "last", "mean", "attention")
+POOLS = ("cls", "last", "mean", "rest", "cls_rest", "attention")
 
 
 class Pool(nn.Module):
     """[B, T, D] -> [B, D].
 
-    `cls`: the first token. `last`: the last real one (CLIP's and GPT's text). `mean`: of the real ones. `attention`: one
-    learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
+    `cls`: the first token. `last`: the last real one (CLIP's and GPT's text). `mean`: of the real ones. `rest`: the mean of
+    the real ones after the first (an image's patches without its class token). `cls_rest`: both, [B, 2 D] (DINOv2).
+    `attention`: one learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
 
     Raises:
       UserError: an unknown `kind`, heads that do not divide the width.
@@ -38,9 +39,13 @@ class Pool(nn.Module):
         if self.kind == "last":
             last_B = jnp.maximum(mask_BT.sum(axis=1) - 1, 0)
             return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
-        if self.kind == "mean":
+        if self.kind in ("rest", "cls_rest"):
+            first_BD = x_BTD[:, 0]
+            x_BTD, mask_BT = x_BTD[:, 1:], mask_BT[:, 1:]
+        if self.kind in ("mean", "rest", "cls_rest"):
             weights_BT = mask_BT.astype(jnp.float32) / jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
-            return jnp.einsum("btd,bt->bd", x_BTD.astype(jnp.float32), weights_BT).astype(x_BTD.dtype)
+            mean_BD = jnp.einsum("btd,bt->bd", x_BTD.astype(jnp.float32), weights_BT).astype(x_BTD.dtype)
+            return jnp.concatenate([first_BD, mean_BD], axis=1) if self.kind == "cls_rest" else mean_BD
         if self.kind != "attention":
             raise UserError(f"pool={self.kind!r}: use one of {', '.join(POOLS)}")
         width = x_BTD.shape[-1]

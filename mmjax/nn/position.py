@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 
-POSITIONS = ("learned", "sincos", "rotary", "none")
+POSITIONS = ("learned", "fixed", "sincos", "rotary", "none")
 
 
 class Table(nn.Module):
-    """A learned table [rows, D], one row a word, a position or a segment."""
+    """A learned table [rows, D], one row a word, a position or a segment. `initial` is what it starts from, else random."""
 
     rows: int
     width: int
     stddev: float = 0.02
+    initial: Callable[..., Array] | None = None
 
     def setup(self) -> None:
-        self.table = self.param("table", nn.initializers.normal(self.stddev), (self.rows, self.width))
+        init = self.initial or nn.initializers.normal(self.stddev)
+        self.table = self.param("table", init, (self.rows, self.width))
 
     def __call__(self, ids: Array) -> Array:
         return jnp.take(self.table, ids, axis=0)
 
     def all(self) -> Array:
         return self.table
+
+
+def grid_table(kind: str, grid: tuple[int, int], firsts: int, width: int) -> Array:
+    """[firsts + P, D]: the parameters of the positions of a grid of patches, and of the tokens before them.
+
+    `learned`, or `fixed`: those of `sincos_2d` (0 for the first tokens), kept as HuggingFace keeps ViT-MAE's, untrained.
+    """
+    rows = firsts + grid[0] * grid[1]
+    if kind == "learned":
+        return Table(rows, width, name="position").all()
+
+    def sincos(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        return jnp.pad(jnp.asarray(sincos_2d(*grid, shape[1]), dtype), ((firsts, 0), (0, 0)))
+
+    return jax.lax.stop_gradient(Table(rows, width, initial=sincos, name="fixed_position").all())
 
 
 def sincos_1d(length: int, width: int) -> np.ndarray:
@@ -58,14 +79,44 @@ def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def rotate(x_BTHK: Array, positions_BT: Array, theta: float = 10000.0) -> Array:
-    """Rotary positions (Su 2021, eq. 34), halves convention: dim i turns with dim i + K/2. Angles in float32."""
+def rotate(x_BTHK: Array, positions_BT: Array, theta: float = 10000.0, scaling: tuple[float, ...] = ()) -> Array:
+    """Rotary positions (Su 2021, eq. 34), halves convention: dim i turns with dim i + K/2. Angles in float32.
+
+    `theta` and `scaling` as in `rotary_frequencies`.
+    """
     half = x_BTHK.shape[-1] // 2
-    frequencies = jnp.asarray(theta ** -(np.arange(half, dtype=np.float64) / half), jnp.float32)
+    frequencies = jnp.asarray(rotary_frequencies(half, theta, scaling), jnp.float32)
     angles = positions_BT.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
     cos, sin = jnp.cos(angles).astype(x_BTHK.dtype), jnp.sin(angles).astype(x_BTHK.dtype)
     x1, x2 = x_BTHK[..., :half], x_BTHK[..., half:]
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+def rotary_frequencies(half: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """[K/2] float64: radians a token by which each pair of dims turns.
+
+    Args:
+      theta: base of the wavelengths (Su 2021, section 3.2.2).
+      scaling: () as they are; (factor,) all slower by a factor (Chen 2023, section 2.3); (factor, low, high, length) Llama
+        3.1's way: slower by it where `length` tokens make fewer than `low` turns, as they are where they make more than
+        `high`, and a mean weighted by the turns in between (Peng 2023, section 3.2, "by parts").
+
+    Raises:
+      UserError: a scaling of another length, a factor that is not above 0, `high` that is not above `low`.
+    """
+    frequencies = theta ** -(np.arange(half, dtype=np.float64) / half)
+    if not scaling:
+        return frequencies
+    if len(scaling) not in (1, 4) or scaling[0] <= 0:
+        raise UserError(f"rotary_scaling={scaling}: use (), (factor,) or (factor, low, high, length), with a factor above 0")
+    if len(scaling) == 1:
+        return frequencies / scaling[0]
+    factor, low, high, length = scaling
+    if high <= low:
+        raise UserError(f"rotary_scaling={scaling}: the turns of its third value must be more than those of its second")
+    turns = length * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def resize_grid(table_PD: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
@@ -79,6 +130,34 @@ def resize_grid(table_PD: Array, old: tuple[int, int], new: tuple[int, int]) -> 
     grid_HWD = table_PD.reshape(*old, -1).astype(jnp.float32)
     grid_HWD = jnp.einsum("yh,xw,hwd->yxd", rows, columns, grid_HWD, precision="highest")
     return grid_HWD.reshape(-1, table_PD.shape[-1]).astype(table_PD.dtype)
+
+
+def resize_grid_linear(table_PD: Array, old: tuple[int, int], room: tuple[int, int], sizes: Any) -> Array:
+    """A learned grid of positions at other sizes, linear, its corners on the new corners (ViLT's, Kim 2021).
+
+    Equal to PyTorch's `interpolate(mode="bilinear", align_corners=True)`.
+
+    Args:
+      old, room: (height, width) of the table's grid, and of the grid of the result.
+      sizes: the rows and the columns to resize to, at most `room`; ints, or arrays [B] for each example its own.
+
+    Returns:
+      [(B,) room, D], 0 where an example's own grid does not reach.
+    """
+    rows, columns = (_linear_matrix(*both) for both in zip(old, room, sizes, strict=True))
+    grid_HWD = table_PD.reshape(*old, -1).astype(jnp.float32)
+    grid = jnp.einsum("...yh,...xw,hwd->...yxd", rows, columns, grid_HWD, precision="highest")
+    return grid.reshape(*grid.shape[:-3], -1, table_PD.shape[-1]).astype(table_PD.dtype)
+
+
+def _linear_matrix(old: int, room: int, new: Any) -> Array:
+    """[(B,) room, old] float32: the weights of `old` samples at `new` even places from the first to the last."""
+    new = jnp.asarray(new, jnp.int32)[..., None, None]
+    step = jnp.float32(old - 1) / jnp.maximum(new - 1, 1).astype(jnp.float32)
+    shape = (*new.shape[:-2], room, old)
+    place, sample = (jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - back) for back in (2, 1))
+    weight = jnp.maximum(1.0 - jnp.abs(place * step - sample), 0.0)
+    return jnp.where(place < new.astype(jnp.float32), weight, 0.0)
 
 
 def _cubic_matrix(old: int, new: int) -> np.ndarray:

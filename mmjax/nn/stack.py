@@ -37,9 +37,11 @@ class StackFields(nn.Module):
       activation: see `nn.activation`, or `swiglu`.
       norm, norm_epsilon, norm_placement: `layernorm` or `rmsnorm`; `pre` (GPT-2, ViT) or `post` (BERT).
       qkv_bias, bias: biases of q, k, v; of every other projection.
+      mlp_bias: biases of the feed-forward layer where they differ from `bias` (None: the same).
       layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.
-      theta: base wavelength of rotary positions.
+      theta, rotary_scaling: base wavelength of rotary positions; how they are stretched (see `position.rotary_frequencies`).
       dropout, attention_dropout: rates, on when training.
+      drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
       remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results).
     """
@@ -56,10 +58,13 @@ class StackFields(nn.Module):
     norm_placement: str = "pre"
     qkv_bias: bool = True
     bias: bool = True
+    mlp_bias: bool | None = None
     layer_scale: float = 0.0
     theta: float = 10000.0
+    rotary_scaling: tuple[float, ...] = ()
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    drop_path: float = 0.0
     unroll: bool = False
     remat: str = "none"
 
@@ -92,7 +97,8 @@ class Block(StackFields):
             return self._attention("cross_attention", False, False)(x, context[1], context[0])
 
         def mlp(x: Array) -> Array:
-            return Mlp(self.mlp_width or 4 * self.width, self.activation, self.bias, name="mlp")(x)
+            bias = self.bias if self.mlp_bias is None else self.mlp_bias
+            return Mlp(self.mlp_width or 4 * self.width, self.activation, bias, name="mlp")(x)
 
         x_BTD = self._residual("attention", self_attention, x_BTD)
         if context is not None:
@@ -109,6 +115,7 @@ class Block(StackFields):
             causal=causal,
             rotary=rotary,
             theta=self.theta,
+            rotary_scaling=self.rotary_scaling,
             dropout=self.attention_dropout,
             name=name,
         )
@@ -119,7 +126,7 @@ class Block(StackFields):
         if self.layer_scale:
             scale = self.param(f"{name}_layer_scale", nn.initializers.constant(self.layer_scale), (x.shape[-1],))
             y = y * scale.astype(y.dtype).reshape((1, 1, -1))
-        y = x + dropout(self, y, self.dropout)
+        y = x + dropout(self, dropout(self, y, self.dropout), self.drop_path, whole=True)
         return y if self.norm_placement == "pre" else norm(y)
 
 
@@ -142,19 +149,24 @@ class Stack(StackFields):
 
     With `co=True` the carry is a pair of streams, and so is the result.
 
+    With `take_layer=n` the result is what layer n gives, without the last norm: 0 is x itself, and numbers below 0 count from
+    the end, -1 being the last layer. Layers after it have their parameters and are not run.
+
     Raises:
-      UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`.
+      UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`, a `take_layer` that is not there.
     """
 
     causal: bool = False
     rotary: bool = False
     co: bool = False
     final_norm: bool = True
+    take_layer: int | None = None
 
     @nn.compact
     def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
         self._check()
-        if self.depth:
+        run = self.depth if self.take_layer is None or self.is_initializing() else self.take_layer % (self.depth + 1)
+        if run:
             body: Any = CoBlock if self.co else Block
             if self.remat != "none":
                 # Inside a rolled scan XLA cannot merge the recomputation away, so nothing needs to prevent it.
@@ -164,12 +176,15 @@ class Stack(StackFields):
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
-                length=self.depth,
-                unroll=self.depth if self.unroll else 1,
+                length=run,
+                unroll=run if self.unroll else 1,
             )
+            if run < self.depth:
+                layer = nn.map_variables(layer, "params", lambda params: jax.tree.map(lambda p: p[:run], params))
             block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
             x, _ = layer(block, x, mask, context, positions)
-        if not self.final_norm or self.norm_placement == "post":
+        taken = self.take_layer is not None and not self.is_initializing()
+        if taken or not self.final_norm or self.norm_placement == "post":
             return x
         if self.co:
             return self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])
@@ -180,6 +195,8 @@ class Stack(StackFields):
             raise UserError(f"norm_placement={self.norm_placement!r}: use pre or post")
         if self.remat not in REMAT:
             raise UserError(f"remat={self.remat!r}: use one of {', '.join(REMAT)}")
+        if self.take_layer is not None and not -self.depth - 1 <= self.take_layer <= self.depth:
+            raise UserError(f"take_layer={self.take_layer}: there are {self.depth} layers; use None, or at most {self.depth}")
         if self.heads < 1 or (not self.head_width and self.width % self.heads):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
         if self.rotary and (self.head_width or self.width // self.heads) % 2:

@@ -8,6 +8,7 @@ from mmjax.objectives.alignment import Alignment
 from mmjax.objectives.causal_lm import CausalLM
 from mmjax.objectives.classification import Classification
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
 from mmjax.objectives.next_sentence import NextSentencePrediction
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal_lm": CausalLM,
     "classification": Classification,
     "contrastive": Contrastive,
+    "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,
     "next_sentence": NextSentencePrediction,

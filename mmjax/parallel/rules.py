@@ -32,18 +32,21 @@ RULES: tuple[tuple[str, P], ...] = (
     # tables: words [V, D], positions and segments [T, D]
     ("*/words/table", P("tensor", "fsdp")),
     ("*/position/table", P(None, "fsdp")),
+    ("*/fixed_position/table", P(None, "fsdp")),
     ("*/segment/table", P(None, "fsdp")),
     # every other projection [.., D, D'] and its bias: patches, dual's towers, heads
     ("*/project*/kernel", P("fsdp", None)),
     ("*/project*/bias", P(None)),
     # vocabulary-sized heads [D, V]
-    ("*/logits/kernel", P("fsdp", "tensor")),
-    ("*/logits/bias", P("tensor")),
+    ("*logits/kernel", P("fsdp", "tensor")),
+    ("*logits/bias", P("tensor")),
     ("*/tied_bias", P("tensor")),
     # small vectors and scalars
     ("*norm*/scale", P(None)),
     ("*norm*/bias", P(None)),
     ("*/cls", P(None, None)),
+    ("*/extra", P(None, None)),
+    ("*/mask_token", P(None, None)),
     ("*/probe", P(None, None)),
     ("*_type", P(None, None)),
     ("*/mix", P(None)),

@@ -16,7 +16,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
 
-NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias")
+NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias", "*/fixed_*")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every family's test does: a random HuggingFace model beside ours, compared in outputs, gradients, bits and config fields."""
+"""What every family's test does: a random HuggingFace model beside ours, in outputs, gradients, bits and config fields."""
 
 from __future__ import annotations
 
@@ -91,13 +91,18 @@ def round_trip(hf: Any, folder: Path, dead: tuple[str, ...] = ()) -> tuple[Multi
     return model, params
 
 
+def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` for what runs once: compiled in a third of the time, and several times faster than op by op."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def check_gradient(
     hf: torch.nn.Module, their_loss: torch.Tensor, model: Multimodal, params: Params, our_loss: Callable[[Params], jax.Array]
 ) -> None:
     """Both gradients of one loss, tensor by tensor: the difference is within 1e-4 of the global norm."""
     hf.zero_grad()
     their_loss.backward()
-    value, gradient = jax.value_and_grad(our_loss)(params)
+    value, gradient = compiled(jax.value_and_grad(our_loss))(params)
     assert_close(value, their_loss)
     theirs = {name: p.grad.numpy() for name, p in hf.named_parameters() if p.grad is not None}
     ours = hf_named(model, gradient, hf)
@@ -222,6 +227,7 @@ __all__ = [
     "check_honoured",
     "check_inert",
     "check_table",
+    "compiled",
     "hidden_states",
     "honoured_fields",
     "inert_fields",

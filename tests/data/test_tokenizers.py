@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,6 +107,14 @@ def test_threads_share_a_tokenizer(bpe):
     for i, one in enumerate(found):
         expected = cut if i % 2 else whole
         assert all((one[key] == expected[key]).all() for key in expected)
+
+
+def test_a_tokenizer_that_needs_another_package(tmp_path, wordpiece, monkeypatch):
+    wordpiece.save(tmp_path)
+    message = "\nX requires the Y library but it was not found in your environment. Check out\nits page.\n"
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", Mock(side_effect=ImportError(message)))
+    with pytest.raises(UserError, match=r"path='.*': X requires the Y library but it was not found in your environment$"):
+        Pretrained(str(tmp_path)).train(())
 
 
 def test_mistakes(tmp_path, wordpiece):

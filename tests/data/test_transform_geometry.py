@@ -8,6 +8,8 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.data import CenterCrop, Flip, Normalise, RandomCrop, Resize, Rotate
+from mmjax.data.transforms import PadSquare, ResizeShortest, ResizeWithin
+from mmjax.data.transforms.geometry import RESAMPLE
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
 
@@ -19,11 +21,46 @@ def apply(transform, image=IMAGE, seed=0):
     return after["image"]
 
 
-@pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("resample", RESAMPLE)
 @pytest.mark.parametrize("size", [(5, 7), (18, 20), (9, 12)])
 def test_resize_is_pils(resample, size):
     expected = np.asarray(Image.fromarray(IMAGE).resize(size[::-1], getattr(Image.Resampling, resample.upper())))
     np.testing.assert_array_equal(apply(Resize(size, resample)), expected)
+
+
+@pytest.mark.parametrize(("image", "size"), [(IMAGE, (6, 8)), (IMAGE.swapaxes(0, 1), (8, 6)), (IMAGE[:, :11], (6, 7))])
+def test_resize_shortest_rounds_the_longer_side_down(image, size):
+    np.testing.assert_array_equal(apply(ResizeShortest(6, "box"), image), apply(Resize(size, "box"), image))
+
+
+@pytest.mark.parametrize(
+    ("transform", "sides", "size"),
+    [
+        (ResizeWithin(384, 639, 32), (480, 640), (384, 512)),
+        (ResizeWithin(384, 639, 32), (640, 440), (544, 384)),  # 558.5 x 384, to whole patches
+        (ResizeWithin(384, 639, 32), (300, 600), (320, 608)),  # 768 is too long: 319.5 x 639
+        (ResizeWithin(10, 100), (4, 7), (10, 18)),  # 17.5, to the nearest
+        (ResizeWithin(8, 40, 8), (3, 90), (8, 40)),  # 1.3 x 40, but no side is 0
+    ],
+)
+def test_resize_within(transform, sides, size):
+    assert apply(transform, np.zeros((*sides, 3), np.uint8)).shape == (*size, 3)
+
+
+def test_pad_square():
+    padded = apply(PadSquare((1, 2, 3)))
+    assert padded.shape == (12, 12, 3) and padded.dtype == np.uint8
+    np.testing.assert_array_equal(padded[1:10], IMAGE)
+    assert (padded[[0, 10, 11]] == [1, 2, 3]).all()
+    np.testing.assert_array_equal(apply(PadSquare((1, 2, 3)), IMAGE.swapaxes(0, 1)), padded.swapaxes(0, 1))
+    np.testing.assert_array_equal(apply(PadSquare(), IMAGE[:, :9]), IMAGE[:, :9])
+
+
+def test_center_crop_can_pad():
+    padded = apply(CenterCrop((12, 8), pad=True))
+    np.testing.assert_array_equal(padded[2:11], IMAGE[:, 2:10])
+    assert not padded[[0, 1, 11]].any()
+    np.testing.assert_array_equal(apply(CenterCrop((5, 4), pad=True)), IMAGE[2:7, 4:8])
 
 
 def test_center_crop():
@@ -76,6 +113,10 @@ def test_mistakes():
     cases = [
         (lambda: Resize((0, 4)), "Resize.size=(0, 4)"),
         (lambda: Resize((4, 4), "bicubik"), "Resize.resample='bicubik' is not a filter (did you mean 'bicubic'?)"),
+        (lambda: ResizeShortest(0), "ResizeShortest.shortest=0: give a whole number from 1 up"),
+        (lambda: ResizeShortest(4, "cubic"), "ResizeShortest.resample='cubic' is not a filter (did you mean 'bicubic'?)"),
+        (lambda: ResizeWithin(4, 8, divisor=0), "ResizeWithin.divisor=0: give a whole number from 1 up"),
+        (lambda: PadSquare((0, 0, 256)), "PadSquare.fill=(0, 0, 256)"),
         (lambda: RandomCrop((4, 4), scale=(0.5, 2.0)), "RandomCrop.scale=(0.5, 2.0)"),
         (lambda: RandomCrop((4, 4), ratio=(2.0, 1.0)), "RandomCrop.ratio=(2.0, 1.0)"),
         (lambda: Flip(1.5), "Flip.probability=1.5"),

@@ -172,6 +172,12 @@ def test_dual_has_a_finite_gradient_at_zero():
     assert np.isfinite(jax.grad(loss)(zero.embeddings)).all()
 
 
+def test_duals_scale_is_free_where_it_has_no_bound():
+    dual = CASES["dual"].copy(max_scale=0.0)
+    params = {"params": drawn("dual") | {"scale_logit": jnp.float32(np.log(117.0)), "bias_logit": jnp.float32(-3)}}
+    np.testing.assert_allclose(dual.apply(params, method="scale"), 117.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("logit", "scale"), [(0.0, 1.0), (np.log(14.0), 14.0), (10.0, 100.0)])
 def test_duals_scale_is_held_at_a_hundred(logit, scale):
     params = {"params": drawn("dual") | {"scale_logit": jnp.float32(logit), "bias_logit": jnp.float32(-3)}}
@@ -192,3 +198,36 @@ def test_dual_refuses_what_does_not_meet_there():
         dual.apply({"params": drawn("dual")}, "audio", TOKENS["text"], method="embed")
     with pytest.raises(UserError, match="dual: image has width 12 and no projection to width=6"):
         Dual(width=6, project=("text",)).apply({"params": drawn("dual, last")}, "image", TOKENS["image"], method="embed")
+
+
+def test_parts_of_the_last_modality_are_read_one_by_one_each_with_its_type():
+    model = SingleStream(types=(1, 3), parts=2, **SIZE)
+    params = dict(drawn("single_stream"))
+    params["image_type"] = jnp.asarray(DRAW(size=(3, 8)), jnp.float32)
+    second = tokens(3, 12, [[1, 1, 1], [1, 0, 0]])
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), TOKENS["image"], second)
+    fused = model.apply({"params": params}, TOKENS | {"image": both})
+    for part, image in enumerate((TOKENS["image"], second)):
+        own = params | {"image_type": params["image_type"][part : part + 1]}
+        alone = CASES["single_stream"].apply({"params": own}, TOKENS | {"image": image})
+        np.testing.assert_array_equal(fused.mask[:, 7 * part : 7 * part + 7], alone.mask)
+        np.testing.assert_allclose(fused.embeddings[:, 7 * part : 7 * part + 7], alone.embeddings, rtol=1e-5, atol=1e-5)
+
+
+def test_too_few_types_are_refused():
+    with pytest.raises(UserError, match=r"types=\(1, 1\): use one number for each of .*, the last at least parts=2"):
+        SingleStream(parts=2, **SIZE).init(jax.random.key(0), TOKENS)
+
+
+def test_a_single_stream_may_start_with_a_token_of_its_own_and_know_no_types():
+    model = SingleStream(types=(0, 0), cls_token=True, project=True, **SIZE)
+    params = model.init(jax.random.key(0), TOKENS)["params"]
+    assert params.keys() == {"cls", "project_text", "project_image", "stack"}
+    fused = model.apply({"params": params}, TOKENS)
+    np.testing.assert_array_equal(fused.segments[0], [-1, 0, 0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(fused.mask[:, 1:], jnp.concatenate([TOKENS["text"].mask, TOKENS["image"].mask], axis=1))
+    bare = model.copy(depth=0).apply({"params": {**params, "stack": {"final_norm": params["stack"]["final_norm"]}}}, TOKENS)
+    text = linear(np.asarray(TOKENS["text"].embeddings), params["project_text"])
+    want = Norm(epsilon=1e-6).apply({"params": params["stack"]["final_norm"]}, jnp.asarray(text))
+    np.testing.assert_allclose(bare.embeddings[:, 1:5], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bare.embeddings[0, 0], bare.embeddings[1, 0])

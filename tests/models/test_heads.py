@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mmjax.core.types import Tokens
-from mmjax.models.heads import Classifier, TokenClassifier
+from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier
 
 DRAW = np.random.default_rng(0).normal
 X = DRAW(size=(2, 3, 8)).astype(np.float32)
@@ -36,6 +36,14 @@ def test_a_classifier_without_a_hidden_layer():
     np.testing.assert_allclose(head.apply({"params": params}, TOKENS), linear(pooled, params["logits"]), rtol=1e-5, atol=1e-6)
 
 
+def test_a_distilled_classifier_is_the_mean_of_two():
+    head = DistilledClassifier(classes=5)
+    params = drawn(head, TOKENS)
+    expected = (linear(X[:, 0], params["logits"]) + linear(X[:, 1], params["second_logits"])) / 2
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(DistilledClassifier(classes=0).apply({}, TOKENS), X[:, :2].mean(axis=1), rtol=1e-5, atol=1e-6)
+
+
 def test_a_tied_token_head_is_berts():
     head = TokenClassifier(classes=11, tied_to="text", norm_epsilon=1e-5)
     params = drawn(head, TOKENS, TABLE)
@@ -63,3 +71,12 @@ def test_logits_are_float32():
         table = (jnp.asarray(TABLE),) if getattr(head, "tied_to", "") else ()
         logits = jax.eval_shape(head.apply, {"params": drawn(head, TOKENS, *table)}, halves, *table)
         assert logits.dtype == jnp.float32
+
+
+def test_a_normed_layer_over_the_concatenated_parts_is_vilts():
+    head = Classifier(classes=5, pool="cls", hidden_width=6, normed_width=7, norm_epsilon=1e-5, parts=3)
+    params = drawn(head, TOKENS)
+    h = linear(np.tanh(linear(X, params["project"])).reshape(2, 18), params["project_2"])
+    norm = (torch.from_numpy(params["norm"][name]) for name in ("scale", "bias"))
+    h = torch.nn.functional.gelu(torch.nn.functional.layer_norm(torch.from_numpy(h), (7,), *norm, 1e-5)).numpy()
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS), linear(h, params["logits"]), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.core.config import from_json, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Tokens
@@ -133,3 +134,22 @@ def test_a_model_may_be_one_encoder():
     alone = Multimodal(encoders={"text": TextTransformer(**TEXT)})
     assert set(param_shapes(alone)) == {"encoders_text"}
     assert {f.name for f in dataclasses.fields(alone)} >= {"encoders", "fusions", "decoders", "heads", "augment", "dtype"}
+
+
+def test_a_decoder_may_read_a_fusion():
+    wide = {**SIZE, "width": 12}
+    reader = model({"cross": Cross(**wide)}, decoders={"answer": TextDecoder(context=("cross",), **TEXT)}, heads={})
+    keys = param_shapes(reader)["decoders_answer"]["stack"]["layers"]["cross_attention"]["k"]["kernel"]
+    assert keys.shape == (2, 12, 2, 4)
+    with pytest.raises(UserError, match=r"model.decoders.caption.context: there is no 'corss' .did you mean 'cross'"):
+        param_shapes(model(decoders={"caption": TextDecoder(context=("corss",), **TEXT)}))
+
+
+def test_a_language_model_has_no_encoder():
+    alone = Multimodal(encoders={}, decoders={"caption": TextDecoder(context=(), **TEXT)})
+    params = initialised(alone)
+    assert set(params) == {"decoders_caption"}
+    assert "cross_attention" not in params["decoders_caption"]["stack"]["layers"]
+    ids = np.array([[3, 1, 4, 0]], np.int32)
+    assert alone.apply({"params": params}, "caption", ids, ids > 0, None, method="decode").shape == (1, 4, 11)
+    assert from_json(to_json(alone)) == alone

@@ -70,12 +70,36 @@ def test_no_mask_means_all_real():
     np.testing.assert_array_equal(tokens.positions[0], np.arange(5))
 
 
+def test_padding_counts_as_real_where_the_mask_hides_nothing():
+    model = TextTransformer(mask_padding=False, **SIZE)
+    params = {"params": drawn(model)}
+    run = jax.jit(model.apply)
+    padded, real = run(params, IDS, MASK), run(params, IDS)
+    np.testing.assert_array_equal(padded.embeddings, real.embeddings)
+    assert bool(padded.mask.all())
+
+
 def test_a_text_too_long_is_refused_where_positions_are_learned():
     params = drawn(bare(positions="learned"))
     long = jnp.zeros((1, 7), jnp.int32)
     with pytest.raises(UserError, match="a text of 7 tokens is longer than the model's max_length=6"):
         bare(positions="learned").apply({"params": params}, long)
     assert bare(positions="sincos").apply({"params": params}, long).embeddings.shape == (1, 7, 8)
+
+
+def test_the_first_position_may_be_a_later_row_of_the_table():
+    model = bare(positions="learned", position_offset=2)
+    params = drawn(model)
+    words, table = params["words"]["table"], params["position"]["table"]
+    assert table.shape == (SIZE["max_length"] + 2, 8)
+    np.testing.assert_array_equal(model.apply({"params": params}, IDS).embeddings, words[IDS] + table[None, 2:7])
+
+
+@pytest.mark.parametrize(("rates", "zeros"), [({"dropout": 0.5}, 0.5), ({"dropout": 0.5, "embed_dropout": 0.0}, 0.0)])
+def test_the_embeddings_may_have_a_dropout_rate_of_their_own(rates, zeros):
+    model = bare(width=64, heads=1, **rates)
+    x = model.apply({"params": drawn(model)}, IDS, rngs={"dropout": jax.random.key(0)}).embeddings
+    assert np.mean(np.asarray(x) == 0.0) == pytest.approx(zeros, abs=0.1)
 
 
 def test_unknown_positions_are_refused():
@@ -123,3 +147,22 @@ def test_the_tied_output_is_the_word_table():
     run, params = decoder(depth=0, positions="none")
     table = params["words"]["table"]
     np.testing.assert_allclose(run(IDS, IMAGE), table[IDS] @ table.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_may_have_the_output_of_bert(tied):
+    run, params = decoder(tied=tied, transform=True, output_bias=True, depth=0, positions="none", norm_epsilon=0.1)
+    params = jax.tree.map(np.asarray, params)
+    own = (params["words"]["table"].T, params["tied_bias"]) if tied else (params["logits"]["kernel"], params["logits"]["bias"])
+    x = params["words"]["table"][IDS] @ params["project"]["kernel"] + params["project"]["bias"]
+    x = np.asarray(jax.nn.gelu(x, approximate=False))
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1)
+    x = x * params["output_norm"]["scale"] + params["output_norm"]["bias"]
+    np.testing.assert_allclose(run(IDS, IMAGE), x @ own[0] + own[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_may_read_the_padding_of_its_context():
+    run, _ = decoder(mask_context=False)
+    everywhere = Tokens(IMAGE.embeddings, jnp.ones_like(IMAGE.mask))
+    np.testing.assert_array_equal(run(IDS, IMAGE), run(IDS, everywhere))
+    assert not np.allclose(run(IDS, IMAGE), decoder()[0](IDS, IMAGE))

@@ -61,6 +61,16 @@ def test_positions_are_added_to_patches(cls_token, positions):
         np.testing.assert_allclose((placed - plain)[0, 0], first, rtol=1e-4, atol=1e-5)
 
 
+def test_extra_tokens_come_after_the_first():
+    model = bare(cls_token=True, extra_tokens=2, positions="learned")
+    params = drawn(model)
+    x = model.apply({"params": params}, np.zeros((1, 16, 8, 3), np.float32)).embeddings
+    table, patch = params["position"]["table"], params["project_patches"]["bias"]
+    first = jnp.concatenate([params["cls"], params["extra"]]) + table[:3]
+    np.testing.assert_allclose(x[0, :3], first, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(x[0, 3:], patch[None] + resize_grid(table[3:], (2, 6), (4, 4)), rtol=1e-4, atol=1e-5)
+
+
 def test_learned_positions_are_interpolated_at_another_size():
     model = bare(cls_token=True, positions="learned")
     params = drawn(model)
@@ -93,5 +103,50 @@ def test_an_image_that_is_no_whole_number_of_patches_is_refused(size):
 
 
 def test_unknown_positions_are_refused():
-    with pytest.raises(UserError, match="positions='alibi': use learned, sincos, rotary or none"):
+    with pytest.raises(UserError, match="positions='alibi': use learned, fixed, sincos, rotary or none"):
         drawn(bare(positions="alibi"))
+
+
+def test_padding_of_images_is_masked_and_positions_are_of_each_ones_own_size():
+    model = bare(cls_token=True, positions="learned", resize="bilinear")
+    params = drawn(model)
+    real = np.zeros((2, 8, 12), bool)
+    real[0, :, :6], real[1, :4] = True, True
+    tokens = model.apply({"params": params}, IMAGE, real)
+    for row, (high, wide) in enumerate([(8, 6), (4, 12)]):
+        np.testing.assert_array_equal(tokens.mask[row, 1:].reshape(2, 6), real[row, ::4, ::2])
+        alone = model.apply({"params": params}, IMAGE[row : row + 1, :high, :wide]).embeddings[0]
+        np.testing.assert_allclose(tokens.embeddings[row][tokens.mask[row]], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_several_images_follow_one_another():
+    model = bare(images=2, cls_token=True)
+    params = drawn(bare(cls_token=True))
+    assert jax.tree.structure(drawn(model)) == jax.tree.structure(params)
+    one = bare(cls_token=True).apply({"params": params}, IMAGE)
+    both = model.apply({"params": params}, IMAGE[None])
+    assert both.mask.shape == (1, 26)
+    np.testing.assert_array_equal(both.embeddings.reshape(2, 13, 8), one.embeddings)
+
+
+def test_bad_masks_and_numbers_of_images_are_refused():
+    learned = bare(positions="learned")
+    with pytest.raises(UserError, match="a mask of the image needs resize='bilinear'"):
+        learned.apply({"params": drawn(learned)}, IMAGE, np.ones((2, 8, 12), bool))
+    with pytest.raises(UserError, match="resize='linear': use bicubic or bilinear"):
+        learned.copy(resize="linear").apply({"params": drawn(learned)}, IMAGE[:, :, :6])
+    with pytest.raises(UserError, match=r"images=2: use an input \[B, 2, H, W, channels\], found \(2, 8, 12, 3\)"):
+        bare(images=2).apply({"params": drawn(bare())}, IMAGE)
+
+
+def test_the_mask_token_stands_for_masked_patches():
+    model = bare(mask_token=True, cls_token=True)
+    params = drawn(model)
+    masked = np.arange(12)[None] % np.array([[2], [3]]) == 0
+    shown = model.apply({"params": params}, IMAGE).embeddings
+    hidden = model.apply({"params": params}, IMAGE, None, jnp.asarray(masked, jnp.int32)).embeddings
+    np.testing.assert_array_equal(hidden[:, 0], shown[:, 0])
+    want = np.where(masked[..., None], params["mask_token"][None], shown[:, 1:])
+    np.testing.assert_array_equal(hidden[:, 1:], want)
+    with pytest.raises(UserError, match="that needs mask_token=True, found False"):
+        bare().init(jax.random.key(0), IMAGE, None, jnp.asarray(masked, jnp.int32))

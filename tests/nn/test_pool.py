@@ -24,9 +24,12 @@ def test_the_first_the_last_real_and_the_mean():
     np.testing.assert_array_equal(pool("last"), X[[0, 1, 2], [2, 4, 0]])
     expected = np.stack([X[0, :3].mean(0), X[1].mean(0), X[2, 0]])
     np.testing.assert_allclose(pool("mean"), expected, rtol=1e-5, atol=1e-6)
+    expected = np.stack([X[0, 1:3].mean(0), X[1, 1:].mean(0), np.zeros(8)])  # nothing after the first: zeros
+    np.testing.assert_allclose(pool("rest"), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pool("cls_rest"), np.concatenate([X[:, 0], pool("rest")], axis=1))
 
 
-@pytest.mark.parametrize("kind", ["cls", "last", "mean"])
+@pytest.mark.parametrize("kind", ["cls", "last", "mean", "rest", "cls_rest"])
 def test_a_row_of_padding_is_finite(kind):
     assert np.isfinite(pool(kind, np.zeros_like(MASK))).all()
 
@@ -85,7 +88,7 @@ def test_attention_pooling_does_not_see_padding():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="pool='max': use one of cls, last, mean, attention"):
+    with pytest.raises(UserError, match="pool='max': use one of cls, last, mean, rest, cls_rest, attention"):
         pool("max")
     with pytest.raises(UserError, match="heads=3 of attention pooling does not divide width=8"):
         Pool("attention", heads=3).init(jax.random.key(0), Tokens(jnp.asarray(X), jnp.asarray(MASK)))

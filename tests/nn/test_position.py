@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
-from mmjax.nn.position import Table, resize_grid, rotate, sincos_1d, sincos_2d
+from mmjax.nn.position import Table, resize_grid, resize_grid_linear, rotary_frequencies, rotate, sincos_1d, sincos_2d
 
 DRAW = np.random.default_rng(0).normal
 SIDE = st.integers(1, 9)
@@ -24,6 +24,25 @@ def test_resizing_is_torchs_bicubic_interpolation(old, new):
     expected = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", align_corners=False)
     resized = resize_grid(jnp.asarray(table), old, new)
     np.testing.assert_allclose(resized, expected.permute(0, 2, 3, 1).reshape(-1, 3), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(old=st.tuples(SIDE, SIDE), new=st.tuples(SIDE, SIDE), room=st.tuples(SIDE, SIDE))
+@example(old=(7, 7), new=(14, 10), room=(1, 1))
+@example(old=(9, 8), new=(1, 4), room=(1, 8))
+def test_linear_resizing_is_torchs_with_corners_kept(old, new, room):
+    room = tuple(max(sizes) for sizes in zip(new, room, strict=True))
+    table = DRAW(size=(old[0] * old[1], 3)).astype(np.float32)
+    grid = torch.from_numpy(table).reshape(1, *old, 3).permute(0, 3, 1, 2)
+    expected = np.zeros((2, *room, 3))
+    for row, size in enumerate([new, room]):  # each example has a size of its own
+        own = torch.nn.functional.interpolate(grid, size=size, mode="bilinear", align_corners=True)
+        expected[row, : size[0], : size[1]] = own[0].permute(1, 2, 0)
+    sizes = [jnp.array(both) for both in zip(new, room, strict=True)]
+    resized = resize_grid_linear(jnp.asarray(table), old, room, sizes)
+    np.testing.assert_allclose(resized, expected.reshape(2, -1, 3), rtol=1e-5, atol=1e-5)
+    one = resize_grid_linear(jnp.asarray(table), old, room, new)
+    np.testing.assert_allclose(one, resized[0], rtol=1e-5, atol=1e-5)
 
 
 def test_resizing_keeps_a_constant_and_the_dtype():
@@ -76,6 +95,37 @@ def test_rotation_keeps_lengths_and_place_zero():
     np.testing.assert_array_equal(y[:, 0], x[:, 0])
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
     assert rotate(x.astype(jnp.bfloat16), jnp.arange(4)[None]).dtype == jnp.bfloat16
+
+
+def test_frequencies_are_scaled_by_one_factor_or_by_their_turns():
+    plain = rotary_frequencies(8, 1000.0)
+    np.testing.assert_allclose(plain, [1000.0 ** (-i / 8) for i in range(8)], rtol=1e-12)
+    np.testing.assert_allclose(rotary_frequencies(8, 1000.0, (4.0,)), plain / 4, rtol=1e-12)
+    scaled = rotary_frequencies(8, 1000.0, (4.0, 1.0, 3.0, 100.0))
+    for before, after in zip(plain, scaled, strict=True):
+        turns = 100 * before / (2 * math.pi)
+        kept = 1.0 if turns > 3 else 0.0 if turns < 1 else (turns - 1) / 2
+        assert after == pytest.approx(before * kept + before / 4 * (1 - kept), rel=1e-12)
+    assert scaled[0] == plain[0] and scaled[-1] == plain[-1] / 4
+
+
+def test_rotation_takes_the_scaled_frequencies():
+    x = jnp.asarray(DRAW(size=(1, 8, 1, 6)), jnp.float32)
+    slower = rotate(x[:, ::2], 2 * jnp.arange(4)[None], scaling=(2.0,))
+    np.testing.assert_allclose(slower, rotate(x[:, ::2], jnp.arange(4)[None]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "said"),
+    [
+        ((2.0, 1.0), "rotary_scaling=.2.0, 1.0.: use .., .factor,. or"),
+        ((0.0,), "rotary_scaling=.0.0,.: use .., .factor,. or"),
+        ((2.0, 4.0, 4.0, 9.0), "the turns of its third value must be more than those of its second"),
+    ],
+)
+def test_scalings_that_make_no_sense_are_refused(scaling, said):
+    with pytest.raises(UserError, match=said):
+        rotary_frequencies(8, 1000.0, scaling)
 
 
 def test_a_table_gives_one_row_an_id():

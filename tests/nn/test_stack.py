@@ -195,6 +195,37 @@ def test_layers_drop_different_activations():
     assert set(np.unique(np.round(np.asarray(added), 4))) == {0.0, 2.0, 20.0, 22.0}
 
 
+def test_an_example_skips_a_whole_branch():
+    ones = jnp.ones((64, 1, 8))
+    stack = Stack(width=8, heads=1, mlp_width=1, depth=2, final_norm=False, drop_path=0.5)
+    params = jax.tree.map(jnp.zeros_like, drawn(stack, ones, None))
+    params["layers"]["mlp"]["down"]["bias"] = jnp.array([[1.0], [10.0]]) * jnp.ones((2, 8))
+    key = jax.random.key(0, impl="unsafe_rbg")
+    added = np.asarray(stack.apply({"params": params}, ones, None, rngs={"dropout": key}) - 1.0)[:, 0]
+    assert (added == added[:, :1]).all()
+    assert set(np.unique(np.round(added, 4))) == {0.0, 2.0, 20.0, 22.0}
+    np.testing.assert_array_equal(stack.apply({"params": params}, ones, None), ones + 11.0)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_layer_before_the_last_may_be_taken(unroll):
+    stack = deep(unroll=unroll)
+    params = drawn(stack, X, MASK)
+    assert jax.tree.structure(params) == jax.tree.structure(drawn(stack.copy(take_layer=1), X, MASK))
+    first = apply(Block(**SIZE), jax.tree.map(lambda p: p[0], params["layers"]), X, MASK)
+    for layer, expected in ((0, X), (-L - 1, X), (1, first), (-L, first)):
+        np.testing.assert_allclose(apply(stack.copy(take_layer=layer), params, X, MASK), expected, rtol=1e-5, atol=1e-6)
+    last = apply(stack.copy(take_layer=-1), params, X, MASK)
+    np.testing.assert_allclose(apply(Norm(), params["final_norm"], last), apply(stack, params, X, MASK), rtol=1e-5, atol=1e-6)
+
+
+def test_the_feed_forward_layer_may_differ_in_its_biases():
+    for bias, mlp_bias, attention in ((False, True, False), (True, False, True), (True, None, True)):
+        layers = leaves_by_path(drawn(deep(bias=bias, mlp_bias=mlp_bias), X, MASK)["layers"])
+        assert ("attention/out/bias" in layers) == attention
+        assert ("mlp/up/bias" in layers) == ("mlp/down/bias" in layers) == (bias if mlp_bias is None else mlp_bias)
+
+
 def test_no_layers_is_only_the_norm():
     assert jax.eval_shape(deep(depth=0, final_norm=False).init, jax.random.key(0), X, MASK) == {}
     np.testing.assert_array_equal(deep(depth=0, final_norm=False).apply({}, X, MASK), X)
@@ -267,6 +298,7 @@ def test_bfloat16_goes_in_and_comes_out(fields):
     ("fields", "said"),
     [
         ({"norm_placement": "middle"}, "norm_placement='middle': use pre or post"),
+        ({"take_layer": 3}, "take_layer=3: there are 2 layers; use None, or at most 2"),
         ({"remat": "some"}, "remat='some': use one of none, full, dots"),
         ({"heads": 3}, "heads=3 does not divide width=8"),
         ({"heads": 0}, "heads=0 does not divide width=8"),

@@ -29,6 +29,7 @@ def fake_params(seed: int = 0) -> dict[str, Array]:
         "caption": (WIDTH, VOCABULARY),
         "scale": (),
         "bias": (),
+        "pixels": (WIDTH, 4 * 12),
     }
     return {name: jnp.asarray(draw(size=shape), jnp.float32) for name, shape in shapes.items()}
 
@@ -84,7 +85,12 @@ class FakeForward:
         if modality == "text":
             return Tokens(self.params["encoders_text"][batch["text"]], batch["text_mask"])
         rows = batch["image"].reshape(batch["image"].shape[0], 4, 12)
+        if "image_keep" in batch:
+            rows = jnp.take_along_axis(rows, batch["image_keep"][:, :, None], axis=1)
         return Tokens(rows @ self.params["encoders_image"], jnp.ones(rows.shape[:2], bool))
+
+    def view(self, modality: str) -> Array:
+        return self.batch[modality]
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         return unit(mean_tokens(self.encode(modality, inputs, key)) @ self.params[f"{fusion}_{modality}"])
@@ -99,6 +105,10 @@ class FakeForward:
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
+        if decoder == "pixels":
+            (seen,) = (context or {}).values()
+            self.calls.append((f"decode {decoder}", seen.embeddings.shape))
+            return (mean_tokens(seen) @ self.params[decoder]).reshape(-1, 4, 12)
         text_BTD = self.params["encoders_text"][inputs["text"]]
         self.calls.append((f"decode {decoder}", text_BTD.shape))
         steps = jnp.arange(1, text_BTD.shape[1] + 1, dtype=jnp.float32)[None, :, None]

@@ -19,6 +19,7 @@ from mmjax.objectives import OBJECTIVES
 from mmjax.objectives.causal_lm import CausalLM
 from mmjax.objectives.classification import Classification
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
 from mmjax.objectives.next_sentence import NextSentencePrediction
@@ -32,6 +33,7 @@ ALL = {
     "matching_random": Matching(negatives="random", scores_from=""),
     "masked_lm": MaskedLM(**MASKED),
     "masked_lm_fused": MaskedLM(**MASKED, fusion="cross", max_predictions=2),
+    "masked_image": MaskedImage(patch=(1, 4), mask_ratio=0.5),
     "next_sentence": NextSentencePrediction(),
     "causal_lm": CausalLM(),
     "classification": Classification(label_smoothing=0.1),
@@ -170,6 +172,8 @@ def test_the_order_of_the_batch_does_not_matter(order):
         (lambda: MaskedLM(vocab_size=9, mask_id=9), "masked_lm.mask_id=9: use an id below vocab_size=9"),
         (lambda: MaskedLM(**MASKED | {"mask_probability": 0.0}), "masked_lm.mask_probability=0.0: use a number above 0"),
         (lambda: MaskedLM(**MASKED, max_predictions=0), "masked_lm.max_predictions=0: use a number of at least 1"),
+        (lambda: MaskedImage(mask_ratio=1.0), "masked_image.mask_ratio=1.0: use a number above 0 and below 1"),
+        (lambda: MaskedImage(patch=(0, 4)), "masked_image.patch=(0, 4): use a height and a width of at least 1 pixel"),
         (lambda: CausalLM(label_smoothing=-0.1), "causal_lm.label_smoothing=-0.1: use a number from 0"),
     ],
 )

@@ -7,10 +7,10 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax.core.trees import leaves_by_path
 from mmjax.models import Multimodal, param_shapes
-from mmjax.models.decoders import TextDecoder
+from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
-from mmjax.models.heads import Classifier, TokenClassifier
+from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import RULES, rows, shardings, spec
 from mmjax.train.config_file import load_config, shipped_configs
@@ -27,7 +27,7 @@ def every_part():
     return Multimodal(
         encoders={
             "image": ViT(image_size=(8, 8), patch=(4, 4), cls_token=True, embed_norm=True, **size),
-            "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", **size, **gated),
+            "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", extra_tokens=1, mask_token=True, **size, **gated),
             "text": TextTransformer(segments=2, embed_norm=True, norm_placement="post", **text),
             "title": TextTransformer(embed_width=4, positions="rotary", **text, **gated),
         },
@@ -39,10 +39,16 @@ def every_part():
             "concatenate": Concatenate(width=8, pool="attention", heads=2),
             "weighted": Weighted(width=8, modalities=("text", "image", "video")),
         },
-        decoders={"tied": TextDecoder(**text), "free": TextDecoder(tied=False, context=("image", "video"), **text)},
+        decoders={
+            "tied": TextDecoder(transform=True, output_bias=True, **text),
+            "spliced": SplicedDecoder(**text),
+            "free": TextDecoder(tied=False, context=("image", "video"), **text),
+            "pixels": PixelDecoder(image_size=(8, 8), patch=(4, 4), firsts=1, positions="fixed", **size),
+        },
         heads={
             "class": Classifier(classes=4, pool="attention", heads=2, hidden_width=8),
-            "match": Classifier(input="cross", pool="cls"),
+            "distilled": DistilledClassifier(classes=4),
+            "match": Classifier(input="cross", pool="cls", normed_width=8),
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
         },

@@ -152,6 +152,16 @@ def test_accumulation_equals_the_large_batch():
         np.testing.assert_allclose(four[name], one[name], rtol=2e-6, atol=1e-6, err_msg=name)
 
 
+def test_a_language_model_without_encoders_learns():
+    model = Multimodal(encoders={}, decoders={"caption": TextDecoder(context=(), **tiny.TEXT, **tiny.SIZE)})
+    setup, step = tiny.prepared(tiny.experiment(model=model, tasks={"words": Task(CausalLM(context=()))}, evaluate={}))
+    state, losses = setup.init(), []
+    for index in range(4):
+        state, figures = step(state, {"train": setup.place(setup.datasets["train"].batch(index))})
+        losses.append(float(figures["loss/words"]))
+    assert losses[-1] < losses[0] == pytest.approx(np.log(tiny.WORDS), rel=0.05)
+
+
 def flops_of(made, *names):
     """(FLOPs of the losses of some tasks, FLOPs of the image encoder), counted in the jaxpr."""
     params, batch = param_shapes(made.model), tiny.host(made.data["train"].build(tokenizer(made), 0).batch(0))

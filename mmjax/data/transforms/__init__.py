@@ -1,11 +1,14 @@
 """What may be done to a record. A new transform is one class in one of these files, one line in the table, one test."""
 
 from mmjax.data.transforms.colour import ColourJitter, Noise, Normalise
-from mmjax.data.transforms.geometry import CenterCrop, Flip, RandomCrop, Resize, Rotate
+from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
 from mmjax.data.transforms.text import Caption, NextSentence
 
 TRANSFORMS = {
     "resize": Resize,
+    "resize_shortest": ResizeShortest,
+    "resize_within": ResizeWithin,
+    "pad_square": PadSquare,
     "center_crop": CenterCrop,
     "random_crop": RandomCrop,
     "flip": Flip,
@@ -26,7 +29,10 @@ __all__ = [
     "NextSentence",
     "Noise",
     "Normalise",
+    "PadSquare",
     "RandomCrop",
     "Resize",
+    "ResizeShortest",
+    "ResizeWithin",
     "Rotate",
 ]

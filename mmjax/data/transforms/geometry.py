@@ -18,6 +18,9 @@ RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
 
 
@@ -27,7 +30,7 @@ class Resize:
 
     Attributes:
       size: (height, width).
-      resample: "nearest", "bilinear" or "bicubic"; PIL's filters, which average when they shrink.
+      resample: a name from `RESAMPLE`, PIL's filters; all but "nearest" average when they shrink.
     """
 
     random: ClassVar[bool] = False
@@ -43,11 +46,98 @@ class Resize:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResizeShortest:
+    """Scale the image so that its shorter side has a length; the longer one follows, rounded down.
+
+    Attributes:
+      shortest: pixels of the shorter side.
+      resample: a name from `RESAMPLE`.
+    """
+
+    random: ClassVar[bool] = False
+    shortest: int
+    resample: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_positive("ResizeShortest", shortest=self.shortest)
+        _check_resample("ResizeShortest", self.resample)
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "ResizeShortest")
+        short, long = sorted(image.shape[:2])
+        size = _oriented(image, self.shortest, int(self.shortest * long / short))
+        return {**record, "image": _resize(image, size, self.resample)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeWithin:
+    """Scale the image so that its shorter side has a length, or its longer one its limit where that is less; then stretch it a
+    little, for whole patches (ViLT, Kim et al. 2021, arXiv:2102.03334, section 4.2).
+
+    Attributes:
+      shortest: pixels of the shorter side.
+      longest: pixels that the longer side has at most.
+      divisor: both sides become a multiple of it, rounded down but never to 0.
+      resample: a name from `RESAMPLE`.
+    """
+
+    random: ClassVar[bool] = False
+    shortest: int
+    longest: int
+    divisor: int = 1
+    resample: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_positive("ResizeWithin", shortest=self.shortest, longest=self.longest, divisor=self.divisor)
+        _check_resample("ResizeWithin", self.resample)
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "ResizeWithin")
+        short, long = sorted(image.shape[:2])
+        scaled = (float(self.shortest), self.shortest / short * long)
+        fit = min(1.0, self.longest / scaled[1])
+        sides = (max(1, int(fit * side + 0.5) // self.divisor) * self.divisor for side in scaled)
+        return {**record, "image": _resize(image, _oriented(image, *sides), self.resample)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PadSquare:
+    """Make the image square: bars of one colour on both sides of the shorter side; an odd pixel goes below, or to the right.
+
+    Attributes:
+      fill: red, green and blue, each 0 to 255.
+    """
+
+    random: ClassVar[bool] = False
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
+            raise UserError(f"PadSquare.fill={tuple(self.fill)}: give three whole numbers from 0 to 255, red green blue")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "PadSquare")
+        rows, columns = image.shape[:2]
+        side = max(rows, columns)
+        square = np.full((side, side, 3), self.fill, np.uint8)
+        top, left = (side - rows) // 2, (side - columns) // 2
+        square[top : top + rows, left : left + columns] = image
+        return {**record, "image": square}
+
+
+@dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Cut the middle out. An image smaller than `size` is the user's mistake: put `Resize` first."""
+    """Cut the middle out.
+
+    Attributes:
+      size: (height, width).
+      pad: what becomes of an image smaller than `size`: True puts black around it, an odd row or column above or to the left;
+        False takes it for the user's mistake (put `Resize` first).
+    """
 
     random: ClassVar[bool] = False
     size: tuple[int, int]
+    pad: bool = False
 
     def __post_init__(self) -> None:
         _check_size("CenterCrop", self.size)
@@ -56,9 +146,12 @@ class CenterCrop:
         image = pixels(record, "CenterCrop")
         (height, width), (rows, columns) = self.size, image.shape[:2]
         if rows < height or columns < width:
-            raise UserError(
-                f"CenterCrop.size={height}x{width} is larger than an image of {rows}x{columns}: put Resize before it"
-            )
+            if not self.pad:
+                raise UserError(
+                    f"CenterCrop.size={height}x{width} is larger than an image of {rows}x{columns}: put Resize before it"
+                )
+            image = np.pad(image, (_around(height - rows), _around(width - columns), (0, 0)))
+            rows, columns = image.shape[:2]
         top, left = (rows - height) // 2, (columns - width) // 2
         return {**record, "image": image[top : top + height, left : left + width]}
 
@@ -73,7 +166,7 @@ class RandomCrop:
       size: (height, width) of the result.
       scale: range of the crop's area, as a share of the image's.
       ratio: range of the crop's width / height.
-      resample: "nearest", "bilinear" or "bicubic".
+      resample: a name from `RESAMPLE`.
     """
 
     size: tuple[int, int]
@@ -151,6 +244,24 @@ def _resize(image_HW3: np.ndarray, size: tuple[int, int], resample: str) -> np.n
     if image_HW3.shape[:2] == tuple(size):
         return image_HW3
     return from_pil(to_pil(image_HW3).resize((size[1], size[0]), RESAMPLE[resample]))
+
+
+def _oriented(image_HW3: np.ndarray, short: int, long: int) -> tuple[int, int]:
+    """(height, width) of two sides, the way the image lies."""
+    height, width, _ = image_HW3.shape
+    return (short, long) if height <= width else (long, short)
+
+
+def _around(missing: int) -> tuple[int, int]:
+    """How many pixels to add before and after."""
+    missing = max(missing, 0)
+    return missing - missing // 2, missing // 2
+
+
+def _check_positive(transform: str, **fields: int) -> None:
+    for field, value in fields.items():
+        if value < 1:
+            raise UserError(f"{transform}.{field}={value}: give a whole number from 1 up")
 
 
 def _check_size(transform: str, size: tuple[int, int]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
 
 from mmjax.core.types import Array, Tokens
 from mmjax.models.encoders.text import TextTransformer
+from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear
 
 
@@ -13,21 +18,40 @@ class TextDecoder(TextTransformer):
     """ids [B, T], context -> logits [B, T, V] of the next token.
 
     Attributes:
-      context: names of the encoders it attends to; () for a language model.
+      context: names of the encoders or fusions it attends to; () for a language model.
+      mask_context: whether the context's mask hides its padding; if not, padding is attended to as well (BLIP's answers).
       tied: take the word table for the output as well (Press & Wolf 2017).
+      transform: a dense layer, activation and norm before the output, as BERT's head (BLIP).
+      output_bias: whether the output has a bias, one number a word.
     """
 
     causal: bool = True
     context: tuple[str, ...] = ("image",)
+    mask_context: bool = True
     tied: bool = True
+    transform: bool = False
+    output_bias: bool = False
 
     def setup(self) -> None:
         super().setup()
+        if self.transform:
+            self.project = Linear(self.width)
+            self.normalise_output = self._norm("output_norm")
         if not self.tied:
-            self.logits = Linear(self.vocab_size, use_bias=False)
+            self.logits = Linear(self.vocab_size, use_bias=self.output_bias)
+        elif self.output_bias:
+            self.tied_bias = self.param("tied_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def decode(self, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None = None) -> Array:
-        hidden_BTD = self(ids_BT, mask, None, context).embeddings
+        if context and not self.mask_context:
+            context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
+        return self.output(self(ids_BT, mask, None, context).embeddings)
+
+    def output(self, hidden_BTD: Array) -> Array:
+        """[B, T, V] logits of the stack's result."""
+        if self.transform:
+            hidden_BTD = self.normalise_output(activation(self.activation)(self.project(hidden_BTD)))
         if not self.tied:
             return self.logits(hidden_BTD)
-        return hidden_BTD @ self.word_table().astype(hidden_BTD.dtype).T
+        logits_BTV = hidden_BTD @ self.word_table().astype(hidden_BTD.dtype).T
+        return logits_BTV + self.tied_bias.astype(logits_BTV.dtype).reshape(1, 1, -1) if self.output_bias else logits_BTV

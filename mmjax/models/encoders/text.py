@@ -24,8 +24,12 @@ class TextTransformer(StackFields):
       embed_width: width of the word table when it differs from `width` (0: the same).
       causal: a token sees only what comes before it.
       positions: `learned`, `sincos`, `rotary` or `none`.
+      position_offset: rows of the learned table before the first token's (RoBERTa's padding id + 1).
       segments: how many kinds of segment there are (2 for sentence pairs); 0 for none.
       embed_norm: normalise the embeddings before the stack (BERT).
+      mask_padding: whether the mask hides padding; if not, padding counts as real and the last position as the last token
+        (SigLIP, whose texts are all padded to one length).
+      embed_dropout: rate of the embeddings' dropout; None: `dropout`.
 
     Raises:
       UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
@@ -36,8 +40,11 @@ class TextTransformer(StackFields):
     embed_width: int = 0
     causal: bool = False
     positions: str = "learned"
+    position_offset: int = 0
     segments: int = 0
     embed_norm: bool = False
+    embed_dropout: float | None = None
+    mask_padding: bool = True
     final_norm: bool = True
 
     def setup(self) -> None:
@@ -46,7 +53,7 @@ class TextTransformer(StackFields):
         if width != self.width:
             self.project_words = Linear(self.width)
         if self.positions == "learned":
-            self.position = Table(self.max_length, self.width)
+            self.position = Table(self.max_length + self.position_offset, self.width)
         elif self.positions not in ("sincos", "rotary", "none"):
             raise UserError(f"positions={self.positions!r}: use learned, sincos, rotary or none")
         if self.segments:
@@ -62,24 +69,26 @@ class TextTransformer(StackFields):
         mask: Array | None = None,
         segments: Array | None = None,
         context: Mapping[str, Tokens] | None = None,
+        words_BTD: Array | None = None,
     ) -> Tokens:
+        """`words_BTD` takes the place of the ids' own rows of the word table."""
         length = ids_BT.shape[1]
         if length > self.max_length and self.positions == "learned":
             raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")
-        mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None else mask
+        mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None or not self.mask_padding else mask
         places_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], ids_BT.shape)
-        x_BTD = self.words(ids_BT)
+        x_BTD = self.words(ids_BT) if words_BTD is None else words_BTD
         if x_BTD.shape[-1] != self.width:
             x_BTD = self.project_words(x_BTD)
         if self.positions == "learned":
-            x_BTD = x_BTD + self.position.all()[None, :length]
+            x_BTD = x_BTD + self.position.all()[None, self.position_offset : self.position_offset + length]
         elif self.positions == "sincos":
             x_BTD = x_BTD + jnp.asarray(sincos_1d(length, self.width), x_BTD.dtype)[None]
         if self.segments:
             x_BTD = x_BTD + self.segment(jnp.zeros_like(ids_BT) if segments is None else segments)
         if self.embed_norm:
             x_BTD = self.normalise_embeddings(x_BTD)
-        x_BTD = dropout(self, x_BTD, self.dropout)
+        x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
         y_BTD = self.layers(x_BTD, mask_BT, join_context(context), places_BT)
         return Tokens(y_BTD, mask_BT, places_BT, segments)
 

@@ -28,8 +28,8 @@ class Dual(nn.Module):
       through: modality -> the cross fusion whose layers it runs through alone before it is pooled (BLIP's text encoder, which
         reads the image in one use and not in the other).
       heads, mlp_width, activation, norm_epsilon: of attention pooling.
-      scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit and is
-        held at or below 100 (Radford 2021, section 2.5).
+      scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit.
+      max_scale: the scale is held at or below it (Radford 2021, section 2.5); 0 for no bound (SigLIP's passes 100).
     """
 
     width: int = 512
@@ -43,6 +43,7 @@ class Dual(nn.Module):
     norm_epsilon: float = 1e-6
     scale_init: float = 10.0
     bias_init: float = 0.0
+    max_scale: float = 100.0
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -77,7 +78,8 @@ class Dual(nn.Module):
 
     def scale(self) -> Array:
         """[] float32, the factor of similarities."""
-        return jnp.minimum(jnp.exp(self.scale_logit), 100.0)
+        scale = jnp.exp(self.scale_logit)
+        return jnp.minimum(scale, self.max_scale) if self.max_scale else scale
 
     def bias_value(self) -> Array:
         """[] float32, added to similarities by the sigmoid loss."""

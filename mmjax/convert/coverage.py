@@ -1,0 +1,53 @@
+"""What of HuggingFace is covered, as a page: `python -m mmjax.convert.coverage > docs/huggingface.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmjax.convert.families import FAMILIES
+from mmjax.convert.family import SHARED, ConfigField, Family, Honoured, Inert, Only
+
+HEAD = """# HuggingFace models
+
+Made by `python -m mmjax.convert.coverage` from the converters' own tables; a test keeps it so.
+
+Each class below converts both ways: the same logits to float32 rounding, the same bits after a round trip. A field of its
+config.json is *honoured* (the model holds it), *refused* (only the values named can be represented, another stops the import)
+or *inert* (it changes nothing that a forward pass computes).
+
+| `model_type` | classes |
+|---|---|
+"""
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    rows = [f"| `{name}` | {', '.join(f'`{model}`' for model in family.models)} |" for name, family in FAMILIES.items()]
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(_fields(family) for family in FAMILIES.values()) + _shared()
+
+
+def _fields(family: Family) -> str:
+    lines = [f"## {family.model_type}", ""]
+    honoured = [f"`{name}`" for name, field in family.table().items() if isinstance(field, Honoured)]
+    lines += ["Honoured: " + ", ".join(honoured) + ".", ""]
+    refused = [f"`{name}` but for {_values(field)}" for name, field in family.fields.items() if isinstance(field, Only)]
+    if refused:
+        lines += ["Refused: " + "; ".join(refused) + ".", ""]
+    return "\n".join(lines + _inert(family.fields))
+
+
+def _shared() -> str:
+    return "\n".join(["## In every family", "", *_inert(SHARED)])
+
+
+def _inert(fields: Mapping[str, ConfigField]) -> list[str]:
+    inert = [f"`{name}` ({field.reason})" for name, field in fields.items() if isinstance(field, Inert)]
+    return ["Inert: " + "; ".join(inert) + ".", ""] if inert else []
+
+
+def _values(field: Only) -> str:
+    return " or ".join(f"`{value!r}`" for value in field.values)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Tokens
+from mmjax.models import Multimodal, init_params
+from mmjax.models.decoders import DECODERS, SplicedDecoder
+from mmjax.models.encoders import ViT
+from mmjax.models.forward import BoundForward
+
+PLACE = 50  # outside of the vocabulary
+BARE = {"vocab_size": 11, "width": 4, "depth": 0, "heads": 1, "positions": "none", "place": PLACE}
+DRAW = np.random.default_rng(0).normal
+IMAGE = Tokens(jnp.asarray(DRAW(size=(2, 3, 6)), jnp.float32), jnp.ones((2, 3), bool))
+IDS = jnp.array([[3, PLACE, PLACE, 4, 5], [PLACE, 7, 2, PLACE, 1]])
+
+
+def drawn(model):
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IDS, None, {"image": IMAGE}, method="decode"))["params"]
+    draw = np.random.default_rng(1).normal
+    return jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape) * 0.3, x.dtype), shapes)
+
+
+def run(model, params, ids=IDS, image=IMAGE):
+    context = {} if image is None else {"image": image}
+    return model.apply({"params": params}, ids, None, context, method="decode")
+
+
+def test_tokens_stand_at_their_places_in_their_order():
+    model = SplicedDecoder(**BARE, project_activation="relu")
+    params = drawn(model)
+    arrays = jax.tree.map(np.asarray, params)
+    words, first, second = arrays["words"]["table"], arrays["project_in"], arrays["project_out"]
+    hidden = np.maximum(np.asarray(IMAGE.embeddings) @ first["kernel"] + first["bias"], 0)
+    image = hidden[:, 1:] @ second["kernel"] + second["bias"]
+    rows = [
+        [words[3], image[0, 0], image[0, 1], words[4], words[5]],
+        [image[1, 0], words[7], words[2], image[1, 1], words[1]],
+    ]
+    expected = np.array(rows) @ words.T
+    np.testing.assert_allclose(run(model, params), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_place_too_many_keeps_its_word():
+    model = SplicedDecoder(**BARE | {"place": 7})
+    params = drawn(model)
+    ids = jnp.array([[7, 7, 7], [7, 7, 7]])
+    np.testing.assert_allclose(run(model, params, ids)[:, 2], run(model, params, ids, None)[:, 2], rtol=1e-6)
+    assert not np.allclose(run(model, params, ids)[:, 1], run(model, params, ids, None)[:, 1])
+
+
+def test_no_skip_takes_the_first_token_too():
+    model = SplicedDecoder(**BARE, skip=0)
+    params = drawn(model)
+    moved = Tokens(IMAGE.embeddings.at[:, 0].add(1.0), IMAGE.mask)
+    changed = jnp.abs(run(model, params) - run(model, params, image=moved)).max(axis=-1) > 0
+    np.testing.assert_array_equal(changed, [[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+
+
+def test_a_context_of_several_is_refused():
+    with pytest.raises(UserError, match="a spliced decoder has the tokens of one encoder in its text"):
+        drawn(SplicedDecoder(**BARE | {"context": ("image", "video")}))
+
+
+def test_in_a_model_it_reads_the_image_and_what_came_before():
+    size = {"width": 8, "depth": 2, "heads": 2}
+    decoder = DECODERS["spliced"](**size, vocab_size=11, positions="rotary", place=PLACE, skip=1)
+    image = ViT(image_size=(4, 4), patch=(2, 4), cls_token=True, take_layer=1, **size)
+    model = Multimodal(encoders={"image": image}, decoders={"caption": decoder}, dtype="float32")
+    params = init_params(model, jax.random.key(0))
+
+    @jax.jit
+    def logits(p, pixels):
+        batch = {"image": pixels, "text": IDS, "text_mask": jnp.ones(IDS.shape, bool)}
+        forward = BoundForward(model, p, batch)
+        return forward.decode("caption", batch, {"image": forward.encode("image")})
+
+    pixels = jnp.asarray(DRAW(size=(2, 4, 4, 3)), jnp.float32)
+    changed = jnp.abs(logits(params, pixels) - logits(params, pixels.at[:, 2:].add(1.0))).max(axis=-1) > 0
+    np.testing.assert_array_equal(changed, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    gradient = jax.grad(lambda p: logits(p, pixels).sum())(params)["encoders_image"]["stack"]
+    used = jax.tree.map(lambda g: jnp.abs(g).reshape(g.shape[0], -1).max(axis=1) > 0, gradient["layers"]["mlp"])
+    np.testing.assert_array_equal(used["down"]["kernel"], [True, False])
+    assert not np.any(gradient["final_norm"]["scale"])

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_forward import FakeForward, calls, fake_batch, fake_params, run
+
+from mmjax.core.errors import UserError
+from mmjax.core.random import example_uniform
+from mmjax.objectives.masked_image import MaskedImage
+
+KEY = jax.random.key(0)
+
+
+def objective(**changes) -> MaskedImage:
+    return MaskedImage(**{"patch": (1, 4), "mask_ratio": 0.5} | changes)  # the fake's image: 4 rows, each a patch
+
+
+@pytest.mark.parametrize("norm_pixels", [False, True])
+def test_the_loss_is_the_mean_squared_error_of_hidden_patches(norm_pixels):
+    batch, spec, params = fake_batch(), objective(norm_pixels=norm_pixels), fake_params()
+    loss = run(spec, batch, params)
+    image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12)
+    noise = np.asarray(example_uniform(KEY, batch["index"], (4,)))
+    seen, hidden = np.sort(noise.argsort(axis=1)[:, :2]), np.sort(noise.argsort(axis=1)[:, 2:])
+    target = (image - image.mean(2, keepdims=True)) / np.sqrt(image.var(2, ddof=1, keepdims=True) + 1e-6)
+    target = target if norm_pixels else image
+    tokens = np.take_along_axis(image, seen[:, :, None], 1) @ np.asarray(params["encoders_image"], np.float64)
+    painted = (tokens.mean(1) @ np.asarray(params["pixels"], np.float64)).reshape(8, 4, 12)
+    errors = np.take_along_axis(((painted - target) ** 2).mean(2), hidden, 1)
+    assert float(loss.count) == 8 * 2
+    np.testing.assert_allclose(loss.sum, errors.sum(), rtol=1e-5)
+
+
+def test_patches_are_read_row_by_row():
+    image = np.arange(4 * 6 * 2, dtype=np.float32).reshape(1, 4, 6, 2)
+    patches = objective(patch=(2, 3)).patches(image)
+    assert patches.shape == (1, 4, 12)
+    np.testing.assert_array_equal(patches[0, 1], image[0, :2, 3:].ravel())
+    np.testing.assert_array_equal(patches[0, 2], image[0, 2:, :3].ravel())
+
+
+def test_the_encoder_sees_what_is_not_hidden():
+    batch = fake_batch()
+    assert calls(objective(mask_ratio=0.75), batch) == [("encode image", (8, 4, 4, 3)), ("decode pixels", (8, 1, 4))]
+    noise = np.asarray(example_uniform(KEY, batch["index"], (4,)))
+    keep, hidden = objective(mask_ratio=0.4).choose(jnp.asarray(noise))  # 2.4 are left: 2
+    np.testing.assert_array_equal(keep, noise.argsort(axis=1)[:, :2])
+    np.testing.assert_array_equal(hidden.sum(1), 2)
+    assert not np.any(np.take_along_axis(np.asarray(hidden), np.asarray(keep), 1))
+
+
+def test_what_is_painted_is_what_the_encoder_is_shown():
+    """Of an augmented image, the augmented pixels."""
+
+    class Brighter(FakeForward):
+        def view(self, modality):
+            return super().view(modality) + 1.0
+
+    batch, spec, params = fake_batch(), objective(norm_pixels=False), fake_params()
+    noise = example_uniform(KEY, batch["index"], (4,))
+    loss, painted = spec.paint(Brighter(batch, params), noise)
+    errors = np.square(np.asarray(painted) - np.asarray(batch["image"]).reshape(8, 4, 12) - 1.0).mean(2)
+    np.testing.assert_allclose(loss.sum, errors[np.asarray(spec.choose(noise)[1])].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch": (3, 4)}, r"masked_image.patch=\(3, 4\) does not divide an image of 4 x 4 pixels"),
+        ({"mask_ratio": 0.8}, "masked_image.mask_ratio=0.8: of 4 patches none would be left to see"),
+        ({"patch": (2, 4)}, r"masked_image.patch=\(2, 4\): an image has \(2, 24\) patches x pixels, pixels has \(4, 12\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        calls(objective(**changes), fake_batch())
