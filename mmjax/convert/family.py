@@ -7,7 +7,6 @@ done here and in `api`, the same for all.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -282,9 +281,13 @@ def get(config: Config, path: str, default: Any) -> Any:
 
 
 def put(config: dict[str, Any], path: str, value: Any) -> None:
-    """Set a field of a nested config by its dotted path."""
+    """Set a field of a nested config by its dotted path; a group that is absent or null is made."""
     *way, last = path.split(".")
-    functools.reduce(lambda inner, name: inner.setdefault(name, {}), way, config)[last] = value
+    for name in way:
+        if config.get(name) is None:
+            config[name] = {}
+        config = config[name]
+    config[last] = value
 
 
 def thaw(value: Any) -> Any:

@@ -117,18 +117,18 @@ def _tower_fields(tower: str, heads: Mapping[str, str], own: Mapping[str, Config
 LOSS = Inert("only of the loss; objectives do that here")
 INITIAL = Inert("only initialises")
 CODEBOOK = Inert("the codebook is not converted")
-TEXT_OWN = {
+TEXT_OWN: dict[str, ConfigField] = {
     "type_vocab_size": Honoured(2, (f"{TEXT}.segments",)),
     "max_position_embeddings": Honoured(512, (f"{TEXT}.max_length",)),
     "position_embedding_type": Only(("absolute",)),
 }
-IMAGE_OWN = {
+IMAGE_OWN: dict[str, ConfigField] = {
     "image_size": Honoured(224, (f"{IMAGE}.image_size",), read=pair, write=side),
     "patch_size": Honoured(16, (f"{IMAGE}.patch",), read=pair, write=side),
     "num_channels": Honoured(3, (f"{IMAGE}.channels",)),
     "mask_token": Honoured(True, (f"{IMAGE}.mask_token",)),
 }
-JOINT_FIELDS = {
+JOINT_FIELDS: dict[str, ConfigField] = {
     **_stack_fields(JOINT, {"hidden_size": ("heads.pooler.hidden_width",)}),
     "use_cls_token": Honoured(True, (f"{JOINT}.cls_token",)),
 }

@@ -14,7 +14,6 @@ from mmjax.core.types import Params
 from mmjax.models import Multimodal
 from mmjax.models.heads import Classifier
 
-
 # HuggingFace's defaults are the ids of the published model's tokenizer; ours goes with its own.
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 

@@ -69,7 +69,10 @@ class MaskedLM:
         if self.fusion:
             others = {modality: forward.encode(modality) for modality in self.context}
             fused = forward.fuse(self.fusion, {self.modality: tokens, **others}, key=key)
-            tokens = jax.tree.map(lambda x: x[:, : labels_BT.shape[1]], fused)
+            # Ours come first, after a token that the fusion may begin with; a one-way fusion gives nothing but ours.
+            given = sum(part.mask.shape[1] for part in (tokens, *others.values()))
+            first = max(0, fused.mask.shape[1] - given)
+            tokens = jax.tree.map(lambda x: x[:, first : first + labels_BT.shape[1]], fused)
         if self.max_predictions is not None:
             tokens, labels_BT, chosen_BT = keep_chosen(tokens, labels_BT, chosen_BT, self.max_predictions)
         logits = forward.head(self.head, tokens, key=key)

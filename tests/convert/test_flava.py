@@ -27,6 +27,7 @@ from parity import (
 from safetensors.numpy import load_file
 
 from mmjax.convert import load, save_hf
+from mmjax.convert.vit import pair
 from mmjax.core.errors import UserError
 
 STACK = {"hidden_size": 24, "num_attention_heads": 3, "layer_norm_eps": 1e-5, "num_hidden_layers": 2}
@@ -59,10 +60,6 @@ def make(changes=None, name="FlavaForPreTraining"):
     return randomise(getattr(hf, name)(hf.FlavaConfig(**config)))
 
 
-def pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
 def picture(size, patch, channels):
     """Pixels [B, C, H, W] and which patches are masked [B, P]."""
     count = (size[0] // patch[0]) * (size[1] // patch[1])
@@ -83,13 +80,10 @@ def inputs(theirs):
 def bind(model, params):
     image = model.encoders["image"]
     pixels, masked = picture(image.image_size, image.patch, image.channels)
-    batch = {
-        "text": IDS.astype(np.int32),
-        "text_mask": MASK,
-        "text_segments": SEGMENTS.astype(np.int32),
-        "image": pixels.transpose(0, 2, 3, 1),
+    text = {"text": IDS.astype(np.int32), "text_mask": MASK, "text_segments": SEGMENTS.astype(np.int32)}
+    return bound(model, params, text | {"image": pixels.transpose(0, 2, 3, 1)}), {
+        "image_segments": jnp.asarray(masked.astype(np.int32))
     }
-    return bound(model, params, batch), {"image_segments": jnp.asarray(masked.astype(np.int32))}
 
 
 def heads(theirs):
@@ -222,11 +216,8 @@ def test_layer_by_layer(tmp_path):
     forward, segments = bind(model, params)
     batch = forward.batch
     tokens = {"text": forward.encode("text"), "image": forward.encode("image", segments)}
-    args = {
-        "text": (batch["text"], batch["text_mask"], batch["text_segments"]),
-        "image": (batch["image"], None, segments["image_segments"]),
-    }
-    ours = {m: hidden_states(model, params, "encode", m, *args[m]) for m in args}
+    raw = {m: tuple((batch | segments).get(m + part) for part in ("", "_mask", "_segments")) for m in tokens}
+    ours = {m: hidden_states(model, params, "encode", m, *raw[m]) for m in raw}
     joint = hidden_states(model, params, "fuse", "joint", tokens)
     ours["multimodal"] = [as_theirs(model, x_BTD) for x_BTD in joint]
     for name, where in (("text", MASK), ("image", None), ("multimodal", real("joint", 1 + 13 + T))):
@@ -247,10 +238,8 @@ def test_gradient(tmp_path):
     theirs = make()
     model, params = load(save(theirs, tmp_path / "hf"))
     out = heads(theirs)
-    weights = {}
-    for name, value in out.items():
-        weight = RNG.normal(size=tuple(value.shape)).astype(np.float32)
-        weights[name] = weight if real(name, value.shape[1]) is None else weight * MASK[..., None]
+    weights = {name: RNG.normal(size=tuple(value.shape)).astype(np.float32) for name, value in out.items()}
+    weights |= {name: weights[name] * MASK[..., None] for name in ("masked_lm", "joint_masked_lm")}
     loss = sum((value * torch.tensor(weights[name])).sum() for name, value in out.items())
 
     def our_loss(p):
@@ -372,7 +361,7 @@ def weight_and_bias(name, *shape):
 
 def test_the_public_checkpoint_maps_completely():
     """facebook/flava-full: FlavaForPreTraining with its codebook, biases of the heads twice."""
-    listed: dict[str, tuple[int, ...]] = {
+    listed = {
         "flava.logit_scale": (),
         "flava.image_model.embeddings.cls_token": (1, 1, 768),
         "flava.image_model.embeddings.mask_token": (1, 1, 768),

@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -110,5 +109,5 @@ def test_digits_leaves_tower_by_tower(tmp_path, capsys):
     assert "image: SiglipVisionModel" in said.out and "text: SiglipTextModel" in said.out
     assert "left behind: fusions.dual" in said.err
     assert json.loads((out / "image" / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
-    tokens = hf.AutoTokenizer.from_pretrained(out / "text")("a photo of the digit three.")
-    assert jnp.asarray(tokens["input_ids"]).ndim == 1 and hf.SiglipTextModel.from_pretrained(out / "text").config.bos_token_id is None
+    assert len(hf.AutoTokenizer.from_pretrained(out / "text")("a photo of the digit three.")["input_ids"]) == 9
+    assert hf.SiglipTextModel.from_pretrained(out / "text").config.bos_token_id is None

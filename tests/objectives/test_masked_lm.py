@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fake_forward import CLS, MASK, PAD, VOCABULARY, calls, fake_batch, fake_params, run
+from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, calls, fake_batch, fake_params, run
 
 from mmjax.objectives.masked_lm import MaskedLM
 
@@ -69,6 +69,17 @@ def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
     assert float(loss.count) == chosen.sum() > 0
     np.testing.assert_allclose(loss.sum, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), rtol=1e-5)
     assert loss.metrics["accuracy"][0] == (logits.argmax(1) == labels).sum().item()
+
+
+def test_a_token_that_the_fusion_puts_first_is_passed_over():
+    class ClsFirst(FakeForward):
+        def fuse(self, fusion, tokens, key):
+            pad = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2), constant_values=1)  # noqa: E731
+            return jax.tree.map(pad, super().fuse(fusion, tokens, key))
+
+    batch, spec = fake_batch(), objective(fusion="cross")
+    plain, first = (spec(forward(batch, fake_params()), batch, KEY) for forward in (FakeForward, ClsFirst))
+    jax.tree.map(np.testing.assert_array_equal, plain, first)
 
 
 def test_a_limit_that_does_not_bind_changes_only_what_the_head_sees():
