@@ -34,12 +34,8 @@ class Layout(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Vector:
-    """A bias or a scale: [out] <-> ours, reshaped ([H, K] for attention's). `lead` dims of 1 come first in theirs."""
-
-    lead: int = 0
-    out_dim: int = 0
+class _Reshaped:
+    """The same numbers in the same order on both sides."""
 
     def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return x.reshape(shape)
@@ -48,21 +44,26 @@ class Vector:
         return x.reshape(self.their_shape(x.shape))
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (1,) * self.lead + (math.prod(shape),)
+        raise AssertionError("a subclass says")
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """An embedding table [rows, D], the same in both; `lead` dims of 1 come first in theirs, [1, rows, D]. () stays ()."""
+class Vector(_Reshaped):
+    """A bias or a scale: [out] <-> ours, reshaped ([H, K] for attention's). `lead` dims of 1 come first in theirs."""
 
     lead: int = 0
     out_dim: int = 0
 
-    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return x.reshape(shape)
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1,) * self.lead + (math.prod(shape),)
 
-    def theirs(self, x: np.ndarray) -> np.ndarray:
-        return x.reshape(self.their_shape(x.shape))
+
+@dataclasses.dataclass(frozen=True)
+class Table(_Reshaped):
+    """An embedding table [rows, D], the same in both; `lead` dims of 1 come first in theirs, [1, rows, D]. () stays ()."""
+
+    lead: int = 0
+    out_dim: int = 0
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1,) * self.lead + tuple(shape)
@@ -86,17 +87,11 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conv1D:
+class Conv1D(_Reshaped):
     """[in, out] <-> [in..., out...]: GPT-2's linear layer, and projections that HuggingFace keeps as bare matrices."""
 
     axes: int = 1
     out_dim: int = 1
-
-    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return x.reshape(shape)
-
-    def theirs(self, x: np.ndarray) -> np.ndarray:
-        return x.reshape(self.their_shape(x.shape))
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return math.prod(shape[: self.axes]), math.prod(shape[self.axes :])

@@ -79,7 +79,7 @@ class Reader:
         raise UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
     def _transformed(self, index: int, rng: np.random.Generator) -> Record:
-        record = self._before_draws(index)
+        record = self._before_draws(index, rng)
         if isinstance(record.get("text"), tuple):
             texts = record["text"]
             record = {**record, "text": texts[rng.integers(len(texts))]}
@@ -87,19 +87,19 @@ class Reader:
             record = transform(record, rng, self.records)
         return record
 
-    def _before_draws(self, index: int) -> Record:
+    def _before_draws(self, index: int, rng: np.random.Generator) -> Record:
         """The record after the leading transforms that draw nothing; kept where all of them fit."""
         kept = self._kept.get(index)
         if kept is not None:
-            return kept
-        record, none = self.records[index], np.random.default_rng(0)
+            return dict(kept)
+        record = self.records[index]
         for transform in self.fixed:
-            record = transform(record, none, self.records)
+            record = transform(record, rng, self.records)
         if _size(record) * self.order.size <= self._cache_bytes:
             for value in record.values():
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # a transform that wrote into it would change every later epoch
-            self._kept[index] = record
+            self._kept[index] = dict(record)  # one of its own, which no later transform can change
         return record
 
 
