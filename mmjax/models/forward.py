@@ -18,6 +18,7 @@ from mmjax.core.random import example_keys, fold_name
 from mmjax.core.trees import map_with_path
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal
+from mmjax.parallel.mesh import platform
 
 FLOAT32 = ("norm", "_logit", "mix")  # parts of a path whose parameters are used in float32 whatever the compute dtype
 
@@ -29,7 +30,7 @@ def compute_dtype(dtype: str) -> jnp.dtype:
       UserError: neither `auto`, `float32` nor `bfloat16`.
     """
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if platform() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype={dtype!r}: use auto, float32 or bfloat16")
     return jnp.dtype(dtype)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from mmjax.core.types import Array
-from mmjax.parallel.mesh import platform
+from mmjax.parallel.mesh import axis_size, platform
 
 Initializer = Callable[..., Array]
 
@@ -56,7 +56,7 @@ def _product(x: Array, kernel: Array, axes: int) -> Array:
     apart, since a mesh may split more than the first.
     """
     lead, features = x.shape[:-axes], kernel.shape[axes:]
-    if platform() == "cpu":
+    if platform() == "cpu" and axis_size("sequence") == 1:
         x = x.reshape(-1, *x.shape[-axes:])
     contracted = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
     return jax.lax.dot_general(x, kernel, (contracted, ((), ()))).reshape(*lead, *features)

@@ -8,7 +8,7 @@ import jax
 from mmjax.core.types import Array
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear
-from mmjax.parallel.mesh import BATCH, constrain
+from mmjax.parallel.mesh import TOKENS, constrain
 
 
 class Mlp(nn.Module):
@@ -26,7 +26,7 @@ class Mlp(nn.Module):
             h_BTF = jax.nn.silu(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD)) * h_BTF
         else:
             h_BTF = activation(self.activation)(h_BTF)
-        h_BTF = constrain(h_BTF, BATCH, None, "tensor")
+        h_BTF = constrain(h_BTF, *TOKENS, "tensor")
         h_BTF = dropout(self, h_BTF, self.dropout)
         return Linear(x_BTD.shape[-1], use_bias=self.bias, name="down")(h_BTF)
 

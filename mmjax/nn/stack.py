@@ -17,7 +17,7 @@ from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
-from mmjax.parallel.mesh import constrain_batch
+from mmjax.parallel.mesh import constrain_tokens
 
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -88,7 +88,7 @@ class Block(StackFields):
 
     @nn.compact
     def __call__(self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None) -> Array:
-        x_BTD = constrain_batch(x_BTD)
+        x_BTD = constrain_tokens(x_BTD)
 
         def self_attention(x: Array) -> Array:
             return self._attention("attention", self.causal, self.rotary)(x, mask_BT, positions_BT=positions_BT)

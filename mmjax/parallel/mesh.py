@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # the axes that split the examples of a batch
+AXES = ("slice", "data", "fsdp", "sequence", "tensor")  # the slowest network first, neighbours last
+BATCH = ("slice", "data", "fsdp")  # the axes that split the examples of a batch
+TOKENS = (BATCH, "sequence")  # how the first two dims of [B, T, ..] are split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,37 +27,50 @@ class Mesh:
       data: copies of the model, each with its share of the batch.
       fsdp: like `data`, and parameters, optimizer state and EMA are split over it as well.
       tensor: heads and feed-forward width are split over it.
+      sequence: the tokens of each example are split over it; attention gathers keys and values. A length that it does not
+        divide stays whole.
+      slice: TPU slices, joined by the data centre's network: more copies, like `data`. 0: as many as the devices lie in.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
+    slice: int = 0
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """Make the mesh over `devices` (default: all of them).
 
         Raises:
-          UserError: the axes do not multiply to the number of devices.
+          UserError: the axes do not multiply to the number of devices, or `slice` is not how many slices these lie in.
         """
         devices = jax.devices() if devices is None else list(devices)
-        shape = self.shape(len(devices))
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        found = len({getattr(device, "slice_index", 0) for device in devices})
+        if found > 1 and self.slice not in (0, found):
+            raise UserError(f"mesh.slice={self.slice}: these devices lie in {found} slices; use {found}, or 0 to find out")
+        shape = self.shape(len(devices), found)
+        kinds = (AxisType.Auto,) * len(AXES)
+        if found == 1:
+            return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+        across = (shape[0],) + (1,) * (len(shape) - 1)
+        grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), across, devices)
+        return jax.sharding.Mesh(grid, AXES, axis_types=kinds)
 
-    def shape(self, device_count: int) -> tuple[int, ...]:
-        """Sizes of the axes, in the order of `AXES`, with -1 resolved."""
-        sizes = [self.data, self.fsdp, self.tensor]
-        free = [i for i, size in enumerate(sizes) if size == -1]
-        fixed = 1
-        for axis, size in zip(AXES, sizes, strict=True):
-            if size == 0 or size < -1:
+    def shape(self, device_count: int, slices: int = 1) -> tuple[int, ...]:
+        """Sizes of the axes, in the order of `AXES`, with -1 (and a `slice` of 0: `slices`) resolved."""
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        said = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if axis in ("data", "fsdp", "tensor") or size > 1)
+        sizes["slice"] = self.slice or slices
+        for axis, size in sizes.items():
+            if size == 0 or size < -1 or (size == -1 and axis == "slice"):
                 raise UserError(f"mesh.{axis}={size}: use a positive number, or -1 for all devices that are left")
-            fixed *= 1 if size == -1 else size
+        free = [axis for axis, size in sizes.items() if size == -1]
+        fixed = math.prod(size for size in sizes.values() if size != -1)
         if len(free) > 1 or device_count % fixed or (not free and fixed != device_count):
-            said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
             raise UserError(f"mesh ({said}) does not multiply to the {device_count} devices here; one axis may be -1")
         if free:
             sizes[free[0]] = device_count // fixed
-        return tuple(sizes)
+        return tuple(sizes.values())
 
 
 @contextlib.contextmanager
@@ -62,6 +78,12 @@ def use_mesh(mesh: jax.sharding.Mesh) -> Iterator[None]:
     """Make `mesh` the current one, so that `constrain` and bare PartitionSpecs refer to it."""
     with jax.set_mesh(mesh):
         yield
+
+
+def axis_size(axis: str) -> int:
+    """How many ways the current mesh splits along an axis; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
 
 
 def platform() -> str:
@@ -85,6 +107,11 @@ def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
 def constrain_batch(x: Array) -> Array:
     """Split the leading dim over the batch axes."""
     return constrain(x, BATCH, *[None] * (x.ndim - 1))
+
+
+def constrain_tokens(x: Array) -> Array:
+    """Split [B, T, ..]: examples over the batch axes, tokens over `sequence`."""
+    return constrain(x, *TOKENS, *[None] * (x.ndim - 2))
 
 
 def fit(spec: PartitionSpec, shape: Sequence[int], axes: dict[str, int]) -> PartitionSpec:
@@ -111,4 +138,4 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def batch_ways(mesh: jax.sharding.Mesh) -> int:
     """Into how many parts the examples of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)

@@ -21,7 +21,7 @@ from mmjax.models.multimodal import param_shapes
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
 from mmjax.parallel.rules import shardings
-from mmjax.train.experiment import Experiment
+from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
 from mmjax.train.state import State, init_state
 from mmjax.train.step import make_step, task_losses
@@ -61,18 +61,24 @@ class Setup:
         return self.datasets[name].batches(start_step, jax.process_index(), jax.process_count())
 
     def compile_step(self, group: tuple[str, ...]) -> tuple[Callable[..., Any], int]:
-        """The compiled step over the streams of `group`, and the model's FLOPs in it (backward = 2 x forward)."""
+        """The compiled step over the streams of `group`, and the model's FLOPs in it."""
+        return self.lower_step(group).compile(), self.step_flops(group)
+
+    def lower_step(self, group: tuple[str, ...]) -> jax.stages.Lowered:
+        """The training step over the streams of `group`, traced for this mesh and not yet compiled."""
         e = self.experiment
         tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
-        tasks = {name: task for name, task in e.tasks.items() if task.data in group}
+        tasks, batches = self._tasks(group), self._batches(group)
         step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
-        batches = {name: self._abstract_batch(name) for name in group}
         _check_needs(tasks, batches)
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
-        forward = functools.partial(task_losses, e.model, tasks)
-        flops = 3 * count_flops(forward, self.abstract.params, batches, jax.random.key(0))
-        return jitted.lower(self.abstract, batches).compile(), flops
+        return jitted.lower(self.abstract, batches)
+
+    def step_flops(self, group: tuple[str, ...]) -> int:
+        """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
+        forward = functools.partial(task_losses, self.experiment.model, self._tasks(group))
+        return 3 * count_flops(forward, self.abstract.params, self._batches(group), jax.random.key(0))
 
     def evaluation(self) -> Evaluation:
         """What evaluators are handed."""
@@ -89,10 +95,18 @@ class Setup:
         """Host parameters -> the mesh."""
         return jax.device_put(params, shardings(params, self.mesh))
 
-    def _abstract_batch(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+    def _tasks(self, group: tuple[str, ...]) -> dict[str, Task]:
+        return {name: task for name, task in self.experiment.tasks.items() if task.data in group}
+
+    def _batches(self, group: tuple[str, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
         sharding = batch_sharding(self.mesh)
-        spec = self.datasets[name].spec()
-        return {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, (shape, dtype) in spec.items()}
+        return {
+            name: {
+                key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                for key, (shape, dtype) in self.datasets[name].spec().items()
+            }
+            for name in group
+        }
 
 
 def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, only: tuple[str, ...] | None = None) -> Setup:
@@ -104,21 +118,33 @@ def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, onl
     Raises:
       UserError: anything in the experiment that does not fit together.
     """
-    experiment.check()
-    experiment.check_batches(batch_ways(mesh))
-    compute_dtype(experiment.model.dtype)
-    _check_tensor(experiment.model, mesh.shape["tensor"])
+    check_mesh(experiment, mesh)
     tokenizer = _tokenizer(experiment, run)
     _check_vocabulary(experiment, tokenizer)
     names = experiment.data if only is None else only
     datasets = {name: experiment.data[name].build(tokenizer, experiment.seed) for name in names}
-    shapes = param_shapes(experiment.model)
-    experiment.optimizer.build(shapes, experiment.steps)
+    return Setup(experiment, mesh, tokenizer, datasets, abstract_state(experiment, mesh))
+
+
+def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """What can be seen of an experiment and a mesh without data.
+
+    Raises:
+      UserError: anything in the experiment that does not fit together, or on this mesh.
+    """
+    experiment.check()
+    experiment.check_batches(batch_ways(mesh))
+    compute_dtype(experiment.model.dtype)
+    _check_tensor(experiment.model, mesh.shape["tensor"])
+
+
+def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
+    """Shapes and shardings of the state."""
+    experiment.optimizer.build(param_shapes(experiment.model), experiment.steps)
     abstract = jax.eval_shape(functools.partial(_init, experiment), jax.ShapeDtypeStruct((), np.uint32))
-    placed = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings(abstract, mesh)
     )
-    return Setup(experiment, mesh, tokenizer, datasets, placed)
 
 
 def _init(experiment: Experiment, seed: Any) -> State:

@@ -23,12 +23,13 @@ from mmjax.parallel.mesh import (
 @pytest.mark.parametrize(
     ("mesh", "devices", "shape"),
     [
-        (Mesh(), 1, (1, 1, 1)),
-        (Mesh(), 8, (8, 1, 1)),
-        (Mesh(1, 4, 2), 8, (1, 4, 2)),
-        (Mesh(2, -1, 2), 16, (2, 4, 2)),
-        (Mesh(data=-1, tensor=4), 8, (2, 1, 4)),
-        (Mesh(fsdp=8), 8, (1, 8, 1)),
+        (Mesh(), 1, (1, 1, 1, 1, 1)),
+        (Mesh(), 8, (1, 8, 1, 1, 1)),
+        (Mesh(1, 4, 2), 8, (1, 1, 4, 1, 2)),
+        (Mesh(2, -1, 2), 16, (1, 2, 4, 1, 2)),
+        (Mesh(2, 1, 2, sequence=-1, slice=2), 16, (2, 2, 1, 2, 2)),
+        (Mesh(data=-1, tensor=4), 8, (1, 2, 1, 1, 4)),
+        (Mesh(fsdp=8), 8, (1, 1, 8, 1, 1)),
     ],
 )
 def test_minus_one_takes_what_is_left(mesh, devices, shape):
@@ -44,6 +45,8 @@ def test_minus_one_takes_what_is_left(mesh, devices, shape):
         (Mesh(1, 2, 2), "does not multiply to the 8 devices"),
         (Mesh(tensor=0), "mesh.tensor=0: use a positive number"),
         (Mesh(data=-2), "mesh.data=-2: use a positive number"),
+        (Mesh(slice=-1), "mesh.slice=-1: use a positive number"),
+        (Mesh(slice=3), r"mesh \(slice=3, data=-1, fsdp=1, tensor=1\) does not multiply to the 8 devices"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, said):
@@ -53,9 +56,9 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh, said):
 
 def test_build_makes_automatic_axes_over_all_devices():
     mesh = Mesh(2, 2, 2).build()
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-    assert Mesh().build(jax.devices()[:3]).devices.shape == (3, 1, 1)
+    assert dict(mesh.shape) == {"slice": 1, "data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 5
+    assert Mesh().build(jax.devices()[:3]).devices.shape == (1, 3, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

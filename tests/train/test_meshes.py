@@ -22,6 +22,7 @@ from mmjax.train.weighting import DynamicWeightAverage, Fixed, GradNorm, PCGrad,
 STEPS = 30
 OPTIMIZER = SGD(learning_rate=0.03, schedule="constant")
 MESHES = (Mesh(data=8), Mesh(data=1, fsdp=4, tensor=2))
+TOKENS_SPLIT = Mesh(data=2, sequence=2, slice=2)
 WEIGHTINGS = {
     "fixed": Fixed(),
     "uncertainty": Uncertainty(),
@@ -60,14 +61,18 @@ def curve(made, mesh=tiny.ONE, steps=STEPS):
     return {name: np.array([float(now[name]) for now in figures]) for name in figures[0]}
 
 
-def check_meshes(made, acts):
+def check_meshes(made, acts, meshes=MESHES):
     one = curve(made)
     assert one["loss"][-5:].mean() < one["loss"][:5].mean()
     assert acts(one)
-    for mesh in MESHES:
+    for mesh in meshes:
         other = curve(made, mesh)
         for name in ("loss", *(f"loss/{task}" for task in made.tasks)):
             np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=0, err_msg=f"{name} on {mesh}")
+
+
+def test_losses_are_the_same_with_tokens_split_over_devices():
+    check_meshes(two(), lambda figures: True, (TOKENS_SPLIT,))
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -84,7 +89,7 @@ def test_losses_over_30_steps_are_the_same_on_every_mesh(name):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_losses_of_all_four_objectives_are_the_same_on_every_mesh(name):
     made = tiny.four(weighting=WEIGHTINGS[name], optimizer=OPTIMIZER)
-    check_meshes(made, lambda figures: True)
+    check_meshes(made, lambda figures: True, (*MESHES, TOKENS_SPLIT))
 
 
 def test_fsdp_splits_parameters_optimizer_state_and_average():
