@@ -30,7 +30,7 @@ def data(split: str) -> Data:
 
 
 def experiment() -> Experiment:
-    size = {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "remat": "dots"}
+    size = {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "remat": "cheap"}
     bert = {**size, "norm_placement": "post", "norm_epsilon": 1e-12}
     words = {"vocab_size": WORDS, "max_length": 512, "embed_norm": True, **bert}
     dual = Dual(width=256, pool={"image": "cls", "text": "cls"}, bias=True, through={"text": "cross"}, scale_init=1 / 0.07)

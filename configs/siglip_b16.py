@@ -24,7 +24,7 @@ def data(split: str) -> Data:
 
 
 def experiment() -> Experiment:
-    tower = {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "activation": "gelu_tanh", "remat": "dots"}
+    tower = {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "activation": "gelu_tanh", "remat": "cheap"}
     return Experiment(
         model=Multimodal(
             encoders={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.types import Array
 from mmjax.nn.activation import activation
@@ -22,8 +23,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         h_BTF = Linear(self.width, use_bias=self.bias, name="up")(x_BTD)
+        h_BTF = checkpoint_name(h_BTF, "mlp_up")
         if self.activation == "swiglu":
-            h_BTF = jax.nn.silu(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD)) * h_BTF
+            h_BTF = jax.nn.silu(checkpoint_name(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD), "mlp_up")) * h_BTF
         else:
             h_BTF = activation(self.activation)(h_BTF)
         h_BTF = constrain(h_BTF, *TOKENS, "tensor")

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
@@ -22,7 +23,14 @@ from mmjax.parallel.mesh import constrain_tokens
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(
+            "attention"
+        ),  # an attention kernel's output; no policy knows it as a product
+    ),
+    # What a layer's backward pass needs and only a product or a kernel can make again.
+    "cheap": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mixed", "mlp_up"),
 }
 
 
@@ -43,7 +51,9 @@ class StackFields(nn.Module):
       dropout, attention_dropout: rates, on when training.
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
-      remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results).
+      remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results),
+        `cheap` (norms, activations and attention weights, from what products and attention kernels gave).
+      attention: which attention runs, see `attend.attend`.
     """
 
     width: int = 768
@@ -67,6 +77,7 @@ class StackFields(nn.Module):
     drop_path: float = 0.0
     unroll: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
     def stack(self, **changes: Any) -> Stack:
         """A stack with these settings."""
@@ -100,9 +111,9 @@ class Block(StackFields):
             bias = self.bias if self.mlp_bias is None else self.mlp_bias
             return Mlp(self.mlp_width or 4 * self.width, self.activation, bias, name="mlp")(x)
 
-        x_BTD = self._residual("attention", self_attention, x_BTD)
+        x_BTD = checkpoint_name(self._residual("attention", self_attention, x_BTD), "mixed")
         if context is not None:
-            x_BTD = self._residual("cross_attention", cross_attention, x_BTD)
+            x_BTD = checkpoint_name(self._residual("cross_attention", cross_attention, x_BTD), "mixed")
         return self._residual("mlp", mlp, x_BTD)
 
     def _attention(self, name: str, causal: bool, rotary: bool) -> Attention:
@@ -117,6 +128,7 @@ class Block(StackFields):
             theta=self.theta,
             rotary_scaling=self.rotary_scaling,
             dropout=self.attention_dropout,
+            kind=self.attention,
             name=name,
         )
 

