@@ -8,13 +8,14 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import absl.logging
 
 from mmjax.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from mmjax.parallel.multihost import Join
     from mmjax.train import Experiment
 
 HELP = """usage: mmjax COMMAND ...
@@ -25,12 +26,24 @@ HELP = """usage: mmjax COMMAND ...
                          every field of a config, with its value
   mmjax evaluate RUN [--data NAME]
                          evaluate a run; prints one JSON object of metrics on its last line
+  train and evaluate also take
+    --coordinator HOST:PORT --processes N --process I
+                         run as N processes, of which process 0 is on HOST; on Cloud TPU and under SLURM they find each other
+                         (--processes 1: do not), and all are given the same command
+    --join_timeout S --peer_timeout S
+                         how long to wait for the others to start (300), and for a sign of life of each (100)
+    --compilation_cache DIR
+                         keep compiled programs there (a folder, or gs://BUCKET/FOLDER) and find them at the next start
   mmjax convert from-hf HF_DIR RUN
                          make a run out of a HuggingFace folder, for --init_from and to-hf
   mmjax convert to-hf RUN HF_DIR
                          write a run's best checkpoint as a folder that transformers opens
   mmjax data inspect [CONFIG] [--any.field value ...]
                          what a batch really holds
+  mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--batch_per_chip N] [--write_budget FILE] [--any.field value ...]
+                         what a step will cost on that TPU (v5e:4x4, v5p:2x2x4, ...; gpu:8 without memory and time)
+  mmjax plan [CONFIG] --topology KIND:SHAPE --search [--minutes 15]
+                         the same, for the best mesh, batch and rematerialisation there (--batch_per_chip keeps the batch)
 
 CONFIG is a Python file, or one of: {configs}
 """
@@ -58,7 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "convert": convert, "data": data}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "convert": convert,
+        "data": data,
+        "plan": plan,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         from mmjax.train.config_file import shipped_configs
 
@@ -70,32 +89,43 @@ def _command(words: list[str]) -> int:
 
 
 def train(words: list[str]) -> int:
-    """`mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]`"""
+    """`mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]`, and the flags of several processes"""
     help_wanted = _flag(words, "--help") or _flag(words, "-h")
     profile = _flag(words, "--profile")
     workdir = _option(words, "--workdir")
-    name, experiment = _experiment(words)
+    join = _join(words)
     if help_wanted:
         from mmjax.core.config import leaves
 
+        _, experiment = _experiment(words)
         print("\n".join(f"--{path} {_as_words(value)}" for path, value in leaves(experiment).items()))
         return 0
-    from mmjax.train import train as run_training
+    from mmjax.parallel.multihost import is_main, joined
 
-    metrics = run_training(experiment, workdir or Path("runs") / Path(name).stem, profile)
-    if metrics:
-        print(json.dumps(metrics))
+    with joined(join):
+        from mmjax.train import train as run_training
+
+        name, experiment = _experiment(words)
+        metrics = run_training(experiment, workdir or Path("runs") / Path(name).stem, profile)
+        if metrics and is_main():
+            print(json.dumps(metrics))
     return 0
 
 
 def evaluate(words: list[str]) -> int:
-    """`mmjax evaluate RUN [--data NAME]`"""
+    """`mmjax evaluate RUN [--data NAME]`, and the flags of several processes"""
     data_name = _option(words, "--data")
+    join = _join(words)
     if len(words) != 1:
         raise UserError(f"evaluate takes one run folder, found {len(words)}: mmjax evaluate RUN [--data NAME]")
-    from mmjax.train.evaluate import evaluate_run
+    from mmjax.parallel.multihost import is_main, joined
 
-    print(json.dumps(evaluate_run(words[0], data_name)))
+    with joined(join, stop_on_signal=False):
+        from mmjax.train.evaluate import evaluate_run
+
+        metrics = evaluate_run(words[0], data_name)
+        if is_main():
+            print(json.dumps(metrics))
     return 0
 
 
@@ -139,11 +169,44 @@ def data(words: list[str]) -> int:
     return 0
 
 
+def plan(words: list[str]) -> int:
+    """`mmjax plan [CONFIG] --topology KIND:SHAPE [--search]` and the other flags of `plan.command.Options`"""
+    from mmjax.plan.command import Options, plan
+
+    budget = _option(words, "--write_budget")
+    every, search = tuple(words), _flag(words, "--search")
+    named = {name: _option(words, f"--{name}") for name in ("topology", "slices", "batch_per_chip", "minutes")}
+    options = Options(search=search, write_budget=budget, words=every, **named)
+    name, experiment = _experiment(words)
+    print(plan(name, experiment, options))
+    return 0
+
+
 def _experiment(words: list[str]) -> tuple[str, Experiment]:
     from mmjax.train.config_file import apply_flags, load_config
 
     name = words.pop(0) if words and not words[0].startswith("-") else "digits"
     return name, apply_flags(load_config(name), words)
+
+
+def _join(words: list[str]) -> Join:
+    """The flags that say how processes find each other, and that of the compilation cache, taken out of `words`."""
+    import jax
+
+    from mmjax.parallel.multihost import Join
+
+    cache = _option(words, "--compilation_cache")
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    coordinator = _option(words, "--coordinator")
+    numbers: dict[str, Any] = {}
+    for name, kind in (("processes", int), ("process", int), ("join_timeout", float), ("peer_timeout", float)):
+        value = _option(words, f"--{name}")
+        try:
+            numbers |= {} if value is None else {name: kind(value)}
+        except ValueError:
+            raise UserError(f"--{name} {value}: give a number") from None
+    return Join(coordinator, **numbers)
 
 
 def _flag(words: list[str], name: str) -> bool:

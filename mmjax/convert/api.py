@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.convert import processor
-from mmjax.convert.huggingface import COMPANIONS, build_model, read_config, read_model, write_model
+from mmjax.convert.huggingface import COMPANIONS, describe_model, read_model, write_model
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.towers import same_class, towers
 from mmjax.core.config import CLASS, to_json
@@ -21,6 +21,8 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
+from mmjax.parallel.mesh import Mesh
+from mmjax.parallel.rules import place
 from mmjax.train import Experiment
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.run import Run, environment
@@ -29,23 +31,30 @@ from mmjax.train.state import State
 COMPANION_FOLDER = "huggingface"  # in a run: the files that came with the weights
 
 
-def load(path: str | Path) -> tuple[Multimodal, Params]:
+def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
     """A run's best checkpoint, or a HuggingFace folder: the model and its float32 parameters.
 
+    Args:
+      mesh: the devices to split the parameters over, `Mesh(fsdp=4, tensor=2)` for instance, or one already built. Each
+        parameter is read and goes to its place (`parallel.rules`) before the next, so a model may be larger than a device and
+        than the host's memory. Default: all on the default device.
+
     Raises:
-      UserError: neither is there; what of the HuggingFace model we cannot represent exactly, by the field's name.
+      UserError: neither is there; what of the HuggingFace model we cannot represent exactly, by the field's name; a mesh that
+        these devices do not make.
     """
     folder = Path(path)
+    built = mesh.build() if isinstance(mesh, Mesh) else mesh
     if is_run(folder):
-        return _load_run(folder)
-    model, params, _ = read_model(folder)
+        return _load_run(folder, built)
+    model, params, _ = read_model(folder, None if built is None else functools.partial(place, built))
     return model, params
 
 
 def load_model(path: str | Path) -> Multimodal:
     """The model alone, without its parameters: `model=load_model("runs/vit")` in a config."""
     folder = Path(path)
-    return Run(folder).experiment().model if is_run(folder) else build_model(read_config(folder))[1]
+    return Run(folder).experiment().model if is_run(folder) else describe_model(folder)
 
 
 def image_transforms(path: str | Path) -> tuple[Any, ...]:
@@ -99,7 +108,7 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         _copy_companions(source, folder / COMPANION_FOLDER)
         if any(source.glob("tokenizer*")) or any(source.glob("vocab*")):
             run.keep_tokenizer(Tokenizer.load(source))
-        _save_params(run, params)
+        save_params(run, params)
     return model, unused
 
 
@@ -130,7 +139,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join(left)}
 
 
-def _load_run(folder: Path) -> tuple[Multimodal, Params]:
+def _load_run(folder: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
     run = Run(folder)
     experiment = run.experiment()
     if not run.has_checkpoint():
@@ -138,9 +147,9 @@ def _load_run(folder: Path) -> tuple[Multimodal, Params]:
     checkpoints = Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True)
     step = checkpoints.best_step()
     assert step is not None
-    params, _ = checkpoints.params(step)
+    params, _ = checkpoints.params(step, mesh)
     checkpoints.close()
-    return experiment.model, jax.tree.map(jnp.asarray, params)
+    return experiment.model, params if mesh is not None else jax.tree.map(jnp.asarray, params)
 
 
 def _copy_companions(source: Path, target: Path) -> None:
@@ -176,7 +185,8 @@ def _with_class_names(run: Run, model: Multimodal) -> Multimodal:
     return model.copy(huggingface={**model.huggingface, **labels})
 
 
-def _save_params(run: Run, params: Params) -> None:
+def save_params(run: Run, params: Params) -> None:
+    """Checkpoint 0 of a run that has its config.json: parameters, with which nothing was trained yet."""
     none: dict[str, Any] = {}
     watch = {"mean": jnp.zeros((), jnp.float32), "good": jnp.zeros((), jnp.int32)}
     state = State(jnp.zeros((), jnp.int32), params, none, none, none, jnp.asarray(np.zeros(2, np.uint32)), watch)

@@ -82,6 +82,7 @@ def _square(field: str, default: int, path: str) -> Honoured:
     return Honoured(default, (path,), read=read, write=write)
 
 
+PATCH = "vision_config.patch_size"
 IMAGE, DECODERS = "encoders.image", ("decoders.caption", "decoders.answer")
 WORDS, STACKS = ("encoders.text", *DECODERS), ("fusions.cross", *DECODERS)  # who has text's words, its layers
 TEXT = ("encoders.text", *STACKS)
@@ -115,7 +116,7 @@ FIELDS: dict[str, ConfigField] = {
     "vision_config.layer_norm_eps": Honoured(1e-5, (f"{IMAGE}.norm_epsilon",)),
     "vision_config.attention_dropout": Honoured(0.0, (f"{IMAGE}.attention_dropout",)),
     "vision_config.image_size": _square("vision_config.image_size", 384, f"{IMAGE}.image_size"),
-    "vision_config.patch_size": _square("vision_config.patch_size", 16, f"{IMAGE}.patch"),
+    PATCH: _square(PATCH, 16, f"{IMAGE}.patch"),
     "vision_config.projection_dim": Inert("no model reads it"),
     "image_text_hidden_size": Honoured(256, ("fusions.dual.width",)),
     "tie_word_embeddings": Honoured(True, _of(DECODERS, "tied")),
@@ -127,7 +128,14 @@ FIELDS: dict[str, ConfigField] = {
 
 
 def _complete(config: Config) -> Config:
-    """The output is tied unless both flags say that it is not."""
+    """The output is tied unless both flags say that it is not.
+
+    Raises:
+      UserError: a patch that does not divide the image, of which HuggingFace leaves the rest out.
+    """
+    size, patch = get(config, "vision_config.image_size", 384), get(config, PATCH, 16)
+    if isinstance(size, int) and isinstance(patch, int) and size % patch:
+        raise UserError(f"vision_config.image_size={size} is not supported by blip here: {PATCH}={patch} must divide it")
     tied = any(get(config, name, True) for name in ("tie_word_embeddings", "text_config.tie_word_embeddings"))
     text = {**(config.get("text_config") or {}), "tie_word_embeddings": tied}
     return {**config, "text_config": text, "tie_word_embeddings": tied}

@@ -120,6 +120,8 @@ class Family:
         `fields` sets them.
       fields: every field of the HuggingFace config, dotted for nested ones (`text_config.hidden_size`).
       rows: our model and its HuggingFace class -> all its tensors.
+      unread: our model and its HuggingFace class -> regular expressions of further tensors of that class that no forward pass
+        reads (see `Row.copies` for the ones that have a shape to copy); they come back bit for bit.
       constants: parameters that HuggingFace has not, with the value that leaves them without effect.
       prefix: what comes before the names of the base model's tensors in the other classes' files ("bert.").
       renames: (regular expression, replacement), applied in order to names in files: what older or other versions wrote.
@@ -133,6 +135,7 @@ class Family:
     models: Mapping[str, Callable[[Config], Multimodal]]
     fields: Mapping[str, ConfigField]
     rows: Callable[[Multimodal, str], list[Row]]
+    unread: Callable[[Multimodal, str], tuple[str, ...]] = lambda model, architecture: ()
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     renames: tuple[tuple[str, str], ...] = ()
@@ -202,7 +205,7 @@ class Family:
 
 # What an exported model may differ in from the one its config.json builds: it changes no output.
 FREE = ("unroll", "remat", "dropout", "embed_dropout", "attention_dropout", "drop_path")
-OUTSIDE = ("huggingface", "augment", "dtype")
+OUTSIDE = ("huggingface", "augment", "unread", "dtype")
 
 
 def check_exact(family: Family, model: Multimodal, config: Config, architecture: str) -> None:

@@ -10,8 +10,8 @@ the image's first). A head over "joint" gives logits of all its tokens, the text
 
 Which patches are masked is `image_segments` [B, P], 1 = masked (`bool_masked_pos`).
 
-`image_codebook`, the discrete VAE that turns images into labels for masked image modelling, is not converted: its tensors are
-left out, and what is written has `init_codebook=False`, so that `transformers` needs `mim_labels` for the loss.
+`image_codebook`, the discrete VAE that turns images into labels for masked image modelling, is read by no forward pass here:
+its tensors are kept as they are. A model that came without them is written with `init_codebook=False`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mmjax.convert.clip import nested
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
 from mmjax.convert.layout import Row, Table, linear, norm, table
 from mmjax.convert.vit import embeddings, layers, pair, side, whole_patches
+from mmjax.convert.weights import Weights
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer, ViT
@@ -116,7 +117,7 @@ def _tower_fields(tower: str, heads: Mapping[str, str], own: Mapping[str, Config
 
 LOSS = Inert("only of the loss; objectives do that here")
 INITIAL = Inert("only initialises")
-CODEBOOK = Inert("the codebook is not converted")
+CODEBOOK = Inert("of the codebook, which no forward pass here reads; its tensors are kept")
 TEXT_OWN: dict[str, ConfigField] = {
     "type_vocab_size": Honoured(2, (f"{TEXT}.segments",)),
     "max_position_embeddings": Honoured(512, (f"{TEXT}.max_length",)),
@@ -169,7 +170,18 @@ def complete(config: Config) -> Config:
 
 def _restore(config: dict[str, Any]) -> dict[str, Any]:
     old = {f"{group}_dict" for group in GROUPS}
-    return {name: value for name, value in config.items() if name not in old} | {"init_codebook": False}
+    return {"init_codebook": False} | {name: value for name, value in config.items() if name not in old}
+
+
+def _observe(config: Config, weights: Weights) -> Config:
+    """The codebook is there where config.json has one, as it does by default, and the files hold it."""
+    held = any(name.startswith("image_codebook.") for name in weights.names)
+    return {**config, "init_codebook": held and config.get("init_codebook", True)}
+
+
+def _unread(model: Multimodal, architecture: str) -> tuple[str, ...]:
+    kept = architecture == "FlavaForPreTraining" and model.huggingface.get("init_codebook", False)
+    return (r"^image_codebook\.",) if kept else ()
 
 
 def _rows(model: Multimodal, architecture: str) -> list[Row]:
@@ -227,9 +239,11 @@ FLAVA = Family(
     models={"FlavaModel": _model, "FlavaForPreTraining": _pretraining},
     fields=FIELDS,
     rows=_rows,
+    unread=_unread,
     constants={"fusions_dual/bias_logit": 0.0},
     prefix="flava.",
     dropped=(r"embeddings\.position_ids$", r"^image_codebook\.", r"^(mim|mlm|mmm_image|mmm_text)_head\.bias$"),
     complete=complete,
+    observe=_observe,
     restore=_restore,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from mmjax.convert.card import model_card
 from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import Family, check_exact, explicit, freeze
-from mmjax.convert.layout import Row
+from mmjax.convert.layout import Row, Table
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core.errors import UserError, nearest
@@ -82,21 +82,50 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
       UserError: see `read_config`, `build_model`, `open_weights`; a tensor that is missing or has another shape.
     """
     config = read_config(folder)
-    family, model, architecture = build_model(config)
     with open_weights(folder) as weights:
-        rows = family.rows(model, architecture)
-        files, unused = match_names(family, [name for row in rows for name in row.names()], weights.names)
+        family, model, rows, files, unused = _match(config, weights)
         params = _read_params(folder, family, model, rows, files, weights, put or _on_device)
-        if "dtype" not in config and "torch_dtype" not in config:
-            model = model.copy(huggingface={**model.huggingface, "dtype": weights.dtype_of_model})
     return model, params, unused
 
 
-def match_names(family: Family, expected: list[str], found: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+def describe_model(folder: Path) -> Multimodal:
+    """The model alone; of the weights only the headers are read.
+
+    Raises:
+      UserError: see `read_config`, `build_model`, `open_weights`.
+    """
+    config = read_config(folder)
+    with open_weights(folder) as weights:
+        return _match(config, weights)[1]
+
+
+def _match(
+    config: Mapping[str, Any], weights: Weights
+) -> tuple[Family, Multimodal, list[Row], dict[str, str], tuple[str, ...]]:
+    """A config and its weights: family, model, all rows, where each tensor is, and the names that nothing expects."""
+    family, model, architecture = build_model(config)
+    rows, unread = family.rows(model, architecture), family.unread(model, architecture)
+    copies = [name for row in rows for name in row.copies]
+    expected = [*copies, *[name for row in rows for name in row.names()]]
+    files, unused = match_names(family, expected, weights.names, unread)
+    kept = [*[name for name in copies if name in files], *[name for name in files if name not in expected]]
+    model = model.copy(unread={name: weights.shape(files[name]) for name in kept})
+    if "dtype" not in config and "torch_dtype" not in config:
+        model = model.copy(huggingface={**model.huggingface, "dtype": weights.dtype_of_model})
+    return family, model, [*rows, *map(_unread_row, kept)], files, unused
+
+
+def _unread_row(name: str) -> Row:
+    return Row(name, (f"unread/{name}",), Table())
+
+
+def match_names(
+    family: Family, expected: list[str], found: tuple[str, ...], unread: tuple[str, ...] = ()
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Where each expected tensor is: its name -> its name in the files; and the names that nothing expects.
 
     Files say a name as this version of `transformers` does, as older ones did (`renames`), with the base model's prefix or
-    without. What carries nothing is `dropped`.
+    without. What matches a pattern of `unread` is expected too; what carries nothing is `dropped`.
     """
     wanted, files, unused = set(expected), dict[str, str](), []
     for name in found:
@@ -107,6 +136,8 @@ def match_names(family: Family, expected: list[str], found: tuple[str, ...]) -> 
         match = next((way for way in ways if way in wanted and way not in files), None)
         if match is not None:
             files[match] = name
+        elif any(re.search(pattern, new) for pattern in unread):
+            files[new] = name
         elif not any(re.search(pattern, new) for pattern in family.dropped):
             unused.append(name)
     return files, tuple(unused)
@@ -169,13 +200,23 @@ def tensors(model: Multimodal, tree: Params) -> tuple[list[tuple[str, tuple[int,
       UserError: the model is no HuggingFace class.
     """
     family = family_of(model)
-    rows = family.rows(model, family.architecture(model))
+    architecture = family.architecture(model)
+    rows = family.rows(model, architecture)
     leaves = leaves_by_path(tree)
     where = {name: (row, layer) for row in rows for layer, name in enumerate(row.names())}
-    where |= {copy: (row, 0) for row in rows for copy in row.copies}
-    shapes = {}
-    for name, (row, _) in where.items():
-        shapes[name] = row.their_shape([leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours])
+    copies = {copy: (row, 0) for row in rows for copy in row.copies}
+
+    def shape(row: Row) -> tuple[int, ...]:
+        return row.their_shape([leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours])
+
+    for name in model.unread:
+        kept = _unread_row(name)
+        if name in copies and kept.ours[0] in leaves and shape(kept) == shape(copies[name][0]):
+            copies[name] = (kept, 0)
+        elif name not in copies and any(re.search(p, name) for p in family.unread(model, architecture)):
+            where[name] = (kept, 0)
+    where |= copies
+    shapes = {name: shape(row) for name, (row, _) in where.items()}
 
     def read(name: str) -> np.ndarray:
         row, layer = where[name]

@@ -124,7 +124,8 @@ class Row:
       ours: the path of the parameter, or several that lie one after another along the layout's `out_dim`.
       layout: how they lie.
       depth: layers of the stack; 0 where it is in none.
-      copies: further names under which files hold it (or a tensor that no forward pass reads); written, never read.
+      copies: further tensors of the class, of the same shape, that no forward pass reads. What a file has under these names
+        is kept in `Multimodal.unread`; a model that came without them writes this tensor in their place.
     """
 
     theirs: str

@@ -46,10 +46,12 @@ def read_scaling(rope: Config | None) -> tuple[float, ...]:
         raise UserError(f"rope_parameters.rope_type={kind!r} is not supported here; use one of {', '.join(map(repr, names))}")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"rope_parameters.partial_rotary_factor={rope['partial_rotary_factor']} is not supported here; use 1.0")
-    missing = [name for name in names[kind] if rope.get(name) is None]
+    # A file may leave the length out, which `complete_rope` then fills in: 0, no length, where the file itself is read again.
+    held = {"original_max_position_embeddings": 0, **rope}
+    missing = [name for name in names[kind] if held.get(name) is None]
     if missing:
         raise UserError(f"rope_parameters.{missing[0]} is missing, which rope_type={kind!r} needs")
-    return tuple(float(rope[name]) for name in names[kind])
+    return tuple(float(held[name]) for name in names[kind])
 
 
 def write_scaling(scaling: tuple[float, ...]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 The image goes with `decoders.caption`, which puts its patches, projected, in place of the text's image tokens. The tower keeps
 what its files hold and nothing here reads: the layers after the one whose patches are taken, the last norm, and SigLIP's
-pooling head (as a `dual` of the image alone).
+pooling head (as a `dual` of the image alone). Of a `LlavaModel` the decoder gives the last layer's result instead of logits.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mmjax.convert import clip, siglip
@@ -34,13 +35,13 @@ WHOLE = {
 }
 
 
-def _model(config: Config) -> Multimodal:
+def _model(config: Config, headless: bool = False) -> Multimodal:
     kind = get(config, "vision_config.model_type", CLIP)
     unread = kind == SIGLIP and get(config, "vision_config.vision_use_head", True)
     return Multimodal(
         encoders={"image": (ViT() if kind == SIGLIP else clip.vision()).copy(take_layer=-2)},
         fusions={"dual": Dual(pool={"image": "attention"}, project=(), max_scale=0.0)} if unread else {},
-        decoders={"caption": SplicedDecoder(**STYLE)},
+        decoders={"caption": SplicedDecoder(headless=headless, **STYLE)},
     )
 
 
@@ -72,12 +73,14 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
         rows += linear(f"multi_modal_projector.{theirs}", f"decoders_caption/{ours}", bias=decoder.project_bias)
     if model.fusions:
         rows += siglip.pooling_rows("vision_tower.head", "fusions_dual/pools_image")
-    return rows if decoder.tied else rows + linear("language_model.lm_head", "decoders_caption/logits", bias=False)
+    if decoder.tied or decoder.headless:
+        return rows
+    return rows + linear("language_model.lm_head", "decoders_caption/logits", bias=False)
 
 
 LLAVA = Family(
     model_type="llava",
-    models={"LlavaForConditionalGeneration": _model},
+    models={"LlavaForConditionalGeneration": _model, "LlavaModel": partial(_model, headless=True)},
     fields={
         **clip.nested("text_config", {"model_type": Only(("llama",)), **fields("decoders.caption")}),
         "vision_config.model_type": Only((CLIP, SIGLIP)),
@@ -99,6 +102,7 @@ LLAVA = Family(
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         (r"^vision_tower\.vision_model\.", "vision_tower."),
+        (r"^language_model\.(?=embed_tokens|layers|norm)", "language_model.model."),  # a LlavaModel's, in memory
     ),
     constants=siglip.SIGLIP.constants,
     dropped=(r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$", r"^language_model\.lm_head\.weight$"),

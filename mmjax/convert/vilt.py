@@ -1,4 +1,4 @@
-"""ViLT (Kim et al. 2021): base, masked LM, question answering, retrieval, and NLVR2's statements about several images.
+"""ViLT (Kim et al. 2021): base, masked LM, question answering, retrieval, tagging, and NLVR2's statements about several images.
 
 Ours is a single stream "joint" over bare embeddings of the text and of the patches. A token head gives logits of patches too,
 after the text's. The image may be padded (`image_mask`, [B, H, W] True = a real pixel), as HuggingFace's `pixel_mask`.
@@ -47,6 +47,10 @@ def _masked_lm(config: Config) -> Multimodal:
     return _model(config, masked_lm=head, pooler=_pooled(0))
 
 
+def _token_classes(config: Config) -> Multimodal:
+    return _model(config, token_classes=TokenClassifier(classes=labels(config), input="joint", transform=False))
+
+
 def _answers(config: Config) -> Multimodal:
     width = 2 * get(config, "hidden_size", 768)
     return _model(config, classes=_pooled(labels(config), normed_width=width, norm_epsilon=1e-5))
@@ -63,6 +67,7 @@ MODELS = {
     "ViltForMaskedLM": _masked_lm,
     "ViltForQuestionAnswering": _answers,
     "ViltForImageAndTextRetrieval": lambda c: _model(c, match=_pooled(1)),
+    "ViltForTokenClassification": _token_classes,
     "ViltForImagesAndTextClassification": _several_images,
 }
 
@@ -131,6 +136,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
         rows += linear("classifier.0", "heads_classes/project_2")
         rows += norm("classifier.1", "heads_classes/norm")
         rows += linear("classifier.3", "heads_classes/logits")
+    if "token_classes" in model.heads:
+        rows += linear("classifier", "heads_token_classes/logits")
     if "match" in model.heads:
         rows += linear("rank_output", "heads_match/logits")
     if "masked_lm" in model.heads:

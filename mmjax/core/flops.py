@@ -1,4 +1,5 @@
-"""Floating-point operations of a function, counted in its jaxpr: a scan counts once for each of its steps."""
+"""Floating-point operations of a function, counted in its jaxpr: a scan counts once for each of its steps, what runs on each
+device of a `shard_map` once for each of them, a Pallas kernel as it states itself or else once for each place in its grid."""
 
 from __future__ import annotations
 
@@ -29,8 +30,18 @@ def _equation_flops(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
-    times = params["length"] if name == "scan" else 1
-    return times * sum(_jaxpr_flops(inner) for value in params.values() for inner in _inner(value))
+    if name == "pallas_call" and params["cost_estimate"] is not None:
+        return params["cost_estimate"].flops
+    return _times(name, params) * sum(_jaxpr_flops(inner) for value in params.values() for inner in _inner(value))
+
+
+def _times(name: str, params: Any) -> int:
+    """How often an equation's inner jaxpr runs, on all devices together."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return math.prod(params["grid_mapping"].grid) if name == "pallas_call" else 1
 
 
 def _inner(value: Any) -> list[Any]:

@@ -117,9 +117,10 @@ class Forward(Protocol):
 class Objective(Protocol):
     """A frozen dataclass called with the forward, the batch and its own random key.
 
-    Two class attributes, both optional: `needs` lists the batch keys it reads, so that a missing one is a clear error before
-    anything is compiled, and `in_batch` is True when the examples of a batch are each other's negatives (accumulation then
-    changes the loss, so it is refused).
+    Three class attributes, all optional: `needs` lists the batch keys it reads, so that a missing one is a clear error before
+    anything is compiled; `in_batch` is True when the examples of a batch are each other's negatives, so that accumulation would
+    change the loss and is refused; unless `embeds_only` is True as well: of the forward it then reads the embeddings of its
+    `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
     """
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -121,37 +121,34 @@ class Dataset:
         spec = {key: ((size, *value.shape[1:]), value.dtype) for key, value in self._first.items()}
         return {**spec, "index": ((size,), np.dtype(np.int32))}
 
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """The training batch of one step, or this process's rows of it, read here and now."""
-        return self._take(self._stream(self.batch_size, process_index, process_count, once=False)[step])
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The training batch of one step, or some rows of it, read here and now."""
+        return self._take(self._stream(self.batch_size, rows, once=False)[step])
 
-    def batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Batches:
+    def batches(self, start_step: int = 0, rows: Sequence[int] | None = None) -> Batches:
         """The endless training stream from a step on; starting late costs nothing. Close it when done.
 
-        Each batch has the rows of this process, [batch_size / process_count, ...]; `index` is the row in the global batch.
+        Args:
+          rows: the rows of the global batch to make, in increasing order; None for all. `index` tells them.
 
         Raises:
-          UserError: batch_size does not divide among the processes; later, from a batch: a record unlike the first, or more
-            unreadable records than `bad_record_limit` allows.
+          UserError: later, from a batch: a record unlike the first, or more unreadable records than `bad_record_limit` allows.
         """
-        stream = self._stream(self.batch_size, process_index, process_count, once=False)
-        return Batches(self, stream, start_step, self._data.workers)
+        return Batches(self, self._stream(self.batch_size, rows, once=False), start_step, self._data.workers)
 
-    def epoch(self, process_index: int = 0, process_count: int = 1, batch_size: int | None = None) -> Batches:
+    def epoch(self, rows: Sequence[int] | None = None, batch_size: int | None = None) -> Batches:
         """Each record once, in order, with random numbers that depend on the record alone; read in threads of this process.
 
         The last batch is filled up by repeating the last record. `valid` is False there, and for a record that stands in for
         an unreadable one. Raises `UserError` as `batches` does.
         """
         size = self.batch_size if batch_size is None else batch_size
-        return Batches(self, self._stream(size, process_index, process_count, once=True), 0, workers=0)
+        return Batches(self, self._stream(size, rows, once=True), 0, workers=0)
 
-    def _stream(self, batch_size: int, process_index: int, process_count: int, once: bool) -> Stream:
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch_size={batch_size} does not divide among {process_count} process(es)")
-        rows = batch_size // process_count
-        first = process_index * rows
-        return Stream(self._reader, self._columns, batch_size, first, first + rows, once)
+    def _stream(self, batch_size: int, rows: Sequence[int] | None, once: bool) -> Stream:
+        made = range(batch_size) if rows is None else rows
+        assert made and min(made) >= 0 and max(made) < batch_size, f"rows {made} of a batch of {batch_size}"
+        return Stream(self._reader, self._columns, batch_size, tuple(made), once)
 
     def _take(self, rows: Rows | UserError) -> Batch:
         if isinstance(rows, UserError):

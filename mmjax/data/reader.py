@@ -118,15 +118,14 @@ class Stream:
       reader: what reads.
       columns: what stacks.
       batch_size: rows of the global batch.
-      first, last: the rows [first, last) of it that this process makes.
+      rows: the rows of it that this process makes, in order.
       once: False for the endless training stream, True for one pass in order with the last batch filled up.
     """
 
     reader: Reader
     columns: Columns
     batch_size: int
-    first: int
-    last: int
+    rows: tuple[int, ...]
     once: bool
 
     def __len__(self) -> int:
@@ -139,13 +138,14 @@ class Stream:
             return error
 
     def _train(self, step: int) -> Rows:
-        start, stop = step * self.batch_size + self.first, step * self.batch_size + self.last
-        order = self.reader.order
-        indices = order.indices(start, stop)
-        return self._with_index(self.reader.stack(self.columns, indices, range(start, stop), Draws(order.seed, "train")))
+        start, order = step * self.batch_size, self.reader.order
+        around = order.indices(start + self.rows[0], start + self.rows[-1] + 1)
+        indices = [around[row - self.rows[0]] for row in self.rows]
+        places = [start + row for row in self.rows]
+        return self._with_index(self.reader.stack(self.columns, indices, places, Draws(order.seed, "train")))
 
     def _pass(self, step: int) -> Rows:
-        places = range(step * self.batch_size + self.first, step * self.batch_size + self.last)
+        places = [step * self.batch_size + row for row in self.rows]
         indices = [min(place, self.reader.order.size - 1) for place in places]
         # The seed stays out of it: every run evaluates the same captions and crops.
         rows = self._with_index(self.reader.stack(self.columns, indices, indices, Draws(0, "pass")))
@@ -153,5 +153,5 @@ class Stream:
         return rows
 
     def _with_index(self, rows: Rows) -> Rows:
-        rows.batch["index"] = np.arange(self.first, self.last, dtype=np.int32)
+        rows.batch["index"] = np.array(self.rows, np.int32)
         return rows

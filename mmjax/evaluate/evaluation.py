@@ -41,8 +41,8 @@ class Dataset(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def epoch(self, process_index: int = 0, process_count: int = 1) -> HostBatches:
-        """Each record once, in order: this process's rows of each batch.
+    def epoch(self, rows: Sequence[int] | None = None) -> HostBatches:
+        """Each record once, in order: these rows of each batch, or all of them.
 
         `valid` [B] is False on rows that must not count, those of padding and those that stand in for an unreadable record.
         """
@@ -72,6 +72,7 @@ class Evaluation:
         place: Callable[[HostBatch], Batch],
         max_length: int,
         seed: int = 0,
+        rows: Callable[[int], Sequence[int]] = range,
     ):
         """
         Args:
@@ -81,6 +82,7 @@ class Evaluation:
           place: this process's rows of a batch -> the global batch on the devices.
           max_length: tokens of a prompt.
           seed: of the random key that `sums` hands on; the same at every evaluation.
+          rows: the size of a global batch -> the rows of it that this process reads; all of them in a single process.
         """
         self._bind = bind
         self._datasets = datasets
@@ -88,6 +90,7 @@ class Evaluation:
         self._place = place
         self._max_length = max_length
         self._seed = seed
+        self._local_rows = rows
         self._compiled: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def dataset(self, data: str) -> Dataset:
@@ -146,7 +149,8 @@ class Evaluation:
         return self._rows(key, self._text_batches(texts), params, fn)
 
     def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
-        with contextlib.closing(self.dataset(data).epoch(jax.process_index(), jax.process_count())) as batches:
+        dataset = self.dataset(data)
+        with contextlib.closing(dataset.epoch(self._local_rows(dataset.batch_size))) as batches:
             for batch in batches:
                 for name in needs:
                     if name not in batch:
@@ -158,8 +162,7 @@ class Evaluation:
         assert self._tokenizer is not None
         tokens = self._tokenizer.encode(texts, self._max_length)
         size = min(dataset.batch_size for dataset in self._datasets.values())  # known to divide over the mesh
-        process, processes = jax.process_index(), jax.process_count()
-        row_B = np.arange(size * process // processes, size * (process + 1) // processes, dtype=np.int32)
+        row_B = np.array(self._local_rows(size), np.int32)
         for start in range(0, len(texts), size):
             record_B = np.minimum(start + row_B, len(texts) - 1)
             yield {

@@ -48,15 +48,27 @@ class BoundForward:
 
     Args:
       rng: key of this step's dropout and augmentation; None when not training.
+      part: [] int32, which micro-batch of the step this is: each has dropout of its own. Augmentation is an example's own.
+      embedded: (fusion, modality) -> [B, E], embeddings of this batch that are known already.
     """
 
-    def __init__(self, model: Multimodal, params: Params, batch: Batch, rng: Array | None = None):
+    def __init__(
+        self,
+        model: Multimodal,
+        params: Params,
+        batch: Batch,
+        rng: Array | None = None,
+        part: Array | None = None,
+        embedded: Mapping[tuple[str, str], Array] | None = None,
+    ):
         self.batch = batch
         self.train = rng is not None
         self._model = model
         self._dtype = compute_dtype(model.dtype)
         self._params = cast_params(params, self._dtype)
         self._rng = rng
+        self._part = part
+        self._embedded = embedded or {}
         self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
@@ -77,6 +89,8 @@ class BoundForward:
         return self._view(modality, self.batch[modality])
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
+        if inputs is None and not key and (fusion, modality) in self._embedded:
+            return self._embedded[fusion, modality]
         tokens = self.encode(modality, inputs, key)
         name = f"embed/{fusion}/{modality}/{key}"
         return self._once(
@@ -113,8 +127,12 @@ class BoundForward:
         return self._once(("view", modality), x, lambda: augment(x, keys))
 
     def _apply(self, method: str, name: str, *args: Any) -> Any:
-        rngs = None if self._rng is None else {"dropout": fold_name(self._rng, name)}
+        rngs = None if self._rng is None else {"dropout": self._dropout(self._rng, name)}
         return self._model.apply({"params": self._params}, *args, method=method, rngs=rngs)
+
+    def _dropout(self, rng: Array, name: str) -> Array:
+        key = fold_name(rng, name)
+        return key if self._part is None else jax.random.fold_in(key, self._part)
 
     def _once(self, name: tuple[str, ...], inputs: Any, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, computed once for these very inputs; keeping them keeps their identities from being reused."""

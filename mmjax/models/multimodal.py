@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Params, Tokens
@@ -21,6 +22,8 @@ class Multimodal(nn.Module):
       fusions, decoders, heads: name -> module.
       augment: modality -> on-device augmentation, applied when training (see `nn.augment`).
       huggingface: the config.json that the model was converted from; what no field here holds is written back from it.
+      unread: name -> shape of tensors that came with the weights and that no forward pass reads; kept as the parameters
+        `unread/NAME`, never trained, so that they are written back bit for bit.
       dtype: compute dtype: `float32`, `bfloat16`, or `auto` (bfloat16 on TPU and GPU, float32 on CPU).
     """
 
@@ -30,6 +33,7 @@ class Multimodal(nn.Module):
     heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     huggingface: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unread: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     dtype: str = "auto"
 
     def __call__(self) -> dict[str, Any]:
@@ -90,8 +94,11 @@ class Multimodal(nn.Module):
 
 
 def init_params(model: Multimodal, key: Array) -> Params:
-    """Float32 parameters of every part of the model, a plain nested dict."""
-    return nn.meta.unbox(model.init({"params": key}))["params"]
+    """Float32 parameters of every part of the model, a plain nested dict; those under `unread` are zeros."""
+    params = nn.meta.unbox(model.init({"params": key}))["params"]
+    if not model.unread:
+        return params
+    return {**params, "unread": {name: jnp.zeros(shape, jnp.float32) for name, shape in model.unread.items()}}
 
 
 def param_shapes(model: Multimodal) -> Params:

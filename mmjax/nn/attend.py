@@ -140,13 +140,19 @@ def _splash_local(q: Array, k: Array, v: Array, ids_q: Array, ids_k: Array, caus
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, attended = q.shape[1], k.shape[1]
-    tiles = [_padded(n) for n in (tokens, attended)]
+    tiles = (_padded(tokens), _padded(attended))
     # A causal query t sees keys up to t + S - T, however long the padding makes either.
-    full = splash.CausalMask(tuple(tiles), offset=attended - tokens) if causal else splash.FullMask(tuple(tiles))
+    full = splash.CausalMask(tiles, offset=attended - tokens) if causal else splash.FullMask(tiles)
     block_q, block_k = (math.gcd(n, 512) for n in tiles)
     sizes = splash.BlockSizes(
-        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), block_q),
-        **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), block_k),
+        block_q=block_q,
+        block_q_dkv=block_q,
+        block_q_dq=block_q,
+        block_kv=block_k,
+        block_kv_compute=block_k,
+        block_kv_dkv=block_k,
+        block_kv_dkv_compute=block_k,
+        block_kv_dq=block_k,
     )
     heads = splash.MultiHeadMask([full] * q.shape[2])
     kernel = splash.make_splash_mha_single_device(heads, block_sizes=sizes, interpret=platform() == "cpu")
@@ -165,7 +171,8 @@ def _padded(length: int) -> int:
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool) -> Array:
-    seen = None if mask is None else mask[:, None, None, :]
+    shape = (q.shape[0], 1, q.shape[1], k.shape[1])  # cuDNN broadcasts over heads alone
+    seen = None if mask is None else jnp.broadcast_to(mask[:, None, None, :], shape)
     if segments is not None:
         same = (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
         seen = same if seen is None else seen & same

@@ -27,6 +27,7 @@ class Alignment:
     uniformity: float = 1.0
 
     in_batch: ClassVar[bool] = True
+    embeds_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.two_modalities("alignment.modalities", self.modalities)

@@ -35,6 +35,7 @@ class Triplet:
     mining: str = "hard"
 
     in_batch: ClassVar[bool] = True
+    embeds_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.one_of("triplet.mining", self.mining, ("hard", "semi_hard", "all"))

@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
+from mmjax.parallel.torus import ring_order
 
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")  # the slowest network first, neighbours last
 BATCH = ("slice", "data", "fsdp")  # the axes that split the examples of a batch
@@ -50,6 +52,8 @@ class Mesh:
             raise UserError(f"mesh.slice={self.slice}: these devices lie in {found} slices; use {found}, or 0 to find out")
         shape = self.shape(len(devices), found)
         kinds = (AxisType.Auto,) * len(AXES)
+        if found == 1 and max(shape) == len(devices):
+            return jax.sharding.Mesh(np.array(ring_order(devices)).reshape(shape), AXES, axis_types=kinds)
         if found == 1:
             return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
         across = (shape[0],) + (1,) * (len(shape) - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,6 +53,8 @@ RULES: tuple[tuple[str, P], ...] = (
     ("*/mix", P(None)),
     ("*layer_scale*", P(None)),
     ("*_logit", P()),
+    # what no forward pass reads
+    ("*unread/*", P(None)),
 )
 
 
@@ -81,3 +84,9 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of NamedShardings for a tree of arrays or of their shapes; state that holds parameter-like trees included."""
     axes = dict(mesh.shape)
     return map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, axes)), tree)
+
+
+def place(mesh: jax.sharding.Mesh, path: str, x: np.ndarray) -> jax.Array:
+    """A host array in its place on the mesh. Returns when it is there, so that the host may let go of it."""
+    sharding = NamedSharding(mesh, spec(path, x.shape, dict(mesh.shape)))
+    return jax.block_until_ready(jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]))

@@ -17,9 +17,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, match
+from mmjax.parallel.multihost import gather
+from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Checkpoint
 from mmjax.train.state import State
 
+READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
 FORMAT = 1  # of what a checkpoint holds; raise it with every change, and say in `RENAMED` what became of old names
 RENAMED: tuple[tuple[int, str, str], ...] = ()  # (last format with it, old name of a part of a path, new name)
 
@@ -63,7 +66,7 @@ class Checkpoints:
           UserError: the disk is full; what was saved before is untouched.
         """
         about = {"format": FORMAT, "step": step, "metrics": dict(metrics), "config": config}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), about=ocp.args.JsonSave(about))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(state)), about=ocp.args.JsonSave(about))
         with self._disk_errors():
             self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
 
@@ -89,12 +92,16 @@ class Checkpoints:
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         for candidate in candidates:
+            reason = None
             try:
                 state, about = self._read(candidate, abstract)
             except UserError:
                 raise
             except Exception as error:  # orbax raises whatever its file readers meet in a broken file
-                self._say(f"checkpoint {candidate} cannot be read ({_first_line(error)}); trying the one before it")
+                reason = first_line(error)
+            reasons = [r for r in gather(f"reading checkpoint {candidate}", reason, READ_TIMEOUT) if r]
+            if reasons:
+                self._say(f"checkpoint {candidate} cannot be read ({reasons[0]}); trying the one before it")
                 continue
             if candidate != candidates[0]:
                 self._say(f"using checkpoint {candidate}")
@@ -114,8 +121,9 @@ class Checkpoints:
         )
         return max(measured)[1] if measured else steps[-1]
 
-    def params(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """(parameters to evaluate, about) of one checkpoint as host arrays, whatever optimizer it was trained with."""
+    def params(self, step: int, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
+        """(parameters to evaluate, about) of one checkpoint, whatever optimizer it was trained with: as host arrays, or with a
+        mesh in their places on it, where each process reads its own parts alone."""
         about = self._about(step)
         reader, path = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), self._folder / str(step) / "state"
         item = reader.metadata(path).item_metadata.tree
@@ -123,13 +131,13 @@ class Checkpoints:
         target = {wanted: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), item[wanted])}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # orbax: no sharding given, which is what we mean here
-            args = ocp.args.PyTreeRestore(item=target, restore_args=_as_numpy(target), partial_restore=True)
+            args = ocp.args.PyTreeRestore(item=target, restore_args=_restored_as(target, mesh), partial_restore=True)
             restored = reader.restore(path, args=args)[wanted]
         return rename(restored, about["format"]), about
 
     def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         about = self._about(step)
-        target = rename(_as_dict(abstract), about["format"], back=True)
+        target = rename(as_dict(abstract), about["format"], back=True)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         return State(**rename(restored, about["format"])), about
 
@@ -198,15 +206,17 @@ def _rename(tree: Any, old: str, new: str) -> Any:
     return tree
 
 
-def _as_dict(state: State) -> dict[str, Any]:
+def as_dict(state: State) -> dict[str, Any]:
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
 
 
-def _as_numpy(tree: Any) -> Any:
-    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+def _restored_as(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    if mesh is None:
+        return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return jax.tree.map(lambda place: ocp.ArrayRestoreArgs(sharding=place), shardings(tree, mesh))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 

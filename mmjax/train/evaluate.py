@@ -12,6 +12,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.loop import run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
+from mmjax.train.startup import agree_on_data
 
 
 def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
@@ -38,8 +39,9 @@ def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
     mesh = experiment.mesh.build()
     with use_mesh(mesh):
         setup = set_up(experiment, run, mesh)
-        params, _ = checkpoints.params(step)
-        metrics = run_evaluators(experiment, setup.evaluation(), setup.place_params(params), data)
+        agree_on_data(setup)
+        params, _ = checkpoints.params(step, mesh)
+        metrics = run_evaluators(experiment, setup.evaluation(), params, data)
     checkpoints.close()
     return {**metrics, "step": step}
 

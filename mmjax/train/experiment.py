@@ -39,6 +39,9 @@ class Checkpoint:
         evaluated and exported from. "" for the latest.
       mode: `max` or `min` of that metric.
       patience: stop after this many evaluations without a better value; 0 for never.
+      local: folder on a fast disk of each host's own, for checkpoints between those in the run folder; "" for none. They are of
+        use to a restart on the same processes and mesh; any other goes on from the run folder.
+      local_every: steps between those, where there is a `local`.
     """
 
     every: int = 500
@@ -46,6 +49,8 @@ class Checkpoint:
     best: str = ""
     mode: str = "max"
     patience: int = 0
+    local: str = ""
+    local_every: int = 50
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
@@ -54,6 +59,8 @@ class Checkpoint:
             raise UserError(f"checkpoint.mode={self.mode!r}: use max or min")
         if self.patience and not self.best:
             raise UserError("checkpoint.patience needs checkpoint.best, the metric to wait for")
+        if self.local_every < 1:
+            raise UserError(f"checkpoint.local_every={self.local_every}: use 1 or more steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +72,20 @@ class Log:
       tensorboard: write event files beside it.
       wandb: project name on Weights & Biases (extra `wandb`); "" for none.
       progress: a progress bar on the terminal.
+      watchdog: seconds after which a step that hangs, or waits for its data, is named and ends the run; 0 for never.
     """
 
     every: int = 10
     tensorboard: bool = True
     wandb: str = ""
     progress: bool = True
+    watchdog: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UserError(f"log.every={self.every}: use 1 or more steps")
+        if self.watchdog < 0:
+            raise UserError(f"log.watchdog={self.watchdog}: use seconds, or 0 for never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +179,9 @@ class Experiment:
             raise UserError(f"{field}={name!r}: data has {', '.join(self.data)}{nearest(name, self.data)}")
 
     def _check_accumulation(self, name: str, task: Task) -> None:
-        if self.optimizer.accumulate > 1 and getattr(task.objective, "in_batch", False):
+        objective, parts = task.objective, self.optimizer.accumulate
+        if parts > 1 and getattr(objective, "in_batch", False) and not getattr(objective, "embeds_only", False):
             raise UserError(
-                f"optimizer.accumulate={self.optimizer.accumulate} and tasks.{name}: {type(task.objective).__name__} takes its "
-                "negatives from the batch, so micro-batches would change the loss; use accumulate=1"
+                f"optimizer.accumulate={parts} and tasks.{name}: {type(objective).__name__} takes its negatives from the batch "
+                "and reads more than embeddings, so micro-batches would change the loss; use accumulate=1"
             )

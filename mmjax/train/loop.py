@@ -5,9 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import signal
-import threading
-import time
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,19 @@ from mmjax.core.config import to_json
 from mmjax.core.errors import UserError
 from mmjax.core.trees import count
 from mmjax.parallel.mesh import use_mesh
+from mmjax.parallel.multihost import processes, told
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.experiment import Experiment
-from mmjax.train.metrics import MetricWriter, read_lines
+from mmjax.train.local import LocalCheckpoints
+from mmjax.train.metrics import open_writer, read_lines
 from mmjax.train.profile import Profile
-from mmjax.train.run import Run, environment
-from mmjax.train.setup import Setup, set_up
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup
 from mmjax.train.speed import Speed
+from mmjax.train.startup import compile_steps, open_run
 from mmjax.train.state import State, evaluated
+from mmjax.train.stop import stop_requested
+from mmjax.train.watchdog import Watchdog
 
 LAG = 2  # steps whose figures may still be on the device
 
@@ -40,7 +43,7 @@ def train(experiment: Experiment, workdir: str | Path, profile: bool = False) ->
 
     Returns:
       The metrics of the finished run: each evaluator on the test data (where the experiment has it) with the best
-      checkpoint. {} when the run was stopped by a signal.
+      checkpoint. {} when the run was stopped by a signal. Among several processes all call this, and all return the same.
 
     Raises:
       UserError: a mistake in the experiment or its data, a loss that is not finite, a full disk.
@@ -48,21 +51,7 @@ def train(experiment: Experiment, workdir: str | Path, profile: bool = False) ->
     run = Run(workdir)
     mesh = experiment.mesh.build()
     with use_mesh(mesh):
-        setup = set_up(experiment, run, mesh)
-        run.open(experiment)
-        if setup.tokenizer is not None and not run.has_checkpoint():
-            run.keep_tokenizer(setup.tokenizer)
-        run.write_json("environment.json", environment() | _about_data(setup))
-        return _Loop(setup, run, profile).run_all()
-
-
-def _about_data(setup: Setup) -> dict[str, Any]:
-    return {
-        "data": {
-            name: {"size": d.size, "classes": list(d.classes), "fingerprint": d.fingerprint}
-            for name, d in setup.datasets.items()
-        }
-    }
+        return _Loop(open_run(experiment, run, mesh), run, profile).run_all()
 
 
 class _Loop:
@@ -73,31 +62,51 @@ class _Loop:
         self.notes: list[str] = []
         self.say: Callable[[str], None] = self.notes.append  # until there is a terminal to say it on
         self.checkpoints = Checkpoints(run.checkpoints, self.experiment.checkpoint, lambda line: self.say(line))
+        self.config = to_json(self.experiment)
+        self.local = self._local()
         self.evaluation = setup.evaluation()
         self.state, self.step = self._start()
-        self.writer = MetricWriter(run.path, self.experiment.log, self.step, self.experiment.steps, to_json(self.experiment))
+        self.writer = open_writer(run.path, self.experiment.log, self.step, self.experiment.steps, self.config)
         self.say = self.writer.say
         for note in self.notes:
             self.say(note)
         self.profile = Profile(run.path / "profile", self.step if profile else None)
+        self.watchdog = Watchdog(self.experiment.log.watchdog)
         self.pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
 
     def run_all(self) -> dict[str, float]:
         try:
-            with _stop_signal() as stopped:
-                finished = self._steps(stopped)
+            with stop_requested() as stop_at:
+                finished = self._steps(stop_at)
             return self._final() if finished else {}
         finally:
+            self.watchdog.close()
             self.profile.close()
             self._say_data_troubles()
             self.writer.close()
-            self.checkpoints.close()
+            self.run.send()
+            if sys.exc_info()[0] is None or processes() == 1:  # else to close is to wait for peers that may be gone
+                self.checkpoints.close()
+                if self.local is not None:
+                    self.local.close()
+
+    def _local(self) -> LocalCheckpoints | None:
+        spec = self.experiment.checkpoint
+        if not spec.local:
+            return None
+        folder = Path(spec.local) / self.run.identity()
+        return LocalCheckpoints(folder, self.setup.abstract, self.config, lambda line: self.say(line))
 
     def _start(self) -> tuple[State, int]:
-        """From the last good checkpoint, or from another run's parameters, or from the seed."""
+        """From the newest good checkpoint, or from another run's parameters, or from the seed."""
+        saved = max(self.checkpoints.steps(), default=0)
+        near = self.local.restore(newer_than=saved) if self.local is not None else None
+        if near is not None:
+            self.say(f"going on from step {near[1]} in {self.experiment.checkpoint.local}")
+            return near
         restored = self.checkpoints.restore(self.setup.abstract)
         if restored is not None:
-            self.say(f"going on from step {restored[1]} in {self.run.path}")
+            self.say(f"going on from step {restored[1]} in {self.run.name}")
             return restored[:2]
         state = self.setup.init()
         if self.experiment.init_from:
@@ -109,14 +118,14 @@ class _Loop:
         kept = Checkpoints(source.checkpoints, source.experiment().checkpoint, self.say, read_only=True)
         step = kept.best_step()
         if step is None:
-            raise UserError(f"init_from={source.path}: the run has no checkpoint")
-        params, _ = kept.params(step)
+            raise UserError(f"init_from={source.name}: the run has no checkpoint")
+        params, _ = kept.params(step, self.setup.mesh)
         loaded, new, left = load_matching(state.params, params, self.experiment.init_fresh)
-        self.say(f"init_from {source.path} at step {step}: {_sorted_out('loaded', list(loaded))}")
+        self.say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
         self.say(f"  {_sorted_out('new', new)}")
         self.say(f"  {_sorted_out('left over', left)}")
         self.run.write_json(
-            "init_from.json", {"run": str(source.path), "step": step, "loaded": list(loaded), "new": new, "left_over": left}
+            "init_from.json", {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left}
         )
         taken = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
@@ -124,33 +133,33 @@ class _Loop:
         )
         return dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
 
-    def _steps(self, stopped: threading.Event) -> bool:
+    def _steps(self, stop_at: Callable[[int], bool]) -> bool:
         """All that is left to do. False when a signal ended it early."""
         e = self.experiment
         if self.step >= e.steps or self._out_of_patience():
             return True
         groups = e.groups()
-        began = time.perf_counter()
-        compiled = {group: self.setup.compile_step(group) for group in dict.fromkeys(groups)}
+        compiled, how = compile_steps(self.setup, groups)
         self.speed = Speed({group: flops for group, (_, flops) in compiled.items()}, jax.devices())
         self.say(
             f"{count(self.state.params):,} parameters, {e.steps - self.step:,} steps on {self.setup.mesh.size} "
-            f"{jax.devices()[0].device_kind} device(s); compiled in {time.perf_counter() - began:.1f} s"
+            f"{jax.devices()[0].device_kind} device(s); {how}"
         )
         with contextlib.ExitStack() as closing:
             streams = self._streams(groups, closing)
             while self.step < e.steps:
                 group = groups[self.step % len(groups)]
-                batches = {name: self.setup.place(next(streams[name])) for name in group}
-                with self.profile.step(self.step):
+                with self.watchdog.watch(f"step {self.step + 1} has waited for a batch of {', '.join(group)}"):
+                    batches = {name: self.setup.place(next(streams[name])) for name in group}
+                with self.watchdog.watch(f"step {self.step + 1} has hung"), self.profile.step(self.step):
                     self.state, figures = compiled[group][0](self.state, batches)
-                self.step += 1
-                self.pending.append((self.step, figures))
-                self.speed.tick(group, sum(len(b["index"]) for b in batches.values()))
-                self._write_figures(LAG)
+                    self.step += 1
+                    self.pending.append((self.step, figures))
+                    self.speed.tick(group, sum(len(b["index"]) for b in batches.values()))
+                    self._write_figures(LAG)
                 if self._boundary():
                     break
-                if stopped.is_set():
+                if stop_at(self.step):
                     if self.step not in self.checkpoints.steps():
                         self._save({})
                     self.checkpoints.wait()
@@ -215,24 +224,30 @@ class _Loop:
             stop = self._out_of_patience()
         if evaluate or last or step % e.checkpoint.every == 0:
             self._save(metrics)
+        elif self.local is not None and step % e.checkpoint.local_every == 0:
+            self._write_figures(0)
+            self.local.save(step, self.state)
         return stop
 
     def _save(self, metrics: Mapping[str, float]) -> None:
         """Save with the metrics measured at this very step, so that the best checkpoint is one that was measured."""
         self._write_figures(0)
-        self.checkpoints.save(self.step, self.state, metrics, to_json(self.experiment))
+        self.checkpoints.save(self.step, self.state, metrics, self.config)
+        self.run.send()
 
     def _out_of_patience(self) -> bool:
         """Whether the best value is `patience` evaluations old; read off the written metrics, so a resumed run agrees."""
         c = self.experiment.checkpoint
-        if not c.patience or not self.run.metrics.exists():
+        if not c.patience:
             return False
         sign = 1.0 if c.mode == "max" else -1.0
-        values = [sign * line[c.best] for line in read_lines(self.run.metrics) if c.best in line]
-        if not values or len(values) - 1 - int(np.argmax(values)) < c.patience:
-            return False
-        self.say(f"{c.best} has not improved for {c.patience} evaluations: stopping at step {self.step}")
-        return True
+        lines = read_lines(self.run.metrics) if self.run.metrics.exists() else []
+        values = [sign * line[c.best] for line in lines if c.best in line]
+        out = bool(values) and len(values) - 1 - int(np.argmax(values)) >= c.patience
+        out = told("patience", out)  # process 0 writes the file, so it alone has surely read all of it
+        if out:
+            self.say(f"{c.best} has not improved for {c.patience} evaluations: stopping at step {self.step}")
+        return out
 
     def _say_data_troubles(self) -> None:
         """What the data lost on its way to the model: captions cut to length, files that could not be read."""
@@ -254,10 +269,10 @@ class _Loop:
         e = self.experiment
         if not e.evaluate:
             return {}
-        step = self.checkpoints.best_step()
-        params, _ = self.checkpoints.params(step)  # type: ignore[arg-type]
+        step = told("the best checkpoint", self.checkpoints.best_step())
+        params, _ = self.checkpoints.params(step, self.setup.mesh)
         data = e.test_data if e.test_data in e.data else None
-        metrics = self._evaluate(self.setup.place_params(params), data)
+        metrics = self._evaluate(params, data)
         self.run.write_json("final.json", {"step": step, "data": data, **metrics})
         self.say(f"final, checkpoint {step} on {data or 'validation'}: " + _shown(metrics))
         return metrics
@@ -270,20 +285,6 @@ def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: s
         chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
         metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
     return metrics
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets. With several processes JAX's own preemption service listens instead."""
-    stopped = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.parallel.multihost import is_main
 from mmjax.train.experiment import Log
 
 
@@ -75,6 +76,23 @@ class MetricWriter:
                 sink.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class Quiet:
+    """The writer of a process that is not the first: it writes nothing."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def advance(self, step: int, figures: Mapping[str, float] | None = None) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_writer(folder: Path, log: Log, step: int, total: int, config: Any) -> MetricWriter | Quiet:
+    """A `MetricWriter` on process 0, and a quiet one on the others."""
+    return MetricWriter(folder, log, step, total, config) if is_main() else Quiet()
 
 
 def rewind(path: Path, step: int) -> None:

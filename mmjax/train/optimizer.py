@@ -18,6 +18,8 @@ from mmjax.core.types import Array, Params
 
 NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias", "*/fixed_*")
 
+UNREAD = "unread/*"  # parameters that no forward pass reads: see `Multimodal.unread`
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -102,11 +104,13 @@ class Optimizer:
         frozen = map_with_path(lambda path, _: "frozen" if self.is_frozen(path) else "trained", params)
         if "frozen" not in jax.tree.leaves(frozen):
             return optax.chain(*chain)
-        return optax.partition({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, frozen)
+        return optax.partition({"trained": optax.chain(*chain), "frozen": _stand_still()}, frozen)
 
     def is_frozen(self, path: str) -> bool:
-        """Whether a parameter is frozen as a whole."""
-        return any(layers is None and match(pattern, path) for pattern, layers in map(split_layers, self.freeze))
+        """Whether a parameter is frozen as a whole; what no forward pass reads always is."""
+        return match(UNREAD, path) or any(
+            layers is None and match(pattern, path) for pattern, layers in map(split_layers, self.freeze)
+        )
 
     def _check_patterns(self, params: Params) -> None:
         paths = list(leaves_by_path(params))
@@ -211,5 +215,14 @@ def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return map_with_path(lambda path, u: scale(u, by_path[path]), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _stand_still() -> optax.GradientTransformation:
+    """Updates that leave every bit of a parameter: -0.0, because adding 0.0 to -0.0 gives 0.0."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

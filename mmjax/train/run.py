@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import differences, from_json, to_json
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer
+from mmjax.parallel.multihost import is_main, told
+from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
 from mmjax.train.experiment import Experiment
 
 # What may change when a run goes on: none of it changes what was already computed.
@@ -22,14 +25,22 @@ PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grai
 
 
 class Run:
-    """A run folder by its path."""
+    """A run folder by its path, or by its address in a bucket.
+
+    Attributes:
+      name: the path or address as it was given.
+      path: the folder; of a run in a bucket a copy on this machine, in which `checkpoints` is not.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.name = str(path)
+        self._bucket = Bucket(self.name) if in_bucket(path) else None
+        self.path = Path(path) if self._bucket is None else self._bucket.copy
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        home: Any = self.path if self._bucket is None else self._bucket.home
+        return home / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
@@ -39,6 +50,16 @@ class Run:
         """Whether any whole checkpoint is here."""
         return self.checkpoints.is_dir() and any(child.name.isdigit() for child in self.checkpoints.iterdir())
 
+    def fetch(self) -> None:
+        """See what another process has sent to the bucket."""
+        if self._bucket is not None:
+            self._bucket.fetch()
+
+    def send(self) -> None:
+        """Bring the bucket up to date; process 0 alone does."""
+        if self._bucket is not None and is_main():
+            self._bucket.send()
+
     def open(self, experiment: Experiment) -> None:
         """Make the folder for an experiment, or check that it is this experiment's.
 
@@ -46,16 +67,16 @@ class Run:
           UserError: it holds a checkpoint of another experiment; the fields that differ are named.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir {self.path}: a file is there, not a folder")
+            raise UserError(f"--workdir {self.name}: a file is there, not a folder")
         if self.has_checkpoint():
-            found = differences(self.experiment(), experiment, FREE)
-            different = [line for line in found if not line.split(": ")[0].endswith(READING)]
+            different = differing(self.experiment(), experiment)
             if different:
                 shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
                 raise UserError(
-                    f"--workdir {self.path} holds a checkpoint of another experiment: {shown}. Use another --workdir"
+                    f"--workdir {self.name} holds a checkpoint of another experiment: {shown}. Use another --workdir"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", to_json(experiment))
 
     def experiment(self) -> Experiment:
@@ -66,7 +87,7 @@ class Run:
         """
         config = self.path / "config.json"
         if not config.is_file():
-            raise UserError(f"{self.path} is not a run: it has no config.json")
+            raise UserError(f"{self.name} is not a run: it has no config.json")
         try:
             data = json.loads(config.read_text())
         except json.JSONDecodeError as error:
@@ -81,18 +102,36 @@ class Run:
         folder = self.path / "tokenizer"
         return Tokenizer.load(folder) if folder.is_dir() else None
 
-    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Write the tokenizer beside, then rename, so that it is never half there."""
+    def keep_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """Write the tokenizer beside, then rename, so that it is never half there; None: a run without one."""
         folder, beside = self.path / "tokenizer", self.path / "tokenizer.new"
-        tokenizer.save(beside)
+        if tokenizer is not None:
+            tokenizer.save(beside)
         shutil.rmtree(folder, ignore_errors=True)  # a folder that is not empty cannot be replaced
-        os.replace(beside, folder)
+        if tokenizer is not None:
+            os.replace(beside, folder)
+        self.send()
+
+    def identity(self) -> str:
+        """A name that no other run has, not even a later one in the same folder; made by process 0 when first asked for."""
+        kept = self.path / "identity"
+        if is_main() and not kept.exists():
+            kept.write_text(uuid.uuid4().hex)
+        return told("identity", kept.read_text() if is_main() else None)
 
     def write_json(self, name: str, data: Any) -> None:
-        """A JSON file, replaced whole or not at all."""
+        """A JSON file, replaced whole or not at all, by process 0 alone."""
+        if not is_main():
+            return
         beside = self.path / f"{name}.new"
         beside.write_text(json.dumps(data, indent=1) + "\n")
         os.replace(beside, self.path / name)
+        self.send()
+
+
+def differing(old: Experiment, new: Experiment) -> list[str]:
+    """ "field: old -> new" for each field that a run may not change when it goes on."""
+    return [line for line in differences(old, new, FREE) if not line.split(": ")[0].endswith(READING)]
 
 
 def environment() -> dict[str, Any]:

@@ -13,13 +13,15 @@ import numpy as np
 from mmjax.core.config import children, leaves
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
-from mmjax.core.types import Batch, Params
+from mmjax.core.types import Batch
 from mmjax.data import Dataset, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.models.forward import BoundForward, compute_dtype
 from mmjax.models.multimodal import param_shapes
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
+from mmjax.parallel.multihost import is_main
+from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
@@ -51,14 +53,12 @@ class Setup:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows of a batch -> the global batch, rows over the mesh."""
-        sharding = batch_sharding(self.mesh)
-        if jax.process_count() == 1:
-            return jax.device_put(dict(batch), sharding)
-        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+        return place_rows(self.mesh, batch)
 
     def batches(self, name: str, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
         """This process's rows of the training batches of one stream, from its own step `start_step` on."""
-        return self.datasets[name].batches(start_step, jax.process_index(), jax.process_count())
+        dataset = self.datasets[name]
+        return dataset.batches(start_step, local_rows(self.mesh, dataset.batch_size))
 
     def compile_step(self, group: tuple[str, ...]) -> tuple[Callable[..., Any], int]:
         """The compiled step over the streams of `group`, and the model's FLOPs in it."""
@@ -78,7 +78,7 @@ class Setup:
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
         forward = functools.partial(task_losses, self.experiment.model, self._tasks(group))
-        return 3 * count_flops(forward, self.abstract.params, self._batches(group), jax.random.key(0))
+        return 3 * count_flops(forward, self.abstract.params, self._batches(group), jax.eval_shape(lambda: jax.random.key(0)))
 
     def evaluation(self) -> Evaluation:
         """What evaluators are handed."""
@@ -89,11 +89,8 @@ class Setup:
             tokenizer=self.tokenizer,
             place=self.place,
             max_length=max((data.max_length for data in self.experiment.data.values()), default=32),
+            rows=functools.partial(local_rows, self.mesh),
         )
-
-    def place_params(self, params: Params) -> Params:
-        """Host parameters -> the mesh."""
-        return jax.device_put(params, shardings(params, self.mesh))
 
     def _tasks(self, group: tuple[str, ...]) -> dict[str, Task]:
         return {name: task for name, task in self.experiment.tasks.items() if task.data in group}
@@ -155,8 +152,11 @@ def _init(experiment: Experiment, seed: Any) -> State:
 
 
 def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:
-    """The run's own once it has a checkpoint; else the one its config names; else that of the run it starts from."""
-    kept = run.tokenizer() if run is not None and run.has_checkpoint() else None
+    """The run's own once it has a checkpoint; else the one its config names; else that of the run it starts from.
+
+    Of several processes only process 0 makes one; the others read it from the run.
+    """
+    kept = run.tokenizer() if run is not None and (run.has_checkpoint() or not is_main()) else None
     if kept is not None:
         return kept
     if experiment.tokenizer is not None:

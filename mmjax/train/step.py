@@ -14,6 +14,7 @@ from mmjax.core.trees import map_with_path
 from mmjax.core.types import Array, Batch, Loss, Params
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
+from mmjax.parallel.mesh import constrain_batch
 from mmjax.train.experiment import Task
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.state import State
@@ -30,14 +31,9 @@ def task_losses(
 ) -> dict[str, Loss]:
     """Each task's loss on its batch. Each stream has one forward, so a modality is encoded once for all its tasks."""
     forwards = {
-        name: BoundForward(model, params, batch, fold_name(rng, f"data/{name}") if train else None)
-        for name, batch in batches.items()
+        name: BoundForward(model, params, batch, _stream_key(rng, name) if train else None) for name, batch in batches.items()
     }
-    return {
-        name: task.objective(forwards[task.data], batches[task.data], fold_name(rng, f"objective/{name}"))
-        for name, task in tasks.items()
-        if task.data in batches
-    }
+    return _losses(tasks, forwards, rng)
 
 
 def make_step(
@@ -83,24 +79,65 @@ def accumulated(
 ) -> dict[str, Loss]:
     """Losses of the whole batch, computed in `parts` micro-batches whose activations are not held together.
 
-    Sums and counts add up, so the result and its gradient are those of one large batch.
+    Sums and counts add up, so the result and its gradient are those of one large batch. Objectives that compare the examples
+    of a batch by their embeddings alone (`embeds_only`) see the whole batch: the micro-batches leave their embeddings, and the
+    derivative goes back through each in turn, encoding it again (GradCache: Gao 2021, sec. 3.2). Augmentation and masking
+    belong to the example and are as in the large batch; dropout is drawn for each micro-batch, and is the same both times.
     """
     if parts == 1:
         return task_losses(model, tasks, params, batches, rng)
-
-    def split(x: Array) -> Array:
-        # Row i goes to micro-batch i mod parts, so that each device keeps the rows it has.
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    compared = {name: task for name, task in tasks.items() if getattr(task.objective, "embeds_only", False)}
+    added = {name: task for name, task in tasks.items() if name not in compared}
 
     @jax.checkpoint
-    def one(total: Any, batch: Batches) -> tuple[Any, None]:
-        losses = task_losses(model, tasks, params, batch, rng)
-        return (losses if total is None else jax.tree.map(jnp.add, total, losses)), None
+    def one(total: Any, micro: tuple[Array, Batches]) -> tuple[Any, Any]:
+        part, batch = micro
+        forwards = {name: BoundForward(model, params, rows, _stream_key(rng, name), part) for name, rows in batch.items()}
+        losses = _losses(added, forwards, rng)
+        return (losses if total is None else jax.tree.map(jnp.add, total, losses)), _embeddings(compared, forwards)
 
-    micro = jax.tree.map(split, batches)
+    micro = (jnp.arange(parts), jax.tree.map(lambda x: _split(x, parts), batches))
     shapes = jax.eval_shape(lambda: one(None, jax.tree.map(lambda x: x[0], micro))[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(one, zeros, micro)[0]
+    losses, embedded = jax.lax.scan(one, zeros, micro)
+    forwards = {
+        name: BoundForward(model, params, batch, _stream_key(rng, name), embedded=jax.tree.map(_join, embedded[name]))
+        for name, batch in batches.items()
+    }
+    losses |= _losses(compared, forwards, rng)
+    return {name: losses[name] for name in tasks if name in losses}
+
+
+def _losses(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward], rng: Array) -> dict[str, Loss]:
+    return {
+        name: task.objective(forwards[task.data], forwards[task.data].batch, fold_name(rng, f"objective/{name}"))
+        for name, task in tasks.items()
+        if task.data in forwards
+    }
+
+
+def _embeddings(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward]) -> dict[str, dict[tuple[str, str], Array]]:
+    """Stream -> (fusion, modality) -> [B, E], all that the objectives of these tasks read."""
+    found: dict[str, dict[tuple[str, str], Array]] = {name: {} for name in forwards}
+    for task in tasks.values():
+        if task.data in forwards:
+            fusion, embed = task.objective.fusion, forwards[task.data].embed
+            found[task.data] |= {(fusion, modality): embed(modality, fusion) for modality in task.objective.modalities}
+    return found
+
+
+def _split(x: Array, parts: int) -> Array:
+    """[B, ...] -> [parts, B / parts, ...]: row i goes to micro-batch i mod parts, so that each device keeps the rows it has."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+
+def _join(x: Array) -> Array:
+    """The reverse of `_split`."""
+    return constrain_batch(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]))
+
+
+def _stream_key(rng: Array, data: str) -> Array:
+    return fold_name(rng, f"data/{data}")
 
 
 def mean(total: Array, count: Array) -> Array:
@@ -132,7 +169,7 @@ def _apply(
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = tx.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda e, p: optimizer.ema * e + (1.0 - optimizer.ema) * p, state.ema, params) if state.ema else {}
+        ema = jax.tree.map(lambda e, p: e - (1.0 - optimizer.ema) * (e - p), state.ema, params) if state.ema else {}
         metrics["learning_rate"] = jnp.asarray(rate(_updates_done(state)), jnp.float32)
     first = watch["good"] == 0
     seen = {

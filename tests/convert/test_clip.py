@@ -1,6 +1,7 @@
 """CLIP beside HuggingFace's."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from parity import (
     honoured_fields,
     inert_fields,
     map_completely,
+    part,
     randomise,
     round_trip,
     save,
@@ -61,17 +63,26 @@ BATCH = {"image": IMAGE, "text": IDS.astype(np.int32), "text_mask": MASK}
 
 
 BOTH = ("text_config", "vision_config")
-# Fields of the config, changed together.
-CHANGES = {
-    "inputs": {"text_config.vocab_size": 41, "vision_config.num_channels": 2},
-    "positions": {"text_config.max_position_embeddings": 9, "vision_config.image_size": 16},
-    "patches": {"vision_config.patch_size": 2, "projection_dim": 14},
-    "widths": {f"{group}.{name}": value for group in BOTH for name, value in (("hidden_size", 36), ("num_attention_heads", 4))},
-    "layers": {f"{group}.{name}": 1 + n for n, group in enumerate(BOTH) for name in ("num_hidden_layers", "intermediate_size")},
-    "details": {
-        f"{group}.{name}": value for group in BOTH for name, value in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-2))
-    },
+STYLE = {
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "num_hidden_layers": 1,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-2,
 }
+CHANGES = {
+    "projection_dim": 14,
+    "text_config.vocab_size": 41,
+    "text_config.max_position_embeddings": 9,
+    "text_config.hidden_size": 36,
+    **{f"text_config.{name}": value for name, value in STYLE.items()},
+    "vision_config.num_channels": 2,
+    "vision_config.image_size": 16,
+    "vision_config.patch_size": 2,
+    "vision_config.hidden_size": 36,
+    **{f"vision_config.{name}": value for name, value in STYLE.items()},
+}
+TRAINING = {"text_config.attention_dropout": 0.3, "vision_config.attention_dropout": 0.2}  # see test_dropout_rates
 
 
 def make(name="CLIPModel", **changes):
@@ -88,14 +99,31 @@ def make(name="CLIPModel", **changes):
     return randomise(getattr(hf, name)(config))
 
 
-def similarity(model, params, image=IMAGE):
-    """[images, texts] float32."""
+def encoded_image(model, params):
+    return bound(model, params, {"image": IMAGE[..., : model.encoders["image"].channels]}).encode("image")
 
-    def compute(params):
-        forward = bound(model, params, BATCH | {"image": image})
-        return forward.scalar("dual", "scale") * forward.embed("image") @ forward.embed("text").T
 
-    return jax.jit(compute)(params)
+def encoded_text(model, params):
+    return bound(model, params, BATCH).encode("text")
+
+
+def compared(model, params, image, text):
+    """[images, texts] float32, of the towers' tokens."""
+    run = partial(model.copy(dtype="float32").apply, {"params": params}, "dual")
+    scale = run("scale", method="scalar")
+    return scale * run("image", image, method="embed") @ run("text", text, method="embed").T
+
+
+def image_tokens(model, params):
+    return part(encoded_image, model, params, ("encoders.image",))
+
+
+def text_tokens(model, params):
+    return part(encoded_text, model, params, ("encoders.text",))
+
+
+def similarity(model, params):
+    return part(compared, model, params, ("fusions.dual",), image_tokens(model, params), text_tokens(model, params))
 
 
 def test_both_towers(tmp_path):
@@ -127,20 +155,26 @@ TOWERS = {
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_alone(name, tmp_path):
-    theirs = make(name)
-    model, params = round_trip(theirs, tmp_path)
     modality, head, field = TOWERS[name]
-    forward = bound(model, params, BATCH)
-    out = theirs(**(WORDS if modality == "text" else PIXELS))
-    assert_close(forward.head(head, forward.encode(modality), key="x"), out[field])
-    if modality == "text":
-        assert_close(forward.encode("text").embeddings, out.last_hidden_state, where=MASK)
+    words_or_pixels = WORDS if modality == "text" else PIXELS
+
+    def vector(model, params, tokens):
+        return bound(model, params, {}).head(head, tokens, key="x")
+
+    for index, width in enumerate((18, 14) if head == "projection" else (18,)):
+        theirs = make(name, projection_dim=width)
+        model, params = round_trip(theirs, tmp_path / str(index))
+        out = theirs(**words_or_pixels)
+        tokens = (text_tokens if modality == "text" else image_tokens)(model, params)
+        assert_close(part(vector, model, params, (f"heads.{head}",), tokens), out[field])
+        if modality == "text":
+            assert_close(tokens.embeddings, out.last_hidden_state, where=MASK)
 
 
 def test_image_classification(tmp_path):
     theirs = make("CLIPForImageClassification", num_labels=5)
-    unread = tuple(f"vision_model.post_layernorm.{part}" for part in ("weight", "bias"))
-    model, params = round_trip(theirs, tmp_path, dead=unread)
+    model, params = round_trip(theirs, tmp_path)
+    assert model.unread == {f"vision_model.post_layernorm.{part}": (20,) for part in ("weight", "bias")}
     forward = bound(model, params, BATCH)
     assert_close(forward.head("classes", forward.encode("image"), key="x"), theirs(**PIXELS).logits)
 
@@ -170,7 +204,6 @@ def test_gradient_of_the_contrastive_loss(tmp_path):
     check_gradient(theirs, theirs(**WORDS, **PIXELS, return_loss=True).loss, model, params, jax.jit(our_loss))
 
 
-TRAINING = {"text_config.attention_dropout", "vision_config.attention_dropout"}  # see test_dropout_rates
 INERT = {
     "text_config.eos_token_id": 2,
     **{f"{group}.projection_dim": 7 for group in BOTH},
@@ -183,33 +216,41 @@ INERT = {
 
 def test_every_field_is_honoured_refused_or_inert(tmp_path):
     check_table("clip", hf.CLIPConfig())
-    assert honoured_fields("clip") == set().union(*CHANGES.values()) | TRAINING
+    assert honoured_fields("clip") == CHANGES.keys() | TRAINING.keys()
     assert inert_fields("clip") == INERT.keys()
 
     def outputs(m):
         pixels = PIXELS["pixel_values"][:, : m.config.vision_config.num_channels]
         return m(**WORDS, pixel_values=pixels, interpolate_pos_encoding=True).logits_per_image.detach().numpy()
 
-    def ours(model, params):
-        return similarity(model, params, IMAGE[..., : model.encoders["image"].channels])
-
-    check_honoured(lambda changes: make(**next(iter(changes.values()), {})), outputs, ours, CHANGES, tmp_path)
-    check_inert(lambda changes: make(**changes), outputs, INERT)
+    build = lambda changes: make(**changes)  # noqa: E731
+    check_honoured(build, outputs, similarity, CHANGES, tmp_path)
+    check_inert(build, outputs, INERT)
 
 
-def test_a_tower_alone_has_the_fields_of_the_nested_one():
-    check_table("clip_text_model", hf.CLIPTextConfig())
-    check_table("clip_vision_model", hf.CLIPVisionConfig())
-    for kind in ("text", "vision"):
-        group = f"{kind}_config."
-        inner = {name.removeprefix(group) for name in honoured_fields("clip") if name.startswith(group)}
-        assert honoured_fields(f"clip_{kind}_model") == inner | {"projection_dim"}
+@pytest.mark.parametrize(("kind", "modality"), [("text", "text"), ("vision", "image")])
+def test_a_tower_alone_takes_each_field_as_the_nested_one_does(kind, modality):
+    config = {"text": hf.CLIPTextConfig, "vision": hf.CLIPVisionConfig}[kind]()
+    check_table(f"clip_{kind}_model", config)
+    group = f"{kind}_config."
+    own = {name.removeprefix(group): value for name, value in (CHANGES | TRAINING).items() if name.startswith(group)}
+    assert honoured_fields(f"clip_{kind}_model") == own.keys() | {"projection_dim"}
+    sizes = TEXT if kind == "text" else VISION
+    usual = build_model({"model_type": f"clip_{kind}_model", **sizes})[1].encoders[modality]
+    for name, value in own.items():
+        alone = build_model({"model_type": f"clip_{kind}_model", **sizes, name: value})[1].encoders[modality]
+        nested = build_model({"model_type": "clip", f"{kind}_config": {**sizes, name: value}})[1].encoders[modality]
+        assert alone == nested != usual, name
 
 
-def test_dropout_rates(tmp_path):
-    rates = {"text_config.attention_dropout": 0.3, "vision_config.attention_dropout": 0.2}
-    model, _ = load(save(make(**rates), tmp_path / "hf"))
-    assert (model.encoders["text"].attention_dropout, model.encoders["image"].attention_dropout) == (0.3, 0.2)
+@pytest.mark.parametrize("field", TRAINING)
+def test_dropout_rates(field, tmp_path):
+    theirs = make(**{field: TRAINING[field]})
+    model, _ = load(save(theirs, tmp_path / "hf"))
+    rates = (model.encoders["text"].attention_dropout, model.encoders["image"].attention_dropout)
+    assert rates == ((0.3, 0.0) if "text" in field else (0.0, 0.2))
+    usual = theirs(**WORDS, **PIXELS).logits_per_image
+    assert not torch.equal(theirs.train()(**WORDS, **PIXELS).logits_per_image, usual)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 from math import prod
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from parity import (
     check_honoured,
     check_inert,
     check_table,
+    compiled,
     hidden_states,
     honoured_fields,
     inert_fields,
@@ -62,12 +62,11 @@ def theirs_of(model, pixels=IMAGE):
 def ours_of(model, params, pixels=IMAGE):
     (head,) = model.heads
 
-    @jax.jit
     def run(params):
         forward = bound(model, params, {"image": pixels})
         return forward.head(head, forward.encode("image"), key="x")
 
-    return run(params)
+    return compiled(run)(params)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from parity import (
     honoured_fields,
     inert_fields,
     map_completely,
+    part,
     randomise,
     refused_fields,
     round_trip,
@@ -54,13 +54,17 @@ BATCH = {"text": IDS.astype(np.int32), "text_mask": MASK}
 
 
 def make(name="LlamaForCausalLM", **changes):
-    if "rope_theta" in changes:
-        changes["rope_parameters"] = {"rope_type": "default", "rope_theta": changes.pop("rope_theta")}
+    if "rope_parameters.rope_theta" in changes:
+        changes["rope_parameters"] = {"rope_type": "default", "rope_theta": changes.pop("rope_parameters.rope_theta")}
     return randomise(getattr(hf, name)(hf.LlamaConfig(**{**SIZES, **changes})))
 
 
+def logits(model, params):
+    return bound(model, params, BATCH).decode("caption", BATCH)
+
+
 def ours(model, params):
-    return jax.jit(lambda p: bound(model, p, BATCH).decode("caption", BATCH))(params)
+    return part(logits, model, params, ("decoders.caption",))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -78,7 +82,8 @@ def test_layer_by_layer(tmp_path):
     assert len(states) == 3
     for layer, state in zip(out.hidden_states[1:-1], states[:-1], strict=True):
         assert_close(state, layer, where=MASK)
-    assert_close(bound(model, params, BATCH).encode("text").embeddings, out.last_hidden_state, where=MASK)
+    final = part(lambda m, p: bound(m, p, BATCH).encode("text").embeddings, model, params, ("encoders.text",))
+    assert_close(final, out.last_hidden_state, where=MASK)
 
 
 def test_classification_of_the_last_real_token(tmp_path):
@@ -97,54 +102,76 @@ def test_gradient(tmp_path):
 
 
 CHANGES = {
-    "sizes": {"vocab_size": 41, "hidden_size": 36, "num_hidden_layers": 2, "intermediate_size": 20},
-    "heads": {"num_attention_heads": 6, "num_key_value_heads": None, "head_dim": 6},
-    "epsilon": {"rms_norm_eps": 1e-2},
-    "tied": {"tie_word_embeddings": True},
-    "biases of attention": {"attention_bias": True},
-    "biases of the feed-forward layer": {"mlp_bias": True},
-    "wavelength": {"rope_theta": 100.0},
-    "scaled by one factor": {"rope_scaling": {"type": "linear", "factor": 3.0}},
-    "scaled as Llama 3": {"rope_parameters": LLAMA3},
+    "vocab_size": 41,
+    "hidden_size": 36,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "rms_norm_eps": 1e-2,
+    "tie_word_embeddings": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rope_parameters": LLAMA3,
+    "rope_parameters.rope_theta": 100.0,
 }
-# `rope_theta` is `rope_parameters.rope_theta` in newer files; the others are tested by value.
-ELSEWHERE = {"rope_parameters.rope_theta", "attention_dropout", "max_position_embeddings"}
+AGAIN = {"num_key_value_heads": None, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}}
+LENGTH = "original_max_position_embeddings"
+SCALED = {k: v for k, v in LLAMA3.items() if k not in ("rope_theta", LENGTH)}
+# What files of version 4 say, beside which the other is the change; a length counts where it is that of the scaling.
+OLDER = {
+    "rope_theta": ({}, {"rope_theta": 70.0}),
+    "rope_scaling": ({}, {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+    "both": ({}, {"rope_theta": 500.0, "rope_scaling": {**SCALED, LENGTH: 200}}),
+    "max_position_embeddings": ({"rope_scaling": SCALED}, {"rope_scaling": SCALED, "max_position_embeddings": 99}),
+}
 
 
 def test_every_field_is_honoured_refused_or_inert(tmp_path):
     check_table("llama", hf.LlamaConfig())
-    assert honoured_fields("llama") == {field for group in CHANGES.values() for field in group} | ELSEWHERE
+    assert honoured_fields("llama") == CHANGES.keys() | OLDER.keys() - {"both"} | {"attention_dropout"}
     assert inert_fields("llama") == {"pretraining_tp"}
     assert refused_fields("llama") == {"hidden_act", "original_max_position_embeddings"}
     keep = lambda x: np.asarray(x.detach() if hasattr(x, "detach") else x)[MASK]  # noqa: E731
-    build = lambda changes: make(**next(iter(changes.values()), {}))  # noqa: E731
-    check_honoured(build, lambda m: keep(m(**INPUTS).logits), lambda m, p: keep(ours(m, p)), CHANGES, tmp_path)
+    build = lambda changes: make(**changes)  # noqa: E731
+    for changes, folder in ((CHANGES, "once"), (AGAIN, "again")):
+        check_honoured(build, lambda m: keep(m(**INPUTS).logits), lambda m, p: keep(ours(m, p)), changes, tmp_path / folder)
     inert = {"pretraining_tp": 2, "max_position_embeddings": 99}
-    check_inert(lambda changes: make(**changes), lambda m: keep(m(**INPUTS).logits), inert)
+    check_inert(build, lambda m: keep(m(**INPUTS).logits), inert)
 
 
-def test_fields_that_change_no_output(tmp_path):
-    model, _ = load(save(make(attention_dropout=0.2), tmp_path / "hf"))
-    assert (model.decoders["caption"].attention_dropout, model.decoders["caption"].max_length) == (0.2, 13)
+def test_attention_dropout(tmp_path):
+    theirs = make(attention_dropout=0.2)
+    model, _ = load(save(theirs, tmp_path / "hf"))
+    assert model.decoders["caption"].attention_dropout == 0.2
+    assert not torch.equal(theirs.train()(**INPUTS).logits, theirs.eval()(**INPUTS).logits)
 
 
-V4 = {"rope_theta": 500.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}, "torch_dtype": "float32"}
-
-
-@pytest.mark.parametrize("old", [{"rope_theta": 70.0, "rope_scaling": None}, V4])
-def test_older_keys_mean_the_same_and_are_kept(old, tmp_path):
-    folder = save(make(), tmp_path / "hf")
+def older(folder, changes):
+    """Give config.json the keys of version 4, with these changes; HuggingFace's logits then."""
     config = json.loads((folder / "config.json").read_text())
-    kept = {name: value for name, value in config.items() if name not in ("rope_parameters", "dtype", "head_dim")}
-    (folder / "config.json").write_text(json.dumps(kept | {"head_dim": 10} | old))
-    theirs = hf.LlamaForCausalLM.from_pretrained(folder).eval()
+    kept = {name: value for name, value in config.items() if name not in ("rope_parameters", "dtype", "rope_theta")}
+    (folder / "config.json").write_text(json.dumps(kept | {"rope_scaling": None, "torch_dtype": "float32"} | changes))
+    return hf.LlamaForCausalLM.from_pretrained(folder).eval()(**INPUTS).logits
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_older_keys_mean_the_same_and_are_kept(case, tmp_path):
+    usual, changes = OLDER[case]
+    folder = save(make(), tmp_path / "hf")
+    before, theirs = older(folder, usual), older(folder, changes)
+    assert (theirs - before).abs().max() > 1e-4 * before.abs().max()
     model, params = load(folder)
-    assert_close(ours(model, params), theirs(**INPUTS).logits, where=MASK)
+    assert_close(ours(model, params), theirs, where=MASK)
     save_hf(model, params, tmp_path / "back")
     written = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert written["rope_theta"] == old["rope_theta"] and written["rope_scaling"] == old["rope_scaling"]
+    assert written["rope_theta"] == changes.get("rope_theta", 10000.0)
+    scaling = changes.get("rope_scaling")
+    assert written["rope_scaling"] == (scaling if "max_position_embeddings" not in changes else {**SCALED, LENGTH: 99})
+    assert written["max_position_embeddings"] == changes.get("max_position_embeddings", 13)
     again = hf.LlamaForCausalLM.from_pretrained(tmp_path / "back").eval()
-    assert torch.equal(again(**INPUTS).logits, theirs(**INPUTS).logits)
+    assert torch.equal(again(**INPUTS).logits, theirs)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +186,8 @@ def test_older_keys_mean_the_same_and_are_kept(old, tmp_path):
     ],
 )
 def test_refusals(change, said, tmp_path):
-    folder = tmp_path / "hf"
-    folder.mkdir()
-    config = make().config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    folder = save(make(), tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=said):
         load(folder)

@@ -17,6 +17,7 @@ from parity import (
     honoured_fields,
     inert_fields,
     map_completely,
+    part,
     randomise,
     refused_fields,
     round_trip,
@@ -53,13 +54,14 @@ PIXELS = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
 MASK = np.arange(11)[None] < np.array([[11], [8], [9]])
 
 
-def prompt(patches=4, place=PLACE):
-    """[3, 11] ids with as many image tokens each: inside, at the start, and apart."""
+def prompt(patches=4):
+    """[3, 11] ids with as many image tokens each, inside, at the start, and apart; of four, and as many of the id after it."""
     ids = np.random.default_rng(1).integers(1, 34, (3, 11))
     for row, start in enumerate((2, 0, 3)):
-        ids[row, start : start + patches] = place
+        ids[row, start : start + patches] = PLACE
     if patches == 4:
-        ids[2, 3:8] = (place, place, 5, place, place)
+        ids[0, 6:10] = ids[1, 4:8] = PLACE + 1
+        ids[2, :9] = [PLACE + 1] * 3 + [PLACE, PLACE, 5, PLACE, PLACE, PLACE + 1]
     return ids * MASK
 
 
@@ -68,13 +70,15 @@ def make(changes=None, vision=hf.CLIPVisionConfig):
     top, parts = {"image_token_index": PLACE}, {"vision_config": dict(VISION), "text_config": dict(TEXT)}
     for name, value in (changes or {}).items():
         group, _, field = name.partition(".")
+        if field == "rope_parameters.rope_theta":
+            field, value = "rope_parameters", {"rope_type": "default", "rope_theta": value}
         (parts[group] if field else top)[field or name] = value
     configs = {"vision_config": vision(**parts["vision_config"]), "text_config": hf.LlamaConfig(**parts["text_config"])}
     return randomise(hf.LlavaForConditionalGeneration(hf.LlavaConfig(**configs, **top)))
 
 
-def batch(side=8, channels=3, patches=4, place=PLACE):
-    return {"image": PIXELS[:, :side, :side, :channels], "text": prompt(patches, place).astype(np.int32), "text_mask": MASK}
+def batch(side=8, channels=3, patches=4):
+    return {"image": PIXELS[:, :side, :side, :channels], "text": prompt(patches).astype(np.int32), "text_mask": MASK}
 
 
 def inputs(size):
@@ -90,22 +94,26 @@ def theirs(model):
     """Logits of the real tokens, for a batch as its config asks for."""
     c, v = model.config, model.config.vision_config
     patches = (v.image_size // v.patch_size) ** 2 + (c.vision_feature_select_strategy == "full") * (v.model_type == CLIP)
-    return model(**inputs(batch(v.image_size, v.num_channels, patches, c.image_token_index))).logits[torch.tensor(MASK)]
+    return model(**inputs(batch(v.image_size, v.num_channels, patches))).logits[torch.tensor(MASK)]
+
+
+def encoded(model, params):
+    image = model.encoders["image"]
+    return bound(model, params, {"image": PIXELS[:, : image.image_size[0], : image.image_size[1], : image.channels]}).encode(
+        "image"
+    )
+
+
+def decoded(model, params, tokens):
+    text = model.decoders["caption"]
+    own = {"text": prompt(tokens.mask.shape[1] - text.skip).astype(np.int32), "text_mask": MASK}
+    return bound(model, params, own).decode("caption", own, {"image": tokens})[MASK]
 
 
 def ours(model, params):
     """The same of our model."""
-    image, text = model.encoders["image"], model.decoders["caption"]
-    side = image.image_size[0]
-    patches = (side // image.patch[0]) ** 2 + (image.cls_token and not text.skip)
-    own = batch(side, image.channels, patches, text.place)
-
-    @jax.jit
-    def logits(p):
-        forward = bound(model, p, own)
-        return forward.decode("caption", own, {"image": forward.encode("image")})[MASK]
-
-    return logits(params)
+    tokens = part(encoded, model, params, ("encoders.image",))
+    return part(decoded, model, params, ("decoders.caption",), tokens)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -129,9 +137,10 @@ def test_what_each_layer_gives_and_images_of_another_shape(tmp_path):
     wide = RNG.normal(size=(2, 8, 16, 3)).astype(np.float32)
     tower = hf_model.model.vision_tower
     out = tower(torch.tensor(wide.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True, output_hidden_states=True)
-    for layer in (0, 1, 2, 3, -1, -2, -4):
+    encode = lambda m, p: bound(m, p, {"image": wide}).encode("image").embeddings  # noqa: E731
+    for layer in (0, 1, -1, -2, -4):
         taken = set_leaf(model, "encoders.image.take_layer", layer)
-        assert_close(bound(taken, params, {"image": wide}).encode("image").embeddings, out.hidden_states[layer])
+        assert_close(part(encode, taken, params, ("encoders.image",)), out.hidden_states[layer])
 
 
 def test_gradient(tmp_path):
@@ -142,57 +151,47 @@ def test_gradient(tmp_path):
     check_gradient(hf_model, loss, model, params, lambda p: (ours(model, p) * weight).sum())
 
 
-# Groups of changes, since llama's and clip's own tests go through their fields one by one.
 CHANGES = {
-    "sizes of the text": {
-        "text_config.vocab_size": 41,
-        "text_config.hidden_size": 36,
-        "text_config.num_hidden_layers": 1,
-        "text_config.intermediate_size": 20,
-    },
-    "attention of the text": {
-        "text_config.num_attention_heads": 6,
-        "text_config.num_key_value_heads": 3,
-        "text_config.head_dim": 8,
-        "text_config.attention_bias": True,
-        "text_config.mlp_bias": True,
-        "text_config.rms_norm_eps": 1e-2,
-        "text_config.tie_word_embeddings": True,
-        "text_config.rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0},
-    },
-    "sizes of the image": {
-        "vision_config.hidden_size": 12,
-        "vision_config.intermediate_size": 28,
-        "vision_config.num_hidden_layers": 4,
-        "vision_config.num_attention_heads": 2,
-        "vision_config.num_channels": 1,
-        "vision_config.image_size": 6,
-        "vision_config.patch_size": 3,
-    },
-    "style of the image": {"vision_config.hidden_act": "gelu", "vision_config.layer_norm_eps": 1e-2},
-    "projector": {
-        "image_token_index": 36,
-        "projector_hidden_act": "relu",
-        "multimodal_projector_bias": False,
-        "vision_feature_select_strategy": "full",
-        "tie_word_embeddings": True,
-    },
-    "layer": {"vision_feature_layer": 1},
+    "image_token_index": 36,
+    "projector_hidden_act": "relu",
+    "multimodal_projector_bias": False,
+    "vision_feature_select_strategy": "full",
+    "vision_feature_layer": 1,
+    "tie_word_embeddings": True,
+    "text_config.vocab_size": 41,
+    "text_config.hidden_size": 36,
+    "text_config.intermediate_size": 20,
+    "text_config.num_hidden_layers": 1,
+    "text_config.num_attention_heads": 6,
+    "text_config.num_key_value_heads": 1,
+    "text_config.head_dim": 8,
+    "text_config.rms_norm_eps": 1e-2,
+    "text_config.tie_word_embeddings": True,
+    "text_config.rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0},
+    "text_config.rope_parameters.rope_theta": 100.0,
+    "text_config.attention_bias": True,
+    "text_config.mlp_bias": True,
+    "vision_config.hidden_size": 12,
+    "vision_config.intermediate_size": 28,
+    "vision_config.num_hidden_layers": 4,
+    "vision_config.num_attention_heads": 2,
+    "vision_config.num_channels": 1,
+    "vision_config.image_size": 4,
+    "vision_config.patch_size": 8,
+    "vision_config.hidden_act": "gelu",
+    "vision_config.layer_norm_eps": 1e-2,
 }
-ELSEWHERE = {  # older names of rope_parameters (test_llama.py), and what changes no output (by value below)
-    "text_config.rope_parameters.rope_theta",
-    "text_config.rope_theta",
-    "text_config.rope_scaling",
-    "text_config.max_position_embeddings",
-    "text_config.attention_dropout",
-    "vision_config.attention_dropout",
-    "vision_config.vision_use_head",
+OLDER = {"text_config.rope_theta": 100.0, "text_config.rope_scaling": {"type": "linear", "factor": 3.0}}
+TRAINING = {"text_config.attention_dropout": 0.2, "vision_config.attention_dropout": 0.3}
+ELSEWHERE = {
+    "text_config.max_position_embeddings",  # changes no output, see test_fields_that_change_no_output
+    "vision_config.vision_use_head",  # see test_the_image_tower_may_be_siglips
 }
 
 
 def test_every_field_is_honoured_refused_or_inert(tmp_path):
     check_table("llava", hf.LlavaConfig())
-    assert honoured_fields("llava") == {field for group in CHANGES.values() for field in group} | ELSEWHERE
+    assert honoured_fields("llava") == CHANGES.keys() | OLDER.keys() | TRAINING.keys() | ELSEWHERE
     inert = {
         "image_seq_length": 9,
         "text_config.pretraining_tp": 2,
@@ -204,15 +203,56 @@ def test_every_field_is_honoured_refused_or_inert(tmp_path):
     assert inert_fields("llava") == inert.keys()
     only = {f"text_config.{name}" for name in ("model_type", "hidden_act", "original_max_position_embeddings")}
     assert refused_fields("llava") == only | {"vision_config.model_type"}
-    build = lambda changes: make(next(iter(changes.values()), None))  # noqa: E731
-    check_honoured(build, lambda m: theirs(m).detach().numpy(), ours, CHANGES, tmp_path)
-    check_inert(make, lambda m: theirs(m).detach().numpy(), inert)
+    outputs = lambda m: theirs(m).detach().numpy()  # noqa: E731
+    check_honoured(make, outputs, ours, CHANGES, tmp_path)
+    check_inert(make, outputs, inert | {"text_config.max_position_embeddings": 99})
+
+
+@pytest.mark.parametrize("field", OLDER)
+def test_older_names_of_the_rotation(field, tmp_path):
+    hf_model = make()
+    folder = save(hf_model, tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["rope_parameters"]
+    config["text_config"][field.removeprefix("text_config.")] = OLDER[field]
+    (folder / "config.json").write_text(json.dumps(config))
+    older = theirs(hf.LlavaForConditionalGeneration.from_pretrained(folder).eval())
+    assert (older - theirs(hf_model)).abs().max() > 1e-4 * older.abs().max()
+    assert_close(ours(*load(folder)), older)
+
+
+@pytest.mark.parametrize("field", TRAINING)
+def test_dropout_rates(field, tmp_path):
+    hf_model = make({field: TRAINING[field]})
+    model, _ = load(save(hf_model, tmp_path / "hf"))
+    rates = (model.encoders["image"].attention_dropout, model.decoders["caption"].attention_dropout)
+    assert rates == ((0.3, 0.0) if "vision" in field else (0.0, 0.2))
+    assert not torch.equal(theirs(hf_model.train()), theirs(hf_model.eval()))
 
 
 def test_fields_that_change_no_output(tmp_path):
-    model, _ = load(save(make({f"{part}_config.attention_dropout": 0.2 for part in ("text", "vision")}), tmp_path / "hf"))
-    image, text = model.encoders["image"], model.decoders["caption"]
-    assert (image.attention_dropout, text.attention_dropout, text.max_length) == (0.2, 0.2, 13)
+    model, _ = load(save(make({"text_config.max_position_embeddings": 99}), tmp_path / "hf"))
+    assert model.decoders["caption"].max_length == 99
+
+
+def test_without_the_language_models_head(tmp_path):
+    base = make().model
+    model, params = round_trip(base, tmp_path)
+    assert_close(ours(model, params), base(**inputs(batch())).last_hidden_state[torch.tensor(MASK)])
+    save_file({name: x.detach().numpy() for name, x in base.state_dict().items()}, tmp_path / "source/model.safetensors")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), load(tmp_path / "source")[1], params))
+
+
+def test_a_wrong_number_of_image_tokens_is_refused_as_there(tmp_path):
+    hf_model = make()
+    size = batch()
+    size["text"][1, :8] = 5
+    with pytest.raises(ValueError, match="tokens: 8"):
+        hf_model(**inputs(size))
+    model, params = load(save(hf_model, tmp_path / "hf"))
+    tokens = part(encoded, model, params, ("encoders.image",))
+    with pytest.raises(UserError, match="place=35: text 1 has 0 of this id, and its image has 4 tokens"):
+        bound(model, params, {}).decode("caption", size, {"image": tokens})
 
 
 @pytest.mark.parametrize(

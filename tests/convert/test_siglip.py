@@ -1,6 +1,9 @@
 """SigLIP beside HuggingFace's."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from parity import (
     honoured_fields,
     inert_fields,
     map_completely,
+    part,
     randomise,
     round_trip,
     save,
@@ -23,6 +27,8 @@ from parity import (
 
 from mmjax.convert import load
 from mmjax.convert.huggingface import build_model
+from mmjax.convert.siglip import POOLING
+from mmjax.core.config import leaves
 from mmjax.core.errors import UserError
 from mmjax.objectives import Contrastive
 
@@ -55,23 +61,25 @@ PIXELS = {"pixel_values": torch.tensor(IMAGE.transpose(0, 3, 1, 2)), "interpolat
 WORDS = {"input_ids": torch.tensor(IDS)}  # no mask, as the processor gives none
 BATCH = {"image": IMAGE, "text": IDS.astype(np.int32), "text_mask": MASK}
 
-BOTH = ("text_config", "vision_config")
-# Fields of the config, changed together.
-CHANGES = {
-    "inputs": {"text_config.vocab_size": 41, "vision_config.num_channels": 2, "vision_config.patch_size": 2},
-    "positions": {"text_config.max_position_embeddings": 10, "vision_config.image_size": 16},
-    "text": {"text_config.hidden_size": 36, "text_config.num_attention_heads": 4, "text_config.hidden_act": "relu"},
-    "vision": {
-        "vision_config.hidden_size": 36,
-        "vision_config.num_attention_heads": 4,
-        "vision_config.hidden_act": "gelu",
-        "text_config.projection_size": 36,
-    },
-    "layers": {f"{group}.{name}": 1 + n for n, group in enumerate(BOTH) for name in ("num_hidden_layers", "intermediate_size")},
-    "epsilon": {f"{group}.layer_norm_eps": 1e-2 for group in BOTH},
+STYLE = {
+    "num_attention_heads": 4,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "hidden_act": "relu",
+    "layer_norm_eps": 1e-2,
 }
-CHANGES["layers"]["vision_config.num_hidden_layers"] = 1
-TRAINING = {"text_config.attention_dropout", "vision_config.attention_dropout"}  # see test_dropout_rates
+CHANGES = {
+    "text_config.vocab_size": 41,
+    "text_config.max_position_embeddings": 10,
+    "text_config.hidden_size": 36,
+    **{f"text_config.{name}": value for name, value in STYLE.items()},
+    "vision_config.num_channels": 2,
+    "vision_config.image_size": 16,
+    "vision_config.patch_size": 2,
+    **{f"vision_config.{name}": value for name, value in STYLE.items()},
+}
+WIDTH = {"vision_config.hidden_size": 36, "text_config.projection_size": 36}  # see test_the_two_widths
+TRAINING = {"text_config.attention_dropout": 0.3, "vision_config.attention_dropout": 0.2}  # see test_dropout_rates
 HEAD = {"vision_config.vision_use_head"}  # see test_image_classification
 
 
@@ -84,15 +92,37 @@ def make(name="SiglipModel", **changes):
     return randomise(getattr(hf, name)(config))
 
 
+def encoded_image(model, params, image):
+    return bound(model, params, {}).encode("image", {"image": image})
+
+
+def encoded_text(model, params):
+    return bound(model, params, BATCH).encode("text")
+
+
+def compared(model, params, image, text):
+    """[images, texts] float32, of the towers' tokens."""
+    run = partial(model.copy(dtype="float32").apply, {"params": params}, "dual")
+    product = run("image", image, method="embed") @ run("text", text, method="embed").T
+    return run("scale", method="scalar") * product + run("bias", method="scalar")
+
+
+def image_tokens(model, params, image=IMAGE):
+    return part(encoded_image, model, params, ("encoders.image",), jnp.asarray(image[..., : model.encoders["image"].channels]))
+
+
 def similarity(model, params, image=IMAGE):
-    """[images, texts] float32."""
+    text = part(encoded_text, model, params, ("encoders.text",))
+    return part(compared, model, params, ("fusions.dual",), image_tokens(model, params, image), text)
 
-    def compute(params):
-        forward = bound(model, params, BATCH | {"image": image})
-        product = forward.embed("image") @ forward.embed("text").T
-        return forward.scalar("dual", "scale") * product + forward.scalar("dual", "bias")
 
-    return jax.jit(compute)(params)
+def classes(model, params, tokens):
+    return bound(model, params, {}).head("classes", tokens, key="x")
+
+
+def logits(model, params):
+    """[images, classes] float32."""
+    return part(classes, model, params, ("heads.classes",), image_tokens(model, params))
 
 
 def test_both_towers(tmp_path):
@@ -113,10 +143,10 @@ def test_both_towers(tmp_path):
 def test_image_classification(use_head, tmp_path):
     """With or without the pooling head, which it does not read."""
     theirs = make("SiglipForImageClassification", num_labels=5, **{"vision_config.vision_use_head": use_head})
+    assert any("head." in name for name in theirs.state_dict()) is use_head
     model, params = round_trip(theirs, tmp_path)
     assert ("dual" in model.fusions) is use_head
-    forward = bound(model, params, BATCH)
-    assert_close(forward.head("classes", forward.encode("image"), key="x"), theirs(**PIXELS).logits)
+    assert_close(logits(model, params), theirs(**PIXELS).logits)
 
 
 def test_layer_by_layer(tmp_path):
@@ -143,26 +173,72 @@ def test_gradient_of_the_sigmoid_loss(tmp_path):
     check_gradient(theirs, theirs(**WORDS, **PIXELS, return_loss=True).loss, model, params, jax.jit(our_loss))
 
 
+def similar(m):
+    """[images, texts] of HuggingFace's model."""
+    pixels = PIXELS["pixel_values"][:, : m.config.vision_config.num_channels]
+    return m(**WORDS, pixel_values=pixels, interpolate_pos_encoding=True).logits_per_image.detach().numpy()
+
+
 def test_every_field_is_honoured_refused_or_inert(tmp_path):
     check_table("siglip", hf.SiglipConfig())
-    assert honoured_fields("siglip") == set().union(*CHANGES.values()) | TRAINING | HEAD
+    assert honoured_fields("siglip") == CHANGES.keys() | WIDTH.keys() | TRAINING.keys() | HEAD
     assert inert_fields("siglip") == {"initializer_factor"}
+    build = lambda changes: make(**changes)  # noqa: E731
+    check_honoured(build, similar, similarity, CHANGES, tmp_path)
+    check_inert(build, similar, {"initializer_factor": 2.0})
 
-    def outputs(m):
-        pixels = PIXELS["pixel_values"][:, : m.config.vision_config.num_channels]
-        return m(**WORDS, pixel_values=pixels, interpolate_pos_encoding=True).logits_per_image.detach().numpy()
+
+def test_the_two_widths(tmp_path):
+    """Of the model of both towers they are one; each is changed alone where the other is not, and both where they meet."""
+    for field, value in WIDTH.items():
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            similar(make(**{field: value}))
+    both = make(**WIDTH)
+    assert_close(similarity(*load(save(both, tmp_path / "both"))), similar(both))
+    field = "vision_config.hidden_size"
+    build = lambda changes: make("SiglipForImageClassification", **changes)  # noqa: E731
+    theirs = lambda m: m(**PIXELS).logits.detach().numpy()  # noqa: E731
+    check_honoured(build, theirs, logits, {field: WIDTH[field]}, tmp_path)
+
+    def pooled(model, params, tokens):
+        return bound(model, params, {}).head("pooler", tokens, key="x")
 
     def ours(model, params):
-        return similarity(model, params, IMAGE[..., : model.encoders["image"].channels])
+        return part(pooled, model, params, ("heads.pooler",), part(encoded_text, model, params, ("encoders.text",)))
 
-    check_honoured(lambda changes: make(**next(iter(changes.values()), {})), outputs, ours, CHANGES, tmp_path)
-    check_inert(lambda changes: make(**changes), outputs, {"initializer_factor": 2.0})
+    text = lambda changes: randomise(hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT | changes)))  # noqa: E731
+    theirs = lambda m: m(**WORDS).pooler_output.detach().numpy()  # noqa: E731
+    check_honoured(text, theirs, ours, {"projection_size": 36}, tmp_path / "text")
 
 
-def test_dropout_rates(tmp_path):
-    rates = {"text_config.attention_dropout": 0.3, "vision_config.attention_dropout": 0.2}
-    model, _ = load(save(make(**rates), tmp_path / "hf"))
-    assert (model.encoders["text"].attention_dropout, model.encoders["image"].attention_dropout) == (0.3, 0.2)
+@pytest.mark.parametrize(("kind", "modality"), [("text", "text"), ("vision", "image")])
+def test_a_tower_alone_takes_each_field_as_the_nested_one_does(kind, modality):
+    group = f"{kind}_config."
+    own = {name.removeprefix(group): value for name, value in (CHANGES | TRAINING).items() if name.startswith(group)}
+    other = {"text": {"projection_size"}, "vision": {"hidden_size", "vision_use_head"}}[kind]
+    assert honoured_fields(f"siglip_{kind}_model") == own.keys() | other
+    sizes, rest = (TEXT, VISION) if kind == "text" else (VISION, TEXT)
+    beside = {"vision_config" if kind == "text" else "text_config": rest}
+
+    def parts(model):
+        pool = leaves(model.fusions["dual"]) if kind == "vision" else {}
+        return model.encoders[modality], {path: pool.get(path.removeprefix("fusions.dual.")) for (path,) in POOLING.values()}
+
+    usual = parts(build_model({"model_type": f"siglip_{kind}_model", **sizes})[1])
+    for name, value in own.items():
+        alone = parts(build_model({"model_type": f"siglip_{kind}_model", **sizes, name: value})[1])
+        nested = build_model({"model_type": "siglip", **beside, f"{kind}_config": {**sizes, name: value}})[1]
+        assert alone == parts(nested) != usual, name
+
+
+@pytest.mark.parametrize("field", TRAINING)
+def test_dropout_rates(field, tmp_path):
+    theirs = make(**{field: TRAINING[field]})
+    model, _ = load(save(theirs, tmp_path / "hf"))
+    rates = (model.encoders["text"].attention_dropout, model.encoders["image"].attention_dropout)
+    assert rates == ((0.3, 0.0) if "text" in field else (0.0, 0.2))
+    usual = similar(theirs)
+    assert not np.array_equal(similar(theirs.train()), usual)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,25 @@
 """Models of our own leave as the HuggingFace class that they are, or tower by tower; and SigLIP's towers by themselves."""
 
+import dataclasses
 import json
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers as hf
-from parity import assert_close, bound, check_table, randomise, round_trip
+from parity import assert_close, bound, check_table, compiled, randomise, round_trip
 
 from mmjax.cli import main
+from mmjax.convert.api import save_params
 from mmjax.convert.towers import same_class, towers
-from mmjax.models import Multimodal, init_params
+from mmjax.core.trees import map_with_path
+from mmjax.models import Multimodal, param_shapes
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import Cross, Dual
 from mmjax.models.heads import Classifier
+from mmjax.train.config_file import load_config
+from mmjax.train.run import Run, environment
 
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 IMAGE = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -23,10 +28,13 @@ MASK = IDS > 0
 
 
 def params_of(model):
-    """Initialised, and moved by noise so that zeros and ones show."""
-    leaves, tree = jax.tree.flatten(init_params(model, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    """Noise, around 1 for scales."""
+    rng = np.random.default_rng(1)
+
+    def noise(path, x):
+        return jnp.asarray(rng.normal(size=x.shape) * 0.2 + path.endswith("/scale"), jnp.float32)
+
+    return map_with_path(noise, param_shapes(model))
 
 
 def ours(activation="gelu"):
@@ -48,14 +56,16 @@ def test_each_tower_is_a_class_of_its_own(tmp_path):
 
     for modality, tower in found.items():
         save_hf(tower.model, tower.params, tmp_path / modality)
-    forward = bound(model, params, {"image": IMAGE, "text": IDS.astype(np.int32), "text_mask": MASK})
+    batch = {"image": IMAGE, "text": IDS.astype(np.int32), "text_mask": MASK}
+    encode = lambda params: [bound(model, params, batch).encode(m).embeddings for m in ("image", "text")]  # noqa: E731
+    pictures, words = compiled(encode)(params)
     vision = hf.AutoModel.from_pretrained(tmp_path / "image").eval()
     text = hf.SiglipTextModel.from_pretrained(tmp_path / "text").eval()
     with torch.no_grad():
         pixels = torch.tensor(IMAGE.transpose(0, 3, 1, 2))
-        assert_close(forward.encode("image").embeddings, vision(pixel_values=pixels).last_hidden_state)
+        assert_close(pictures, vision(pixel_values=pixels).last_hidden_state)
         read = text(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK.astype(np.int64))).last_hidden_state
-        assert_close(forward.encode("text").embeddings, read, where=MASK)
+        assert_close(words, read, where=MASK)
 
 
 def test_a_model_that_is_a_class_as_a_whole_is_found():
@@ -77,12 +87,17 @@ def test_siglips_vision_tower(head, tmp_path):
     check_table("siglip_vision_model", config)
     theirs = randomise(hf.SiglipVisionModel(config))
     model, params = round_trip(theirs, tmp_path)
-    forward = bound(model, params, {"image": IMAGE})
+
+    def run(params):
+        forward = bound(model, params, {"image": IMAGE})
+        return forward.encode("image").embeddings, forward.embed("image") if head else None
+
+    tokens, vector = compiled(run)(params)
     out = theirs(pixel_values=torch.tensor(IMAGE.transpose(0, 3, 1, 2)))
-    assert_close(forward.encode("image").embeddings, out.last_hidden_state)
+    assert_close(tokens, out.last_hidden_state)
     if head:
         pooled = out.pooler_output / out.pooler_output.norm(dim=-1, keepdim=True)
-        assert_close(forward.embed("image"), pooled)
+        assert_close(vector, pooled)
 
 
 def test_siglips_text_tower(tmp_path):
@@ -91,19 +106,30 @@ def test_siglips_text_tower(tmp_path):
     check_table("siglip_text_model", config)
     theirs = randomise(hf.SiglipTextModel(config))
     model, params = round_trip(theirs, tmp_path)
-    forward = bound(model, params, {"text": IDS.astype(np.int32)})
-    assert_close(forward.head("pooler", forward.encode("text"), key="x"), theirs(input_ids=torch.tensor(IDS)).pooler_output)
+
+    def run(params):
+        forward = bound(model, params, {"text": IDS.astype(np.int32)})
+        return forward.head("pooler", forward.encode("text"), key="x")
+
+    assert_close(compiled(run)(params), theirs(input_ids=torch.tensor(IDS)).pooler_output)
+
+
+def digits_run(path):
+    """What `mmjax train digits` leaves, of a small model with weights of noise."""
+    e = load_config("digits")
+    size = {"width": 16, "depth": 1}
+    encoders = {name: encoder.copy(**size) for name, encoder in e.model.encoders.items()}
+    model = e.model.copy(encoders=encoders, fusions={"dual": e.model.fusions["dual"]}, decoders={}, heads={})
+    run = Run(path)
+    run.open(dataclasses.replace(e, model=model, tasks={"contrastive": e.tasks["contrastive"]}, evaluate={}))
+    run.write_json("environment.json", environment())
+    run.keep_tokenizer(e.tokenizer.train(e.data["train"].texts()))
+    save_params(run, params_of(model))
 
 
 def test_digits_leaves_tower_by_tower(tmp_path, capsys):
     run, out = str(tmp_path / "run"), tmp_path / "hf"
-    small = "--steps 1 --evaluate_every 0 --checkpoint.best= --log.tensorboard false --log.progress false --mesh.data 8"
-    shrink = (
-        "--model.encoders.image.depth 1 --model.encoders.image.width 16 --model.encoders.text.width 16 --evaluate.prompted none"
-    )
-    less = "--evaluate.retrieval none --tasks.caption none --tasks.matching none --tasks.masked_lm none"
-    parts = "--model.heads.match none --model.heads.masked_lm none --model.decoders.caption none --model.fusions.cross none"
-    assert main(["train", "digits", "--workdir", run, *f"{small} {shrink} {less} {parts}".split()]) == 0
+    digits_run(run)
     assert main(["convert", "to-hf", run, str(out)]) == 0
     said = capsys.readouterr()
     assert "image: SiglipVisionModel" in said.out and "text: SiglipTextModel" in said.out

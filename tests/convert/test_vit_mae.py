@@ -3,7 +3,6 @@
 import json
 from math import prod
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from parity import (
     check_gradient,
     check_honoured,
     check_table,
+    compiled,
     hidden_states,
     honoured_fields,
     inert_fields,
@@ -73,24 +73,22 @@ def seen_by(model, params, pixels=IMAGE):
     """What the encoder gives of the patches that are left."""
     spec = objective(model)
 
-    @jax.jit
     def run(params):
         keep, _ = spec.choose(NOISE[:, : spec.patches(pixels).shape[1]])
         return bound(model, params, {"image": pixels}).encode("image", {"image_keep": keep}, key="x").embeddings
 
-    return run(params)
+    return compiled(run)(params)
 
 
 def painted_by(model, params, pixels=IMAGE):
     """The loss and the pixels."""
     spec = objective(model)
 
-    @jax.jit
     def run(params):
         loss, painted = spec.paint(bound(model, params, {"image": pixels}), NOISE[:, : spec.patches(pixels).shape[1]])
         return loss.sum / loss.count, painted
 
-    return run(params)
+    return compiled(run)(params)
 
 
 def both(loss, pixels):

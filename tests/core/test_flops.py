@@ -1,6 +1,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec as P
 
 from mmjax.core.flops import count_flops
 
@@ -62,6 +64,22 @@ def test_a_gradient_costs_two_more_products_and_recomputation_a_third():
 
 def test_inside_jit_and_custom_derivatives():
     assert count_flops(jax.jit(lambda x, w: jax.nn.relu(jax.jit(jnp.matmul)(x, w))), shape(3, 4), shape(4, 5)) == 2 * 3 * 4 * 5
+
+
+def test_what_runs_on_each_device_counts_once_for_each(eight_devices):
+    each = jax.shard_map(jnp.matmul, mesh=eight_devices, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"))
+    devices = eight_devices.size
+    ways = eight_devices.shape["fsdp"]
+    assert count_flops(each, shape(8, 4), shape(4, 5)) == devices * 2 * (8 // ways) * 4 * 5
+
+
+@pytest.mark.parametrize("stated", [None, pl.CostEstimate(flops=7, transcendentals=0, bytes_accessed=0)])
+def test_a_kernel_counts_as_it_states_or_once_for_each_place_in_its_grid(stated):
+    def square(x, out):
+        out[...] = x[...] @ x[...]
+
+    kernel = pl.pallas_call(square, out_shape=shape(8, 8), grid=(3,), cost_estimate=stated)
+    assert count_flops(kernel, shape(8, 8)) == (7 if stated else 3 * 2 * 8 * 8 * 8)
 
 
 def test_elementwise_work_is_not_counted():

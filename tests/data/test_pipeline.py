@@ -98,14 +98,28 @@ def test_each_record_comes_once_an_epoch(digits):
     np.testing.assert_array_equal(np.bincount(seen), np.bincount(Digits("validation").build().labels))
 
 
+def shares(count):
+    """The rows of each of `count` processes."""
+    return [range(20 * index // count, 20 * (index + 1) // count) for index in range(count)]
+
+
 @pytest.mark.parametrize("count", [2, 4, 5])
 def test_processes_together_make_the_batch_of_one(digits, count):
     for step in (0, 14):  # 14 crosses the end of an epoch
-        same(join([digits.batch(step, index, count) for index in range(count)]), digits.batch(step))
-    streams = [digits.batches(14, index, count) for index in range(count)]
+        same(join([digits.batch(step, rows) for rows in shares(count)]), digits.batch(step))
+    streams = [digits.batches(14, rows) for rows in shares(count)]
     same(join([next(stream) for stream in streams]), digits.batch(14))
     for stream in streams:
         stream.close()
+
+
+def test_rows_need_not_lie_together(digits):
+    rows = [0, 1, 2, 7, 8, 19]
+    for step in (3, 14):
+        whole = digits.batch(step)
+        same(digits.batch(step, rows), {key: value[rows] for key, value in whole.items()})
+    one, whole = next(digits.epoch(rows)), next(digits.epoch())
+    same(one, {key: value[rows] for key, value in whole.items()})
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
@@ -157,7 +171,7 @@ def test_epoch_has_each_record_once_in_order(digits, tokenizer):
     again = join(list(DIGITS.build(tokenizer, seed=5).epoch(batch_size=96)))
     for key in ("image", "text"):  # neither the seed nor the batch size matters
         np.testing.assert_array_equal(again[key], whole[key][:288])
-    parts = [list(digits.epoch(index, 2, 50)) for index in range(2)]
+    parts = [list(digits.epoch(rows, 50)) for rows in (range(25), range(25, 50))]
     for mine, other, batch in zip(*parts, batches, strict=True):
         same(join([mine, other]), batch)
 
@@ -237,7 +251,7 @@ def test_pairs_for_next_sentence_prediction(tmp_path):
 
 
 def test_what_workers_are_sent_can_be_pickled(digits):
-    stream = pickle.loads(pickle.dumps(digits._stream(20, 0, 1, once=False)))
+    stream = pickle.loads(pickle.dumps(digits._stream(20, None, once=False)))
     same(stream[3].batch, digits.batch(3))
 
 
@@ -256,7 +270,6 @@ def test_mistakes(image_folder, write_image, tokenizer):
             lambda: normalised.build(None, 0).batch(0),
             "image: a record's is 6x5x3 float32, the first record's 8x8x3 float32; add Resize",
         ),
-        (lambda: DIGITS.build(tokenizer, 0).batches(0, 0, 3), "batch_size=20 does not divide among 3 process(es)"),
     ]
     for mistake, message in cases:
         with pytest.raises(UserError) as raised:

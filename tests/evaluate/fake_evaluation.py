@@ -26,7 +26,7 @@ class FakeDataset:
     def size(self):
         return len(next(iter(self.columns.values())))
 
-    def epoch(self, process_index=0, process_count=1):
+    def epoch(self, rows=None):
         for start in range(0, self.size, self.batch_size):
             row = np.arange(start, start + self.batch_size)
             kept = np.minimum(row, self.size - 1)

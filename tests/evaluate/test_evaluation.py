@@ -45,7 +45,7 @@ def test_a_pass_that_fails_stops_reading():
     closed = []
 
     class Tracked(FakeDataset):
-        def epoch(self, process_index=0, process_count=1):
+        def epoch(self, rows=None):
             try:
                 yield from super().epoch()
             finally:

@@ -40,22 +40,48 @@ def test_tokens_stand_at_their_places_in_their_order():
         [image[1, 0], words[7], words[2], image[1, 1], words[1]],
     ]
     expected = np.array(rows) @ words.T
-    np.testing.assert_allclose(run(model, params), expected, rtol=1e-4, atol=1e-6)
+    for ids in (IDS, np.asarray(IDS)):
+        np.testing.assert_allclose(run(model, params, ids), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_place_too_many_keeps_its_word():
+def test_within_jit_a_place_too_many_keeps_its_word_and_a_token_too_many_is_left_out():
     model = SplicedDecoder(**BARE | {"place": 7})
     params = drawn(model)
     ids = jnp.array([[7, 7, 7], [7, 7, 7]])
-    np.testing.assert_allclose(run(model, params, ids)[:, 2], run(model, params, ids, None)[:, 2], rtol=1e-6)
-    assert not np.allclose(run(model, params, ids)[:, 1], run(model, params, ids, None)[:, 1])
+    logits, words = jax.jit(lambda ids: run(model, params, ids))(ids), run(model, params, ids, None)
+    np.testing.assert_allclose(logits[:, 2], words[:, 2], rtol=1e-6)
+    assert not np.allclose(logits[:, 1], words[:, 1])
+    fewer = jax.jit(lambda ids: run(model, params, ids))(ids.at[:, 1:].set(3))
+    np.testing.assert_allclose(fewer[:, 0], logits[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("row", "found"), [([PLACE] * 3 + [4, 5], 3), ([PLACE, 4, 4, 4, 4], 1), ([1, 2, 3, 4, 5], 0)])
+def test_outside_jit_another_number_of_places_is_refused(row, found):
+    model = SplicedDecoder(**BARE)
+    params = drawn(model)
+    for ids in (IDS.at[1].set(jnp.array(row)), np.array([IDS[0], row])):
+        with pytest.raises(UserError, match=rf"^place=50: text 1 has {found} of this id, and its image has 2 tokens"):
+            run(model, params, ids)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_without_a_head_it_gives_the_last_layers_result(tied):
+    whole = SplicedDecoder(**BARE, tied=tied)
+    params = drawn(whole)
+    bare = whole.copy(headless=True)
+    shapes = drawn(bare)
+    assert shapes.keys() == params.keys() - {"logits"}
+    table = params["words"]["table"].T if tied else params["logits"]["kernel"]
+    hidden = run(bare, {name: params[name] for name in shapes})
+    np.testing.assert_allclose(hidden @ table, run(whole, params), rtol=1e-5, atol=1e-6)
 
 
 def test_no_skip_takes_the_first_token_too():
     model = SplicedDecoder(**BARE, skip=0)
     params = drawn(model)
     moved = Tokens(IMAGE.embeddings.at[:, 0].add(1.0), IMAGE.mask)
-    changed = jnp.abs(run(model, params) - run(model, params, image=moved)).max(axis=-1) > 0
+    ids = IDS.at[:, -1].set(PLACE)
+    changed = jnp.abs(run(model, params, ids) - run(model, params, ids, moved)).max(axis=-1) > 0
     np.testing.assert_array_equal(changed, [[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
 
 

@@ -81,7 +81,7 @@ def test_fused_is_torchs(tokens, attended, heads, kv_heads, width, causal):
     check("fused", tokens, attended, heads, kv_heads, width, causal)
 
 
-@pytest.mark.parametrize(("tokens", "attended", "causal"), [(19, 150, False), (140, 140, True)])
+@pytest.mark.parametrize(("tokens", "attended", "causal"), [(19, 150, False), (19, 150, True), (140, 140, True)])
 def test_splash_is_torchs(tokens, attended, causal):
     check("splash", tokens, attended, 2, 1, 64, causal)
 
@@ -157,3 +157,23 @@ def test_what_fits():
     assert fits(12, 64, 196, 196) and fits(8, 128, 512, 64)
     assert not fits(3, 64, 196, 196)  # half a register would be left over
     assert not fits(16, 72, 196, 196) and not fits(12, 64, 513, 64)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_cudnn_is_lowered_to_its_flash_attention(segmented, monkeypatch):
+    """As far as a machine without a GPU goes: the program for one, forward and backward, calls cuDNN's kernels."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
+    array = jax.ShapeDtypeStruct((2, 16, 4, 64), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((2, 16), bool)
+    segments = (jnp.zeros((2, 16), jnp.int32),) * 2 if segmented else None
+
+    def total(q, k, v, mask):
+        return jnp.sum(attend(q, k, v, mask, segments, kind="cudnn").astype(jnp.float32))
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(array, array, array, mask)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text

@@ -52,6 +52,7 @@ def every_part():
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
         },
+        unread={"head.bias": (4,)},
     )
 
 

@@ -27,7 +27,10 @@ BEST = Checkpoint(best="prompted/accuracy")
         ({"evaluate": {"prompted": ZeroShot(data="tets")}}, ["evaluate.prompted.data='tets'", "did you mean 'test'?"]),
         ({"alternate": ("train", "other")}, ["alternate='other'", "train, validation, test"]),
         ({"alternate": ("test",)}, ["alternate leaves out train"]),
-        ({"optimizer": AdamW(accumulate=2)}, ["accumulate=2", "tasks.contrastive", "Contrastive", "accumulate=1"]),
+        (
+            {"tasks": tiny.tasks("matching"), "optimizer": AdamW(accumulate=2)},
+            ["accumulate=2", "tasks.matching", "Matching", "negatives", "accumulate=1"],
+        ),
         ({"checkpoint": Checkpoint(best="zero/accuracy")}, ["checkpoint.best='zero/accuracy'", "prompted"]),
         ({"checkpoint": BEST}, ["checkpoint.best needs evaluate_every"]),
     ],

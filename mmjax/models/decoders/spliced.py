@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
@@ -17,23 +18,27 @@ class SplicedDecoder(TextDecoder):
     """ids [B, T], context -> logits [B, T, V] of the next token.
 
     Wherever the text holds the id `place`, the next token of the context stands there in place of a word, projected to the
-    words' width by a layer, an activation and a layer. A text has as many places as the context has tokens (after `skip`);
-    places beyond them keep the word's own embedding. Without a context the text is read as it is.
+    words' width by a layer, an activation and a layer. Without a context the text is read as it is.
+
+    A text has as many places as the context has tokens (after `skip`). Concrete ids are checked. Under `jit` their numbers are
+    not known: places beyond the context's tokens then keep the word's own embedding, and tokens beyond the places are left out.
 
     Attributes:
       context: the name of the one encoder whose tokens are spliced in.
       place: the id that stands for one token of the context.
       skip: how many tokens at the context's beginning are left out (1: the class token of an image).
       project_activation, project_bias: of the projection.
+      headless: give the last layer's result [B, T, D], normalised, instead of logits.
 
     Raises:
-      UserError: a context of several encoders.
+      UserError: a context of several encoders; outside `jit`, a text with more or fewer places than the context has tokens.
     """
 
     place: int = 32000
     skip: int = 1
     project_activation: str = "gelu"
     project_bias: bool = True
+    headless: bool = False
 
     def setup(self) -> None:
         super().setup()
@@ -47,12 +52,26 @@ class SplicedDecoder(TextDecoder):
         words_BTD = self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :]) if context else None
         return self.output(self(ids_BT, mask, words_BTD=words_BTD).embeddings)
 
+    def output(self, hidden_BTD: Array) -> Array:
+        return hidden_BTD if self.headless else super().output(hidden_BTD)
+
     def _splice(self, ids_BT: Array, tokens_BSD: Array) -> Array:
         """[B, T, D]: rows of the word table, and projected tokens at their places."""
         own_BSD = self.project_out(activation(self.project_activation)(self.project_in(tokens_BSD)))
         place_BT = ids_BT == self.place
+        if not self.is_initializing():
+            self._check_places(place_BT, own_BSD.shape[1])
         nth_BT = jnp.cumsum(place_BT, axis=1) - 1
         place_BT &= nth_BT < own_BSD.shape[1]
         there_BTD = jnp.take_along_axis(own_BSD, jnp.clip(nth_BT, 0, own_BSD.shape[1] - 1)[..., None], axis=1)
         words_BTD = self.words(jnp.where(place_BT, 0, ids_BT)).astype(own_BSD.dtype)  # the place need not be in the vocabulary
         return jnp.where(place_BT[..., None], there_BTD, words_BTD)
+
+    def _check_places(self, place_BT: Array, tokens: int) -> None:
+        """Raises `UserError` for a text whose places are not as many as its tokens; says nothing of a traced one."""
+        if isinstance(place_BT, jax.core.Tracer):
+            return
+        for row, places in enumerate(place_BT.sum(axis=1).tolist()):
+            if places != tokens:
+                name = self.context[0]
+                raise UserError(f"place={self.place}: text {row} has {places} of this id, and its {name} has {tokens} tokens")

@@ -1,0 +1,90 @@
+"""Shapes of the training batches: from the data where it is at hand, else from what the model and the objectives read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.data import Tokenizer, WordPiece
+from mmjax.train.experiment import Experiment
+
+Spec = dict[str, tuple[tuple[int, ...], str]]  # key of a batch -> shape and dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Stands for a dataset of which only the shapes matter."""
+
+    batch: Spec
+
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """As `Dataset.spec`."""
+        return {key: (tuple(shape), np.dtype(dtype)) for key, (shape, dtype) in self.batch.items()}
+
+
+def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
+    """The shapes of every batch that tasks train on, and where they come from, for the report."""
+    tokenizer = _any_tokenizer() if experiment.tokenizer is not None or experiment.init_from else None
+    shapes, reasons = {}, []
+    for name in experiment.task_data():
+        try:
+            found = experiment.data[name].build(tokenizer, experiment.seed).spec()
+            shapes[name] = {key: (shape, str(dtype)) for key, (shape, dtype) in found.items()}
+        except UserError as error:
+            shapes[name] = from_model(experiment, name)
+            reasons.append(f"data.{name} is not at hand: {error}")
+    return shapes, f"the model ({'; '.join(reasons)})" if reasons else "the data"
+
+
+def from_model(experiment: Experiment, name: str) -> Spec:
+    """What a batch of one stream must hold for its tasks: an input of each modality they read, and their labels."""
+    data, encoders = experiment.data[name], experiment.model.encoders
+    rows = data.batch_size
+    read = {
+        key for task in experiment.tasks.values() if task.data == name for key in getattr(task.objective, "needs", encoders)
+    }
+    spec: Spec = {}
+    for modality in encoders:
+        if modality == "text" and read & {"text", "text_mask"}:
+            spec |= {"text": ((rows, data.max_length), "int32"), "text_mask": ((rows, data.max_length), "bool")}
+        elif modality in read:
+            example = encoders[modality].example()
+            spec[modality] = ((rows, *example.shape[1:]), str(example.dtype))
+    if "text_segments" in read:
+        spec["text_segments"] = ((rows, data.max_length), "int32")
+    labels = {"label", "next"} & read
+    return spec | dict.fromkeys(sorted(labels | {"group", "index"}), ((rows,), "int32"))
+
+
+def rows(shapes: Mapping[str, Spec], name: str) -> int:
+    """Examples in a batch."""
+    return shapes[name]["index"][0][0]
+
+
+def resized(shapes: Mapping[str, Spec], sizes: Mapping[str, int]) -> dict[str, Spec]:
+    """The same batches with other numbers of examples."""
+    return {
+        name: {key: ((sizes[name], *shape[1:]), dtype) for key, (shape, dtype) in spec.items()} for name, spec in shapes.items()
+    }
+
+
+def with_batch_per_chip(experiment: Experiment, chips: int, examples: int) -> Experiment:
+    """The experiment with this many examples a chip in every batch that tasks train on."""
+    return _with_sizes(experiment, dict.fromkeys(experiment.task_data(), chips * examples))
+
+
+def _with_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> Experiment:
+    data: dict[str, Any] = {
+        name: dataclasses.replace(spec, batch_size=sizes[name]) if name in sizes else spec
+        for name, spec in experiment.data.items()
+    }
+    return dataclasses.replace(experiment, data=data)
+
+
+def _any_tokenizer() -> Tokenizer:
+    """Shapes do not depend on the words, so no corpus is read."""
+    return WordPiece(256).train(iter(["any words at all"]))

@@ -1,0 +1,83 @@
+"""Before the first step: the processes agree on what they run, and compile it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from mmjax.core.config import to_json
+from mmjax.parallel.multihost import agree, barrier, is_main
+from mmjax.train.experiment import Experiment
+from mmjax.train.run import Run, environment
+from mmjax.train.setup import Setup, set_up
+
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+Step = tuple[Callable[..., Any], int]
+
+
+def open_run(experiment: Experiment, run: Run, mesh: jax.sharding.Mesh) -> Setup:
+    """The setup of an experiment in its folder, alike on all processes. Process 0 goes first: the others read its tokenizer.
+
+    Raises:
+      UserError: a mistake in the experiment or its data, or something in which a process differs from process 0.
+    """
+    about = environment()
+    agree("the code", {"git": about["git"]})
+    agree("the experiment", to_json(experiment))
+    if not is_main():
+        barrier("the run folder")
+        run.fetch()
+    setup = set_up(experiment, run, mesh)
+    if is_main():
+        run.open(experiment)
+        if not run.has_checkpoint():
+            run.keep_tokenizer(setup.tokenizer)
+        run.write_json("environment.json", about | {"data": about_data(setup)})
+        barrier("the run folder")
+    agree_on_data(setup)
+    return setup
+
+
+def about_data(setup: Setup) -> dict[str, Any]:
+    """What identifies each dataset."""
+    found = setup.datasets.items()
+    return {name: {"size": d.size, "classes": list(d.classes), "fingerprint": d.fingerprint} for name, d in found}
+
+
+def agree_on_data(setup: Setup) -> None:
+    """Raises `UserError` where a process has other data or another tokenizer than process 0."""
+    agree("the data", about_data(setup))
+    words = {} if setup.tokenizer is None else setup.tokenizer.huggingface.get_vocab()
+    agree("the tokenizer", {"words": len(words), "crc": zlib.crc32(repr(sorted(words.items())).encode())})
+
+
+def compile_steps(setup: Setup, groups: tuple[tuple[str, ...], ...]) -> tuple[dict[tuple[str, ...], Step], str]:
+    """The compiled step of each group, and how long it took: "compiled in 41.2 s", or from the cache."""
+    began = time.perf_counter()
+    different = tuple(dict.fromkeys(groups))
+    with _cache_hits() as hits:
+        steps = {group: setup.compile_step(group) for group in different}
+    found = ", from the compilation cache" if len(hits) >= len(different) else ""
+    return steps, f"compiled in {time.perf_counter() - began:.1f} s{found}"
+
+
+@contextlib.contextmanager
+def _cache_hits() -> Iterator[list[str]]:
+    """Programs that JAX takes from its persistent cache while the block runs."""
+    hits: list[str] = []
+
+    def heard(event: str, **_: Any) -> None:
+        if event == CACHE_HIT:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(heard)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(heard)

@@ -1,0 +1,81 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmjax.cli import main
+from mmjax.plan import compile as compiling
+
+TINY = str(Path(__file__).parent / "plan_tiny.py")
+
+
+def test_a_small_step_is_compiled_for_a_tpu_that_is_not_there():
+    one = [f"--model.encoders.{tower}.depth=1" for tower in ("image", "text")]
+    words = ["plan", TINY, "--topology", "v5e:2x2", "--batch_per_chip", "8", "--data.test.batch_size", "8", *one]
+    done = subprocess.run([sys.executable, "-m", "mmjax.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    *lines, last = done.stdout.splitlines()
+    found = json.loads(last)
+    measured, predicted = found["measured"], found["predicted"]
+    assert lines[0].endswith("v5e:2x2: 4 chips, data 4; 32 examples a step")
+    assert "data.train is not at hand" in lines[1]
+    figures = [line for line in lines[2:] if line]
+    assert all(line.startswith("predicted ") for line in figures)
+
+    params = measured["sizes"]["params"]
+    assert params == 4 * measured["sizes"]["parameters"]
+    assert measured["sizes"]["ema"] == params
+    assert 2 * params <= measured["sizes"]["optimizer"] < 2 * params + 100  # two moments and a few counters
+    assert measured["memory"]["arguments"] >= 4 * params
+    # Each of the four copies of float32 parameters (with moments and average) is read and written once at least.
+    assert measured["traffic"]["read"] + measured["traffic"]["written"] > 8 * params
+    # Gradients are reduced over the data axis: at least in bfloat16, at most in float32 with some activations.
+    sent = sum(measured["collectives"].values())
+    assert 2 * 3 / 4 * params / 2 <= sent < 2 * 2 * params
+    assert all(name.endswith(" data") for name in measured["collectives"])
+    blocks = 12 * 128 * 128 * (16 + 16)  # a layer of each tower, 16 tokens each: 12 D^2 weights a layer
+    assert measured["model_flops"] > 3 * 32 * 2 * blocks
+    assert predicted["step_seconds"] == max(predicted["seconds"].values())
+    assert predicted["hours"] == pytest.approx(predicted["step_seconds"])  # 3600 steps
+
+
+def test_on_gpus_what_is_known_without_compiling(capsys):
+    assert main(["plan", TINY, "--topology", "gpu:2"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["predicted"] is None
+    assert found["measured"]["memory"] == {}
+    assert found["measured"]["mesh"]["data"] == 2
+    assert found["measured"]["hardware_flops"] > 0.9 * found["measured"]["model_flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "plan needs --topology, for instance --topology v5e:4x4"),
+        (["--topology", "v5e:3x3"], "v5e comes as 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        (["--topology", "v5e:2x2", "--mesh.data", "3"], "does not multiply to the 4 devices"),
+        (["--topology", "v5e:2x2", "--slices", "two"], "--slices two: use a whole number from 1 up"),
+        (["--topology", "v5e:2x2", "--batch_per_chip", "0"], "--batch_per_chip 0: use a whole number from 1 up"),
+        (["--topology", "gpu:2", "--search"], "--search compiles"),
+        (["--topology", "gpu:4"], "data.test.batch_size=6 does not divide over 4 devices"),
+        (["--topology", "v5e:2x2", "--modle.dtype", "float32"], "did you mean 'model.dtype'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, words, said):
+    assert main(["plan", TINY, *words]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        compiling.importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else find(name, *rest)
+    )
+    assert main(["plan", TINY, "--topology", "v5e:2x2", "--data.test.batch_size", "8"]) == 2
+    assert "needs libtpu; pip install 'mmjax[tpu]' brings it" in capsys.readouterr().err

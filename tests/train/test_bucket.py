@@ -1,0 +1,96 @@
+"""A run folder in a bucket, with a bucket in memory under the same address."""
+
+import json
+
+import pytest
+import tiny
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from mmjax.core.errors import UserError
+from mmjax.train.bucket import Bucket, in_bucket
+from mmjax.train.run import Run
+
+
+class Memory(MemoryFileSystem):
+    """Stands for Google's storage, whose names have no leading slash and whose folders need no making."""
+
+    protocol = "gs"
+    store = {}  # noqa: RUF012 (shared by design, as in the class it comes from)
+    pseudo_dirs = [""]  # noqa: RUF012
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    monkeypatch.setattr(Memory, "store", {})
+    monkeypatch.setattr(Memory, "pseudo_dirs", [""])
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: Memory(skip_instance_cache=True))
+    return "gs://bucket/run"
+
+
+def test_what_is_an_address():
+    assert in_bucket("gs://b/x") and in_bucket("s3://b/x")
+    assert not in_bucket("runs/digits") and not in_bucket("/mnt/gs/x")
+
+
+def test_what_is_sent_is_there_for_the_next(gs):
+    first = Bucket(gs)
+    (first.copy / "metrics.jsonl").write_text("one\n")
+    (first.copy / "tokenizer").mkdir()
+    (first.copy / "tokenizer" / "words.json").write_text("{}")
+    first.send()
+    (epath.Path(gs) / "checkpoints" / "10").mkdir(parents=True)
+    (epath.Path(gs) / "checkpoints" / "10" / "large").write_text("x")
+    with (first.copy / "metrics.jsonl").open("a") as file:
+        file.write("two\n")
+    first.send()
+    second = Bucket(gs)
+    assert second.copy != first.copy
+    assert (second.copy / "metrics.jsonl").read_text() == "one\ntwo\n"
+    assert (second.copy / "tokenizer" / "words.json").read_text() == "{}"
+    assert not (second.copy / "checkpoints").exists()
+
+
+def test_only_what_has_changed_is_sent(gs, monkeypatch):
+    bucket = Bucket(gs)
+    for name in ("a", "b"):
+        (bucket.copy / name).write_text(name)
+    bucket.send()
+    again = Bucket(gs)
+    sent = []
+    place = type(again.home)
+    original = place.write_bytes
+    monkeypatch.setattr(place, "write_bytes", lambda path, data: (sent.append(path.name), original(path, data))[1])
+    (again.copy / "b").write_text("changed")
+    again.send()
+    assert sent == ["b"]
+
+
+def test_an_address_that_cannot_be_opened_is_one_line(monkeypatch):
+    def refuse(*_):
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", refuse)
+    with pytest.raises(UserError, match=r"gs://bucket/run: opening it needs gcsfs"):
+        Bucket("gs://bucket/run")
+
+    def broken(*_):
+        raise OSError("no\ncredentials")
+
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", broken)
+    with pytest.raises(UserError, match=r"gs://bucket/run cannot be opened: no credentials"):
+        Bucket("gs://bucket/run")
+
+
+def test_a_run_in_a_bucket_keeps_its_small_files_there(gs):
+    run = Run(gs)
+    run.open(tiny.experiment())
+    run.metrics.write_text('{"step": 1}\n')
+    run.send()
+    assert json.loads((epath.Path(gs) / "config.json").read_text())
+    assert str(run.checkpoints) == f"{gs}/checkpoints"
+    again = Run(gs)
+    assert again.experiment() == tiny.experiment()
+    assert again.metrics.read_text() == '{"step": 1}\n'
+    with pytest.raises(UserError, match="gs://bucket/other is not a run"):
+        Run("gs://bucket/other").experiment()

@@ -1,0 +1,112 @@
+"""Checkpoints on a disk of the host's own: which one a run goes on from."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.core.errors import UserError
+from mmjax.models import Multimodal
+from mmjax.models.heads import Classifier
+from mmjax.train import Checkpoint, train
+from mmjax.train.metrics import read_lines
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup
+
+pytestmark = pytest.mark.usefixtures("single")
+
+
+def small(**changes):
+    """A classifier without a layer."""
+    model = Multimodal(encoders={"image": tiny.vit(depth=0)}, heads={"classes": Classifier(classes=10, input="image")})
+    return tiny.experiment(**{"model": model, "tasks": tiny.tasks("classify"), "evaluate": {}, "steps": 7} | changes)
+
+
+def made(disk, **changes):
+    return small(**{"checkpoint": Checkpoint(every=4, local=str(disk), local_every=1)} | changes)
+
+
+def break_off(monkeypatch, experiment, folder, at):
+    """A run that dies in the batch after step `at`, without a word."""
+    place, seen = Setup.place, []
+
+    def placed(self, batch):
+        seen.append(1)
+        if len(seen) > at:
+            raise ZeroDivisionError
+        return place(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Setup, "place", placed)
+        with pytest.raises(ZeroDivisionError):
+            train(experiment, folder)
+
+
+def losses(folder):
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, quick_compiles):
+    """The losses of a run that was never broken off."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        train(small(), folder)
+    return losses(folder)
+
+
+def test_a_run_goes_on_from_the_newer_disk_bit_for_bit(whole, tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk), run, 6)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) == ["4"]
+    capsys.readouterr()
+    train(made(disk), run)
+    assert f"going on from step 6 in {disk}" in capsys.readouterr().err
+    assert losses(run) == whole
+    train(made(disk, steps=8), run)  # both have step 7: the run folder's is taken
+    assert f"going on from step 7 in {run}" in capsys.readouterr().err
+
+
+def test_a_broken_one_is_passed_over(whole, tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk), run, 6)
+    shutil.rmtree(next(disk.glob("*/*/6/state")))
+    train(made(disk), run)
+    said = capsys.readouterr().err
+    assert "local checkpoint 6 is passed over: " in said and f"going on from step 5 in {disk}" in said
+    assert losses(run) == whole
+
+
+def test_one_of_another_experiment_or_another_run_is_not_used(tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk), run, 2)
+    capsys.readouterr()
+    train(made(disk, seed=3), run)  # the run folder itself has no checkpoint yet, so the seed may change
+    said = capsys.readouterr().err
+    assert "local checkpoint 2 is passed over: it is of another experiment (seed: 0 -> 3)" in said
+    assert "going on" not in said and len(losses(run)) == 7
+    first = Run(run).identity()
+    shutil.rmtree(run)
+    break_off(monkeypatch, made(disk), run, 1)
+    assert "going on" not in capsys.readouterr().err and Run(run).identity() != first
+
+
+def test_one_of_another_mesh_is_not_used(whole, tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk), run, 6)
+    monkeypatch.undo()  # all eight devices from here on
+    train(dataclasses.replace(made(disk), mesh=tiny.Mesh(data=1, fsdp=-1)), run)
+    said = capsys.readouterr().err
+    assert "local checkpoint 6 is passed over: it was written on another mesh" in said
+    assert f"going on from step 4 in {run}" in said
+    np.testing.assert_allclose(losses(run), whole, rtol=1e-5)
+
+
+def test_how_often_is_checked():
+    with pytest.raises(UserError, match=r"checkpoint\.local_every=0: use 1 or more steps"):
+        Checkpoint(local="x", local_every=0)

@@ -1,0 +1,231 @@
+"""Several processes are one run: the same losses and batches on any mesh, stopped together, killed, and gone on with on fewer.
+
+Real processes on the CPU's collectives, each with a few virtual devices. `crowd.py` is what they run.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import crowd
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.train import train
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.experiment import Checkpoint
+from mmjax.train.metrics import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 80
+FLAGS = ["--steps", str(STEPS), "--evaluate_every", "40", "--checkpoint.every", "40", "--optimizer.learning_rate", "0.03"]
+
+
+class Crowd:
+    """Processes that run `crowd.py` with the same words."""
+
+    def __init__(self, compiled: Path, record: Path | None, words: list[str], processes: int = 2, devices: int = 2):
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+            "XLA_FLAGS": f"--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+        together = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--peer_timeout", "8"]
+        self.processes = []
+        for number in range(processes):
+            path = "-" if record is None else str(record / f"{number}.jsonl")
+            joining = [*together, "--process", str(number)] if processes > 1 else []
+            command = [sys.executable, crowd.__file__, path, *words, *joining]
+            self.processes.append(subprocess.Popen(command, **pipes))
+
+    def signal_at(self, run: Path, line: int, number: int, sent: signal.Signals) -> None:
+        """Send a signal to one process once the run has written that step."""
+        began = time.monotonic()
+        while last_step(run) < line:
+            assert time.monotonic() - began < 240, f"step {line} never came"
+            assert all(process.poll() is None for process in self.processes), "\n".join(map(str, self.end()))
+            time.sleep(0.01)
+        self.processes[number].send_signal(sent)
+
+    def end(self) -> list[tuple[int, str, str]]:
+        """(exit status, standard output, standard error) of each."""
+        said = [process.communicate(timeout=1500) for process in self.processes]
+        return [(process.returncode, *text) for process, text in zip(self.processes, said, strict=True)]
+
+
+def last_step(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return max((line["step"] for line in read_lines(metrics)), default=0) if metrics.exists() else 0
+
+
+def curve(run: Path) -> dict[str, np.ndarray]:
+    """Each loss over the steps; every step once."""
+    lines = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {name: np.array([line[name] for line in lines]) for name in lines[0] if name.startswith("loss")}
+
+
+def measured(run: Path) -> list[dict]:
+    return [line for line in read_lines(run / "metrics.jsonl") if "prompted/accuracy" in line]
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    expected, found = curve(one), curve(other)
+    assert expected.keys() == found.keys() and len(expected) >= 3
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=0, err_msg=f"{name} in {other}")
+
+
+def rows_of(record: Path) -> dict[int, dict[int, int]]:
+    """step -> row -> checksum, from every process that wrote to a folder; who made a row twice made the same."""
+    found: dict[int, dict[int, int]] = {}
+    for path in sorted(record.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            said = json.loads(line)
+            for row, checksum in said["rows"].items():
+                assert found.setdefault(said["step"], {}).setdefault(int(row), checksum) == checksum, (path, said["step"], row)
+    return found
+
+
+def check_meshes(compiled, tmp_path, names, processes=2, devices=2, every=False):
+    crowded = Crowd(compiled, None, ["meshes", str(tmp_path), ",".join(names)], processes, devices)
+    train(crowd.experiment(every), tmp_path / "one")  # meanwhile, on one device here
+    for number, (status, _, err) in enumerate(crowded.end()):
+        assert status == 0, (number, err)
+        assert number == 0 or err == "", err  # only process 0 prints
+    assert len(curve(tmp_path / "one")["loss"]) == crowd.STEPS
+    for name in names:
+        assert_same_losses(tmp_path / "one", tmp_path / name)
+
+
+@pytest.mark.usefixtures("single")
+def test_two_processes_give_the_losses_of_one(compiled, tmp_path):
+    """Rows that do not lie together, and rows that two processes share."""
+    check_meshes(compiled, tmp_path, ["slices", "fsdp x tensor across", "sequence across"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
+def test_more_devices_and_processes_give_the_losses_of_one(compiled, tmp_path, processes, devices):
+    check_meshes(compiled, tmp_path, list(crowd.MESHES), processes, devices)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_all_objectives_give_the_losses_of_one(compiled, tmp_path, processes):
+    names = [f"{name} all" for name in ("data", "fsdp x tensor across", "sequence across")]
+    check_meshes(compiled, tmp_path, names, processes, 2, every=True)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_alike(compiled, tmp_path):
+    flags = ["--optimizer.learning_rate", "1e30", "--steps", "20", "--evaluate_every", "0", "--workdir", str(tmp_path / "run")]
+    ended = Crowd(compiled, None, ["train", tiny.__file__, *flags]).end()
+    lines = [err.splitlines()[-1] for _, _, err in ended]
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert lines[0].startswith("mmjax: step ") and "is not finite" in lines[0]
+    assert lines[1].removeprefix("mmjax: process 0: ").removeprefix("mmjax: ") == lines[0].removeprefix("mmjax: ")
+
+
+@pytest.fixture(scope="module")
+def story(compiled, tmp_path_factory):
+    """One run: stopped by a signal to process 1; gone on with, and process 1 killed; again, and process 0 killed; finished by a
+    single process. What each part said and saved, beside a run that one process did in one go."""
+    folder = tmp_path_factory.mktemp("story")
+    run, whole, record = folder / "run", folder / "whole", [folder / f"record_{i}" for i in range(5)]
+    for path in record:
+        path.mkdir()
+    words = ["train", tiny.__file__, *FLAGS, "--workdir", str(run)]
+    both = [*words, "--mesh.data", "1", "--mesh.fsdp", "4"]
+    both += ["--checkpoint.local", str(folder / "disk"), "--checkpoint.local_every", "4"]
+    told = {"folder": folder, "run": run, "whole": whole}
+
+    alone = Crowd(compiled, record[0], [*words[:-1], str(whole)], 1, 1)
+    told["whole said"] = alone.end()
+
+    crowded = Crowd(compiled, record[1], both)
+    crowded.signal_at(run, 6, 1, signal.SIGTERM)
+    told["stopped"] = crowded.end()
+    told["saved"] = Checkpoints(run / "checkpoints", Checkpoint(), read_only=True).steps()
+
+    for part, number in (("peer killed", 1), ("main killed", 0)):
+        crowded = Crowd(compiled, record[2 + number], both)
+        began = last_step(run)
+        crowded.signal_at(run, began + 12, number, signal.SIGKILL)
+        killed = time.monotonic()
+        told[part] = crowded.end()
+        told[f"{part} seconds"] = time.monotonic() - killed
+
+    alone = Crowd(compiled, record[4], [*words, "--mesh.data", "1"], 1, 1)
+    told["finished"] = alone.end()
+    return told
+
+
+def test_a_signal_to_any_process_stops_all_at_one_step(story):
+    (status, out, err), (other, _, silent) = story["stopped"]
+    assert (status, other, silent) == (0, 0, "") and "{" not in out, err
+    step = int(re.search(r"stopped by a signal; saved step (\d+)", err)[1])
+    assert story["saved"][-1] == step and 6 <= step < STEPS
+
+
+def test_a_killed_process_ends_the_others_with_one_line(story):
+    status, _, err = story["peer killed"][0]
+    assert status != 0 and story["peer killed"][1][0] == -signal.SIGKILL
+    assert err.splitlines()[-1].startswith("mmjax: process 1 has died or cannot be reached (no sign of life for 8 s)")
+    assert "Check failure" not in err and story["peer killed seconds"] < 60
+    status, _, err = story["main killed"][1]
+    assert status != 0 and story["main killed"][0][0] == -signal.SIGKILL
+    assert len(err.splitlines()) == 1 and err.startswith("mmjax: process 0, which coordinates, has died"), err
+
+
+def test_the_same_processes_go_on_from_their_own_disks(story):
+    stopped = story["saved"][-1]
+    found = re.search(rf"going on from step (\d+) in {re.escape(str(story['folder'] / 'disk'))}", story["main killed"][0][2])
+    assert found and int(found[1]) > stopped and int(found[1]) % 4 == 0, story["main killed"][0][2]
+    assert f"going on from step {stopped} in {story['run']}" in story["peer killed"][0][2]
+
+
+def test_one_process_goes_on_where_two_were(story):
+    status, out, err = story["finished"][0]
+    assert status == 0 and "going on from step" in err, err
+    assert_same_losses(story["whole"], story["run"])
+    assert measured(story["run"]) == measured(story["whole"]) and len(measured(story["run"])) == 2
+    assert json.loads(out.splitlines()[-1]) == json.loads(story["whole said"][0][1].splitlines()[-1])
+
+
+def test_batches_are_identical_whoever_makes_them(story):
+    expected = rows_of(story["folder"] / "record_0")
+    assert sorted(expected) == list(range(STEPS)) and all(len(rows) == 16 for rows in expected.values())
+    for part in range(1, 5):
+        found = rows_of(story["folder"] / f"record_{part}")
+        assert found and all(rows == expected[step] for step, rows in list(found.items())[:-1]), part
+    made = json.loads((story["folder"] / "record_1" / "1.jsonl").read_text().splitlines()[0])["rows"]
+    assert len(made) == 8  # each process reads its own half
+
+
+def test_several_processes_evaluate_as_one(story, compiled):
+    """The run was finished on a mesh of one device: one of all devices is written in."""
+    config = json.loads((story["run"] / "config.json").read_text())
+    config["mesh"]["data"] = -1
+    (story["run"] / "config.json").write_text(json.dumps(config))
+    (status, out, err), (other, silent, nothing) = Crowd(compiled, None, ["evaluate", str(story["run"])]).end()
+    assert (status, other, nothing) == (0, 0, ""), err
+    assert "{" not in silent
+    final = json.loads((story["run"] / "final.json").read_text())
+    del final["data"]
+    assert json.loads(out.splitlines()[-1]) == final

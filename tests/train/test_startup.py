@@ -1,0 +1,29 @@
+"""Before the first step: programs that were compiled before are found again, and said to be."""
+
+import re
+
+import jax
+import tiny
+
+from mmjax.parallel.mesh import use_mesh
+from mmjax.train.startup import about_data, agree_on_data, compile_steps, open_run
+
+
+def test_a_second_start_finds_its_step_in_the_cache_and_says_so(tmp_path):
+    made = tiny.experiment(evaluate={})
+    mesh = tiny.ONE.build(jax.devices()[:1])
+    run = tiny.Run(tmp_path)
+    with use_mesh(mesh):
+        setup = open_run(made, run, mesh)
+        first = compile_steps(setup, made.groups())
+        jax.clear_caches()
+        second = compile_steps(setup, made.groups())
+    assert list(first[0]) == list(second[0]) == [("train",)]
+    assert re.fullmatch(r"compiled in \d+\.\d s, from the compilation cache", second[1])
+    assert re.fullmatch(r"compiled in \d+\.\d s(, from the compilation cache)?", first[1])
+    assert second[0]["train",][1] == setup.step_flops(("train",)) > 0
+    agree_on_data(setup)
+    assert about_data(setup)["test"]["size"] == 360
+    assert run.tokenizer().vocab_size == setup.tokenizer.vocab_size
+    run.keep_tokenizer(None)
+    assert run.tokenizer() is None
