@@ -17,6 +17,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # TPUs are for the process that compiles
 
 from mmjax.plan.batches import batch_shapes, with_batch_per_chip
 from mmjax.plan.compile import Measured, Worker, measure_cut, worker

@@ -171,8 +171,11 @@ def data(words: list[str]) -> int:
 
 def plan(words: list[str]) -> int:
     """`mmjax plan [CONFIG] --topology KIND:SHAPE [--search]` and the other flags of `plan.command.Options`"""
+    import jax
+
     from mmjax.plan.command import Options, plan
 
+    jax.config.update("jax_platforms", "cpu")  # libtpu, where it is, belongs to the process that compiles
     budget = _option(words, "--write_budget")
     every, search = tuple(words), _flag(words, "--search")
     named = {name: _option(words, f"--{name}") for name in ("topology", "slices", "batch_per_chip", "minutes")}

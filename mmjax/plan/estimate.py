@@ -22,7 +22,9 @@ from mmjax.train.state import State
 # Of what an example keeps and moves in a layer, the part that a `tensor` axis does not split: the residual stream and its
 # norms, about 4 D of the 12 D that they and queries, keys, values, their mix and a feed-forward layer 4 D wide make together.
 WHOLE = 0.35
-UPDATE = 11  # times the parameters' bytes: AdamW's state and gradients read and written, and the copies cast for computing
+# HBM traffic of a step whatever its batch, in times the float32 parameters' bytes: AdamW's state and the gradients, which are
+# split as the parameters are; and the bfloat16 weights, made and read by both passes, which fsdp does not split.
+UPDATE, WEIGHTS = 8.5, 2.5
 LOGITS = 4 * 4  # copies of float32 logits that the plain contrastive loss holds
 
 
@@ -74,12 +76,12 @@ def estimate(candidate: Candidate, base: Calibration, sizes: Mapping[str, int], 
     known, old = base.measured, base.candidate
     more = candidate.batch_per_chip / old.batch_per_chip
     times = more * (1 + WHOLE * (candidate.mesh.tensor - 1))
-    shrunk = sizes["params"] / known.sizes["params"]
     gradients, old_gradients = sizes["params"], known.sizes["params"]
     kept = max(0.0, known.hbm - sum(known.sizes[name] for name in STATE) - old_gradients - logits_bytes(old, topology))
     moved = sum(known.traffic.values())
-    update = min(UPDATE * old_gradients, moved)
-    traffic = update * shrunk + (moved - update) * times + 2 * (logits_bytes(candidate, topology) - logits_bytes(old, topology))
+    update = min(_fixed_traffic(old_gradients, old.mesh.fsdp), moved)
+    fixed = update * _fixed_traffic(gradients, candidate.mesh.fsdp) / _fixed_traffic(old_gradients, old.mesh.fsdp)
+    traffic = fixed + (moved - update) * times + 2 * (logits_bytes(candidate, topology) - logits_bytes(old, topology))
     return dataclasses.replace(
         known,
         mesh=axes_of(candidate.mesh),
@@ -94,6 +96,11 @@ def estimate(candidate: Candidate, base: Calibration, sizes: Mapping[str, int], 
         traffic={name: size / moved * traffic for name, size in known.traffic.items()},
         collectives=sent_bytes(candidate, sizes["params"], base.carried),
     )
+
+
+def _fixed_traffic(params: float, fsdp: int) -> float:
+    """Of `params` bytes on a chip."""
+    return (UPDATE + WEIGHTS * fsdp) * params
 
 
 def logits_bytes(candidate: Candidate, topology: Topology) -> float:

