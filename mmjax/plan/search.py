@@ -27,6 +27,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.setup import abstract_state
 
 FIRST_BATCH = 128  # examples a chip that calibrations start from
+EXPOSED = 0.02  # of each resource but the slowest; small, so that a ranking by it is one by the roofline within a few percent
 NEAR = 1.01  # an estimate this near to what was compiled is not worth compiling
 CALIBRATING = 0.6  # of the time at most; the rest compiles the best in full
 RECOMPUTED = ("none", "cheap", "dots", "full")  # the less a choice recomputes, the sooner it is tried
@@ -80,12 +81,12 @@ class Search:
         bases = self._calibrate(every, sizes)
         if not bases and self._failed:
             raise self._failed
-        estimated = sorted(self._estimated(every, bases, sizes), key=_rate, reverse=True)
+        estimated = sorted(self._estimated(every, bases, sizes), key=_score, reverse=True)
         compiled = self._compile_best(estimated)
         if not compiled and not estimated:
             raise self._nothing(every, sizes, bases)
         seen = {found.candidate for found in compiled}
-        return sorted(compiled, key=_rate, reverse=True) + [found for found in estimated if found.candidate not in seen]
+        return sorted(compiled, key=_score, reverse=True) + [found for found in estimated if found.candidate not in seen]
 
     def _nothing(
         self, every: list[Candidate], sizes: Mapping[Mesh, Mapping[str, int]], bases: Mapping[Choice, Calibration]
@@ -169,8 +170,8 @@ class Search:
         compiled: list[Found] = []
         too_large: list[Candidate] = []
         for found in estimated:
-            best = max((one.predicted.examples_per_second for one in compiled), default=0.0)
-            if found.predicted.examples_per_second <= NEAR * best or self._left() <= 0:
+            best = max(map(_score, compiled), default=0.0)
+            if _score(found) <= NEAR * best or self._left() <= 0:
                 break
             if any(_no_smaller(found.candidate, other) for other in too_large):
                 continue
@@ -201,9 +202,11 @@ class Search:
         return candidate.flags(self._experiment, self._topology) or "the config as it is"
 
 
-def _rate(found: Found) -> tuple[float, float]:
-    """Examples a second, then the memory left."""
-    return found.predicted.examples_per_second, -found.measured.hbm
+def _score(found: Found) -> float:
+    """Examples a second if a little of what should hide behind the slowest resource does not: decides between what ties."""
+    seconds = found.predicted.seconds.values()
+    exposed = EXPOSED * (sum(seconds) - found.predicted.step_seconds)
+    return found.measured.examples / (found.predicted.step_seconds + exposed)
 
 
 def _no_smaller(candidate: Candidate, other: Candidate) -> bool:

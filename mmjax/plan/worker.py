@@ -48,7 +48,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         setup = Setup(experiment, mesh, None, datasets, state)
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
-            found["sizes"] = sizes(state) | {"batch": _bytes_per_chip(setup._batches(group))}
+            found["sizes"] = sizes(state) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}
         if "flops" in wants:
             found["flops"] = _flops(setup, group)
         if "memory" in wants or "traffic" in wants:
@@ -81,15 +81,15 @@ def _flops(setup: Setup, group: tuple[str, ...]) -> dict[str, float]:
     """
     e, state = setup.experiment, setup.abstract
     tx, rate = e.optimizer.build(state.params, e.steps), e.optimizer.rate(e.steps)
-    step = make_step(e.model, setup._tasks(group), e.weighting, e.optimizer, tx, rate)
+    step = make_step(e.model, setup.tasks_of(group), e.weighting, e.optimizer, tx, rate)
     plain = dataclasses.replace(setup, experiment=plainest(e))
-    forward = functools.partial(task_losses, plain.experiment.model, plain._tasks(group))
-    traced = jax.make_jaxpr(forward)(state.params, setup._batches(group), jax.eval_shape(lambda: jax.random.key(0)))
-    examples = sum(batch["index"].shape[0] for batch in setup._batches(group).values())
+    forward = functools.partial(task_losses, plain.experiment.model, plain.tasks_of(group))
+    traced = jax.make_jaxpr(forward)(state.params, setup.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0)))
+    examples = sum(batch["index"].shape[0] for batch in setup.batch_shapes(group).values())
     return {
         "carried": carried_bytes(traced.jaxpr) / examples,
         "model": plain.step_flops(group),
-        "hardware": count_flops(step, state, setup._batches(group)),
+        "hardware": count_flops(step, state, setup.batch_shapes(group)),
     }
 
 

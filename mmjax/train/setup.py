@@ -68,7 +68,7 @@ class Setup:
         """The training step over the streams of `group`, traced for this mesh and not yet compiled."""
         e = self.experiment
         tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
-        tasks, batches = self._tasks(group), self._batches(group)
+        tasks, batches = self.tasks_of(group), self.batch_shapes(group)
         step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
         _check_needs(tasks, batches)
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
@@ -77,8 +77,10 @@ class Setup:
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
-        forward = functools.partial(task_losses, self.experiment.model, self._tasks(group))
-        return 3 * count_flops(forward, self.abstract.params, self._batches(group), jax.eval_shape(lambda: jax.random.key(0)))
+        forward = functools.partial(task_losses, self.experiment.model, self.tasks_of(group))
+        return 3 * count_flops(
+            forward, self.abstract.params, self.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0))
+        )
 
     def evaluation(self) -> Evaluation:
         """What evaluators are handed."""
@@ -92,10 +94,12 @@ class Setup:
             rows=functools.partial(local_rows, self.mesh),
         )
 
-    def _tasks(self, group: tuple[str, ...]) -> dict[str, Task]:
+    def tasks_of(self, group: tuple[str, ...]) -> dict[str, Task]:
+        """The tasks that train on the streams of `group`."""
         return {name: task for name, task in self.experiment.tasks.items() if task.data in group}
 
-    def _batches(self, group: tuple[str, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    def batch_shapes(self, group: tuple[str, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Shapes, dtypes and shardings of a batch of each stream of `group`."""
         sharding = batch_sharding(self.mesh)
         return {
             name: {
