@@ -213,7 +213,11 @@ def test_batches_are_identical_whoever_makes_them(story):
     assert sorted(expected) == list(range(STEPS)) and all(len(rows) == 16 for rows in expected.values())
     for part in range(1, 5):
         found = rows_of(story["folder"] / f"record_{part}")
-        assert found and all(rows == expected[step] for step, rows in list(found.items())[:-1]), part
+        assert all(rows.items() <= expected[step].items() for step, rows in found.items()), part
+        # A process that is killed reads no more; its peer may be a few steps ahead before it notices.
+        steps = sorted(found)
+        whole = [step for step in steps if len(found[step]) == 16]
+        assert whole and whole == steps[: len(whole)], part
     made = json.loads((story["folder"] / "record_1" / "1.jsonl").read_text().splitlines()[0])["rows"]
     assert len(made) == 8  # each process reads its own half
 
