@@ -43,18 +43,18 @@ def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tupl
       UserError: neither is there; what of the HuggingFace model we cannot represent exactly, by the field's name; a mesh that
         these devices do not make.
     """
-    folder = Path(path)
+    run = _run_at(path)
     built = mesh.build() if isinstance(mesh, Mesh) else mesh
-    if is_run(folder):
-        return _load_run(folder, built)
-    model, params, _ = read_model(folder, None if built is None else functools.partial(place, built))
+    if run is not None:
+        return _load_run(run, built)
+    model, params, _ = read_model(Path(path), None if built is None else functools.partial(place, built))
     return model, params
 
 
 def load_model(path: str | Path) -> Multimodal:
     """The model alone, without its parameters: `model=load_model("runs/vit")` in a config."""
-    folder = Path(path)
-    return Run(folder).experiment().model if is_run(folder) else describe_model(folder)
+    run = _run_at(path)
+    return describe_model(Path(path)) if run is None else run.experiment().model
 
 
 def image_transforms(path: str | Path) -> tuple[Any, ...]:
@@ -63,8 +63,8 @@ def image_transforms(path: str | Path) -> tuple[Any, ...]:
     Raises:
       UserError: there is none, or a step of it that we cannot do exactly.
     """
-    folder = Path(path)
-    return processor.image_transforms(folder / COMPANION_FOLDER if is_run(folder) else folder)
+    run = _run_at(path)
+    return processor.image_transforms(Path(path) if run is None else run.path / COMPANION_FOLDER)
 
 
 def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str | Path | None = None) -> str:
@@ -81,12 +81,13 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     return write_model(model, params, Path(path), functools.partial(_copy_companions, Path(companions)))
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of ours (its config.json is an experiment)."""
+def _run_at(path: str | Path) -> Run | None:
+    """The run at a path or at an address in a bucket; None where the config.json there is not an experiment's."""
+    run = Run(path)
     try:
-        return CLASS in json.loads((folder / "config.json").read_text())
+        return run if CLASS in json.loads((run.path / "config.json").read_text()) else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[str, ...]]:
@@ -124,7 +125,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
       UserError: as `save_hf`; or no part of the model is a HuggingFace class.
     """
     run = Run(source)
-    model, params = _load_run(run.path)
+    model, params = _load_run(run)
     same = (model, "") if model.huggingface else same_class(model)
     if same is not None:
         whole = _with_class_names(run, same[0])
@@ -139,11 +140,10 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join(left)}
 
 
-def _load_run(folder: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
-    run = Run(folder)
+def _load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
     experiment = run.experiment()
     if not run.has_checkpoint():
-        raise UserError(f"{folder}: the run has no checkpoint yet")
+        raise UserError(f"{run.name}: the run has no checkpoint yet")
     checkpoints = Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True)
     step = checkpoints.best_step()
     assert step is not None

@@ -1,5 +1,6 @@
 """A run folder in a bucket, with a bucket in memory under the same address."""
 
+import gc
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import tiny
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
+from mmjax.convert import load, load_model
 from mmjax.core.errors import UserError
 from mmjax.train.bucket import Bucket, in_bucket
 from mmjax.train.run import Run
@@ -45,7 +47,7 @@ def test_what_is_sent_is_there_for_the_next(gs):
         file.write("two\n")
     first.send()
     second = Bucket(gs)
-    assert second.copy != first.copy
+    assert second.copy != first.copy and second.copy.name == "run"
     assert (second.copy / "metrics.jsonl").read_text() == "one\ntwo\n"
     assert (second.copy / "tokenizer" / "words.json").read_text() == "{}"
     assert not (second.copy / "checkpoints").exists()
@@ -94,3 +96,28 @@ def test_a_run_in_a_bucket_keeps_its_small_files_there(gs):
     assert again.metrics.read_text() == '{"step": 1}\n'
     with pytest.raises(UserError, match="gs://bucket/other is not a run"):
         Run("gs://bucket/other").experiment()
+
+
+def test_the_copy_goes_with_what_made_it_and_a_failed_write_is_one_line(gs, monkeypatch):
+    bucket = Bucket(gs)
+    (bucket.copy / "a").write_text("a")
+
+    def refuse(*_):
+        raise OSError("no\nspace")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket.home), "write_bytes", refuse)
+        with pytest.raises(UserError, match="gs://bucket/run cannot be written: no space"):
+            bucket.send()
+    place = bucket.copy.parent
+    del bucket
+    gc.collect()
+    assert not place.exists()
+
+
+def test_from_python_a_run_in_a_bucket_is_a_run(gs):
+    made = tiny.experiment()
+    Run(gs).open(made)
+    assert load_model(gs) == made.model
+    with pytest.raises(UserError, match="gs://bucket/run: the run has no checkpoint yet"):
+        load(gs)
