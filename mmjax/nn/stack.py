@@ -31,6 +31,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     ),
     # What a layer's backward pass needs and only a product or a kernel can make again.
     "cheap": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mixed", "mlp_up"),
+    "lean": jax.checkpoint_policies.save_only_these_names("qkv"),
 }
 
 
@@ -52,7 +53,8 @@ class StackFields(nn.Module):
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
       remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results),
-        `cheap` (norms, activations and attention weights, from what products and attention kernels gave).
+        `cheap` (norms, activations and attention weights, from what products and attention kernels gave), `lean` (all but
+        queries, keys and values: a third of the memory for a seventh more FLOPs).
       attention: which attention runs, see `attend.attend`.
     """
 

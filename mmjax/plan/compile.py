@@ -32,7 +32,8 @@ class Measured:
       mesh: axis -> size.
       examples: of all streams in a step, on all chips.
       sizes: bytes of `params`, `optimizer`, `ema`, `batch`; and `parameters`, their number in all.
-      memory: bytes of `arguments`, `temporaries`, `outputs` (those that reuse no argument) and `program`; {} on a GPU.
+      memory: bytes, at the peak, of `arguments`, `temporaries`, `outputs` (those that reuse no argument) and `program`; {} on
+        a GPU.
       exceeds: bytes that a program which does not fit would take; 0 for one that fits.
       model_flops: three times the forward's.
       hardware_flops: with what the backward recomputes.

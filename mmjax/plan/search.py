@@ -30,7 +30,7 @@ FIRST_BATCH = 128  # examples a chip that calibrations start from
 EXPOSED = 0.02  # of each resource but the slowest; small, so that a ranking by it is one by the roofline within a few percent
 NEAR = 1.01  # an estimate this near to what was compiled is not worth compiling
 CALIBRATING = 0.6  # of the time at most; the rest compiles the best in full
-RECOMPUTED = ("none", "cheap", "dots", "full")  # the less a choice recomputes, the sooner it is tried
+RECOMPUTED = ("none", "cheap", "lean", "full", "dots")  # the less a choice recomputes, the sooner it is tried
 Choice = tuple[str, str]  # rematerialisation and attention
 
 

@@ -121,6 +121,7 @@ VARIANTS = {
     "rolled, all recomputed": {"remat": "full"},
     "unrolled, all but products recomputed": {"unroll": True, "remat": "dots"},
     "rolled, what is cheap recomputed": {"remat": "cheap"},
+    "rolled, all but q, k, v recomputed": {"remat": "lean"},
 }
 
 
@@ -161,12 +162,13 @@ def test_rematerialisation_recomputes_what_it_says(unroll):
         return count_flops(jax.grad(loss, argnums=(0, 1)) if gradient else loss, params, X)
 
     forward, none, dots, full = flops("none", False), flops("none"), flops("dots"), flops("full")
-    cheap = flops("cheap")
+    cheap, lean = flops("cheap"), flops("lean")
     attention = L * 2 * (2 * B * T * T * D)
     assert none == 3 * forward
     assert none < dots <= none + attention
     assert none < cheap <= none + attention
     assert none + attention < full <= 4 * forward
+    assert cheap < lean < full
 
 
 def test_layers_are_stored_stacked_whatever_the_switches():
@@ -302,7 +304,7 @@ def test_bfloat16_goes_in_and_comes_out(fields):
     [
         ({"norm_placement": "middle"}, "norm_placement='middle': use pre or post"),
         ({"take_layer": 3}, "take_layer=3: there are 2 layers; use None, or at most 2"),
-        ({"remat": "some"}, "remat='some': use one of none, full, dots, cheap"),
+        ({"remat": "some"}, "remat='some': use one of none, full, dots, cheap, lean"),
         ({"heads": 3}, "heads=3 does not divide width=8"),
         ({"heads": 0}, "heads=0 does not divide width=8"),
         ({"heads": 8, "rotary": True}, "rotary positions need an even head width, found 1"),

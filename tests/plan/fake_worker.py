@@ -7,7 +7,13 @@ from mmjax.plan.compile import Measured
 from mmjax.plan.depths import stacks
 from mmjax.plan.estimate import axes_of, state_sizes
 
-PER_LAYER = {"none": (6e6, 9e6, 1.0), "cheap": (4e6, 8e6, 1.1), "dots": (4e6, 8e6, 1.15), "full": (1e6, 7e6, 1.33)}
+PER_LAYER = {
+    "none": (6e6, 9e6, 1.0),
+    "cheap": (4e6, 8e6, 1.1),
+    "dots": (4e6, 8e6, 1.15),
+    "lean": (2e6, 7.5e6, 1.2),
+    "full": (1e6, 7e6, 1.33),
+}
 
 
 class FakeWorker:

@@ -15,9 +15,17 @@ from pathlib import Path
 import tiny
 
 from mmjax import cli
+from mmjax.data import Data, Digits, NextSentence, Normalise
+from mmjax.data.sources.digits import DigitsRecords
+from mmjax.models import Multimodal
+from mmjax.models.decoders import PixelDecoder
+from mmjax.models.encoders import TextTransformer
+from mmjax.models.fusion import Dual
+from mmjax.models.heads import Classifier
+from mmjax.objectives import Alignment, MaskedImage, NextSentencePrediction, Triplet
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.multihost import joined
-from mmjax.train import SGD, train
+from mmjax.train import SGD, Task, train
 from mmjax.train.setup import Setup
 
 STEPS = 30
@@ -62,22 +70,63 @@ def record(path: str) -> None:
     Setup.batches = lambda self, name, start: Recorded(batches(self, name, start), start, path)
 
 
-def experiment(every: bool = False, **changes):
-    """Two objectives on the plainest layer there is; or all of digits'."""
-    plain = tiny.small_model(norm="rmsnorm", activation="relu", bias=False, qkv_bias=False)
-    chosen = {"model": tiny.model(), "tasks": tiny.tasks(*tiny.FOUR)} if every else {"model": plain}
+def experiment(which: str = "", **changes):
+    """Two objectives on the plainest layer there is; `all` of digits'; or the `rest` that there are."""
+    if which == "all":
+        chosen = {"model": tiny.model(), "tasks": tiny.tasks(*tiny.FOUR)}
+    elif which == "rest":
+        chosen = rest()
+    else:
+        chosen = {"model": tiny.small_model(norm="rmsnorm", activation="relu", bias=False, qkv_bias=False)}
     return tiny.experiment(
         **chosen, optimizer=SGD(learning_rate=0.03, schedule="constant"), steps=STEPS, evaluate={}, **changes
     )
 
 
+def rest():
+    """Objectives that digits does not have, on its images and on pairs of sentences about them."""
+    model = Multimodal(
+        encoders={"image": tiny.vit(), "text": TextTransformer(**tiny.TEXT, **tiny.SIZE, segments=2)},
+        fusions={"dual": Dual(width=16)},
+        decoders={"pixels": PixelDecoder(image_size=(8, 8), patch=(4, 4), **tiny.SIZE)},
+        heads={"next_sentence": Classifier(classes=2, input="text")},
+    )
+    objectives = {
+        "triplet": Triplet(mining="all"),
+        "alignment": Alignment(),
+        "masked_image": MaskedImage(patch=(4, 4), mask_ratio=0.5),
+        "next_sentence": NextSentencePrediction(),
+    }
+    data = Data(Told(), (Normalise((0.3,) * 3, (0.35,) * 3), NextSentence()), batch_size=16, max_length=tiny.LENGTH, threads=0)
+    return {"model": model, "tasks": {name: Task(objective) for name, objective in objectives.items()}, "data": {"train": data}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Digits):
+    """The digits, with two sentences on each."""
+
+    def build(self):
+        digits = super().build()
+        return ToldRecords(digits.images, digits.labels)
+
+
+class ToldRecords(DigitsRecords):
+    def __getitem__(self, index, /):
+        record = super().__getitem__(index)
+        return {**record, "text": f"Here is a {record['name']}. It is {record['label']}."}
+
+    def texts(self):
+        return (self[i]["text"] for i in range(len(self)))
+
+
 def train_on(folder: Path, names: list[str]) -> None:
     build = Mesh.build
     for name in names:
-        mesh, across = MESHES[name.removesuffix(" all")]
+        where, _, which = name.partition(" / ")
+        mesh, across = MESHES[where]
         Mesh.build = lambda self, devices=None, across=across: build(self, ordered(across))
-        made = experiment(name.endswith(" all"), mesh=mesh)
-        train(dataclasses.replace(made, checkpoint=dataclasses.replace(made.checkpoint, every=1000)), folder / name)
+        made = experiment(which, mesh=mesh)
+        train(dataclasses.replace(made, checkpoint=dataclasses.replace(made.checkpoint, every=1000)), folder / where)
 
 
 def ordered(across: bool):
