@@ -3,9 +3,9 @@
     python benchmarks/chips.py [CONFIG] [--per-chip 128] [--topologies v5e:1x1 v5e:2x2 ...]
 
 Needs libtpu (`pip install 'mmjax[tpu]'`) and no TPU; nothing is run. Collective bytes are what a chip sends, read in the
-optimized programs of one and two layers and extrapolated to the full depth (`mmjax.plan`). The exponent p is fitted on the
-logarithms of bytes and chips from two chips on: 0 is a cost that does not grow, 1 one that grows with the chips. A ring over n
-chips sends (n - 1) / n of what it reduces, which alone gives an exponent of about 0.1 between 2 and 256 chips.
+optimized program (`mmjax.plan`). The exponent p is fitted on the logarithms of bytes and chips, from the second topology on: 0
+is a cost that does not grow, 1 one that grows with the chips. A ring over n chips sends 2 (n - 1) / n of what it reduces, so a
+cost that is bounded has an exponent just above 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # TPUs are for the process that compiles
 
 from mmjax.plan.batches import batch_shapes, with_batch_per_chip
-from mmjax.plan.compile import measure_cut, worker
+from mmjax.plan.compile import measure, worker
 from mmjax.plan.roofline import predict
 from mmjax.plan.topology import parse_topology
 from mmjax.train.config_file import load_config
@@ -51,7 +51,7 @@ def row(config: str, name: str, per_chip: int) -> dict[str, Any]:
     topology = parse_topology(name)
     sized = with_batch_per_chip(load_config(config), topology.chips, per_chip)
     with worker(topology) as process:
-        measured, _ = measure_cut(process, sized, batch_shapes(sized)[0], sized.groups()[0])
+        measured = measure(process, sized, batch_shapes(sized)[0], topology)
     predicted = predict(measured, topology, sized.steps)
     seconds = predicted.seconds
     links = sum(value for resource, value in seconds.items() if resource not in ("compute", "hbm"))

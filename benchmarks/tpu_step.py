@@ -7,10 +7,11 @@ recomputed, and the contrastive loss on gathered embeddings. Ours comes twice, a
 FLOPs for a larger batch. All have the same mesh. Needs libtpu (`pip install 'mmjax[tpu]'`), no TPU, and about a quarter of an
 hour; every figure is the compiler's account or a prediction from it, nothing was run.
 
-HBM traffic is read in the optimized programs of one and two layers and extrapolated to twelve (`mmjax.plan.traffic`,
-`mmjax.plan.depths`). A Pallas kernel counts with its operands and results, which it reads and writes once (its blocks cover
-them), and with the FLOPs of the products in its body (`mmjax.core.flops`). The largest batch is the largest multiple of 16 that
-the compiler takes at full depth; near the limit it recomputes and reorders by itself, on the plain side as well.
+HBM traffic is read in the optimized program (`mmjax.plan.traffic`), a loop's body times its trips; that of the plain side,
+whose layers are laid out, in programs of one and two layers, extrapolated to twelve (`mmjax.plan.depths`). A Pallas kernel
+counts with its operands and results, which it reads and writes once (its blocks cover them), and with the FLOPs of the products
+in its body (`mmjax.core.flops`). The largest batch is the largest multiple of 16 that the compiler takes at full depth; near
+the limit it recomputes and reorders by itself, on the plain side as well.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # TPUs are for the process that compiles
 
 from mmjax.plan.batches import batch_shapes, with_batch_per_chip
-from mmjax.plan.compile import Worker, measure_cut, worker
-from mmjax.plan.depths import map_stacks, plainest
+from mmjax.plan.compile import Worker, measure, measure_cut, worker
+from mmjax.plan.depths import laid_out, map_stacks, plainest
 from mmjax.plan.roofline import predict
 from mmjax.plan.topology import Topology, parse_topology
 from mmjax.train import Experiment
@@ -69,7 +70,11 @@ def changed(experiment: Experiment, **fields: Any) -> Experiment:
 def compare(process: Worker, experiment: Experiment, topology: Topology, batch: int) -> dict[str, Any]:
     """One side's figures, by name."""
     sized = with_batch_per_chip(experiment, topology.chips, batch)
-    measured, _ = measure_cut(process, sized, batch_shapes(sized)[0], sized.groups()[0])
+    shapes, _ = batch_shapes(sized)
+    if laid_out(sized.model):
+        measured = measure_cut(process, sized, shapes, sized.groups()[0])
+    else:
+        measured = measure(process, sized, shapes, topology)
     prediction = predict(measured, topology, experiment.steps)
     largest, taken = largest_batch(process, experiment, topology)
     return {

@@ -19,7 +19,7 @@ from typing import Any
 from mmjax.core.config import to_json
 from mmjax.core.errors import UserError
 from mmjax.plan.batches import Spec, rows
-from mmjax.plan.depths import cut, stack_depths, whole
+from mmjax.plan.depths import cut, laid_out, stack_depths, whole
 from mmjax.plan.topology import Topology
 from mmjax.train.experiment import Experiment
 
@@ -39,6 +39,7 @@ class Measured:
       hardware_flops: with what the backward recomputes.
       traffic: bytes `read` from and `written` to HBM.
       collectives: `opcode axis+axis` -> bytes sent.
+      carried: bytes an example that enter layers, all layers together.
       seconds: of compiling.
     """
 
@@ -51,6 +52,7 @@ class Measured:
     exceeds: float = 0.0
     traffic: Mapping[str, float] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    carried: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -164,33 +166,32 @@ def measure(worker: Worker, experiment: Experiment, shapes: Mapping[str, Spec], 
 def _measure(
     worker: Worker, experiment: Experiment, shapes: Mapping[str, Spec], group: tuple[str, ...], topology: Topology
 ) -> Measured:
-    compiles, deep = topology.kind != "gpu", max(stack_depths(experiment.model), default=0) > 1
-    wants = ["sizes", "flops", *["memory"] * compiles, *["traffic"] * (compiles and not deep)]
+    compiles, long = topology.kind != "gpu", laid_out(experiment.model)
+    wants = ["sizes", "flops", *["memory"] * compiles, *["traffic"] * (compiles and not long)]
     main = worker.ask(experiment, shapes, group, wants)
     made = dataclasses.replace(_traced(main, shapes, group), exceeds=main.get("exceeds", 0.0))
     if not compiles or made.exceeds:
         return made
-    if not deep:
-        return dataclasses.replace(
-            made, memory=main["memory"], traffic=main["traffic"], collectives=_sent(main), seconds=main["seconds"]
-        )
-    traffic, collectives, _, seconds = _by_depth(worker, experiment, shapes, group, ["traffic"])
-    seconds += main["seconds"]
-    return dataclasses.replace(made, memory=main["memory"], traffic=traffic, collectives=collectives, seconds=seconds)
+    made = dataclasses.replace(made, memory=main["memory"], seconds=main["seconds"])
+    if not long:
+        return dataclasses.replace(made, traffic=main["traffic"], collectives=_sent(main))
+    cut = measure_cut(worker, experiment, shapes, group)
+    seconds = made.seconds + cut.seconds
+    return dataclasses.replace(made, traffic=cut.traffic, collectives=cut.collectives, seconds=seconds)
 
 
-def measure_cut(
-    worker: Worker, experiment: Experiment, shapes: Mapping[str, Spec], group: tuple[str, ...]
-) -> tuple[Measured, float]:
-    """As `measure`, but memory too is from one and two layers, and {} where those do not fit; and what `carried` is there."""
-    main = worker.ask(experiment, shapes, group, ["sizes", "flops"])
-    made, carried = _traced(main, shapes, group), main["flops"]["carried"]
-    try:
-        traffic, collectives, memory, seconds = _by_depth(worker, experiment, shapes, group, ["traffic", "memory"])
-    except MemoryError:
-        return made, carried
-    sizes = {name: int(size) for name, size in memory.items()}
-    return dataclasses.replace(made, memory=sizes, traffic=traffic, collectives=collectives, seconds=seconds), carried
+def measure_cut(worker: Worker, experiment: Experiment, shapes: Mapping[str, Spec], group: tuple[str, ...]) -> Measured:
+    """As `measure`, with traffic and collectives from programs of one and two layers (see `depths`), and no memory."""
+    depths = [depth for depth in stack_depths(experiment.model) if depth > 1]
+    made = _traced(worker.ask(experiment, shapes, group, ["sizes", "flops"]), shapes, group)
+    replies = [worker.ask(cut(experiment, two), shapes, group, ["traffic"]) for two in (0, *depths)]
+    if any("exceeds" in reply for reply in replies):
+        raise MemoryError("one or two layers do not fit")
+    parts = [reply["traffic"] for reply in replies], [_sent(reply) for reply in replies]
+    traffic, collectives = (whole(part[0], part[1:], depths) for part in parts)
+    return dataclasses.replace(
+        made, traffic=traffic, collectives=collectives, seconds=sum(reply["seconds"] for reply in replies)
+    )
 
 
 def _traced(main: Mapping[str, Any], shapes: Mapping[str, Spec], group: tuple[str, ...]) -> Measured:
@@ -200,27 +201,8 @@ def _traced(main: Mapping[str, Any], shapes: Mapping[str, Spec], group: tuple[st
         sizes=main["sizes"],
         model_flops=main["flops"]["model"],
         hardware_flops=main["flops"]["hardware"],
+        carried=main["flops"]["carried"],
     )
-
-
-def _by_depth(
-    worker: Worker, experiment: Experiment, shapes: Mapping[str, Spec], group: tuple[str, ...], wants: Sequence[str]
-) -> tuple[dict[str, float], dict[str, float], dict[str, float], float]:
-    """HBM traffic, collectives, memory and seconds of compiling, from programs of one and two layers (see `depths`).
-
-    Raises:
-      MemoryError: one of those does not fit.
-    """
-    depths = [depth for depth in stack_depths(experiment.model) if depth > 1]
-    replies = []
-    for two in (0, *depths):
-        replies.append(worker.ask(cut(experiment, two), shapes, group, wants))
-        if "exceeds" in replies[-1]:
-            raise MemoryError("one or two layers do not fit")
-    parts = [[reply["traffic"] for reply in replies], [_sent(reply) for reply in replies]]
-    parts += [[reply.get("memory", {}) for reply in replies]]
-    traffic, collectives, memory = (whole(part[0], part[1:], depths) for part in parts)
-    return traffic, collectives, memory, sum(reply["seconds"] for reply in replies)
 
 
 def _sent(reply: Mapping[str, Any]) -> dict[str, float]:

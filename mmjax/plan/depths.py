@@ -1,8 +1,8 @@
 """Programs of one and of two layers, and what they say of the whole depth.
 
-A compiler counts a loop's body once, so traffic and collectives are read in programs whose layers are laid out, with every
-stack cut to one layer; then, for each depth that stacks have, to two layers in those. What a layer more adds is taken to be the
-same for every layer: total = one + sum over depths L of (L - 1) (two_L - one).
+A stack whose layers are looped over is read as it is, its body times its trips. One whose layers are laid out takes long to
+compile: it is read with every stack cut to one layer; then, for each depth that stacks have, to two layers in those. What a
+layer more adds is taken to be the same for every layer: total = one + sum over depths L of (L - 1) (two_L - one).
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ Numbers = Mapping[str, float]
 def stack_depths(model: Any) -> tuple[int, ...]:
     """The depths that the model's stacks have, each once, ascending; stacks without layers left out."""
     return tuple(sorted({stack.depth for stack in stacks(model).values() if stack.depth}))
+
+
+def laid_out(model: Any) -> bool:
+    """Whether a stack of several layers is laid out rather than looped over."""
+    return any(stack.unroll and stack.depth > 1 for stack in stacks(model).values())
 
 
 def stacks(spec: Any, path: str = "") -> dict[str, StackFields]:

@@ -34,13 +34,11 @@ class Calibration:
 
     Attributes:
       candidate: what was compiled.
-      measured: what that gave; its memory is from one and two layers.
-      carried: bytes that all layers' inputs take, an example.
+      measured: what that gave.
     """
 
     candidate: Candidate
     measured: Measured
-    carried: float
 
 
 def state_sizes(state: State, axes: Mapping[str, int]) -> dict[str, int]:
@@ -94,7 +92,7 @@ def estimate(candidate: Candidate, base: Calibration, sizes: Mapping[str, int], 
             "temporaries": int(gradients + kept * times + logits_bytes(candidate, topology)),
         },
         traffic={name: size / moved * traffic for name, size in known.traffic.items()},
-        collectives=sent_bytes(candidate, sizes["params"], base.carried),
+        collectives=sent_bytes(candidate, sizes["params"], known.carried),
     )
 
 

@@ -72,9 +72,7 @@ def _flops(measured: Measured) -> list[Row]:
 
 def _work(measured: Measured, topology: Topology) -> list[Row]:
     traffic = measured.traffic
-    crossed = (
-        f"a chip and step, {giga(traffic['read'])} read, {giga(traffic['written'])} written; by 1 and 2 layers of each stack"
-    )
+    crossed = f"a chip and step, {giga(traffic['read'])} read, {giga(traffic['written'])} written"
     return [
         *_flops(measured),
         ("predicted HBM traffic", giga(sum(traffic.values())), crossed),

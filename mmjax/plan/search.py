@@ -1,8 +1,8 @@
 """`mmjax plan --search`: the fastest way to run an experiment on a topology, within a time budget.
 
-Programs of one and two layers are compiled once for each rematerialisation and attention. From those every candidate is
-estimated, what cannot fit is dropped unseen, and the best are compiled in full, in order, until the best compiled one beats
-every estimate that is left, or the time is over.
+The step is compiled once for each rematerialisation and attention. From those every candidate is estimated, what cannot fit is
+dropped unseen, and the best are compiled in order, until the best compiled one beats every estimate that is left, or the time
+is over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmjax.core.errors import UserError
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.plan.batches import Spec, resized
 from mmjax.plan.candidates import Candidate, candidates
-from mmjax.plan.compile import CompileError, Measured, Worker, average, measure, measure_cut
+from mmjax.plan.compile import CompileError, Measured, Worker, measure
 from mmjax.plan.depths import stacks
 from mmjax.plan.estimate import Calibration, axes_of, estimate, least_bytes, state_sizes
 from mmjax.plan.fit import STATE, nothing_fits
@@ -29,7 +29,8 @@ from mmjax.train.setup import abstract_state
 FIRST_BATCH = 128  # examples a chip that calibrations start from
 EXPOSED = 0.02  # of each resource but the slowest; small, so that a ranking by it is one by the roofline within a few percent
 NEAR = 1.01  # an estimate this near to what was compiled is not worth compiling
-CALIBRATING = 0.6  # of the time at most; the rest compiles the best in full
+CALIBRATING = 0.6  # of the time at most; the rest compiles the best
+ROUGHLY = 0.99  # of the memory estimated for one that was refused, from which another of the same choice is not tried
 RECOMPUTED = ("none", "cheap", "lean", "full", "dots")  # the less a choice recomputes, the sooner it is tried
 Choice = tuple[str, str]  # rematerialisation and attention
 
@@ -82,7 +83,7 @@ class Search:
         if not bases and self._failed:
             raise self._failed
         estimated = sorted(self._estimated(every, bases, sizes), key=_score, reverse=True)
-        compiled = self._compile_best(estimated)
+        compiled = self._compile_best(estimated, [self._found(base) for base in bases.values()])
         if not compiled and not estimated:
             raise self._nothing(every, sizes, bases)
         seen = {found.candidate for found in compiled}
@@ -94,7 +95,7 @@ class Search:
         if not bases:
             return UserError(f"--minutes {self._minutes:g}: not one program was compiled in that time; give it more")
         base = next(iter(bases.values()))
-        least = min(least_bytes(c, sizes[c.mesh], base.carried) for c in every)
+        least = min(least_bytes(c, sizes[c.mesh], base.measured.carried) for c in every)
         return nothing_fits(least, self._topology, "state and the least batch")
 
     def _left(self, share: float = 1.0) -> float:
@@ -129,28 +130,16 @@ class Search:
             longest = max(longest, time.monotonic() - begun)
             if made:
                 bases[choice] = made
-                self._say(
-                    f"compiled 1 and 2 layers: remat {choice[0]}, attention {choice[1]} ({time.monotonic() - begun:.0f} s)"
-                )
         return bases
 
     def _calibration(self, candidate: Candidate) -> Calibration | None:
-        """1 and 2 layers of a candidate; of half its batch where those do not fit, and so on; None once the time is over."""
+        """A candidate's cost; of half its batch where that does not fit, and so on; None once the time is over."""
         while candidate.batch_per_chip >= 1:
-            experiment, shapes = self._applied(candidate)
-            groups = dict.fromkeys(experiment.groups())
-            try:
-                found = [measure_cut(self._worker, experiment, shapes, group) for group in groups]
-            except TimeoutError:
+            measured = self._tried(candidate)
+            if measured is None:
                 return None
-            except (UserError, CompileError) as error:
-                self._failed = error
-                self._say(f"not possible: {self._line(candidate)}: {error}")
-                return None
-            if all(measured.hbm for measured, _ in found):
-                return Calibration(
-                    candidate, average([measured for measured, _ in found]), max(carried for _, carried in found)
-                )
+            if not measured.exceeds:
+                return Calibration(candidate, measured)
             candidate = dataclasses.replace(candidate, batch_per_chip=candidate.batch_per_chip // 2)
         return None
 
@@ -160,39 +149,50 @@ class Search:
         usable = self._topology.chip.usable
         for candidate in every:
             base = bases.get((candidate.remat, candidate.attention))
-            if base is None or least_bytes(candidate, sizes[candidate.mesh], base.carried) > usable:
+            if base is None or least_bytes(candidate, sizes[candidate.mesh], base.measured.carried) > usable:
                 continue
             measured = estimate(candidate, base, sizes[candidate.mesh], self._topology)
             if measured.hbm <= usable:
                 yield Found(candidate, measured, predict(measured, self._topology, self._experiment.steps), False)
 
-    def _compile_best(self, estimated: list[Found]) -> list[Found]:
-        compiled: list[Found] = []
-        too_large: list[Candidate] = []
+    def _compile_best(self, estimated: list[Found], compiled: list[Found]) -> list[Found]:
+        refused: dict[Choice, float] = {}  # the least memory that was estimated for one which did not fit
+        seen = {found.candidate for found in compiled}
         for found in estimated:
             best = max(map(_score, compiled), default=0.0)
             if _score(found) <= NEAR * best or self._left() <= 0:
                 break
-            if any(_no_smaller(found.candidate, other) for other in too_large):
+            choice, taken = (found.candidate.remat, found.candidate.attention), found.measured.hbm
+            if found.candidate in seen or taken >= ROUGHLY * refused.get(choice, float("inf")):
                 continue
-            begun = time.monotonic()
-            try:
-                measured = self._measure(found.candidate)
-            except TimeoutError:
-                break
-            except (UserError, CompileError) as error:
-                self._say(f"not possible: {self._line(found.candidate)}: {error}")
+            measured = self._tried(found.candidate)
+            if measured is None:
                 continue
-            self._say(f"compiled {self._line(found.candidate)} in full ({time.monotonic() - begun:.0f} s)")
             if measured.exceeds:
-                too_large.append(found.candidate)
+                refused[choice] = min(taken, refused.get(choice, float("inf")))
                 continue
-            compiled.append(Found(found.candidate, measured, predict(measured, self._topology, self._experiment.steps), True))
+            compiled.append(self._found(Calibration(found.candidate, measured)))
         return compiled
 
-    def _measure(self, candidate: Candidate) -> Measured:
+    def _tried(self, candidate: Candidate) -> Measured | None:
+        """A candidate's cost; None where it cannot be run or the time is over."""
+        begun = time.monotonic()
         experiment, shapes = self._applied(candidate)
-        return measure(self._worker, experiment, shapes, self._topology)
+        try:
+            measured = measure(self._worker, experiment, shapes, self._topology)
+        except TimeoutError:
+            return None
+        except (UserError, CompileError) as error:
+            self._failed = error
+            self._say(f"not possible: {self._line(candidate)}: {error}")
+            return None
+        verdict = "does not fit" if measured.exceeds else "compiled"
+        self._say(f"{verdict}: {self._line(candidate)} ({time.monotonic() - begun:.0f} s)")
+        return measured
+
+    def _found(self, known: Calibration) -> Found:
+        predicted = predict(known.measured, self._topology, self._experiment.steps)
+        return Found(known.candidate, known.measured, predicted, True)
 
     def _applied(self, candidate: Candidate) -> tuple[Experiment, dict[str, Spec]]:
         experiment = candidate.apply(self._experiment, self._topology)
@@ -207,10 +207,3 @@ def _score(found: Found) -> float:
     seconds = found.predicted.seconds.values()
     exposed = EXPOSED * (sum(seconds) - found.predicted.step_seconds)
     return found.measured.examples / (found.predicted.step_seconds + exposed)
-
-
-def _no_smaller(candidate: Candidate, other: Candidate) -> bool:
-    """Whether a candidate differs from one that did not fit in its batch alone, and not for the smaller."""
-    return candidate.batch_per_chip >= other.batch_per_chip and candidate == dataclasses.replace(
-        other, batch_per_chip=candidate.batch_per_chip
-    )

@@ -61,7 +61,7 @@ class Traffic:
       by_opcode: read + written of each kind of instruction; a fusion is named by the heaviest thing in it.
       by_op_name: read + written by the place in the traced function; a copy between HBM and on-chip memory counts where its
         data are used, or, on their way out, made. "" is what remains.
-      rows: the instructions, largest first. Empty when extrapolated.
+      rows: the instructions, largest first.
       uncertain: loops were counted as one trip because their trip counts depend on data.
     """
 
@@ -105,24 +105,6 @@ def hbm_bytes(module: Module, kernels: Mapping[str, tuple[int, int]] | None = No
     rows.sort(key=lambda row: -row.total)
     read, written = sum(row.read for row in rows), sum(row.written for row in rows)
     return Traffic(read, written, _sums(rows, "opcode"), _sums(rows, "op_name"), tuple(rows), uncertain)
-
-
-def extrapolate(one: Traffic, two: Traffic, depth: int) -> Traffic:
-    """The traffic at `depth` layers from that at one and at two, linear in depth: `one + (depth - 1) * (two - one)`."""
-
-    def line(first: int, second: int) -> int:
-        return first + (depth - 1) * (second - first)
-
-    def lines(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-        return {key: line(first.get(key, 0), second.get(key, 0)) for key in {**first, **second}}
-
-    return Traffic(
-        line(one.read, two.read),
-        line(one.written, two.written),
-        lines(one.by_opcode, two.by_opcode),
-        lines(one.by_op_name, two.by_op_name),
-        uncertain=one.uncertain or two.uncertain,
-    )
 
 
 def _for_next_run(computation: Computation, i: Instruction) -> bool:

@@ -30,7 +30,7 @@ def base(batch=8):
         memory={"arguments": 3000, "temporaries": 1000 + 80 * batch},
         traffic={"read": 11_000.0, "written": 500.0 * batch},
     )
-    return Calibration(candidate(batch=batch), measured, carried=2.0)
+    return Calibration(candidate(batch=batch), measured)
 
 
 @pytest.mark.parametrize("mesh", [Mesh(2, 2, 2), Mesh(1, 8), Mesh(8)])

@@ -47,12 +47,13 @@ def test_nothing_of_a_whole_grid_beats_what_is_found_by_more_than_5_percent(monk
     monkeypatch.setattr(grid, "TILES", (1024,))
     fake, said = FakeWorker(V5E, state()), []
     found = run(fake, said=said)
-    full = [asked for asked in fake.asked if "memory" in asked[1] and "traffic" not in asked[1]]
-    assert len(full) <= 12
+    tried = len(fake.asked)
+    assert tried <= 5 * 2 + 12
     best = max(rate(fake, candidate) for candidate in candidates(BASE, V5E))
     assert found[0].compiled
     assert found[0].predicted.examples_per_second >= best / 1.05
-    assert sum(line.startswith("compiled 1 and 2 layers") for line in said) == 5 * 2
+    assert len(said) == tried
+    assert sum(line.startswith("compiled") for line in said) == sum(one.compiled for one in found)
 
 
 def test_the_best_is_compiled_and_its_flags_rebuild_it():
@@ -65,13 +66,32 @@ def test_the_best_is_compiled_and_its_flags_rebuild_it():
     assert all(earlier > 0.95 * later for earlier, later in itertools.pairwise(rates))
 
 
-def test_of_candidates_that_tie_at_the_roofline_the_one_with_the_most_slack_wins(monkeypatch):
+def test_where_candidates_tie_at_the_roofline_the_first_compiled_is_enough(monkeypatch):
     monkeypatch.setattr(grid, "BATCHES", (128, 256, 512))
     monkeypatch.setattr(fake_worker, "PER_LAYER", dict.fromkeys(fake_worker.PER_LAYER, (1e6, 1e5, 1.0)))  # bound by compute
     found = run(FakeWorker(V5E, state()))
     best = found[0].candidate
     assert found[0].predicted.bound == "compute"
-    assert (best.batch_per_chip, best.mesh.tensor) == (512, 1)
+    assert (best.batch_per_chip, best.mesh.tensor) == (128, 1)
+    rates = [one.predicted.examples_per_second for one in found]
+    assert max(rates) <= 1.01 * rates[0]
+
+
+def test_one_that_is_refused_spares_those_that_would_take_as_much(monkeypatch):
+    class Small(FakeWorker):
+        """Refuses more than 128 examples a chip, whatever is estimated."""
+
+        def ask(self, experiment, shapes, group, wants):
+            reply = super().ask(experiment, shapes, group, wants)
+            large = shapes["train"]["index"][0][0] > 128 * V5E.chips
+            return {**reply, "exceeds": 1e11} if large else reply
+
+    monkeypatch.setattr(grid, "BATCHES", (64, 128, 256))
+    said = []
+    found = run(Small(V5E, state()), said=said)
+    assert found[0].candidate.batch_per_chip <= 128
+    refused = [line for line in said if line.startswith("does not fit")]
+    assert 0 < len(refused) <= 5 * 2 * 3
 
 
 def test_what_cannot_fit_is_not_compiled():
@@ -88,7 +108,7 @@ def test_time_that_is_over_ends_it(monkeypatch):
     found = run(FakeWorker(V5E, state()), minutes=10.0, said=said)
     assert found[0].compiled
     assert any(line.startswith("no time to try remat") for line in said)
-    assert not run(FakeWorker(V5E, state()), minutes=3.0)[0].compiled
+    assert run(FakeWorker(V5E, state()), minutes=3.0)[0].compiled
 
 
 def test_too_little_time_for_anything_is_one_line():

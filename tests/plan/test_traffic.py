@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmjax.plan.hlo import parse
-from mmjax.plan.traffic import Traffic, extrapolate, hbm_bytes
+from mmjax.plan.traffic import hbm_bytes
 
 TEXTS = Path(__file__).parent / "hlo"
 F32, BF16, I32 = 4, 2, 4
@@ -97,14 +97,3 @@ def test_rows_come_largest_first_with_their_executions():
     rows = measure("scan").rows
     assert [row.total for row in rows] == sorted((row.total for row in rows), reverse=True)
     assert (rows[0].opcode, rows[0].count, rows[0].read) == ("fusion:convolution", 12, 12 * WEIGHT)
-
-
-def test_depth_is_a_line_through_one_and_two():
-    one = Traffic(10, 4, {"copy": 14}, {"a": 14})
-    two = Traffic(16, 7, {"copy": 20, "dot": 3}, {"a": 20, "b": 3}, uncertain=True)
-    twelve = extrapolate(one, two, 12)
-    assert (twelve.read, twelve.written, twelve.total) == (10 + 11 * 6, 4 + 11 * 3, 113)
-    assert twelve.by_opcode == {"copy": 14 + 11 * 6, "dot": 33}
-    assert twelve.by_op_name == {"a": 80, "b": 33}
-    assert twelve.uncertain
-    assert extrapolate(one, two, 1).total == 14 and extrapolate(one, two, 2).total == 23
