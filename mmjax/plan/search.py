@@ -29,7 +29,7 @@ from mmjax.train.setup import abstract_state
 FIRST_BATCH = 128  # examples a chip that calibrations start from
 EXPOSED = 0.02  # of each resource but the slowest; small, so that a ranking by it is one by the roofline within a few percent
 NEAR = 1.01  # an estimate this near to what was compiled is not worth compiling
-CALIBRATING = 0.6  # of the time at most; the rest compiles the best
+LAST = 2  # compilations that time is kept for when all choices are calibrated, or as many as could be
 ROUGHLY = 0.99  # of the memory estimated for one that was refused, from which another of the same choice is not tried
 RECOMPUTED = ("none", "cheap", "lean", "full", "dots")  # the less a choice recomputes, the sooner it is tried
 Choice = tuple[str, str]  # rematerialisation and attention
@@ -98,9 +98,9 @@ class Search:
         least = min(least_bytes(c, sizes[c.mesh], base.measured.carried) for c in every)
         return nothing_fits(least, self._topology, "state and the least batch")
 
-    def _left(self, share: float = 1.0) -> float:
-        """Seconds until a share of the time is over."""
-        return 60 * self._minutes * share - (time.monotonic() - self._begun)
+    def _left(self) -> float:
+        """Seconds until the time is over."""
+        return 60 * self._minutes - (time.monotonic() - self._begun)
 
     def _state_sizes(self, meshes: Iterable[Mesh]) -> dict[Mesh, dict[str, int]]:
         one = Mesh().build(jax.devices()[:1])
@@ -122,7 +122,7 @@ class Search:
         for choice in choices:
             mine = [c for c in roomy if (c.remat, c.attention) == choice]
             first = min(mine, key=lambda c: (c.mesh.fsdp, -c.batch_per_chip, c.exchange != "plain"))
-            if self._left(CALIBRATING) < longest:
+            if self._left() < (1 + LAST) * longest:
                 self._say(f"no time to try remat {choice[0]} with attention {choice[1]}")
                 continue
             begun = time.monotonic()
