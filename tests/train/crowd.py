@@ -78,8 +78,10 @@ def experiment(which: str = "", **changes):
         chosen = rest()
     else:
         chosen = {"model": tiny.small_model(norm="rmsnorm", activation="relu", bias=False, qkv_bias=False)}
+    # A triplet loss adds up many hinges: at the rate of the others it magnifies rounding tenfold within 30 steps.
+    rate = 0.01 if which == "rest" else 0.03
     return tiny.experiment(
-        **chosen, optimizer=SGD(learning_rate=0.03, schedule="constant"), steps=STEPS, evaluate={}, **changes
+        **chosen, optimizer=SGD(learning_rate=rate, schedule="constant"), steps=STEPS, evaluate={}, **changes
     )
 
 
@@ -93,7 +95,7 @@ def rest():
     )
     objectives = {
         "triplet": Triplet(mining="all"),
-        "alignment": Alignment(),
+        "alignment": Alignment(uniformity=0.1),  # so that the loss does not pass through zero
         "masked_image": MaskedImage(patch=(4, 4), mask_ratio=0.5),
         "next_sentence": NextSentencePrediction(),
     }
