@@ -87,7 +87,8 @@ def losses(names: list[str], per_chips: list[int], tile: int) -> None:
             for exchange in ("plain", "ring"):
                 objective = Contrastive(kind, exchange=exchange, tile=tile)
                 sizes = {name: temporary_bytes(objective, mesh, per_chip) for name, mesh in meshes.items()}
-                spread = max(sizes.values()) / min(sizes.values())
+                least, most = min(sizes.values()), max(sizes.values())
+                spread = most / least if least else float("inf") if most else 1.0  # 0: all of it fits on the chip
                 row = "".join(f"{size / MIB:12.2f}" for size in sizes.values())
                 print(f"{kind:8} {exchange:6} {per_chip:5} a chip".ljust(32) + row + f"   {spread:.3f}", flush=True)
                 found.append({"kind": kind, "exchange": exchange, "per_chip": per_chip, "bytes": sizes, "spread": spread})

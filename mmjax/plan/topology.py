@@ -90,8 +90,10 @@ class Topology:
 
     def libtpu_options(self) -> dict[str, Any]:
         """What `get_topology_desc` wants beside the name."""
-        config = {"chip_config_name": self.chip.config} if self.chip.config else {}
-        return config | ({"num_slices": self.slices} if self.slices > 1 else {})
+        options: dict[str, Any] = {"chip_config_name": self.chip.config} if self.chip.config else {}
+        if math.prod(self.shape) == 1:
+            options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu takes a host to have four chips
+        return options | ({"num_slices": self.slices} if self.slices > 1 else {})
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:

@@ -1,4 +1,9 @@
+import os
+import subprocess
+import sys
+
 import pytest
+from programs import ENVIRONMENT
 
 from mmjax.core.errors import UserError
 from mmjax.plan.topology import CHIPS, GIB, parse_topology, topologies
@@ -18,6 +23,23 @@ def test_libtpu_is_told_of_slices_and_that_a_v4_chip_is_one_device():
     assert parse_topology("v4:2x2x1").libtpu_options() == {"chip_config_name": "megacore"}
     assert parse_topology("v5e:2x2", 2).libtpu_options() == {"num_slices": 2}
     assert parse_topology("v5e:2x2").libtpu_options() == {}
+    assert parse_topology("v5e:1x1").libtpu_options() == {"chips_per_host_bounds": (1, 1, 1)}
+
+
+def test_libtpu_knows_every_topology_that_is_listed():
+    script = """
+from jax.experimental.topologies import get_topology_desc
+from mmjax.plan.topology import CHIPS, topologies
+for topology in (t for kind in CHIPS for t in topologies(kind)):
+    found = get_topology_desc(platform="tpu", topology_name=topology.name, **topology.libtpu_options())
+    print(topology.name, len(found.devices) - topology.chips)
+"""
+    command = [sys.executable, "-c", script]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | ENVIRONMENT
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = dict(line.split() for line in done.stdout.splitlines())
+    assert found == {topology.name: "0" for kind in CHIPS for topology in topologies(kind)}
 
 
 @pytest.mark.parametrize("kind", CHIPS)
