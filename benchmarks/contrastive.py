@@ -91,7 +91,7 @@ def losses(names: list[str], per_chips: list[int], tile: int) -> None:
                 spread = most / least if least else float("inf") if most else 1.0  # 0: all of it fits on the chip
                 row = "".join(f"{size / MIB:12.2f}" for size in sizes.values())
                 print(f"{kind:8} {exchange:6} {per_chip:5} a chip".ljust(32) + row + f"   {spread:.3f}", flush=True)
-                found.append({"kind": kind, "exchange": exchange, "per_chip": per_chip, "bytes": sizes, "spread": spread})
+                found.append({"kind": kind, "exchange": exchange, "per_chip": per_chip, "bytes": sizes})
     print(json.dumps({"width": WIDTH, "tile": tile, "libtpu": metadata.version("libtpu"), "temporary_bytes": found}))
 
 

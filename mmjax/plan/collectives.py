@@ -125,11 +125,11 @@ def replica_groups(i: Instruction, size: int) -> list[list[int]]:
     """
     text = i.attributes.get("replica_groups", "{}")
     if text.startswith("mesh"):
-        order = _lists(i.attributes["device_ids"]) if "device_ids" in i.attributes else []
-        axes = text + i.attributes.get("device_ids", "")
-        return _mesh_groups(axes, order[0] if order else list(range(size)))
+        order = i.attributes.get("device_ids", "")
+        return _mesh_groups(text + order, _order(order) if order else list(range(size)))
     if "<=" in text:
-        return _iota(text).tolist()
+        shape, _, order = text.partition("<=")
+        return np.array(_iota(order)).reshape(_lists(shape)[0]).tolist()
     return _lists(text) or [list(range(size))]
 
 
@@ -138,12 +138,16 @@ def _lists(text: str) -> list[list[int]]:
     return [[int(d) for d in inner.split(",")] for inner in re.findall(r"[{(\[]([\d,\s]+)[})\]]", text)]
 
 
-def _iota(text: str) -> np.ndarray:
-    shape, dims, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()  # type: ignore[union-attr]
-    sizes, ids = _ints(dims), np.arange(math.prod(_ints(dims)))
-    if order:
-        ids = ids.reshape(sizes).transpose(_ints(order))
-    return ids.reshape(_ints(shape))
+def _order(text: str) -> list[int]:
+    """The devices of a mesh that are not 0, 1, 2 ..: `(3,2,1,0)` lists them, `([2,2]T(1,0))` transposes them."""
+    return _iota(text[1:]) if text.startswith("([") else _lists(text)[0]
+
+
+def _iota(text: str) -> list[int]:
+    """`[2,2]T(1,0)`: 0, 1, 2 .. in that shape, transposed, in a row."""
+    dims, order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()  # type: ignore[union-attr]
+    ids = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
+    return (ids.transpose(_ints(order)) if order else ids).ravel().tolist()
 
 
 def _ints(text: str) -> list[int]:
