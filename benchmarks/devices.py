@@ -3,8 +3,8 @@
     python benchmarks/devices.py [CONFIG] [--rounds 3] [--steps 120]
 
 Each is `mmjax train CONFIG` in processes of its own, in turns; the devices are virtual and share this machine's cores, so what
-is seen is what it costs to split a step and to put it together again, not how it speeds up. Seconds are of the windows after
-the first, memory is the most that a process held, all processes added. All three train on the same global batches.
+is seen is what it costs to split a step and to put it together again, not how it speeds up. Seconds are of the middle half of
+a run, memory is the most that a process held, all processes added. All three train on the same global batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
                 run = Path(folder) / f"{number} {name}"
                 bytes_held = trained(args.config, run, args.steps, processes, devices)
                 windows = [line for line in read_lines(run / "metrics.jsonl") if "steps_per_second" in line]
-                seconds = [1 / line["steps_per_second"] for line in windows[1:]]
+                seconds = [1 / line["steps_per_second"] for line in windows[1:-1]]
                 found[name].append({"seconds": statistics.median(seconds), "loss": windows[-1]["loss"], "bytes": bytes_held})
     heads = ("ms a step", "minimum", "memory GB", "loss")
     print(f"{args.config}, {args.steps} steps".ljust(24) + "".join(head.rjust(14) for head in heads))
@@ -60,7 +60,7 @@ def trained(config: str, run: Path, steps: int, processes: int, devices: int) ->
         port = server.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     words = ["train", config, "--workdir", str(run), "--steps", str(steps), "--log.every", str(steps // WINDOWS)]
-    words += ["--evaluate_every", "0", "--checkpoint.every", str(10**9)]
+    words += ["--evaluate_every", str(steps), "--checkpoint.every", str(steps)]
     started = []
     for number in range(processes):
         joining = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(number)]
