@@ -2,8 +2,8 @@
 
     mmjax train siglip_b16 --data.train.source.path captions.jsonl --data.validation.source.path captions.jsonl
 
-Sized for v5e:16x16, 128 examples a chip; on fewer chips `--model.encoders.image.remat` and `mmjax plan siglip_b16 --search` find
-room. The published run saw 40 billion pairs, batch 32,768. No metric has been measured here.
+Sized for v5e:16x16, 128 examples a chip; on fewer chips `mmjax plan siglip_b16 --topology ... --search` finds what fits. The
+published run saw 40 billion pairs, batch 32,768. No metric has been measured here.
 """
 
 from mmjax.data import BPE, Data, Flip, Manifest, Normalise, RandomCrop, Resize
