@@ -4,8 +4,8 @@
 
 The plain side is built from the same modules with everything switched off: layers laid out, no attention kernel, nothing
 recomputed, and the contrastive loss on gathered embeddings. Ours comes twice, as shipped and with `remat="lean"`, which trades
-FLOPs for a larger batch. All have the same mesh. Needs libtpu (`pip install 'mmjax[tpu]'`), no TPU, and about a quarter of an
-hour; every figure is the compiler's account or a prediction from it, nothing was run.
+FLOPs for a larger batch. All have the same mesh. Needs libtpu (`pip install 'mmjax[tpu]'`), no TPU, and about 25 minutes on
+two cores; every figure is the compiler's account or a prediction from it, nothing was run.
 
 HBM traffic is read in the optimized program (`mmjax.plan.traffic`), a loop's body times its trips; that of the plain side,
 whose layers are laid out, in programs of one and two layers, extrapolated to twelve (`mmjax.plan.depths`). A Pallas kernel

@@ -91,7 +91,7 @@ def test_one_that_is_refused_spares_those_that_would_take_as_much(monkeypatch):
     found = run(Small(V5E, state()), said=said)
     assert found[0].candidate.batch_per_chip <= 128
     refused = [line for line in said if line.startswith("does not fit")]
-    assert 0 < len(refused) <= 5 * 2 * 3
+    assert 0 < len(refused) <= 5 * 2  # once a choice, not once a mesh and tile
 
 
 def test_what_cannot_fit_is_not_compiled():
