@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import absl.logging
 
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.strict_json import line
 
 if TYPE_CHECKING:
     from mmjax.parallel.multihost import Join
@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(words)
     except UserError as error:
-        print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print(f"mmjax: {' '.join('; '.join([str(error), *getattr(error, '__notes__', ())]).split())}", file=sys.stderr)
+        return error.exit_status
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -108,7 +108,7 @@ def train(words: list[str]) -> int:
         name, experiment = _experiment(words)
         metrics = run_training(experiment, workdir or Path("runs") / Path(name).stem, profile)
         if metrics and is_main():
-            print(json.dumps(metrics))
+            print(line(metrics))
     return 0
 
 
@@ -125,7 +125,7 @@ def evaluate(words: list[str]) -> int:
 
         metrics = evaluate_run(words[0], data_name)
         if is_main():
-            print(json.dumps(metrics))
+            print(line(metrics))
     return 0
 
 

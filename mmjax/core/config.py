@@ -10,9 +10,12 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
@@ -158,23 +161,50 @@ def _declared_type(spec: Any, name: str, current: Any) -> Any:
     return str if current is None else type(current)
 
 
-def load_class(name: str, field: str) -> type:
+def class_name(cls: type) -> str:
+    """`package.module:Class`, as `load_class` takes it. The script that runs stands under the name of its file."""
+    module = main_module() if cls.__module__ == "__main__" else cls.__module__
+    return f"{module}:{cls.__qualname__}"
+
+
+def main_module() -> str:
+    """The name by which another process would import the script that runs; `__main__` in a notebook or at a prompt."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def load_class(name: str, field: str, find: Callable[[str], Any] = importlib.import_module) -> type:
     """The class that `package.module:Class` names; the user's own code works without a fork.
+
+    Args:
+      find: imports a module by its name.
 
     Raises:
       UserError: no such module or class, or it is not a dataclass.
     """
-    module_name, _, class_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise UserError(f"{field} {name}: cannot import {module_name!r} ({error})") from error
-    except AttributeError:
-        names = vars(importlib.import_module(module_name))
-        raise UserError(f"{field} {name}: {module_name!r} has no {class_name!r}{nearest(class_name, names)}") from None
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise UserError(f"{field} {name!r}: a class is named as package.module:Class")
+    module_name, _, path = name.partition(":")
+    main = sys.modules["__main__"]
+    ours = module_name == main_module() and hasattr(main, path.split(".")[0])
+    found: Any = main if ours else _imported(module_name, name, field, find)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{field} {name}: {module_name!r} has no {path!r}{nearest(part, vars(found))}")
+        found = getattr(found, part)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{field} {name}: a spec must be a dataclass")
     return found
+
+
+def _imported(module_name: str, name: str, field: str, find: Callable[[str], Any]) -> Any:
+    try:
+        return find(module_name)
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code: anything may happen in it
+        what = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise UserError(f"{field} {name}: cannot import {module_name!r} ({what}{error})") from error
 
 
 def to_json(value: Any) -> Any:
@@ -184,7 +214,7 @@ def to_json(value: Any) -> Any:
       UserError: a field that holds what JSON cannot, for instance a function.
     """
     if is_spec(value):
-        own = {CLASS: f"{type(value).__module__}:{type(value).__qualname__}"}
+        own = {CLASS: class_name(type(value))}
         return own | {name: to_json(child) for name, child in children(value).items()}
     if isinstance(value, Mapping):
         return {str(name): to_json(child) for name, child in value.items()}
@@ -195,25 +225,68 @@ def to_json(value: Any) -> Any:
     raise UserError(f"{value!r} of type {type(value).__name__} cannot be written to config.json; name it by a string instead")
 
 
-def from_json(data: Any, field: str = "config") -> Any:
+def from_json(data: Any, field: str = "config", find: Callable[[str], Any] = importlib.import_module) -> Any:
     """The spec that `to_json` wrote. Lists become tuples; a field that the file lacks gets its default.
 
+    Args:
+      find: imports the module of a class by its name.
+
     Raises:
-      UserError: a class that cannot be found, a field that it does not have.
+      UserError: a class that cannot be found, a field that it does not have, values that it does not take.
     """
     if isinstance(data, list):
-        return tuple(from_json(child, f"{field}[{i}]") for i, child in enumerate(data))
+        return tuple(from_json(child, f"{field}[{i}]", find) for i, child in enumerate(data))
     if not isinstance(data, dict):
         return data
-    values = {name: from_json(child, f"{field}.{name}") for name, child in data.items() if name != CLASS}
+    values = {name: from_json(child, f"{field}.{name}", find) for name, child in data.items() if name != CLASS}
     if CLASS not in data:
         return values
-    cls = load_class(data[CLASS], field)
+    cls = load_class(data[CLASS], field, find)
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     for name in values:
         if name not in known:
             raise UserError(f"{field}.{name}: {cls.__name__} has no such field{nearest(name, known)}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: {cls.__name__} does not take what stands there ({error})") from error
+
+
+def specs(value: Any, field: str = "") -> Iterator[tuple[str, type]]:
+    """(path, class) of every spec in a tree, the outermost first."""
+    if is_spec(value):
+        yield field or "experiment", type(value)
+    for name, child in children(value).items():
+        yield from specs(child, f"{field}.{name}" if field else name)
+
+
+PATH = {"path": True}  # metadata of a field that names a file or folder: a run finds it from anywhere
+
+
+def rooted(value: Any, folder: Path) -> Any:
+    """The same specs, with each relative path of a field marked as `PATH` absolute where it is there below `folder`."""
+    if is_spec(value):
+        marked = {f.name for f in dataclasses.fields(value) if f.metadata.get("path")}
+        fields = children(value)
+        new = {n: _below(folder, child) if n in marked else rooted(child, folder) for n, child in fields.items()}
+        changed = any(new[n] is not fields[n] for n in fields)
+        return type(value)(**new) if changed else value
+    if isinstance(value, Mapping):
+        entries = {name: rooted(child, folder) for name, child in value.items()}
+        return entries if any(entries[name] is not value[name] for name in value) else value
+    if isinstance(value, tuple):
+        items = tuple(rooted(child, folder) for child in value)
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
+
+
+def _below(folder: Path, path: Any) -> Any:
+    if not isinstance(path, str) or not path or "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    place = folder / path
+    return str(place) if place.exists() or any(folder.glob(path)) else path
 
 
 def differences(old: Any, new: Any, ignore: Iterable[str] = ()) -> list[str]:

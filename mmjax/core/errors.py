@@ -10,8 +10,20 @@ class UserError(ValueError):
     """A mistake in what the user gave us: a config, a flag, a file, a folder.
 
     The message is one line that names the field, the value found and what would be right. The command line prints it and
-    exits with status 2; every other exception is a defect of ours and keeps its traceback.
+    exits with `exit_status`; every other exception is a defect of ours and keeps its traceback.
     """
+
+    exit_status = 2
+
+
+class UnreachableError(UserError):
+    """Storage that does not answer, or answers with an error: what is there is neither known to be broken nor absent.
+
+    Nothing was changed; the same command may succeed later. The command line exits with status 1, as for any failure that is
+    not the user's mistake, so that whatever restarts jobs tries again.
+    """
+
+    exit_status = 1
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

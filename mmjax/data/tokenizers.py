@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mmjax.core.config import PATH
 from mmjax.core.errors import UserError
 
 ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -170,7 +171,7 @@ class BPE:
 class Pretrained:
     """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded."""
 
-    path: str
+    path: str = dataclasses.field(metadata=PATH)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from mmjax.core.config import override
 from mmjax.core.errors import UserError, nearest
 from mmjax.train.experiment import Experiment
+from mmjax.train.kept_code import forget_changed, taken_in
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -77,11 +79,16 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of the config's own look their module up
     here = str(path.resolve().parent)
+    forget_changed(here)
     sys.path.insert(0, here)  # a config may import what lies beside it
     try:
         _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     finally:
         sys.path.remove(here)
+    for name, found in list(sys.modules.items()):
+        file = getattr(found, "__file__", None)
+        if name == spec.name or (file and file.startswith(f"{here}{os.sep}") and "site-packages" not in file):
+            taken_in(found)
     return module
 
 

@@ -9,7 +9,7 @@ from mmjax.data import describe
 from mmjax.parallel.mesh import use_mesh
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
-from mmjax.train.loop import run_evaluators
+from mmjax.train.finish import at_the_end, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
@@ -30,8 +30,6 @@ def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
         raise UserError(f"{path}: its experiment has no evaluators (evaluate is empty)")
     if data is not None and data not in experiment.data:
         raise UserError(f"--data {data}: the run has {', '.join(experiment.data)}{nearest(data, experiment.data)}")
-    if data is None and experiment.test_data in experiment.data:
-        data = experiment.test_data
     checkpoints = Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True) if run.has_checkpoint() else None
     step = checkpoints.best_step() if checkpoints else None
     if checkpoints is None or step is None:
@@ -41,7 +39,7 @@ def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
         setup = set_up(experiment, run, mesh)
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
-        metrics = run_evaluators(experiment, setup.evaluation(), params, data)
+        metrics = run_evaluators(at_the_end(experiment), setup.evaluation(), params, data)
     checkpoints.close()
     return {**metrics, "step": step}
 

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.core.config import PATH
 from mmjax.core.errors import UserError, nearest
 from mmjax.data import TOKENIZERS
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.optimizer import OPTIMIZERS, AdamW
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
+
+FIGURES = ("loss", "train", "weight")  # first parts of the names of training figures: an evaluator is called otherwise
 
 
 def _choice(table: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -49,7 +52,7 @@ class Checkpoint:
     best: str = ""
     mode: str = "max"
     patience: int = 0
-    local: str = ""
+    local: str = dataclasses.field(default="", metadata=PATH)
     local_every: int = 50
 
     def __post_init__(self) -> None:
@@ -125,7 +128,7 @@ class Experiment:
     test_data: str = "test"
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init_from: str = ""
+    init_from: str = dataclasses.field(default="", metadata=PATH)
     init_fresh: tuple[str, ...] = ()
 
     def task_data(self) -> tuple[str, ...]:
@@ -150,6 +153,11 @@ class Experiment:
             self._known_data(f"tasks.{name}.data", task.data)
             self._check_accumulation(name, task)
         for name, evaluator in self.evaluate.items():
+            if name in FIGURES:
+                raise UserError(
+                    f"evaluate.{name}: figures of training are called {name}/..., so call the evaluator something else; "
+                    f"not one of {', '.join(FIGURES)}"
+                )
             self._known_data(f"evaluate.{name}.data", evaluator.data)
         for name in self.alternate:
             self._known_data("alternate", name)

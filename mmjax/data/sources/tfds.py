@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.core.config import PATH
 from mmjax.core.errors import UserError
 from mmjax.core.errors import nearest as near
 from mmjax.data.images import decode_image
@@ -31,7 +32,7 @@ class TFDS:
     """
 
     name: str
-    data_dir: str | None = None
+    data_dir: str | None = dataclasses.field(default=None, metadata=PATH)
     split: str = "train"
     image_field: str | None = "image"
     label_field: str | None = "label"
