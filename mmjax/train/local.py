@@ -6,6 +6,7 @@ each of them can read. Anything that does not fit is passed over and set aside: 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from mmjax.core.errors import UnreachableError
 from mmjax.parallel.multihost import gather, process, processes
 from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, as_dict
 from mmjax.train.experiment import Experiment
-from mmjax.train.reading import UnfitError, again, names_in, together
+from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, together
 from mmjax.train.run import differing
 from mmjax.train.state import State
 
@@ -44,27 +45,22 @@ class LocalCheckpoints:
         self._folder = folder.absolute() / f"process_{process()}_of_{processes()}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._aside_until: int | None = None
-        alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
-        registry = create_type_handler_registry(
-            (jax.Array, ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False))
-        )
-        handlers: dict[str, Any] = {
-            "state": ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone, type_handler_registry=registry),
-            "about": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        }
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEEP,
-            cleanup_tmp_directories=True,
-            create=False,
-            multiprocessing_options=alone,
-            # Orbax would tell of the folder it has made under a name that the processes share, as if there were one folder.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._manager = self._open()
 
     def save(self, step: int, state: State) -> None:
         """Start to save; returns once the arrays are copied. What was set aside goes once a newer one is known to be good."""
         self._clear_aside(step)
+        try:
+            self._save(step, state)
+        except Exception as error:
+            if not is_storage(error):
+                raise
+            self._say(f"a local checkpoint could not be written ({first_line(error)}); the run goes on without")
+            with contextlib.suppress(Exception):  # it fails as the save did
+                self._manager.close()
+            self._manager = self._open()
+
+    def _save(self, step: int, state: State) -> None:
         about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(state)), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
@@ -94,7 +90,31 @@ class LocalCheckpoints:
 
     def close(self) -> None:
         """Wait, then let go of the folder."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:
+            if not is_storage(error):
+                raise
+            self._say(f"a local checkpoint could not be written ({first_line(error)})")
+
+    def _open(self) -> ocp.CheckpointManager:
+        alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
+        registry = create_type_handler_registry(
+            (jax.Array, ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False))
+        )
+        handlers: dict[str, Any] = {
+            "state": ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone, type_handler_registry=registry),
+            "about": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        }
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEEP,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=alone,
+            # Orbax would tell of the folder it has made under a name that the processes share, as if there were one folder.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def _read(self, step: int) -> State:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
@@ -127,7 +147,10 @@ class LocalCheckpoints:
         if self._aside_until is None:
             self._aside_until = step
         elif step > self._aside_until and place.is_dir():
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            except Exception:  # the save that will be tried next tells of it
+                return
             shutil.rmtree(place, ignore_errors=True)
 
 
