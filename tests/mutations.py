@@ -11,6 +11,7 @@ Exit status 1 where a text to replace is not found exactly once, or where a mist
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -81,14 +82,31 @@ def copy(root: Path, folder: Path) -> Path:
 
 
 def run(made: Path, mutation: Mutation, tests: str, timeout: float) -> Outcome:
-    """Make one mutation in the copy, run its tests there until one fails, and undo it."""
+    """Make one mutation in the copy, run its tests there until one fails, and undo it.
+
+    A test that fails without the mutation as well has caught nothing: it is left out, and the rest are run again.
+    """
     path = made / mutation.file
     text = path.read_text()
-    path.write_text(text.replace(mutation.old, mutation.new))
-    try:
-        return tested(made, tests_of(made, tests), timeout)
-    finally:
-        path.write_text(text)
+    words, seconds = tests_of(made, tests), 0.0
+    while True:
+        path.write_text(text.replace(mutation.old, mutation.new))
+        try:
+            outcome = tested(made, words, timeout)
+        finally:
+            path.write_text(text)
+        outcome = outcome._replace(seconds=seconds + outcome.seconds)
+        if not outcome.caught_by or passes(made, outcome.caught_by, timeout):
+            return outcome
+        print(f"{outcome.caught_by} fails without a mutation as well: left out", flush=True)
+        words, seconds = [*words, "--deselect", outcome.caught_by], outcome.seconds
+
+
+@functools.cache
+def passes(made: Path, test: str, timeout: float) -> bool:
+    """Whether a test passes on the code as it is."""
+    outcome = tested(made, [test], timeout)
+    return not outcome.caught_by and not outcome.broken
 
 
 def tested(made: Path, words: list[str], timeout: float) -> Outcome:

@@ -90,6 +90,14 @@ def test_a_run_that_shows_nothing_is_not_a_catch(mutations, checkout):
     assert outcome.caught_by == "" and "pytest ended with" in outcome.broken
 
 
+def test_a_test_that_fails_anyway_catches_nothing(mutations, checkout, tmp_path, capsys):
+    (checkout / "tests/test_a.py").write_text("def test_never():\n    assert False\n")
+    squared = mistake(mutations, "squared", "2 * x", "x * x")
+    outcome = mutations.run(mutations.copy(checkout, tmp_path), squared, "tests/test_*.py", 60.0)
+    assert outcome.caught_by == "tests/test_double.py::test_one"
+    assert "test_a.py::test_never fails without a mutation as well: left out" in capsys.readouterr().out
+
+
 def test_a_column_is_filled_and_the_other_kept(mutations):
     table = [mistake(mutations, name, "a", "b") for name in ("one", "two", "new")]
     page = (
