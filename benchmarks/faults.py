@@ -6,8 +6,8 @@
 Each life of the run meets one fault: a read or a write of its folder that fails once, twice or always (EIO, a time-out, a 503,
 no memory), or damage done between two lives (a checkpoint's file cut short, a torn line in metrics.jsonl). Then, at a moment
 drawn at random, comes `kill -9`. After each life every checkpoint that was good before must be there still, unless a later one
-is (the keeping policy's doing) or the damage was done to it on purpose, and then it must have been set aside and not deleted. At
-the end the run is finished without faults, and its parameters, its metrics and its final figures must be those of the
+is (the keeping policy's doing) or the damage was done to it on purpose, and then it must have been set aside and not deleted.
+At the end the run is finished without faults, and its parameters, its metrics and its final figures must be those of the
 undisturbed run, bit for bit.
 """
 

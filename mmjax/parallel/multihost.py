@@ -77,7 +77,7 @@ def joined(join: Join, stop_on_signal: bool = True) -> Iterator[None]:
     """Join the other processes, if there are any, and leave together.
 
     Among several processes an error does not leave this block: it is printed as one line, the others are told and end with
-    that line too, and this process ends with status 2 for a `UserError` and 1 for anything else.
+    that line too, and this process ends with a `UserError`'s status and 1 for anything else.
 
     Args:
       stop_on_signal: SIGTERM asks all processes to stop at a common step (`reached_stop`); else it ends this one.
@@ -97,7 +97,7 @@ def joined(join: Join, stop_on_signal: bool = True) -> Iterator[None]:
         yield
         barrier("the end")
     except UserError as error:
-        ending.fail(str(error), 2)
+        ending.fail("; ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_status)
     except KeyboardInterrupt:
         ending.fail("interrupted; what was saved is kept, the same command goes on from there", 1)
     except BaseException as error:

@@ -19,7 +19,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
 from mmjax.core.config import from_json
-from mmjax.core.errors import UnreachableError
+from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
 from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, as_dict
 from mmjax.train.experiment import Experiment
@@ -43,7 +43,12 @@ class LocalCheckpoints:
         self._abstract, self._config, self._say = abstract, config, say
         self._layout = [_held(leaf) for leaf in jax.tree.leaves(abstract)]
         self._folder = folder.absolute() / f"process_{process()}_of_{processes()}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint.local: {folder} cannot be made ({error.strerror}); name a folder of this machine"
+            ) from None
         self._aside_until: int | None = None
         self._manager = self._open()
 

@@ -26,9 +26,14 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     """Hold a folder, which is made, while the block runs. The lock goes with the process, however it ends.
 
     Raises:
-      UserError: another process holds it; the line says which.
+      UserError: another process holds it, and the line says which; or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {name}: the folder cannot be made ({error.strerror}); use another --workdir") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--workdir {name}: nothing can be written there (permission denied); use another --workdir")
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

@@ -1,5 +1,6 @@
 """One writer a run, and a lock that goes with its process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_another_process_is_refused_and_named_until_it_is_killed(tmp_path):
     with locked(folder, "runs/a"):
         assert '"host"' in (folder / "writer.json").read_text()
     assert [path.name for path in folder.iterdir()] == ["writer.lock"]
+
+
+def test_where_nothing_can_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    said = r"--workdir runs/a: the folder cannot be made \(Not a directory\)"
+    with pytest.raises(UserError, match=said), locked(tmp_path / "file" / "run", "runs/a"):
+        pass
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"--workdir runs/a: nothing can be written there"), locked(tmp_path, "runs/a"):
+        pass
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
