@@ -1,4 +1,4 @@
-"""Specs as trees of fields: list them, override one by its path, write them to JSON and read them back.
+"""Specs as trees of fields: list them, replace one, write them to JSON and read them back.
 
 A spec is a dataclass (Linen modules are dataclasses) whose fields hold JSON-able values, tuples, mappings and other specs. A
 field's path is dotted: `model.encoders.image.depth`, `tasks.caption.weight`, `data.train.transforms.0.size`.
@@ -6,21 +6,47 @@ field's path is dotted: `model.encoders.image.depth`, `tasks.caption.weight`, `d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import re
 import sys
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
 
 CLASS = "_class"
+
+
+def field(
+    table: Mapping[str, Any] | None = None,
+    everyday: bool = False,
+    path: bool = False,
+    metavar: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A field of a spec, with what the command line should know of it.
+
+    Args:
+      table: word -> class, the classes that the field may hold, or that the entries of the mapping or tuple in it may be.
+      everyday: whether the short help lists it.
+      path: whether it names a file or a folder: a run finds it from anywhere (`rooted`).
+      metavar: of a command's own option: what stands for its value in the help; "" for a field that is no option.
+      kwargs: those of `dataclasses.field`.
+    """
+    return dataclasses.field(metadata={"table": table or {}, "everyday": everyday, "path": path, "metavar": metavar}, **kwargs)
+
+
+def spec_fields(cls: type) -> dict[str, dataclasses.Field]:
+    """The fields of a spec's class that a config sets, by name."""
+    found = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    return {name: f for name, f in found.items() if "parent" not in found or name not in ("parent", "name")}  # of Linen's
+
+
+def default(field: dataclasses.Field) -> Any:
+    """The value of a field that nothing sets; `dataclasses.MISSING` where it has to be given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def is_spec(value: Any) -> bool:
@@ -41,10 +67,7 @@ def children(value: Any) -> dict[str, Any]:
         return {str(i): child for i, child in enumerate(value)}
     if not is_spec(value):
         return {}
-    names = [f.name for f in dataclasses.fields(value) if f.init]
-    if "parent" in names:  # a Linen module
-        names = [name for name in names if name not in ("parent", "name")]
-    return {name: getattr(value, name) for name in names}
+    return {name: getattr(value, name) for name in spec_fields(type(value))}
 
 
 def leaves(spec: Any, prefix: str = "") -> dict[str, Any]:
@@ -65,100 +88,6 @@ def replace(spec: Any, name: str, value: Any) -> Any:
         kept = {k: v for k, v in {**children(spec), name: value}.items() if v is not None}
         return tuple(kept.values()) if isinstance(spec, tuple) else kept
     return type(spec)(**{**children(spec), name: value})
-
-
-def override(spec: Any, path: str, values: Sequence[str]) -> Any:
-    """`spec` with the field at a dotted path set from the words of a command line.
-
-    A leaf is parsed by its declared type. A field that holds a spec takes a name from its table of choices (a `table` in
-    the field's metadata) or `package.module:Class`; what the new class shares with the old keeps its values. An entry of a
-    mapping or of a tuple of specs is removed by the word `none`; `()` is the empty tuple.
-
-    Raises:
-      UserError: an unknown path, or words that are not of the field's type.
-    """
-    return _override(spec, path.split("."), path, values, spec)
-
-
-def _override(spec: Any, names: list[str], path: str, values: Sequence[str], root: Any) -> Any:
-    known = children(spec)
-    name, rest = names[0], names[1:]
-    if name not in known:
-        every = list(leaves(root))
-        raise UserError(f"unknown field --{path}{nearest(path, every)}")
-    if rest:
-        return replace(spec, name, _override(known[name], rest, path, values, root))
-    if not is_spec(spec) and list(values) == ["none"]:
-        return replace(spec, name, None)
-    return replace(spec, name, _parse(spec, name, known[name], path, values))
-
-
-def _parse(spec: Any, name: str, current: Any, path: str, values: Sequence[str]) -> Any:
-    table = _table(spec, name)
-    if table and list(values) == ["none"] and _may_be_none(spec, name):
-        return None
-    if is_spec(current) or table:
-        return _construct(path, values, table, children(current))
-    if has_children(current):
-        inside = ", ".join(f"--{path}.{key}" for key in children(current)) or "nothing"
-        raise UserError(f"--{path} holds {inside}: set one of those")
-    kind = _declared_type(spec, name, current)
-    import tyro  # slow to import, and only flags need it
-
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(tyro.conf.FlagConversionOff[kind], args=_words(kind, values))  # type: ignore[valid-type, misc]
-    except SystemExit:
-        said = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
-        raise UserError(f"--{path} {' '.join(values)}: expected {said}, now {current!r}") from None
-
-
-def _words(kind: Any, values: Sequence[str]) -> list[str]:
-    """Words for tyro: `true` as Python writes it, `4,4` as two words for a tuple, `()` as none."""
-    members = typing.get_args(kind) or (kind,)
-    words = list(values)
-    if typing.get_origin(kind) is tuple and len(words) == 1 and ("," in words[0] or words[0] == "()"):
-        words = [w.strip() for w in words[0].strip("()").split(",") if w.strip()]
-    named = {"true": "True", "false": "False"} if bool in members else {}
-    return [("None" if w.lower() == "none" and type(None) in members else named.get(w.lower(), w)) for w in words]
-
-
-def _table(spec: Any, name: str) -> Mapping[str, type]:
-    """The classes that a field, or the entries of a mapping's owner, may hold."""
-    for f in dataclasses.fields(spec) if is_spec(spec) else ():
-        if f.name == name:
-            return f.metadata.get("table", {})
-    return {}
-
-
-def _construct(path: str, values: Sequence[str], table: Mapping[str, type], before: Mapping[str, Any]) -> Any:
-    """The class that was named; the fields it shares with the spec it replaces keep their values."""
-    said = " ".join(values)
-    if said not in table and ":" not in said:
-        choices = f"one of {', '.join(table)}, or " if table else ""
-        raise UserError(f"--{path} {said}: expected {choices}package.module:Class{nearest(said, table)}")
-    cls: Any = table[said] if said in table else load_class(said, f"--{path}")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    missing = (dataclasses.MISSING, dataclasses.MISSING)
-    needed = [n for n, f in fields.items() if (f.default, f.default_factory) == missing and n not in before]
-    if needed:
-        raise UserError(f"--{path} {said}: {cls.__name__} needs {', '.join(needed)}; name it in a config file, with those")
-    return cls(**{name: value for name, value in before.items() if name in fields})
-
-
-def _may_be_none(spec: Any, name: str) -> bool:
-    return any(f.name == name and f.default is None for f in dataclasses.fields(spec))
-
-
-def _declared_type(spec: Any, name: str, current: Any) -> Any:
-    """The type a field declares; that of its present value when it declares none."""
-    if is_spec(spec):
-        kind = typing.get_type_hints(type(spec)).get(name, Any)
-        if kind is not Any and not (isinstance(kind, types.UnionType) and Any in typing.get_args(kind)):
-            return kind
-    if isinstance(current, tuple):
-        return tuple[type(current[0]), ...] if current else tuple[str, ...]  # type: ignore[misc]
-    return str if current is None else type(current)
 
 
 def class_name(cls: type) -> str:
@@ -262,11 +191,8 @@ def specs(value: Any, field: str = "") -> Iterator[tuple[str, type]]:
         yield from specs(child, f"{field}.{name}" if field else name)
 
 
-PATH = {"path": True}  # metadata of a field that names a file or folder: a run finds it from anywhere
-
-
 def rooted(value: Any, folder: Path) -> Any:
-    """The same specs, with each relative path of a field marked as `PATH` absolute where it is there below `folder`."""
+    """The same specs, with each relative path in a field that is marked as one absolute where it is there below `folder`."""
     if is_spec(value):
         marked = {f.name for f in dataclasses.fields(value) if f.metadata.get("path")}
         fields = children(value)

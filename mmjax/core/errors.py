@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -26,7 +27,18 @@ class UnreachableError(UserError):
     exit_status = 1
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """ " (did you mean 'x'?)" for the choice nearest to a misspelt name, or "" when none is near."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+@contextlib.contextmanager
+def within(path: str) -> Iterator[None]:
+    """Put the path of a field before every `UserError` of the block, but for one that begins with it; "" adds nothing."""
+    try:
+        yield
+    except UserError as error:
+        if not path or str(error).startswith(path):
+            raise
+        raise type(error)(f"{path}: {error}") from error

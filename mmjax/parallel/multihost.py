@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed  # the key-value store and the detection of clusters have no public name
 
+from mmjax.core.config import field
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.ending import Ending, filter_native_errors
@@ -41,14 +42,14 @@ class Join:
     """How to find the other processes. Nothing need be said on Cloud TPU and under SLURM or Open MPI.
 
     Attributes:
-      coordinator: `HOST:PORT` of process 0; the port must be free there.
-      processes: how many there are; 1 to stay alone where a cluster would be found.
+      coordinator: where process 0 is; the port must be free there.
+      processes: how many there are, all given the same command; 1 to stay alone where a cluster would be found.
       process: this one's number, from 0.
       join_timeout: seconds to wait for the others to start.
       peer_timeout: seconds without a sign of life after which a process counts as dead.
     """
 
-    coordinator: str | None = None
+    coordinator: str | None = field(metavar="HOST:PORT", default=None)
     processes: int | None = None
     process: int | None = None
     join_timeout: float = 300.0
