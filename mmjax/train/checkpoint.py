@@ -37,6 +37,17 @@ ASIDE = "set_aside"  # the folder of those that could not be read, beside the go
 logger = logging.getLogger("mmjax")
 
 
+class Manager(ocp.CheckpointManager):
+    """Orbax's, without its question to JAX's preemption service.
+
+    It asks of the step that it saves, in the background too, when later steps have begun; the service takes the step that it was
+    last asked about for the present one, and would let processes stop at different steps, each waiting for the other.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -169,7 +180,7 @@ class Checkpoints:
                 raise
             return False
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> Manager:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(self._spec.keep, self._values),
             enable_async_checkpointing=not self._read_only,
@@ -177,9 +188,7 @@ class Checkpoints:
             read_only=self._read_only,
             create=not self._read_only,
         )
-        return again(
-            str(self._folder), lambda: ocp.CheckpointManager(self._folder, options=options, item_names=("state", "about"))
-        )
+        return again(str(self._folder), lambda: Manager(self._folder, options=options, item_names=("state", "about")))
 
     def _reopen(self) -> None:
         """A manager whose save has failed would raise for ever."""

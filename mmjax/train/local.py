@@ -21,7 +21,7 @@ from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_reg
 from mmjax.core.config import from_json
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
-from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, as_dict
+from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, Manager, as_dict
 from mmjax.train.experiment import Experiment
 from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, together
 from mmjax.train.run import differing
@@ -102,7 +102,7 @@ class LocalCheckpoints:
                 raise
             self._say(f"a local checkpoint could not be written ({first_line(error)})")
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> Manager:
         alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
         registry = create_type_handler_registry(
             (jax.Array, ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False))
@@ -119,7 +119,7 @@ class LocalCheckpoints:
             # Orbax would tell of the folder it has made under a name that the processes share, as if there were one folder.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        return Manager(self._folder, options=options, item_handlers=handlers)
 
     def _read(self, step: int) -> State:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]

@@ -14,6 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from jax.experimental import multihost_utils
 
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.core.trees import leaves_by_path
@@ -330,6 +331,15 @@ def test_when_none_can_be_read_nothing_is_thrown_away(folder):
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(tried 4, 2\)"):
         folder.restore()
     assert folder.open(read_only=True).steps() == [2, 4]
+
+
+def test_saving_does_not_ask_the_preemption_service(folder, monkeypatch):
+    """It would be asked about an older step than the one that the loop has come to."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    monkeypatch.setattr(ocp.CheckpointManager, "reached_preemption", lambda self, step: asked.append(step))
+    folder.save(2, 4)
+    assert asked == []
 
 
 def full_disk(*args, **kwargs):
