@@ -98,7 +98,9 @@ def carried_bytes(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            handed = (out.aval for out in equation.outvars[: equation.params["num_carry"]])
+            (body,) = core.jaxprs_in_params(equation.params)
+            results = zip((out.aval for out in equation.outvars), (out.aval for out in body.outvars), strict=True)
+            handed = (result for result, of_a_step in results if result.shape == of_a_step.shape)  # the others are stacked
             total += equation.params["length"] * sum(aval.size * aval.dtype.itemsize for aval in handed if aval.ndim)
         else:
             total += sum(map(carried_bytes, core.jaxprs_in_params(equation.params)))

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mmjax.core import quiet
 from mmjax.core.errors import UnreachableError, UserError, nearest
 from mmjax.core.strict_json import plain
 from mmjax.core.trees import leaves_by_path, match
@@ -62,6 +63,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, spec: Checkpoint, say: Callable[[str], None] = logger.warning, read_only: bool = False):
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
+        self._end_quiet = quiet.orbax(self)
         names = names_in(self._folder)
         for name in (name for name in names if "orbax-checkpoint-tmp" in name):
             self._say(f"checkpoint {name.split('.')[0]} was cut short while it was written; it is not used")
@@ -118,6 +120,8 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             self._raise_in_writing(error, last=True)
+        finally:
+            self._end_quiet()
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int, dict[str, float]] | None:
         """The latest good checkpoint (or the one of `step`), in the shapes and shardings of `abstract`.

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
+from mmjax.core import quiet
 from mmjax.core.config import from_json
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
@@ -41,6 +42,7 @@ class LocalCheckpoints:
 
     def __init__(self, folder: Path, abstract: State, config: Any, say: Callable[[str], None]):
         self._abstract, self._config, self._say = abstract, config, say
+        self._end_quiet = quiet.orbax(self)
         self._layout = [_held(leaf) for leaf in jax.tree.leaves(abstract)]
         self._folder = folder.absolute() / f"process_{process()}_of_{processes()}"
         try:
@@ -101,6 +103,8 @@ class LocalCheckpoints:
             if not is_storage(error):
                 raise
             self._say(f"a local checkpoint could not be written ({first_line(error)})")
+        finally:
+            self._end_quiet()
 
     def _open(self) -> Manager:
         alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
