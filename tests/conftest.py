@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     # What the tests compile they hardly run: this compiles in a quarter of the time.
     " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: two threads of it wait a quarter of a second for each other
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -16,12 +16,14 @@ import grain
 import numpy as np
 from absl import flags
 
+from mmjax.core.config import field
 from mmjax.core.errors import UserError
 from mmjax.data.columns import Columns
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream
 from mmjax.data.sources import SOURCES
 from mmjax.data.tokenizers import Tokenizer
+from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.types import Records
 
 Batch = dict[str, np.ndarray]
@@ -33,10 +35,10 @@ class Data:
     """A source, what is done to its records, and how they are batched.
 
     Attributes:
-      source: a spec from `SOURCES`, or one of your own.
+      source: where the records come from.
       transforms: applied to each record in this order.
       batch_size: rows of the global batch.
-      max_length: tokens of a text, special tokens included; longer ones are truncated and counted.
+      max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
@@ -46,10 +48,10 @@ class Data:
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
     """
 
-    source: Any = dataclasses.field(metadata={"table": SOURCES})
-    transforms: tuple[Any, ...] = ()
-    batch_size: int = 128
-    max_length: int = 32
+    source: Any = field(SOURCES, everyday=True)
+    transforms: tuple[Any, ...] = field(TRANSFORMS, default=())
+    batch_size: int = field(everyday=True, default=128)
+    max_length: int = field(everyday=True, default=32)
     shuffle: bool = True
     workers: int = 0
     threads: int = 2

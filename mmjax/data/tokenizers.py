@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mmjax.core.config import field
 from mmjax.core.errors import UserError
 
 ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -146,7 +147,11 @@ class WordPiece:
 
 @dataclasses.dataclass(frozen=True)
 class BPE:
-    """Byte-level BPE, trained on the corpus: any text is encoded without loss. `vocab_size` is at most, 260 at least."""
+    """Byte-level BPE, trained on the corpus: any text is encoded without loss.
+
+    Attributes:
+      vocab_size: at most; 260 at least.
+    """
 
     vocab_size: int = 1000
 
@@ -168,9 +173,13 @@ class BPE:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded."""
+    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded.
 
-    path: str
+    Attributes:
+      path: the folder.
+    """
+
+    path: str = field(everyday=True, path=True)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""

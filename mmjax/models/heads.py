@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.core.config import field
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
@@ -20,16 +21,18 @@ class Classifier(nn.Module):
     Attributes:
       classes: C; 0 gives what is pooled (and projected) itself, [B, D].
       input: name of the encoder or fusion that feeds it.
-      pool: see `nn.pool`; `heads` is attention pooling's.
+      pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
+      heads: of attention pooling.
       hidden_width: width of one hidden layer; 0 for none.
       activation: of the hidden layer (BERT's pooler is `tanh`).
       normed_width: width of a further hidden layer, with a norm and then GELU (ViLT's answers); 0 for none.
       norm_epsilon: of that norm.
       parts: N sequences one after another are pooled and projected each on its own, then concatenated (NLVR2's two images).
       bias: whether the last layer has one.
+      dropout: rate of dropout before the last layer, on when training.
     """
 
-    classes: int = 2
+    classes: int = field(everyday=True, default=2)
     input: str = "image"
     pool: str = "mean"
     heads: int = 8
@@ -65,7 +68,7 @@ class DistilledClassifier(nn.Module):
       input: name of the encoder that feeds it.
     """
 
-    classes: int = 2
+    classes: int = field(everyday=True, default=2)
     input: str = "image"
 
     @nn.compact
@@ -83,6 +86,8 @@ class TokenClassifier(nn.Module):
       classes: C; the vocabulary size for masked language modelling.
       input: name of the encoder or fusion that feeds it.
       transform: a dense layer, activation and norm first, as BERT's head.
+      activation: of that layer.
+      norm_epsilon: of that norm.
       tied_to: name of the text encoder whose word table is the output matrix; "" for a matrix of its own.
     """
 

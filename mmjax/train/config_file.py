@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmjax.core.config import override
+from mmjax.core.draft import set_fields
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.flags import pairs
 from mmjax.train.experiment import Experiment
+from mmjax.train.kept_code import forget_changed, taken_in
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -48,27 +51,12 @@ def load_config(name: str) -> Experiment:
 
 
 def apply_flags(experiment: Experiment, words: Sequence[str]) -> Experiment:
-    """`--a.b.c value ...` words on top of an experiment, in order.
+    """`--a.b.c value ...` words on top of an experiment; see `core.draft.set_fields`.
 
     Raises:
-      UserError: a word that is no flag, an unknown field, a value of the wrong type.
+      UserError: a word that is no flag, an unknown field, a value of the wrong type, a value that its class refuses.
     """
-    index = 0
-    while index < len(words):
-        if not words[index].startswith("--"):
-            raise UserError(
-                f"{words[index]!r} is neither a config nor a flag; flags are --field value, for instance --steps 100"
-            )
-        flag, equals, first = words[index][2:].partition("=")
-        index += 1
-        values = [first] if equals else []
-        while index < len(words) and not words[index].startswith("--"):
-            values.append(words[index])
-            index += 1
-        if not values:
-            raise UserError(f"--{flag}: a value is missing")
-        experiment = override(experiment, flag, values)
-    return experiment
+    return set_fields(experiment, pairs(words))
 
 
 def _execute(path: Path) -> ModuleType:
@@ -77,11 +65,16 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of the config's own look their module up
     here = str(path.resolve().parent)
+    forget_changed(here)
     sys.path.insert(0, here)  # a config may import what lies beside it
     try:
         _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     finally:
         sys.path.remove(here)
+    for name, found in list(sys.modules.items()):
+        file = getattr(found, "__file__", None)
+        if name == spec.name or (file and file.startswith(f"{here}{os.sep}") and "site-packages" not in file):
+            taken_in(found)
     return module
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mmjax.core.config import field
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
@@ -26,7 +27,7 @@ class Optimizer:
     """What every optimizer has. Paths are those of the parameters, for instance `encoders_image/stack/layers/mlp/up/kernel`.
 
     Attributes:
-      learning_rate: the peak.
+      learning_rate: its peak.
       schedule: after the warm-up: `cosine`, `linear` or `constant`.
       warmup_steps: steps of linear warm-up from 0.
       end_factor: the last rate over the peak.
@@ -42,14 +43,14 @@ class Optimizer:
       spike_factor: a loss above this many times its running mean is a spike; 0 for never.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = field(everyday=True, default=1e-3)
     schedule: str = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int = field(everyday=True, default=0)
     end_factor: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float = field(everyday=True, default=0.0)
     no_decay: tuple[str, ...] = NO_DECAY
     clip_norm: float = 1.0
-    accumulate: int = 1
+    accumulate: int = field(everyday=True, default=1)
     ema: float = 0.0
     layer_decay: float = 1.0
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -122,7 +123,13 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Kingma & Ba 2015 with decoupled decay."""
+    """Kingma & Ba 2015 with decoupled decay.
+
+    Attributes:
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of the latter.
+    """
 
     b1: float = 0.9
     b2: float = 0.999
@@ -134,7 +141,12 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent with (Nesterov) momentum."""
+    """Gradient descent with (Nesterov) momentum.
+
+    Attributes:
+      momentum: decay of the sum of gradients; 0 for none.
+      nesterov: look ahead, as Nesterov's does.
+    """
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -145,7 +157,12 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """Chen 2023, alg. 2; wants a learning rate 3-10 times below AdamW's."""
+    """Chen 2023, alg. 2; wants a learning rate 3-10 times below AdamW's.
+
+    Attributes:
+      b1: share of the momentum in the direction that is taken.
+      b2: decay of the momentum.
+    """
 
     b1: float = 0.9
     b2: float = 0.99
@@ -156,7 +173,13 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Shazeer & Stern 2018: second moments factored over the two largest dims from `min_dim` on, updates clipped by block."""
+    """Shazeer & Stern 2018: second moments factored over the two largest dims, updates clipped by block.
+
+    Attributes:
+      decay: exponent of the second moments' decay, 1 - step ** -decay.
+      min_dim: smallest of the two dims that is factored.
+      clip_block: largest root mean square of a block's update.
+    """
 
     decay: float = 0.8
     min_dim: int = 128

@@ -146,7 +146,7 @@ def mean(total: Array, count: Array) -> Array:
 
 
 def _flatten(losses: Mapping[str, Loss]) -> Metrics:
-    return {f"{name}/{metric}": mean(*pair) for name, loss in losses.items() for metric, pair in loss.metrics.items()}
+    return {f"train/{name}/{metric}": mean(*pair) for name, loss in losses.items() for metric, pair in loss.metrics.items()}
 
 
 def _apply(

@@ -97,6 +97,14 @@ def test_rotation_keeps_lengths_and_place_zero():
     assert rotate(x.astype(jnp.bfloat16), jnp.arange(4)[None]).dtype == jnp.bfloat16
 
 
+def test_a_pair_of_dims_turns_from_the_first_half_towards_the_second():
+    places = np.arange(4)
+    units = jnp.broadcast_to(jnp.eye(2)[None, None], (1, 4, 2, 2))  # of two heads, one along each of the two dims
+    cos, sin = np.cos(places), np.sin(places)  # the first frequency is one radian a token
+    expected = np.stack([np.stack([cos, sin], axis=1), np.stack([-sin, cos], axis=1)], axis=1)
+    np.testing.assert_allclose(rotate(units, jnp.asarray(places)[None])[0], expected, atol=1e-6)
+
+
 def test_frequencies_are_scaled_by_one_factor_or_by_their_turns():
     plain = rotary_frequencies(8, 1000.0)
     np.testing.assert_allclose(plain, [1000.0 ** (-i / 8) for i in range(8)], rtol=1e-12)

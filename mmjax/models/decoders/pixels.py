@@ -22,7 +22,9 @@ class PixelDecoder(StackFields):
     projection follow.
 
     Attributes:
-      image_size, patch: (height, width) in pixels.
+      image_size: (height, width) in pixels.
+      patch: (height, width) of a patch, in pixels.
+      channels: of the image.
       context: the name of the one encoder whose tokens it reads.
       firsts: how many tokens that encoder puts before the patches (1: a class token).
       positions: `sincos` (2-D), `learned` or `fixed` (see `ViT`). Those kept for `image_size` are interpolated along the

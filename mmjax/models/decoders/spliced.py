@@ -27,7 +27,8 @@ class SplicedDecoder(TextDecoder):
       context: the name of the one encoder whose tokens are spliced in.
       place: the id that stands for one token of the context.
       skip: how many tokens at the context's beginning are left out (1: the class token of an image).
-      project_activation, project_bias: of the projection.
+      project_activation: of the projection, between its layers.
+      project_bias: whether its layers have biases.
       headless: give the last layer's result [B, T, D], normalised, instead of logits.
 
     Raises:

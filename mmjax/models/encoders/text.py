@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from mmjax.core.config import field
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -20,7 +21,8 @@ class TextTransformer(StackFields):
     `depth=0` gives bare word embeddings, the text side of a single-stream model.
 
     Attributes:
-      vocab_size, max_length: V, the largest T.
+      vocab_size: V, how many words; at least those of the tokenizer.
+      max_length: the largest T.
       embed_width: width of the word table when it differs from `width` (0: the same).
       causal: a token sees only what comes before it.
       positions: `learned`, `sincos`, `rotary` or `none`.
@@ -29,13 +31,14 @@ class TextTransformer(StackFields):
       embed_norm: normalise the embeddings before the stack (BERT).
       mask_padding: whether the mask hides padding; if not, padding counts as real and the last position as the last token
         (SigLIP, whose texts are all padded to one length).
+      final_norm: normalise after the last layer.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
 
     Raises:
       UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
     """
 
-    vocab_size: int = 32000
+    vocab_size: int = field(everyday=True, default=32000)
     max_length: int = 64
     embed_width: int = 0
     causal: bool = False

@@ -21,14 +21,18 @@ class Dual(nn.Module):
     As a fusion it gives one token a modality: Tokens [B, M, E].
 
     Attributes:
-      width: E.
+      width: E, the width of the shared space.
       pool: modality -> how it is pooled (see `nn.pool`); its keys are the modalities that meet here.
       project: modalities that get a linear projection; the others must have width E already.
       bias: whether the projections have a bias.
       through: modality -> the cross fusion whose layers it runs through alone before it is pooled (BLIP's text encoder, which
         reads the image in one use and not in the other).
-      heads, mlp_width, activation, norm_epsilon: of attention pooling.
-      scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit.
+      heads: of attention pooling.
+      mlp_width: of attention pooling's feed-forward layer; 0 is 4 times the width it pools.
+      activation: of attention pooling's feed-forward layer.
+      norm_epsilon: of attention pooling's norm.
+      scale_init: initial scale (CLIP: 1 / 0.07; SigLIP: 10). It is exp of a learned logit.
+      bias_init: initial bias (SigLIP: -10).
       max_scale: the scale is held at or below it (Radford 2021, section 2.5); 0 for no bound (SigLIP's passes 100).
     """
 

@@ -14,7 +14,14 @@ from mmjax.nn.pool import Pool
 
 
 class _Late(nn.Module):
-    """What both share: one vector a modality in, one token [B, 1, D] out."""
+    """What both share: one vector a modality in, one token [B, 1, D] out.
+
+    Attributes:
+      width: D.
+      modalities: which, and their order.
+      pool: how each is pooled, see `nn.pool`.
+      heads: of attention pooling.
+    """
 
     width: int = 512
     modalities: tuple[str, ...] = ("text", "image")
