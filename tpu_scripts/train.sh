@@ -3,6 +3,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 usage() {
   cat <<'TEXT'
@@ -11,7 +13,8 @@ usage: train.sh [settings] [--env NAME=VALUE ...] CONFIG [--any.field value ...]
        train.sh [settings] --progress [CONFIG ...]
 
 Start the same `mmjax train CONFIG ...` on every worker of every slice, and return; logs.sh shows what it says.
-It goes on by itself where the run's folder holds a checkpoint. A CONFIG that is a file here is copied over.
+It goes on by itself where the run's folder holds a checkpoint. A CONFIG that is a file here is copied over, with the modules
+and packages beside it that it imports; nothing else is: data belong in a bucket.
   --env NAME=VALUE    a variable for the training, may be given again
   --stop              save and stop, on every worker
   --progress          what the workers do: new (not set up), idle, running, lost (died with its machine), or an
@@ -45,10 +48,10 @@ kill -KILL -\$(cat pid); echo 143 >status"
 }
 
 start() {
-  if [[ -f $config ]]; then to_workers "$1" "$config" "mmjax_run/${COMMAND[2]}"; fi
+  [[ -z $ARCHIVE ]] || to_workers "$1" "$ARCHIVE" mmjax_code.tar.gz
   on_workers "$1" all "cd ~/mmjax_run 2>/dev/null && [ -e ready ] || { echo 'mmjax is not installed here: setup.sh' >&2; exit 1; }
 if $running; then echo 'mmjax trains here already: train.sh --stop ends it' >&2; exit 1; fi
-. ~/mmjax_venv/bin/activate; rm -f status; printf %s $(show "$text") >command
+$unpack. ~/mmjax_venv/bin/activate; rm -f status; printf %s $(show "$text") >command
 nohup setsid bash -c $(show "$(supervised "${COMMAND[@]}"); echo \$code >status") >>log 2>&1 </dev/null & echo \$! >pid"
 }
 
@@ -67,8 +70,13 @@ elif [[ -n $STOP ]]; then
 else
   training
   text=$(show "${COMMAND[@]}")
-  config=${COMMAND[2]}
-  if [[ -f $config ]]; then COMMAND[2]=$(basename "$config"); fi
+  copied
+  unpack=''
+  if [[ -n $ARCHIVE ]]; then
+    COMMAND[2]=code/$CODE_CONFIG
+    unpack='rm -rf code && mkdir code && tar -xzf ~/mmjax_code.tar.gz -C code || exit 1
+'
+  fi
   at_once start
   say "started: $text"
 fi

@@ -67,8 +67,9 @@ class Join:
         missing = [name for name, value in said.items() if value is None]
         if 0 < len(missing) < 3:
             raise UserError(f"{', '.join(missing)} is missing: give --coordinator HOST:PORT, --processes N and --process I")
-        if self.coordinator and not re.fullmatch(r"\S+:\d+", self.coordinator):
-            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT of process 0")
+        found = re.fullmatch(r"\S+:([0-9]{1,5})", self.coordinator or "h:1")
+        if not found or not 0 < int(found[1]) < 65536:
+            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT of process 0, with a port from 1 to 65535")
         if self.process is not None and self.processes is not None and not 0 <= self.process < self.processes:
             raise UserError(f"--process {self.process}: the {self.processes} processes are numbered from 0")
 
