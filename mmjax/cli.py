@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import importlib.metadata
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -141,11 +142,10 @@ def evaluate(words: list[str]) -> int:
     be set; the run stays as it is. On machines that the run's mesh does not fit, another is chosen.
     """
     own, join = take(words, EvaluateOptions), _join(words)
-    named = [word for word in words if not word.startswith("--")] if not any(w.startswith("--") for w in words) else words[:1]
-    if len(named) != 1 or named[0].startswith("--"):
-        raise UserError(
-            f"evaluate takes one run folder, found {len(named) if words else 0}, and it goes first: {_usage(evaluate)}"
-        )
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if len(folders) != 1 or not folders[0]:
+        said = len(folders) if all(folders) else "''"
+        raise UserError(f"evaluate takes one run folder, before its flags; found {said}: {_usage(evaluate)}")
     from mmjax.parallel.multihost import is_main, joined
 
     with joined(join, stop_on_signal=False):
@@ -273,7 +273,7 @@ def _command(words: list[str]) -> int:
     asked = [word for word in rest if word in ("--help", "-h")]
     if not name:
         group = [known for known in COMMANDS if known.split()[0] in words[:1]]
-        if asked or not words:
+        if not words or (asked and (words[0] in ("--help", "-h") or (group and len(list(_without_help(words))) == 1))):
             _say(_overview(group or list(COMMANDS)))
             return 0
         raise UserError(_no_such(words, group))

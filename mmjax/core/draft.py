@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmjax.core.config import children, default, has_children, is_spec, load_class, spec_fields
@@ -39,16 +40,17 @@ def set_fields(spec: Any, flags: Sequence[tuple[str, Sequence[str]]]) -> Any:
       UserError: an unknown path, words that are not of the field's type, a class that lacks a field or refuses its values.
     """
     root = _draft(spec, _Place(), "")
-    for path, values in sorted(flags, key=lambda flag: flag[0].count(".")):
-        try:
+    try:
+        for path, values in sorted(flags, key=lambda flag: flag[0].count(".")):
             root.set(path.split("."), path, list(values))
-        except _Unknown as error:
-            raise UserError(f"unknown field --{path}{nearest(path, root.paths())}{error}") from None
-    return root.make()
+        return root.make()
+    except _Unknown as error:
+        path, advice = error.args
+        raise UserError(f"unknown field --{path}{nearest(path, root.paths())}{advice}") from None
 
 
 class _Unknown(Exception):
-    """No field has this path; the text is advice."""
+    """No field has this path: the path, and advice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class _Draft:
       place: what may stand here.
       path: where it stands.
       flag: the flag that named its class, "" where it stood there before.
+      begun: the path of the flag that began it without naming its class, which may well be misspelt.
     """
 
     kind: Any
@@ -82,6 +85,7 @@ class _Draft:
     place: _Place
     path: str
     flag: str = ""
+    begun: str = ""
 
     def set(self, names: list[str], path: str, values: list[str]) -> None:
         """Set the field at `names`, the rest of `path` from here on."""
@@ -93,10 +97,12 @@ class _Draft:
             self._assign(name, path, values)
 
     def paths(self) -> list[str]:
-        """Every path from here down."""
-        found = []
+        """Every path from here down, but for what a flag has begun."""
+        found: list[str] = []
         for name in self.entries if self.kind in (dict, tuple) else spec_fields(self.kind):
             value, path = self._value(name), self._at(name)
+            if isinstance(value, _Draft) and value.begun:
+                continue
             held = value if isinstance(value, _Draft) or not has_children(value) else _draft(value, _Place(), path)
             found += [path, *(held.paths() if isinstance(held, _Draft) else ())]
         return found
@@ -113,6 +119,8 @@ class _Draft:
         needed = [name for name, field in spec_fields(self.kind).items() if name not in made and default(field) is MISSING]
         if needed:
             add = " ".join(f"--{self._at(name)} {placeholder(hint(self.kind, name))}" for name in needed)
+            if self.begun:
+                raise _Unknown(self.begun, f"; a new {self.path} needs {add} too")
             raise UserError(f"{self.flag}: {self.kind.__name__} needs {', '.join(needed)}; add {add}")
         with within(self.path):
             try:
@@ -135,17 +143,17 @@ class _Draft:
         fields = {} if self.kind in (dict, tuple) else spec_fields(self.kind)
         return self.entries.get(name, default(fields[name]) if name in fields else MISSING)
 
-    def _place(self, name: str) -> _Place:
+    def _place(self, name: str, path: str) -> _Place:
         if self.kind in (dict, tuple):
             return self.place.entry()
         fields = spec_fields(self.kind)
         if name not in fields:
-            raise _Unknown
+            raise _Unknown(path, "")
         return _Place(hint(self.kind, name), fields[name].metadata.get("table") or {}, fields[name].default is None)
 
     def _open(self, name: str, path: str) -> _Draft:
         """The draft at a name, begun where there is none."""
-        place, value, at = self._place(name), self._value(name), self._at(name)
+        place, value, at = self._place(name, path), self._value(name), self._at(name)
         if isinstance(value, _Draft):
             return value
         if value is REMOVED:
@@ -153,16 +161,16 @@ class _Draft:
         if has_children(value) or (isinstance(value, tuple) and place.table):
             draft = _draft(value, place, at)
         elif value is MISSING and len(place.table) == 1 and self.kind is not tuple:
-            draft = _Draft(*place.table.values(), {}, place, at, f"--{path} begins a new {at}")
+            draft = _Draft(*place.table.values(), {}, place, at, begun=path)
         elif value in (None, MISSING) and place.table and name:
-            raise _Unknown(f"; what stands at --{at} is named first: {', '.join(place.table)}")
+            raise _Unknown(path, f"; a new {at} is named as well, --{at} with one of {', '.join(place.table)}")
         else:
-            raise _Unknown
+            raise _Unknown(path, "")
         self.entries[name] = draft
         return draft
 
     def _assign(self, name: str, path: str, values: list[str]) -> None:
-        place, now, entry = self._place(name), self._value(name), self.kind in (dict, tuple)
+        place, now, entry = self._place(name, path), self._value(name), self.kind in (dict, tuple)
         whole = isinstance(now, (Mapping, tuple)) or (isinstance(now, _Draft) and now.kind in (dict, tuple))
         spec = is_spec(now) and not (isinstance(now, _Draft) and whole)
         if now is MISSING and entry:
@@ -171,6 +179,8 @@ class _Draft:
             self.entries[name] = REMOVED if entry else None
         elif whole and (has_children(now) or place.table or isinstance(now, Mapping)):
             self.entries[name] = self._whole(name, path, values, now, place)
+        elif spec and len(place.table) < 2 and not any(word in place.table or ":" in word for word in values):
+            raise UserError(_holds(path, now.entries if isinstance(now, _Draft) else children(now)))
         elif spec or place.table or (entry and ":" in values[0] and now in (MISSING, REMOVED)):
             self.entries[name] = _construct(path, values, place, now)
         else:
@@ -180,7 +190,7 @@ class _Draft:
         """Whether an entry can be added under a name."""
         leaf = place.kind in (str, int, float, bool)
         if values == ["none"] or not name or not (place.table or leaf or ":" in values[0]):
-            raise _Unknown
+            raise _Unknown(path, "")
         if self.kind is tuple and name != str(len(self.entries)):
             raise UserError(
                 f"--{path}: {self.path} has {len(self.entries)} entries, so the next is --{self._at(str(len(self.entries)))}"
@@ -195,9 +205,8 @@ class _Draft:
         mapping = isinstance(now, Mapping) or (isinstance(now, _Draft) and now.kind is dict)
         words = [] if values == ["()"] else [word for value in values for word in value.split(",") if word]
         if mapping or not all(word in place.table or ":" in word for word in words):
-            inside = ", ".join(f"--{path}.{key}" for key in before) or "nothing"
-            more = f", or --{path}.{'NAME' if mapping else len(before)} for a new one"
-            raise UserError(f"--{path} holds {inside}: set one of those{more}{_misspelt(words, place.table)}")
+            new = f"--{path}.{'NAME' if mapping else len(before)} for a new one"
+            raise UserError(f"{_holds(path, before)}, or {new}{_misspelt(words, place.table)}")
         left, entries = list(before.values()), {}
         for i, word in enumerate(words):
             cls = _class(f"{path}.{i}", word, place.table)
@@ -225,7 +234,21 @@ def _class(path: str, word: str, table: Mapping[str, Any]) -> Any:
     if word not in table and ":" not in word:
         choices = f"one of {', '.join(table)}, or " if table else ""
         raise UserError(f"--{path} {shlex.quote(word)}: expected {choices}package.module:Class{nearest(word, table)}")
-    return table[word] if word in table else load_class(word, f"--{path}")
+    if word in table:
+        return table[word]
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", word):
+        raise UserError(f"--{path} {shlex.quote(word)}: write package.module:Class")
+    try:
+        return load_class(word, f"--{path}")
+    except UserError:
+        raise
+    except Exception as error:  # what the user's module does when it is imported
+        raise UserError(f"--{path} {word}: importing it failed, {type(error).__name__}: {error}") from error
+
+
+def _holds(path: str, names: Iterable[str]) -> str:
+    inside = ", ".join(f"--{path}.{name}" for name in names)
+    return f"--{path} holds {inside}: set one of those" if inside else f"--{path} holds nothing yet"
 
 
 def _misspelt(words: list[str], table: Mapping[str, Any]) -> str:

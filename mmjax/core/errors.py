@@ -14,6 +14,7 @@ class UserError(ValueError):
     exits with `exit_status`; every other exception is a defect of ours and keeps its traceback.
     """
 
+    path = ""  # of the field that it is about, where its message begins with one: see `within`
     exit_status = 2
 
 
@@ -35,10 +36,12 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 
 @contextlib.contextmanager
 def within(path: str) -> Iterator[None]:
-    """Put the path of a field before every `UserError` of the block, but for one that begins with it; "" adds nothing."""
+    """Put the whole path of a field before every `UserError` of the block that has none yet; "" adds nothing."""
     try:
         yield
     except UserError as error:
-        if not path or str(error).startswith(path):
+        if not path or error.path or str(error).startswith(path):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        named = type(error)(f"{path}: {error}")
+        named.path = path
+        raise named from error

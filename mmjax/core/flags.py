@@ -68,7 +68,7 @@ def take(words: list[str], options: type[Options]) -> Options:
                     value = words.pop(index) if index < len(words) and not words[index].startswith("--") else ""
                 if not value:
                     raise UserError(f"--{name}: a value is missing")
-                values[name] = parse(kind, name, [value], field.default)
+                values[name] = parse(_without_none(kind), name, [value], dataclasses.MISSING)
     return options(**values)
 
 
@@ -86,7 +86,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def parse(kind: Any, path: str, values: Sequence[str], now: Any) -> Any:
-    """The words of one flag as a value of a type; where that is `Any`, of the type of the value that stands there now.
+    """The words of one flag as a value of a type; where that is `Any`, of the type of the value that stands there now
+    (`dataclasses.MISSING`: none does).
 
     Raises:
       UserError: words that are not of the type.
@@ -101,7 +102,8 @@ def parse(kind: Any, path: str, values: Sequence[str], now: Any) -> Any:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(tyro.conf.FlagConversionOff[kind], args=_words(kind, values))  # type: ignore[valid-type, misc]
     except SystemExit:
-        raise UserError(f"--{path} {shlex.join(values)}: expected {_name(kind)}, now {now!r}") from None
+        there = "" if now is dataclasses.MISSING else f", now {now!r}"
+        raise UserError(f"--{path} {shlex.join(values)}: expected {_name(kind)}{there}") from None
 
 
 def written(value: Any) -> str:
@@ -119,6 +121,11 @@ def placeholder(kind: Any) -> str:
     if members and isinstance(kind, types.UnionType):
         return placeholder(members[0])
     return {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false"}.get(kind, "NAME")
+
+
+def _without_none(kind: Any) -> Any:
+    """The first member of `int | None`, the type itself of another."""
+    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
 
 
 def _type_of(now: Any) -> Any:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,14 @@ from mmjax.core.flags import pairs
 from mmjax.train.experiment import Experiment
 from mmjax.train.kept_code import forget_changed, taken_in
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def shipped_configs() -> dict[str, Path]:
     """Name -> file of the configs that come with the package."""
     found = importlib.util.find_spec("mmjax_configs")
     folders = list(found.submodule_search_locations or []) if found else []
-    beside = Path(__file__).resolve().parents[2] / "configs"  # a checkout that was not installed
+    beside = PACKAGE.parent / "configs"  # a checkout that was not installed
     for folder in [*map(Path, folders), beside]:
         files = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"} if folder.is_dir() else {}
         if files:
@@ -85,11 +88,17 @@ def _calling(path: Path, fn: Any) -> Any:
     except UserError as error:
         raise UserError(f"config {path}: {error}") from None
     except SyntaxError as error:
-        raise UserError(f"config {path}: line {error.lineno}: {error.msg}") from None
+        raise UserError(f"config {path}: line {error.lineno or 1}: {error.msg}") from None
     except ImportError as error:
         raise UserError(f"config {path}: {error}") from None
     except TypeError as error:
         raise UserError(f"config {path}: {error}{_near_argument(error)}") from error
+    except (Exception, SystemExit) as error:
+        frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if frames[-1][0].is_relative_to(PACKAGE):
+            raise  # a defect of ours
+        line = [line for file, line in frames if file == path.resolve()] or [frames[-1][1]]
+        raise UserError(f"config {path}: line {line[-1]}: {type(error).__name__}: {error}") from error
 
 
 def _near_argument(error: TypeError) -> str:

@@ -90,7 +90,7 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
         if path.split(".")[0] not in READ:
             known = ", ".join(f"--{name}" for name in READ)
             raise UserError(f"--{path} {' '.join(values)}: evaluation does not read it; it reads {known}")
-    if not any(path.startswith("model") for path, _ in pairs(flags)):
+    if not any(path.split(".")[0] == "model" for path, _ in pairs(flags)):
         return experiment
     old, new = (leaves_by_path(param_shapes(e.model)) for e in (trained, experiment))
     shapes = {path: (old.get(path), new.get(path)) for path in old | new}
@@ -106,12 +106,8 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
 
 def _data_read(experiment: Experiment, data: str | None) -> tuple[str, ...]:
     """Names of the data that evaluators read: no other need be at hand."""
-    named = [] if data is None else [data]
-    for name, evaluator in experiment.evaluate.items():
-        if data is None or evaluator.data != "validation":
-            experiment._known_data(f"evaluate.{name}.data", evaluator.data)
-            named.append(evaluator.data)
-    return tuple(dict.fromkeys(named))
+    own = [e.data for e in experiment.evaluate.values() if data is None or e.data != "validation"]
+    return tuple(dict.fromkeys(name for name in ([] if data is None else [data]) + own if name in experiment.data))
 
 
 def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:

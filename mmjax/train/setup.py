@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mmjax.core.config import children, leaves
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, within
 from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch
 from mmjax.data import Dataset, Tokenizer
@@ -123,7 +123,7 @@ def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, onl
     tokenizer = _tokenizer(experiment, run)
     _check_vocabulary(experiment, tokenizer)
     names = experiment.data if only is None else only
-    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed) for name in names}
+    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed, name) for name in names}
     return Setup(experiment, mesh, tokenizer, datasets, abstract_state(experiment, mesh))
 
 
@@ -164,8 +164,9 @@ def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:
     if kept is not None:
         return kept
     if experiment.tokenizer is not None:
-        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts())
-        return experiment.tokenizer.train(texts)
+        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts(name))
+        with within("tokenizer"):
+            return experiment.tokenizer.train(texts)
     return Run(experiment.init_from).tokenizer() if experiment.init_from else None
 
 

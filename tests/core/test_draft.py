@@ -1,7 +1,6 @@
 """Flags on specs: every kind of field, tables in mappings and tuples, and what a wrong flag is told."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.core.config import field, leaves
+from mmjax.core.config import leaves
 from mmjax.core.draft import set_fields
 from mmjax.core.errors import UserError
 from mmjax.core.flags import pairs

@@ -4,8 +4,8 @@ import dataclasses
 import errno
 import json
 import shutil
-from pathlib import Path
 import subprocess
+from pathlib import Path
 
 import jax
 import pytest
