@@ -25,50 +25,64 @@ supervised() {
   printf '%s' "wait \$child; code=\$?; if [ -n \"\$stopped\" ]; then wait \$child; code=143; fi"
 }
 
-# gather: CODE, the files in FOLDER that a config needs which is a file here: itself first, then what it imports from beside it.
-# Empty for a shipped config. Fails where that cannot be copied; $FILES/notes says why, or what else is here and not in CODE.
+# gather: what a machine needs of a config that is a file here, and of what it and the words import from beside it or from the
+# current folder: CODE, its places below one folder, and PACK, the words that name it to tar; CODE_CONFIG, the config's place, empty
+# for a shipped one. Fails where that cannot be copied; $FILES/notes says why, or what else is here and not in CODE.
 gather() {
-  local config=${WORDS[0]} file
-  CODE=() FOLDER=''
+  local config=${WORDS[0]} folder place
+  CODE=() PACK=() CODE_CONFIG=''
   : >"$FILES/notes"
   if [[ $config == *.py && $config != /* && ! -f $config && $SCRIPT != gke.sh ]]; then
     echo "no such file here" >"$FILES/notes"  # and so not there; an image of GKE's may hold it
     return 2
   fi
-  if [[ ! -f $config ]] || [[ $config != */* && -f $HERE/../configs/$config.py ]]; then return; fi
-  FOLDER=$(cd -- "$(dirname -- "$config")" && pwd)
-  CODE=("$(basename -- "$config")")
-  if ! command -v python3 >/dev/null; then beside "$config"; return; fi
+  if [[ ! -f $config ]] || [[ $config != */* && -f $HERE/../configs/$config.py ]]; then config=''; fi
+  if [[ -n $config ]]; then
+    CODE_CONFIG=$(basename -- "$config")
+    CODE=("$CODE_CONFIG") PACK=(-C "$(cd -- "$(dirname -- "$config")" && pwd)" "./$CODE_CONFIG")
+  fi
+  if ! command -v python3 >/dev/null; then alone "$config"; return; fi
   python3 "$HERE/imports.py" "$config" "${WORDS[@]:1}" >"$FILES/code" 2>"$FILES/notes" || return
-  FOLDER='' CODE=()
-  while IFS= read -r -d '' file; do
-    if [[ -z $FOLDER ]]; then FOLDER=$file; else CODE+=("$file"); fi
-  done <"$FILES/code"
+  CODE=() PACK=()
+  while IFS= read -r -d '' folder && IFS= read -r -d '' place; do CODE+=("$place") PACK+=(-C "$folder" "./$place"); done <"$FILES/code"
+  [[ -z $config ]] || CODE_CONFIG=${CODE[0]}
 }
 
-# beside CONFIG: without Python, whether nothing that lies beside CONFIG is spoken of where it imports.
-beside() (
+# alone CONFIG: without Python, whether nothing that lies beside CONFIG is spoken of where it imports, or here in the words.
+alone() (
   set +f
-  for file in "$FOLDER"/*; do
+  folder=.
+  said=$(printf '%s\n' "${WORDS[@]:1}" | grep -E '(^|=)[[:alpha:]_][[:alnum:]_.]*:[[:alpha:]_]') || true
+  if [[ -n $1 ]]; then
+    folder=$(dirname -- "$1")
+    said+=$'\n'$(grep -E '^[[:space:]]*(import|from)[[:space:]]' -- "$1") || true
+  fi
+  for file in "$folder"/* ./*; do
     name=$(basename -- "$file"); name=${name%%.*}
-    if [[ $name != "$(basename -- "$1" .py)" ]] && grep -E '^[[:space:]]*(import|from)[[:space:]]' -- "$1" | grep -qwF -e "$name"; then
+    if [[ -z $1 || $name != "$(basename -- "$1" .py)" ]] && grep -qwF -e "$name" <<<"$said"; then
       echo "it may import $file, and without python3 on PATH nobody can tell what else it needs" >"$FILES/notes"
       exit 1
     fi
   done
 )
 
-# copied: what goes to the machines with a config that is a file here, in ARCHIVE, where it is called code/CODE_CONFIG; or the end,
-# before anything is done. watch.sh does it once, so every machine that it makes runs the same code.
+# copied: CODE in ARCHIVE, for the machines; or the end, before anything is done. watch.sh does it once, so every machine that it
+# makes runs the same code.
 copied() {
-  local line config=${WORDS[0]}
-  ARCHIVE=${MMJAX_ARCHIVE:-} CODE_CONFIG=${MMJAX_CONFIG:-}
-  [[ -z $ARCHIVE ]] || return 0
+  local line config=${WORDS[0]} name
+  ARCHIVE=${MMJAX_ARCHIVE:-}
+  if [[ -n $ARCHIVE ]]; then CODE_CONFIG=${MMJAX_CONFIG:-}; return; fi
   gather || die "config $config: $(tail -n 1 "$FILES/notes")"
   while IFS= read -r line; do printf '%s: %s\n' "$SCRIPT" "$line" >&2; done <"$FILES/notes"
   ((${#CODE[@]})) || return 0
-  ARCHIVE=$FILES/mmjax_code.tar.gz CODE_CONFIG=${CODE[0]}
-  tar -czhf "$ARCHIVE" -C "$FOLDER" -- "${CODE[@]/#/./}"
-  [[ -z $DRY_RUN || $SCRIPT == gke.sh ]] || show tar -czhf "$ARCHIVE" -C "$FOLDER" -- "${CODE[@]/#/./}"
-  ((${#CODE[@]} == 1)) || printf '%s: with %s go %s\n' "$SCRIPT" "$config" "$(show "${CODE[@]:1}")" >&2
+  for name in "${CODE[@]%%/*}"; do
+    case $name in code | command | log | pid | ready | status)
+      die "config $config: it comes with '$name', and the machines keep something of their own under that name: rename it" ;;
+    esac
+  done
+  ARCHIVE=$FILES/mmjax_code.tar.gz
+  tar -czhf "$ARCHIVE" "${PACK[@]}"
+  [[ -z $DRY_RUN || $SCRIPT == gke.sh ]] || show tar -czhf "$ARCHIVE" "${PACK[@]}"
+  [[ -n $CODE_CONFIG && ${#CODE[@]} == 1 ]] ||
+    printf '%s: with %s go %s\n' "$SCRIPT" "$config" "$(show "${CODE[@]:$((${#CODE_CONFIG} ? 1 : 0))}")" >&2
 }

@@ -125,8 +125,8 @@ manifest() {
   fi
   if [[ -n $ARCHIVE ]]; then
     packed
-    text+="mkdir -p /tmp/code && tar -xzf /mmjax_code/code.tar.gz -C /tmp/code || exit 1; "
-    COMMAND[2]=/tmp/code/$CODE_CONFIG
+    text+="mkdir -p /tmp/code && cd /tmp/code && tar -xzf /mmjax_code/code.tar.gz || exit 1; "
+    [[ -z $CODE_CONFIG ]] || COMMAND[2]=$CODE_CONFIG
     mounts='
               volumeMounts:
               - {name: code, mountPath: /mmjax_code, readOnly: true}'

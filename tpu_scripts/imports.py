@@ -1,14 +1,16 @@
 """What a config imports from beside it: `python3 imports.py CONFIG [WORD ...]`.
 
-Prints CONFIG's folder and the files in it that a machine without it needs, CONFIG first, each ended by a NUL; on stderr a
-line for each kind of thing that is here and that the list leaves out. A string that names a class, `module:Class`, counts as
-an import, in the code and as a WORD of the command line. Nothing is run to find out, so mmjax need not be installed here.
-Exit status 2, and one line, where what is imported cannot be copied.
+Prints the files that a machine without them needs, CONFIG first: of each its folder and its place in that, ended by a NUL. The
+folder is CONFIG's or, where a module is neither there nor installed, this one, as mmjax has it. On stderr goes a line for each
+kind of thing that is here and left out. A string that names a class, `module:Class`, counts as an import, in the code and as a
+WORD of the command line; CONFIG may be empty. Nothing is run to find out, so mmjax need not be installed here. Exit status 2,
+and one line, where what is imported cannot be copied.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import os
 import re
@@ -31,67 +33,82 @@ class Imports:
     """Follows imports from file to file.
 
     Attributes:
-      files: what is needed, relative to the folder, in the order in which it was found; and whether it certainly is.
-      elsewhere: first parts of the names of modules that are not beside the config.
+      files: place of what is needed -> the folder in which it is there, and whether it certainly is needed; as it was found.
+      elsewhere: first parts of the names of modules that are in none of the folders.
       data: strings that name a file or folder that is here.
       left: files of packages that are no Python.
     """
 
-    def __init__(self, config: Path, words: list[str]):
-        self.folder = config.parent
-        self.files: dict[Path, bool] = {config.relative_to(self.folder): True}
+    def __init__(self, config: Path | None, words: list[str]):
+        here = Path(os.path.realpath(os.curdir))
+        self.name = config.name if config else "the command"
+        self.beside = config.parent if config else None
+        self.folders = [config.parent] if config else []
+        self.folders += [here] if here not in self.folders else []
+        self.files: dict[Path, tuple[Path, bool]] = {}
         self.elsewhere: dict[str, None] = {}
         self.data: dict[str, None] = {}
         self.left: dict[str, None] = {}
+        if config:
+            self._file(config.parent, config, True)
         for word in words:
-            self.string(word.partition("=")[2] or word)
+            value = word.partition("=")[2] or word
+            if CLASS.fullmatch(value):
+                self.string(value)
         read = 0
         while read < len(self.files):
             self._read(list(self.files)[read])
             read += 1
 
     def module(self, parts: Parts) -> None:
-        """A module of that name is imported; what is not beside the config is left alone."""
+        """A module of that name is imported; what is in none of the folders is left alone."""
         if parts[0] in INSTALLED:
             return
-        for end in range(1, len(parts) + 1):
-            path = self.folder.joinpath(*parts[:end])
-            if (path / "__init__.py").is_file():
-                self._package(path, parts[end:])
+        for folder in self.folders:
+            # What is installed comes before the current folder, unless it is installed from there.
+            free = folder == self.beside or not _place(parts[0]) or _own(parts[0]).startswith(f"{folder}{os.sep}")
+            if free and self._module(folder, parts):
                 return
-            source = path.with_name(path.name + ".py")
-            if source.is_file():
-                self._file(source, True)
-                return
-            for suffix in (*COMPILED, ".pyc"):
-                for compiled in _named(path, suffix):
-                    raise NotCopiedError(f"{compiled} is compiled for this machine and will not be copied")
-            if not path.is_dir():
-                if end == 1:
-                    self.elsewhere[parts[0]] = None
-                return
+        self.elsewhere[parts[0]] = None
 
     def string(self, text: str) -> None:
         """A string of the code: perhaps a class, perhaps a file."""
         if CLASS.fullmatch(text):
             self.module(tuple(text.partition(":")[0].split(".")))
         elif len(text) < 200 and text.isprintable() and text.strip("./") and not os.path.isabs(text):
-            here = os.path.exists(text) or os.path.exists(self.folder / text)
+            here = any(os.path.exists(folder / text) for folder in self.folders)
             if here and Path(os.path.normpath(text)) not in self.files:
                 self.data[text] = None
 
     def notes(self) -> Iterator[str]:
         """A line for each kind of thing that is here and not copied."""
-        config = next(iter(self.files))
         if self.data:
-            yield f"{config} names {_some(self.data)}: here, and not copied; keep data in the bucket or on the machines"
+            yield f"{self.name} names {_some(self.data)}: here, and not copied; keep data in the bucket or on the machines"
         if self.left:
             yield f"of packages only Python files are copied, not {_some(self.left)}"
         for name in self.elsewhere:
             if place := _own(name):
-                yield f"{config} imports {name} ({place}): not beside it, and not copied; install it on the machines"
+                yield f"{self.name} imports {name} ({place}): not beside it, and not copied; install it on the machines"
 
-    def _package(self, path: Path, inner: Parts) -> None:
+    def _module(self, folder: Path, parts: Parts) -> bool:
+        """Whether it is in that folder, or a part of it is."""
+        for end in range(1, len(parts) + 1):
+            path = folder.joinpath(*parts[:end])
+            if (path / "__init__.py").is_file():
+                self._package(folder, path, parts[end:])
+                return True
+            source = path.with_name(path.name + ".py")
+            if source.is_file():
+                self._file(folder, source, True)
+                return True
+            for suffix in (*COMPILED, ".pyc"):
+                for compiled in _named(path, suffix):
+                    raise NotCopiedError(f"{compiled} is compiled for this machine and will not be copied")
+            if not path.is_dir():
+                return end > 1
+        return True
+
+    def _package(self, folder: Path, path: Path, inner: Parts) -> None:
         """All of a package: they look for their own modules in ways that cannot be read here."""
         sure = [path / "__init__.py"]
         for end in range(1, len(inner) + 1):
@@ -101,22 +118,23 @@ class Imports:
             if file.name.endswith(COMPILED):
                 raise NotCopiedError(f"{file} is compiled for this machine and will not be copied")
             if file.name.endswith(".py"):
-                self._file(file, file in sure)
+                self._file(folder, file, file in sure)
             elif not file.name.endswith((".pyc", ".pyi")):
-                self.left[str(file.relative_to(self.folder))] = None
+                self.left[str(file.relative_to(folder))] = None
 
-    def _file(self, file: Path, sure: bool) -> None:
-        self.files.setdefault(file.relative_to(self.folder), sure)
+    def _file(self, folder: Path, file: Path, sure: bool) -> None:
+        self.files.setdefault(file.relative_to(folder), (folder, sure))
 
-    def _read(self, short: Path) -> None:
+    def _read(self, place: Path) -> None:
         """Find what a file imports. One that may not be needed may be broken."""
+        folder, sure = self.files[place]
         try:
-            self._follow(self.folder / short, short.parent.parts)
+            self._follow(folder, folder / place, place.parent.parts)
         except NotCopiedError:
-            if self.files[short]:
+            if sure:
                 raise
 
-    def _follow(self, file: Path, package: Parts) -> None:
+    def _follow(self, folder: Path, file: Path, package: Parts) -> None:
         version = ".".join(map(str, sys.version_info[:2]))
         try:
             tree = ast.parse(file.read_bytes())
@@ -128,7 +146,7 @@ class Imports:
             for level, name, members in _imported(node):
                 if level > len(package) + 1:
                     line = getattr(node, "lineno", 0)
-                    raise NotCopiedError(f"{file} line {line} imports from above {self.folder}, which will not be copied")
+                    raise NotCopiedError(f"{file} line {line} imports from above {folder}, which will not be copied")
                 start = package[: len(package) - level + 1] if level else ()
                 found = (*start, *name.split(".")) if name else start
                 for parts in (found, *((*found, member) for member in members)):
@@ -175,19 +193,23 @@ def _inside(package: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _own(name: str) -> str:
-    """Where a module is that is neither Python's nor an installed package's, but somebody's own."""
+@functools.cache
+def _place(name: str) -> str:
+    """The file or folder of an installed module; "" where there is none."""
     try:
         spec = None if name in sys.builtin_module_names else importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return ""
     places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
+    return next((place for place in places if place and os.path.exists(place)), "")
+
+
+def _own(name: str) -> str:
+    """Where a module is that is neither Python's nor an installed package's, but somebody's own."""
+    place = _place(name)
     python = os.path.realpath(sysconfig.get_paths()["stdlib"])
-    for place in filter(None, places):
-        installed = {"site-packages", "dist-packages"} & set(Path(place).parts)
-        if not installed and not os.path.realpath(place).startswith(python) and os.path.exists(place):
-            return place
-    return ""
+    installed = {"site-packages", "dist-packages"} & set(Path(place).parts) or os.path.realpath(place).startswith(python)
+    return "" if installed else place
 
 
 def _some(names: dict[str, None]) -> str:
@@ -196,13 +218,15 @@ def _some(names: dict[str, None]) -> str:
 
 def main() -> int:
     sys.path.pop(0)  # this file's own folder
-    config = Path(os.path.realpath(sys.argv[1]))  # as mmjax looks beside the file that a link points to
+    # mmjax too looks beside the file that a link points to.
+    config = Path(os.path.realpath(sys.argv[1])) if sys.argv[1] else None
     try:
         imports = Imports(config, sys.argv[2:])
     except (NotCopiedError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    sys.stdout.buffer.write(b"".join(os.fsencode(path) + b"\0" for path in (imports.folder, *imports.files)))
+    for place, (folder, _) in imports.files.items():
+        sys.stdout.buffer.write(os.fsencode(folder) + b"\0" + os.fsencode(place) + b"\0")
     for note in imports.notes():
         print(note, file=sys.stderr)
     return 0

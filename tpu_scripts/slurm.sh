@@ -76,12 +76,14 @@ SBATCH
 
 # in_place: a config that is a file here is read where it lies, with what it imports from beside it, at every start of the job.
 in_place() {
-  local status=0
+  local status=0 number paths=()
   gather || status=$?
-  # A file that may not be copied need not be.
-  ((${#CODE[@]})) || { ((status == 0)) || die "config ${WORDS[0]}: $(tail -n 1 "$FILES/notes")"; return 0; }
-  COMMAND[2]=$FOLDER/${CODE[0]}
-  printf '%s: every node reads %s in %s\n' "$SCRIPT" "$(show "${CODE[@]}")" "$(show "$FOLDER")" >&2
+  # What cannot be copied need not be.
+  ((status == 0 || ${#CODE[@]})) || die "config ${WORDS[0]}: $(tail -n 1 "$FILES/notes")"
+  ((${#CODE[@]})) || return 0
+  if [[ -n $CODE_CONFIG ]]; then COMMAND[2]=${PACK[1]}/$CODE_CONFIG; fi
+  for ((number = 0; number < ${#CODE[@]}; number++)); do paths+=("${PACK[number * 3 + 1]}/${CODE[number]}"); done
+  printf '%s: every node reads %s\n' "$SCRIPT" "$(show "${paths[@]}")" >&2
 }
 
 states() { squeue --noheader "--name=$NAME" --me --format=%T | sort -u | paste -s -d ' ' -; }

@@ -14,7 +14,7 @@ usage: train.sh [settings] [--env NAME=VALUE ...] CONFIG [--any.field value ...]
 
 Start the same `mmjax train CONFIG ...` on every worker of every slice, and return; logs.sh shows what it says.
 It goes on by itself where the run's folder holds a checkpoint. A CONFIG that is a file here is copied over, with the modules
-and packages beside it that it imports; nothing else is: data belong in a bucket.
+and packages beside it, or in this folder, that it imports; nothing else is: data belong in a bucket.
   --env NAME=VALUE    a variable for the training, may be given again
   --stop              save and stop, on every worker
   --progress          what the workers do: new (not set up), idle, running, lost (died with its machine), or an
@@ -71,10 +71,12 @@ else
   training
   text=$(show "${COMMAND[@]}")
   copied
-  unpack=''
+  # The code lies beside what is there already, where mmjax finds it as here; what the training before brought is taken away.
+  unpack='if [ -e code ]; then while IFS= read -r file; do rm -f "./$file"; done <code; rm code; fi
+'
   if [[ -n $ARCHIVE ]]; then
-    COMMAND[2]=code/$CODE_CONFIG
-    unpack='rm -rf code && mkdir code && tar -xzf ~/mmjax_code.tar.gz -C code || exit 1
+    [[ -z $CODE_CONFIG ]] || COMMAND[2]=$CODE_CONFIG
+    unpack+='tar -xzf ~/mmjax_code.tar.gz && tar -tzf ~/mmjax_code.tar.gz >code || exit 1
 '
   fi
   at_once start

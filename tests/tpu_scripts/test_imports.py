@@ -19,15 +19,18 @@ def find(tmp_path):
             path = tmp_path / "my folder" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        command = [sys.executable, "-S", SCRIPT, tmp_path / "my folder" / config, *words]
+        command = [sys.executable, "-S", SCRIPT, config and tmp_path / "my folder" / config, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **variables})
         if done.returncode:
             assert (done.returncode, done.stdout) == (2, "")
             (line,) = done.stderr.splitlines()
             return line.replace(str(tmp_path / "my folder"), "HERE")
-        folder, first, *others = done.stdout.split("\0")[:-1]
-        assert (Path(folder), first) == ((tmp_path / "my folder").resolve(), config)
-        return sorted(others), done.stderr.splitlines()
+        found = done.stdout.split("\0")[:-1]
+        folders, places = found[::2], found[1::2]
+        assert all(Path(folder, place).is_file() for folder, place in zip(folders, places, strict=True))
+        if config:
+            assert (Path(folders[0]), places[0]) == ((tmp_path / "my folder").resolve(), config)
+        return sorted(places[bool(config) :]), done.stderr.splitlines()
 
     return run
 
@@ -130,6 +133,29 @@ def test_links_are_followed_and_circles_end(find, tmp_path):
     (tmp_path / "link.py").symlink_to("my folder/mine.py")
     done = subprocess.run([sys.executable, SCRIPT, tmp_path / "link.py"], capture_output=True, text=True, check=True)
     assert done.stdout.split("\0")[:2] == [str(there.resolve()), "mine.py"]
+
+
+def test_what_is_in_the_current_folder_comes_after_what_is_beside_it_and_what_is_installed(find, tmp_path):
+    files = {
+        "mine.py": "import thing, lib, jax",
+        "thing.py": "",
+        "../thing.py": "import other",
+        "../lib/__init__.py": "import third",
+    }
+    files |= {"third.py": "", "../third.py": "", "../jax/__init__.py": "", "../fast.so": ""}
+    installed = tmp_path / "site-packages" / "jax"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    assert find(files, PYTHONPATH=str(installed.parent)) == (["lib/__init__.py", "thing.py", "third.py"], [])
+
+
+def test_a_shipped_config_needs_what_the_words_name(find):
+    files = {"../ours/__init__.py": "", "../ours/a.py": "import thing", "../thing.py": "", "../labels.csv": ""}
+    words = ["--tasks.a.objective", "ours.a:Mine", "--workdir", "labels.csv"]
+    assert find(files, *words, config="") == (["ours/__init__.py", "ours/a.py", "thing.py"], [])
+    assert find({"../ours/fast.so": ""}, *words, config="").endswith(
+        "ours/fast.so is compiled for this machine and will not be copied"
+    )
 
 
 def test_a_chain_of_any_length(find):

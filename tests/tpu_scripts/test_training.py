@@ -105,8 +105,8 @@ def test_a_config_that_is_a_file_here_is_copied(pod):
     (said,) = pod.run(f"train.sh {pod.root / 'mine.py'} --steps 10").stderr.splitlines()
     assert said == f"train.sh: started: mmjax train {pod.root / 'mine.py'} --steps 10 --workdir gs://b/mmjax"
     settles(pod, "0")
-    assert pod.starts("mmjax-1.1")[0]["words"][:2] == ["train", "code/mine.py"]
-    assert (pod.root / "homes" / "mmjax-1.1" / "mmjax_run" / "code" / "mine.py").read_text() == "# an experiment\n"
+    assert pod.starts("mmjax-1.1")[0]["words"][:2] == ["train", "mine.py"]
+    assert (pod.root / "homes" / "mmjax-1.1" / "mmjax_run" / "mine.py").read_text() == "# an experiment\n"
 
 
 @pytest.mark.parametrize("name", ["-d/it's $(x) *.py", "a:b/x y/größe.py"])
@@ -121,9 +121,12 @@ def test_what_a_config_imports_is_copied_with_it(pod, name):
     settles(pod, "0", shlex.join(["train.sh", "--progress", given]))
     for worker in ("mmjax-0.0", "mmjax-0.1", "mmjax-1.0", "mmjax-1.1"):
         (start,) = pod.starts(worker)
-        assert start["words"][:2] == ["train", f"code/{config}"]
-        code = Path(start["folder"], "code")
-        found = {str(path.relative_to(code)): path.read_text() for path in code.rglob("*") if path.is_file()}
+        assert start["words"][:2] == ["train", config]
+        code = Path(start["folder"])
+        own = {"command", "ready", "log", "pid", "status", "code"}
+        found = {
+            str(path.relative_to(code)): path.read_text() for path in code.rglob("*") if path.name not in own and path.is_file()
+        }
         assert found == {config if file == "mine.py" else file: text for file, text in CODE.items()}
     # It runs there as here, but for what only a package may say.
     (code / config).write_text((code / config).read_text().replace("from . import late", "import late"))
@@ -137,8 +140,11 @@ def test_what_went_before_is_gone(pod):
     settles(pod, "0")
     pod.run("train.sh second.py")
     settles(pod, "0", "train.sh --progress second.py")
-    code = pod.root / "homes" / "mmjax-0.0" / "mmjax_run" / "code"
-    assert sorted(path.name for path in code.iterdir()) == ["late.py", "second.py"]
+    code = pod.root / "homes" / "mmjax-0.0" / "mmjax_run"
+    assert sorted(path.name for path in code.rglob("*.py")) == ["late.py", "second.py"]
+    pod.run("train.sh digits")
+    settles(pod, "0", "train.sh --progress digits")
+    assert list(code.rglob("*.py")) == []
 
 
 def test_of_a_shipped_config_nothing_is_copied(pod):
@@ -151,12 +157,24 @@ def test_of_a_shipped_config_nothing_is_copied(pod):
     assert "helper.py" in pod.run("train.sh --dry-run digits.py").stdout
 
 
+def test_a_class_that_a_flag_names_is_copied_too(pod):
+    pod.write({"ours/__init__.py": "", "ours/module.py": "import helper", "helper.py": ""})
+    words = "--tasks.contrastive.objective ours.module:Theirs"
+    assert "with digits go ours/__init__.py ours/module.py helper.py" in pod.run(f"train.sh digits {words}").stderr
+    settles(pod, "0")
+    (start,) = pod.starts("mmjax-0.0")
+    assert start["words"] == ["train", "digits", *words.split(), "--workdir", "gs://b/mmjax"]
+    assert Path(start["folder"], "ours", "module.py").read_text() == "import helper"
+    assert Path(start["folder"], "helper.py").is_file()
+
+
 @pytest.mark.parametrize(
     ("script", "files", "line"),
     [
         ("train.sh", {"mine.py": "import fast", "fast.so": ""}, "fast.so is compiled for this machine and will not be copied"),
         ("train.sh --dry-run", {"mine.py": "import a", "a.py": "from .. import b"}, "a.py line 1 imports from above"),
         ("watch.sh", {"mine.py": "import a", "a.py": "def"}, "a.py line 1: invalid syntax"),
+        ("train.sh", {"mine.py": "import log", "log/__init__.py": ""}, "it comes with 'log', and the machines keep something"),
         ("watch.sh --dry-run", {}, "config mine.py: no such file here"),
         ("gke.sh train", {"mine.py": "import fast", "fast.pyd": ""}, "fast.pyd is compiled"),
         ("slurm.sh train", {}, "config mine.py: no such file here"),
@@ -187,7 +205,7 @@ def test_without_python_a_config_goes_alone_or_not_at_all(pod):
     )
     pod.run("train.sh alone.py")
     settles(pod, "0")
-    assert pod.starts("mmjax-0.0")[0]["words"][1] == "code/alone.py"
+    assert pod.starts("mmjax-0.0")[0]["words"][1] == "alone.py"
     said = pod.run("train.sh mine.py", status=2).stderr
     assert "config mine.py: it may import" in said and "helper.py, and without python3 on PATH nobody can tell" in said
 
@@ -252,8 +270,8 @@ def test_watch_survives_preemption_with_the_same_command_and_code(cloud):
     assert cloud.called("delete")[0][-1] == "--force"
     assert edited.read_text() == "edited"
     for worker in ("mmjax-0.0", "mmjax-0.1", "mmjax-1.0", "mmjax-1.1"):
-        assert [start["words"] for start in cloud.starts(worker)] == [["train", "code/mine.py", *TRAIN[2:]]] * 2
-        assert (cloud.root / "homes" / worker / "mmjax_run" / "code" / "helper.py").read_text() == CODE["helper.py"]
+        assert [start["words"] for start in cloud.starts(worker)] == [["train", "mine.py", *TRAIN[2:]]] * 2
+        assert (cloud.root / "homes" / worker / "mmjax_run" / "helper.py").read_text() == CODE["helper.py"]
     assert "mmjax: PREEMPTED" in done.stderr
     assert done.stderr.count(": with mine.py go ") == 1
 
