@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmjax.core import quiet
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 
 quiet.transformers()
@@ -119,7 +119,7 @@ class WordPiece:
       lowercase: fold case and strip accents.
     """
 
-    vocab_size: int = 1000
+    vocab_size: int = setting(least=1, default=1000)
     lowercase: bool = True
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
@@ -156,7 +156,7 @@ class BPE:
       vocab_size: at most; 260 at least.
     """
 
-    vocab_size: int = 1000
+    vocab_size: int = setting(least=1, default=1000)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Learn the merges; the same texts give the same ones. Raises `UserError` for no texts or too small a vocab_size."""
@@ -182,7 +182,7 @@ class Pretrained:
       path: the folder.
     """
 
-    path: str = field(everyday=True, path=True)
+    path: str = setting(everyday=True, path=True)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""

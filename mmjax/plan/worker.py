@@ -99,8 +99,8 @@ def carried_bytes(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             (body,) = core.jaxprs_in_params(equation.params)
-            results = zip((out.aval for out in equation.outvars), (out.aval for out in body.outvars), strict=True)
-            handed = (result for result, of_a_step in results if result.shape == of_a_step.shape)  # the others are stacked
+            pairs: Any = zip(equation.outvars, body.outvars, strict=True)
+            handed = (out.aval for out, inside in pairs if out.aval.shape == inside.aval.shape)  # the others are stacked
             total += equation.params["length"] * sum(aval.size * aval.dtype.itemsize for aval in handed if aval.ndim)
         else:
             total += sum(map(carried_bytes, core.jaxprs_in_params(equation.params)))
