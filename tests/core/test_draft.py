@@ -151,8 +151,8 @@ def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
 
 
 def test_what_holds_specs_is_not_set_as_a_whole():
-    assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those"
-    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those"
+    assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those, or --parts.NAME for a new one"
+    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those, or --parts.NAME for a new one"
 
 
 def test_a_field_with_a_table_takes_its_names():
