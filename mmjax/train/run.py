@@ -21,6 +21,7 @@ from mmjax.train.experiment import Experiment
 # What may change when a run goes on: none of it changes what was already computed.
 FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
+GIT_TIMEOUT = 10.0  # seconds
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -135,12 +136,26 @@ def differing(old: Experiment, new: Experiment) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computes, and the git revision of mmjax where it runs from a checkout."""
-    here = Path(__file__).resolve().parent
+    """Versions of what computes, and the git revision of mmjax where it runs from a checkout (None where it cannot be told)."""
+    return {"packages": {name: _version(name) for name in PACKAGES}, "git": _revision(Path(__file__).resolve())}
+
+
+def _revision(file: Path) -> str | None:
+    """The commit that is checked out around mmjax's own `file`; None whatever is the matter with git, which no run needs."""
+    where = ["git", "-C", str(file.parent)]
+    try:
+        # Installed in a virtual environment inside the user's own repository, HEAD would be the user's commit.
+        _said([*where, "ls-files", "--error-unmatch", file.name])
+        return _said([*where, "rev-parse", "HEAD"]) or None
+    except (OSError, subprocess.SubprocessError, ValueError):  # not there, not allowed, too slow, no repository, no text
+        return None
+
+
+def _said(words: list[str]) -> str:
     found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=GIT_TIMEOUT
     )
-    return {"packages": {name: _version(name) for name in PACKAGES}, "git": found.stdout.strip() or None}
+    return found.stdout.decode().strip()
 
 
 def _version(package: str) -> str | None:

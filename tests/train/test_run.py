@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
 
+import jax
 import pytest
 import tiny
 
+import mmjax.train.run
 from mmjax.core.config import to_json
 from mmjax.core.errors import UserError
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import AdamW, Checkpoint
-from mmjax.train.run import Run, environment
+from mmjax.train.run import Run, _revision, environment
 
 
 @pytest.fixture
@@ -84,5 +88,47 @@ def test_what_is_no_run_is_said(tmp_path):
 
 def test_environment_names_versions():
     found = environment()
-    assert found["packages"]["jax"].count(".") == 2
+    assert found["packages"]["jax"] == jax.__version__
     assert found["git"] is None or len(found["git"]) == 40
+
+
+@pytest.mark.parametrize(
+    "git",
+    ["", "no program at all", "#!/bin/sh\nexit 128", "#!/bin/sh\nexec /bin/sleep 60", "#!/bin/sh\nprintf '\\377'"],
+    ids=["absent", "broken", "no repository", "too slow", "no text"],
+)
+def test_whatever_is_the_matter_with_git_the_revision_is_unknown(git, tmp_path, monkeypatch):
+    monkeypatch.setattr(mmjax.train.run, "GIT_TIMEOUT", 0.3)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if git:
+        (tmp_path / "git").write_text(git)
+        (tmp_path / "git").chmod(0o755)
+    assert environment()["git"] is None
+
+
+def test_a_git_that_may_not_be_run(tmp_path, monkeypatch):
+    (tmp_path / "git").touch(mode=0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["git"] is None
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_revision_is_that_of_mmjax_not_of_a_repository_around_it(tmp_path):
+    """A checkout has one; a copy in a virtual environment that a repository of the user's ignores has none."""
+    file = tmp_path / "checkout" / "mmjax" / "run.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+
+    def git(*words):
+        told = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path / "checkout"), *told, *words], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    assert _revision(file) is None  # no commit yet
+    git("commit", "--quiet", "--allow-empty", "-m", "first")
+    assert _revision(file) is None  # not a file of it
+    git("add", "mmjax")
+    assert _revision(file) == git("rev-parse", "HEAD")
