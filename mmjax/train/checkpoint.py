@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from mmjax.core import quiet
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, match
 from mmjax.parallel.multihost import gather
@@ -40,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, spec: Checkpoint, say: Callable[[str], None] = logger.warning, read_only: bool = False):
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
+        self._end_quiet = quiet.orbax(self)
         cut_short = sorted(p.name for p in folder.glob("*orbax-checkpoint-tmp*")) if folder.exists() else []
         for name in cut_short:
             self._say(f"checkpoint {name.split('.')[0]} was cut short while it was written; it is not used")
@@ -80,6 +82,7 @@ class Checkpoints:
         """Wait, then let go of the folder."""
         with self._disk_errors():
             self._manager.close()
+        self._end_quiet()
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int, dict[str, float]] | None:
         """The latest good checkpoint (or the one of `step`), in the shapes and shardings of `abstract`.

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
+from mmjax.core import quiet
 from mmjax.core.config import from_json
 from mmjax.parallel.multihost import gather, process, processes
 from mmjax.train.checkpoint import FORMAT, as_dict, first_line
@@ -36,6 +37,7 @@ class LocalCheckpoints:
 
     def __init__(self, folder: Path, abstract: State, config: Any, say: Callable[[str], None]):
         self._abstract, self._config, self._say = abstract, config, say
+        self._end_quiet = quiet.orbax(self)
         self._layout = [_held(leaf) for leaf in jax.tree.leaves(abstract)]
         path = folder.absolute() / f"process_{process()}_of_{processes()}"
         path.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,7 @@ class LocalCheckpoints:
     def close(self) -> None:
         """Wait, then let go of the folder."""
         self._manager.close()
+        self._end_quiet()
 
     def _read(self, step: int) -> State:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
