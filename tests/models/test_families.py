@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+from pytorch import torch
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
 from mmjax.models import Multimodal
@@ -19,6 +19,12 @@ THEIRS = {"hidden_size": D, "num_hidden_layers": L, "num_attention_heads": H, "i
 IDS = np.random.default_rng(0).integers(1, V - 1, (3, T))
 MASK = np.arange(T)[None] < np.array([[7], [4], [5]])
 IMAGE = np.random.default_rng(1).normal(size=(3, 8, 12, 3)).astype(np.float32)
+
+
+def made(architecture, config, **words):
+    """Their model, its weights to be drawn; torch is used first, so that the test is skipped without it."""
+    torch.manual_seed(0)
+    return architecture(config, **words)
 
 
 def drawn(model):
@@ -73,7 +79,7 @@ def patches(weight_DCHW):
 
 
 def test_bert():
-    theirs = BertModel(BertConfig(vocab_size=V, max_position_embeddings=T, **THEIRS), add_pooling_layer=False)
+    theirs = made(BertModel, BertConfig(vocab_size=V, max_position_embeddings=T, **THEIRS), add_pooling_layer=False)
     w = drawn(theirs)
 
     def layer(i):
@@ -101,7 +107,7 @@ def test_gpt2():
     config = GPT2Config(
         vocab_size=V, n_positions=T, n_embd=D, n_layer=L, n_head=H, n_inner=F, bos_token_id=0, eos_token_id=0, pad_token_id=0
     )
-    theirs = GPT2LMHeadModel(config)
+    theirs = made(GPT2LMHeadModel, config)
     w = drawn(theirs)
 
     def layer(i):
@@ -127,7 +133,7 @@ def test_gpt2():
 
 def test_vit():
     config = ViTConfig(image_size=(8, 12), patch_size=(4, 2), **THEIRS)
-    theirs = ViTModel(config, add_pooling_layer=False)
+    theirs = made(ViTModel, config, add_pooling_layer=False)
     w = drawn(theirs)
     names = set(w)
 
@@ -166,7 +172,7 @@ def clip():
         **THEIRS,
     }
     image = {"image_size": 8, "patch_size": 4, **THEIRS}
-    theirs = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=6))
+    theirs = made(CLIPModel, CLIPConfig(text_config=text, vision_config=image, projection_dim=6))
     w = drawn(theirs)
 
     def layers(tower):

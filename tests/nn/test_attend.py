@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812
+from pytorch import functional as F  # noqa: N812
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.attend import attend, choose

@@ -3,9 +3,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.position import Table, resize_grid, resize_grid_linear, rotary_frequencies, rotate, sincos_1d, sincos_2d

@@ -105,6 +105,7 @@ def test_the_commands_of_the_page_are_understood(cloud):
     assert cloud.calls == []
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_checkout_is_copied_as_git_sees_it(cloud):
     checkout = cloud.root / "checkout"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
