@@ -194,6 +194,18 @@ def test_unreadable_files_are_named_counted_and_replaced(image_folder, caplog):
         same(folder_data(image_folder, bad_record_limit=0.1).build(None, 0).batch(step), batch)
 
 
+def test_a_stand_in_gets_the_draws_of_its_row(tmp_path, write_image):
+    """All images are alike, so noise is all that tells two rows apart, and none may change."""
+    for name in range(20):
+        write_image(tmp_path / "grey" / f"{name:02}.png")
+    noisy = Data(Folder(str(tmp_path), "all"), (Noise(0.1), Normalise()), batch_size=5, bad_record_limit=0.1)
+    before = [noisy.build(None, 0).batch(step)["image"] for step in range(4)]
+    (tmp_path / "grey" / "07.png").write_bytes(b"broken")
+    dataset = noisy.build(None, 0)
+    np.testing.assert_array_equal([dataset.batch(step)["image"] for step in range(4)], before)
+    assert len(dataset.bad) == 1
+
+
 def test_an_evaluation_does_not_count_stand_ins(image_folder):
     (image_folder / "cat" / "09.png").write_bytes(b"broken")
     dataset = folder_data(image_folder, bad_record_limit=0.1).build(None, 0)

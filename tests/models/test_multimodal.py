@@ -54,6 +54,22 @@ def test_parameters_are_plain_float32_and_named_after_the_model():
     assert paths["heads_words/tied_bias"].shape == (11,)
 
 
+def test_the_word_table_learns_through_the_output_that_is_tied_to_it():
+    """The logits of token t grow with row v of the table by the token itself, as those of a matrix of its own would."""
+    words = Multimodal(
+        encoders={"text": TextTransformer(**TEXT | {"depth": 0})},
+        heads={"words": TokenClassifier(classes=11, tied_to="text", transform=False)},
+    )
+    tokens = Tokens(np.random.default_rng(0).normal(size=(1, 3, 8)).astype(np.float32), np.ones((1, 3), bool))
+
+    def logit(params):
+        return words.apply({"params": params}, "words", tokens, method="head")[0, 1, 4]
+
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(words))
+    slope = jax.grad(logit)(zeros)["encoders_text"]["words"]["table"]
+    np.testing.assert_array_equal(slope, np.eye(11, dtype=np.float32)[4][:, None] * tokens.embeddings[0, 1])
+
+
 def test_parameters_depend_on_the_model_alone():
     def small(**heads):
         return Multimodal(encoders={"text": TextTransformer(**TEXT)}, heads={"words": HEADS["words"], **heads})

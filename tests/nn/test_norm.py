@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.norm import Norm
@@ -10,15 +10,22 @@ from mmjax.nn.norm import Norm
 X, SCALE, BIAS = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 3, 8), (8,), (8,)))
 
 
-def test_layernorm_is_torchs():
-    y = Norm("layernorm", 1e-5).apply({"params": {"scale": SCALE, "bias": BIAS}}, X)
-    expected = torch.nn.functional.layer_norm(*map(torch.from_numpy, (X,)), (8,), *map(torch.from_numpy, (SCALE, BIAS)), 1e-5)
+SIZES = pytest.mark.parametrize("size", [1.0, 1e-3])  # in the second, the epsilon outweighs the variance
+
+
+@SIZES
+def test_layernorm_is_torchs(size):
+    x = np.float32(size) * X
+    y = Norm("layernorm", 1e-5).apply({"params": {"scale": SCALE, "bias": BIAS}}, x)
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(x), (8,), *map(torch.from_numpy, (SCALE, BIAS)), 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rmsnorm_is_torchs():
-    y = Norm("rmsnorm", 1e-5).apply({"params": {"scale": SCALE}}, X)
-    expected = torch.nn.functional.rms_norm(torch.from_numpy(X), (8,), torch.from_numpy(SCALE), 1e-5)
+@SIZES
+def test_rmsnorm_is_torchs(size):
+    x = np.float32(size) * X
+    y = Norm("rmsnorm", 1e-5).apply({"params": {"scale": SCALE}}, x)
+    expected = torch.nn.functional.rms_norm(torch.from_numpy(x), (8,), torch.from_numpy(SCALE), 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 

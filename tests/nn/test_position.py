@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.position import Table, resize_grid, resize_grid_linear, rotary_frequencies, rotate, sincos_1d, sincos_2d
@@ -101,6 +101,14 @@ def test_rotation_keeps_lengths_and_place_zero():
     np.testing.assert_array_equal(y[:, 0], x[:, 0])
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
     assert rotate(x.astype(jnp.bfloat16), jnp.arange(4)[None]).dtype == jnp.bfloat16
+
+
+def test_a_pair_of_dims_turns_from_the_first_half_towards_the_second():
+    places = np.arange(4)
+    units = jnp.broadcast_to(jnp.eye(2)[None, None], (1, 4, 2, 2))  # of two heads, one along each of the two dims
+    cos, sin = np.cos(places), np.sin(places)  # the first frequency is one radian a token
+    expected = np.stack([np.stack([cos, sin], axis=1), np.stack([-sin, cos], axis=1)], axis=1)
+    np.testing.assert_allclose(rotate(units, jnp.asarray(places)[None])[0], expected, atol=1e-6)
 
 
 def test_frequencies_are_scaled_by_one_factor_or_by_their_turns():

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, calls, fake_batch, fake_params, run
+from pytorch import torch
 
 from mmjax.objectives.masked_lm import MaskedLM
 

@@ -141,6 +141,10 @@ def test_a_single_process_passes_through():
         ({"processes": 0}, "--processes 0: give 1 or more"),
         ({"coordinator": "a:1"}, "--processes, --process is missing"),
         ({"coordinator": "a", "processes": 2, "process": 0}, "--coordinator a: give HOST:PORT"),
+        (
+            {"coordinator": "a:65536", "processes": 2, "process": 0},
+            "--coordinator a:65536: give HOST:PORT of process 0, with a",
+        ),
         ({"coordinator": "a:1", "processes": 2, "process": 2}, "--process 2: the 2 processes are numbered from 0"),
         ({"join_timeout": 0.0}, "--join_timeout 0: give seconds"),
     ],

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.cli import _option
 from mmjax.core.errors import UserError
+from mmjax.core.flags import take
 from mmjax.plan.budget import figures, grown, write
 from mmjax.plan.command import Options, measured_step, prepare
 from mmjax.plan.compile import Measured
@@ -52,7 +52,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_a_shipped_config_stays_within_its_budget(path):
     budget = json.loads(path.read_text())
     words = list(budget["plan"])
-    named = {name: _option(words, f"--{name}") for name in ("topology", "slices", "batch_per_chip")}
-    job = prepare(words[0], apply_flags(load_config(words[0]), words[1:]), Options(**named))
+    options = take(words, Options)
+    job = prepare(words[0], apply_flags(load_config(words[0]), words[1:]), options)
     measured = measured_step(job)
     assert grown(budget, figures(measured)) == []

@@ -36,8 +36,10 @@ def one_step(accumulate, mesh):
     experiment = made(accumulate)
     experiment.check()
     setup, step = tiny.prepared(experiment, mesh)
-    state, figures = step(setup.init(), {"train": setup.place(setup.datasets["train"].batch(0))})
-    return leaves_by_path(tiny.host(state.params)), tiny.host(figures)
+    start = setup.init()
+    before = leaves_by_path(tiny.host(start.params))
+    state, figures = step(start, {"train": setup.place(setup.datasets["train"].batch(0))})
+    return {path: leaf - before[path] for path, leaf in leaves_by_path(tiny.host(state.params)).items()}, tiny.host(figures)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,12 @@ def whole():
 
 @pytest.mark.parametrize(("accumulate", "mesh"), [(4, tiny.ONE), (2, Mesh(data=8))], ids=["4 parts", "2 parts on 8 devices"])
 def test_micro_batches_equal_the_large_batch(whole, accumulate, mesh):
-    params, figures = one_step(accumulate, mesh)
-    for path, leaf in whole[0].items():
-        np.testing.assert_allclose(params[path], leaf, rtol=0, atol=1e-6, err_msg=path)
+    updates, figures = one_step(accumulate, mesh)
+    for path, update in whole[0].items():
+        # Sums of float32 in another order, so relative to the largest of them: updates here are up to 6, and the large batch on
+        # eight devices is as far from itself on one (6e-7). The floor is the rounding of the parameters that they are added to.
+        near = 2e-6 * np.abs(update).max() + 1e-7
+        np.testing.assert_allclose(updates[path], update, rtol=0, atol=near, err_msg=path)
     assert figures.keys() == whole[1].keys()
     for name, value in whole[1].items():
         np.testing.assert_allclose(

@@ -37,7 +37,7 @@ class Crowd:
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
-            "XLA_FLAGS": f"--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

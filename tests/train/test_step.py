@@ -103,6 +103,16 @@ def test_a_step_that_is_not_finite_changes_the_step_number_alone(careful, value)
     assert good.watch["good"] == 1  # the schedule counts updates that were applied
 
 
+def test_a_step_whose_gradient_alone_is_not_finite_is_bad_too(careful):
+    """A scale that overflows is held at its bound: the loss is finite, and the logit's derivative is 0 * inf."""
+    start = careful[2]
+    dual = {**start.params["fusions_dual"], "scale_logit": np.float32(200.0)}
+    before, after, figures = take(careful, dataclasses.replace(start, params={**start.params, "fusions_dual": dual}))
+    assert np.isfinite(figures["loss"]) and not np.isfinite(figures["gradient_norm"])
+    assert figures["bad_step"] == 1
+    tiny.assert_identical(dataclasses.replace(after, step=before.step), before)
+
+
 def test_a_spike_is_skipped_once_the_mean_is_known(careful):
     _, _, figures = take(careful)
     start = careful[2]
