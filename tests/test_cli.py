@@ -1,5 +1,6 @@
 """The command line: what each command prints, and one line with exit status 2 for each mistake of the user's."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmjax.cli import main
-from mmjax.core.config import to_json
+from mmjax.core.config import leaves, to_json
 from mmjax.train.config_file import load_config
 from mmjax.train.run import Run
 
@@ -34,13 +35,39 @@ def test_help_lists_commands_and_configs(capsys, words):
     assert "digits" in said.splitlines()[-2] or "digits" in said.splitlines()[-1]
 
 
-def test_help_of_a_config_lists_every_field_with_its_value(capsys):
+COMMANDS = ("train", "evaluate", "convert", "convert from-hf", "convert to-hf", "data", "data inspect", "plan")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_every_command_has_a_help_of_a_screen(capsys, command, word):
+    assert main([*command.split(), word]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"mmjax {command}" in lines[0] and 1 < len(lines) <= 40
+    assert all("  " in line.strip() for line in lines if line.startswith("  --")), "a flag without words of its own"
+
+
+def test_help_of_a_config_shows_its_everyday_fields_with_their_values(capsys):
     assert main(["train", "digits", "--steps", "77", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "--steps 77" in lines
-    assert "--model.encoders.image.patch 4 4" in lines
-    assert "--tasks.masked_lm.objective.mask_probability 0.3" in lines
-    assert all(line.startswith("--") for line in lines)
+    flags = {" ".join(line.split("  ")[1].split()) for line in lines if line.startswith("  --")}
+    assert {"--steps 77", "--weighting fixed", "--data.train.batch_size 64", "--optimizer.learning_rate 0.002"} <= flags
+    assert not any(flag.startswith("--tasks.masked_lm.objective.mask_probability") for flag in flags)
+    assert len(lines) <= 40
+
+
+@pytest.mark.parametrize("words", [["train", "digits", "--help", "all"], ["train", "--help", "all", "digits", "--steps", "77"]])
+def test_help_all_lists_every_field(capsys, words):
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    shown = {line.split()[0] for line in said.splitlines() if line.startswith("  --")}
+    assert {f"--{path}" for path in leaves(load_config("digits"))} <= shown
+    assert {"--weighting", "--optimizer", "--model.encoders.image", "--data.train.transforms.0", "--evaluate.prompted"} <= shown
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip().endswith(importlib.metadata.version("mmjax"))
 
 
 @pytest.mark.parametrize(
@@ -55,11 +82,11 @@ def test_help_of_a_config_lists_every_field_with_its_value(capsys):
         (["train", "digits", "extra"], ["'extra' is neither a config nor a flag"]),
         (["train", "--optimizer", "adam"], ["--optimizer adam", "adamw"]),
         (["train", "--model.dtype", "float16"], ["model.dtype='float16'", "auto, float32 or bfloat16"]),
-        (["evaluate"], ["evaluate takes one run folder, found 0"]),
-        (["evaluate", "run", "--processes", "two"], ["--processes two: give a number"]),
+        (["evaluate"], ["evaluate takes one run folder, before its flags; found 0"]),
+        (["evaluate", "run", "--processes", "two"], ["--processes two: expected int"]),
         (["train", "--coordinator", "host:1234"], ["--processes, --process is missing: give --coordinator HOST:PORT"]),
         (["train", "--process", "0", "--processes", "2", "--coordinator", "host"], ["--coordinator host: give HOST:PORT"]),
-        (["data", "show"], ["data show", "mmjax data inspect CONFIG"]),
+        (["data", "show"], ["data show", "mmjax data inspect [CONFIG]"]),
         (["data", "inspect", "digits", "--data.train.source.split", "tset"], ["tset", "test"]),
     ],
 )

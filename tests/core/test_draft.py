@@ -152,7 +152,7 @@ def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
 
 def test_what_holds_specs_is_not_set_as_a_whole():
     assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those, or --parts.NAME for a new one"
-    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those, or --parts.NAME for a new one"
+    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those, or --chain.2 for a new one"
 
 
 def test_a_field_with_a_table_takes_its_names():
@@ -172,7 +172,10 @@ def test_a_users_own_dataclass_is_named_by_its_module():
 
 def test_a_class_that_cannot_be_made_from_a_flag_alone_says_what_it_needs():
     said = refused("part", "mmjax.objectives:MaskedLM")
-    assert said == "--part mmjax.objectives:MaskedLM: MaskedLM needs vocab_size, mask_id; name it in a config file, with those"
+    assert (
+        said
+        == "--part mmjax.objectives:MaskedLM: MaskedLM needs vocab_size, mask_id; add --part.vocab_size INT --part.mask_id INT"
+    )
 
 
 def printed(value):
