@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import absl.logging
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.describe import fields, first_sentence, options, page
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import pairs, take
@@ -91,8 +91,8 @@ class TrainOptions:
       profile: write a trace of a few steps to DIR/profile.
     """
 
-    workdir: str | None = field(everyday=True, metavar="DIR", default=None)
-    profile: bool = field(everyday=True, default=False)
+    workdir: str | None = setting(everyday=True, metavar="DIR", default=None)
+    profile: bool = setting(everyday=True, default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class EvaluateOptions:
       data: which data; where none is named, the run's test data.
     """
 
-    data: str | None = field(everyday=True, metavar="NAME", default=None)
+    data: str | None = setting(everyday=True, metavar="NAME", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class CacheOptions:
       compilation_cache: keep compiled programs there, a folder or gs://BUCKET/FOLDER, and find them at the next start.
     """
 
-    compilation_cache: str | None = field(metavar="DIR", default=None)
+    compilation_cache: str | None = setting(metavar="DIR", default=None)
 
 
 def train(words: list[str]) -> int:
@@ -209,8 +209,8 @@ def inspect_data(words: list[str]) -> int:
 def plan(words: list[str]) -> int:
     """mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--batch_per_chip N] [--search] [--any.field value ...]
 
-    What a step will cost on a TPU that is not at hand; with --search, the best mesh, batch and rematerialisation there. Prints a
-    table, and one JSON object on the last line.
+    What a step will cost on a TPU that is not at hand; with --search, the best mesh, batch and rematerialisation there.
+    Prints a table, and one JSON object on the last line.
     """
     import jax
 
@@ -331,7 +331,9 @@ def _experiment(words: list[str]) -> tuple[str, Experiment]:
 
     name = words.pop(0) if words and not words[0].startswith("-") else "digits"
     for flag, values in pairs(words):
-        late = [value for value in values[1:] if value in shipped_configs() or (value.endswith(".py") and Path(value).is_file())]
+        late = [
+            value for value in values[1:] if value in shipped_configs() or (value.endswith(".py") and Path(value).is_file())
+        ]
         if late:
             raise UserError(f"{late[0]} after --{flag}: a config goes before the flags, mmjax COMMAND {late[0]} --{flag} ...")
     return name, apply_flags(load_config(name), words)

@@ -8,24 +8,54 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
 
 CLASS = "_class"
+WITHIN = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}  # NaN is in no range
+SAID = {"least": "from", "above": "above", "most": "up to", "below": "below"}
 
 
-def field(table: Mapping[str, Any] | None = None, everyday: bool = False, metavar: str | None = None, **kwargs: Any) -> Any:
-    """A field of a spec, with what the command line should know of it.
+def setting(
+    table: Mapping[str, Any] | None = None,
+    everyday: bool = False,
+    metavar: str | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A field of a spec, with what flags, help and checks should know of it.
 
     Args:
       table: word -> class, the classes that the field may hold, or that the entries of the mapping or tuple in it may be.
       everyday: whether the short help lists it.
       metavar: of a command's own option: what stands for its value in the help; "" for a field that is no option.
+      least, above, most, below: the range of its number, or of each number of a tuple; see `check_ranges`.
       kwargs: those of `dataclasses.field`.
     """
-    return dataclasses.field(metadata={"table": table or {}, "everyday": everyday, "metavar": metavar}, **kwargs)
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    about = {"table": table or {}, "everyday": everyday, "metavar": metavar}
+    return dataclasses.field(metadata=about | {"limits": {word: x for word, x in limits.items() if x is not None}}, **kwargs)
+
+
+def check_ranges(spec: Any, prefix: str = "") -> None:
+    """Raises `UserError`, with the field's path, for a number that is out of the range its field declares, or is NaN."""
+    declared = spec_fields(type(spec)) if is_spec(spec) else {}
+    for name, value in children(spec).items():
+        limits = declared[name].metadata.get("limits", {}) if name in declared else {}
+        for number in value if isinstance(value, tuple) else (value,):
+            if limits and isinstance(number, (int, float)) and not all(WITHIN[word](number, x) for word, x in limits.items()):
+                said = " and ".join(f"{SAID[word]} {x:g}" for word, x in limits.items() if math.isfinite(x))
+                kind = "a number" if all(map(math.isfinite, limits.values())) else "a finite number"
+                raise UserError(f"{prefix}{name}={value}: use {kind} {said}".rstrip())
+        if has_children(value):
+            check_ranges(value, f"{prefix}{name}.")
 
 
 def spec_fields(cls: type) -> dict[str, dataclasses.Field]:

@@ -29,7 +29,7 @@ def set_fields(spec: Any, flags: Sequence[tuple[str, Sequence[str]]]) -> Any:
     """`spec` with fields set by their dotted paths, each from the words of a command line.
 
     A leaf is parsed by its declared type. A field that holds a spec, and an entry of a mapping or a tuple of specs, takes a
-    word of its table (`config.field`) or `package.module:Class`: what the new class shares with the old keeps its values, and
+    word of its table (`config.setting`) or `package.module:Class`: what the new class shares with the old keeps its values, and
     what it needs may be set by further flags. `none` removes an entry; another name, or the next number, adds one. A tuple of
     specs is set whole by several words, which keep what entries of their classes held; `()` empties any tuple.
 
@@ -44,12 +44,12 @@ def set_fields(spec: Any, flags: Sequence[tuple[str, Sequence[str]]]) -> Any:
         for path, values in sorted(flags, key=lambda flag: flag[0].count(".")):
             root.set(path.split("."), path, list(values))
         return root.make()
-    except _Unknown as error:
+    except _UnknownPathError as error:
         path, advice = error.args
         raise UserError(f"unknown field --{path}{nearest(path, root.paths())}{advice}") from None
 
 
-class _Unknown(Exception):
+class _UnknownPathError(Exception):
     """No field has this path: the path, and advice."""
 
 
@@ -120,7 +120,7 @@ class _Draft:
         if needed:
             add = " ".join(f"--{self._at(name)} {placeholder(hint(self.kind, name))}" for name in needed)
             if self.begun:
-                raise _Unknown(self.begun, f"; a new {self.path} needs {add} too")
+                raise _UnknownPathError(self.begun, f"; a new {self.path} needs {add} too")
             raise UserError(f"{self.flag}: {self.kind.__name__} needs {', '.join(needed)}; add {add}")
         with within(self.path):
             try:
@@ -148,7 +148,7 @@ class _Draft:
             return self.place.entry()
         fields = spec_fields(self.kind)
         if name not in fields:
-            raise _Unknown(path, "")
+            raise _UnknownPathError(path, "")
         return _Place(hint(self.kind, name), fields[name].metadata.get("table") or {}, fields[name].default is None)
 
     def _open(self, name: str, path: str) -> _Draft:
@@ -161,11 +161,12 @@ class _Draft:
         if has_children(value) or (isinstance(value, tuple) and place.table):
             draft = _draft(value, place, at)
         elif value is MISSING and len(place.table) == 1 and self.kind is not tuple:
-            draft = _Draft(*place.table.values(), {}, place, at, begun=path)
+            (only,) = place.table.values()
+            draft = _Draft(only, {}, place, at, begun=path)
         elif value in (None, MISSING) and place.table and name:
-            raise _Unknown(path, f"; a new {at} is named as well, --{at} with one of {', '.join(place.table)}")
+            raise _UnknownPathError(path, f"; a new {at} is named as well, --{at} with one of {', '.join(place.table)}")
         else:
-            raise _Unknown(path, "")
+            raise _UnknownPathError(path, "")
         self.entries[name] = draft
         return draft
 
@@ -190,9 +191,11 @@ class _Draft:
         """Whether an entry can be added under a name."""
         leaf = place.kind in (str, int, float, bool)
         if values == ["none"] or not name or not (place.table or leaf or ":" in values[0]):
-            raise _Unknown(path, "")
+            raise _UnknownPathError(path, "")
         if self.kind is tuple and name != str(len(self.entries)):
-            raise UserError(f"--{path}: {self.path} has {len(self.entries)} entries, so the next is --{self._at(str(len(self.entries)))}")
+            raise UserError(
+                f"--{path}: {self.path} has {len(self.entries)} entries, so the next is --{self._at(str(len(self.entries)))}"
+            )
         near = [known for known in self.entries if nearest(name, [known], ALIKE)]
         if near and self.kind is dict:
             logger.info("--%s adds %r beside %s", path, name, ", ".join(map(repr, near)))

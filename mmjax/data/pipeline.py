@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.columns import Columns
 from mmjax.data.order import Draws, Order
@@ -48,10 +48,10 @@ class Data:
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
     """
 
-    source: Any = field(SOURCES, everyday=True)
-    transforms: tuple[Any, ...] = field(TRANSFORMS, default=())
-    batch_size: int = field(everyday=True, default=128)
-    max_length: int = field(everyday=True, default=32)
+    source: Any = setting(SOURCES, everyday=True)
+    transforms: tuple[Any, ...] = setting(TRANSFORMS, default=())
+    batch_size: int = setting(everyday=True, default=128)
+    max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
     workers: int = 0
     threads: int = 2

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 
 ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -116,7 +116,7 @@ class WordPiece:
       lowercase: fold case and strip accents.
     """
 
-    vocab_size: int = 1000
+    vocab_size: int = setting(least=1, default=1000)
     lowercase: bool = True
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
@@ -153,7 +153,7 @@ class BPE:
       vocab_size: at most; 260 at least.
     """
 
-    vocab_size: int = 1000
+    vocab_size: int = setting(least=1, default=1000)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Learn the merges; the same texts give the same ones. Raises `UserError` for no texts or too small a vocab_size."""
@@ -179,7 +179,7 @@ class Pretrained:
       path: the folder.
     """
 
-    path: str = field(everyday=True)
+    path: str = setting(everyday=True)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""

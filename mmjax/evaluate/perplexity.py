@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.evaluate.evaluation import Evaluation
@@ -29,7 +29,7 @@ class Perplexity:
       UserError: the objective compares examples within a batch or smooths its labels, or counts no token in the data.
     """
 
-    objective: Any = field(OBJECTIVES)
+    objective: Any = setting(OBJECTIVES)
     data: str = "validation"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
@@ -32,17 +32,17 @@ class Classifier(nn.Module):
       dropout: rate of dropout before the last layer, on when training.
     """
 
-    classes: int = field(everyday=True, default=2)
+    classes: int = setting(everyday=True, least=0, default=2)
     input: str = "image"
     pool: str = "mean"
-    heads: int = 8
-    hidden_width: int = 0
+    heads: int = setting(least=1, default=8)
+    hidden_width: int = setting(least=0, default=0)
     activation: str = "tanh"
-    normed_width: int = 0
-    norm_epsilon: float = 1e-6
-    parts: int = 1
+    normed_width: int = setting(least=0, default=0)
+    norm_epsilon: float = setting(least=0, default=1e-6)
+    parts: int = setting(least=1, default=1)
     bias: bool = True
-    dropout: float = 0.0
+    dropout: float = setting(least=0, below=1, default=0.0)
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
@@ -68,7 +68,7 @@ class DistilledClassifier(nn.Module):
       input: name of the encoder that feeds it.
     """
 
-    classes: int = field(everyday=True, default=2)
+    classes: int = setting(everyday=True, least=0, default=2)
     input: str = "image"
 
     @nn.compact
@@ -91,11 +91,11 @@ class TokenClassifier(nn.Module):
       tied_to: name of the text encoder whose word table is the output matrix; "" for a matrix of its own.
     """
 
-    classes: int = 32000
+    classes: int = setting(least=1, default=32000)
     input: str = "text"
     transform: bool = True
     activation: str = "gelu"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = setting(least=0, default=1e-6)
     tied_to: str = ""
 
     @nn.compact

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.types import Array, Params, Tokens
 from mmjax.models.decoders import DECODERS
@@ -36,14 +36,14 @@ class Multimodal(nn.Module):
       dtype: compute dtype: `float32`, `bfloat16`, or `auto` (bfloat16 on TPU and GPU, float32 on CPU).
     """
 
-    encoders: Mapping[str, Any] = field(ENCODERS)
-    fusions: Mapping[str, Any] = field(FUSIONS, default_factory=dict)
-    decoders: Mapping[str, Any] = field(DECODERS, default_factory=dict)
-    heads: Mapping[str, Any] = field(HEADS, default_factory=dict)
-    augment: Mapping[str, Any] = field(AUGMENTATIONS, default_factory=dict)
+    encoders: Mapping[str, Any] = setting(ENCODERS)
+    fusions: Mapping[str, Any] = setting(FUSIONS, default_factory=dict)
+    decoders: Mapping[str, Any] = setting(DECODERS, default_factory=dict)
+    heads: Mapping[str, Any] = setting(HEADS, default_factory=dict)
+    augment: Mapping[str, Any] = setting(AUGMENTATIONS, default_factory=dict)
     huggingface: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    dtype: str = field(everyday=True, default="auto")
+    dtype: str = setting(everyday=True, default="auto")
 
     def __call__(self) -> dict[str, Any]:
         """Run every part once on example inputs: what initialises all parameters, whatever tasks use them."""

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
@@ -66,25 +66,25 @@ class StackFields(nn.Module):
       attention: which attention runs, see `attend.attend`.
     """
 
-    width: int = field(everyday=True, default=768)
-    depth: int = field(everyday=True, default=12)
-    heads: int = 12
-    head_width: int = 0
-    kv_heads: int = 0
-    mlp_width: int = 0
+    width: int = setting(everyday=True, least=1, default=768)
+    depth: int = setting(everyday=True, least=0, default=12)
+    heads: int = setting(least=1, default=12)
+    head_width: int = setting(least=0, default=0)
+    kv_heads: int = setting(least=0, default=0)
+    mlp_width: int = setting(least=0, default=0)
     activation: str = "gelu"
     norm: str = "layernorm"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = setting(least=0, default=1e-6)
     norm_placement: str = "pre"
     qkv_bias: bool = True
     bias: bool = True
     mlp_bias: bool | None = None
     layer_scale: float = 0.0
-    theta: float = 10000.0
+    theta: float = setting(above=0, default=10000.0)
     rotary_scaling: tuple[float, ...] = ()
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path: float = 0.0
+    dropout: float = setting(least=0, below=1, default=0.0)
+    attention_dropout: float = setting(least=0, below=1, default=0.0)
+    drop_path: float = setting(least=0, below=1, default=0.0)
     unroll: bool = False
     remat: str = "none"
     attention: str = "auto"

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.parallel.torus import ring_order
@@ -35,9 +35,9 @@ class Mesh:
       slice: TPU slices, joined by the data centre's network: more copies, like `data`. 0: as many as the devices lie in.
     """
 
-    data: int = field(everyday=True, default=-1)
-    fsdp: int = field(everyday=True, default=1)
-    tensor: int = field(everyday=True, default=1)
+    data: int = setting(everyday=True, default=-1)
+    fsdp: int = setting(everyday=True, default=1)
+    tensor: int = setting(everyday=True, default=1)
     sequence: int = 1
     slice: int = 0
 
@@ -62,7 +62,7 @@ class Mesh:
         return jax.sharding.Mesh(grid, AXES, axis_types=kinds)
 
     def fitting(self, devices: Sequence[jax.Device]) -> Mesh:
-        """A mesh for these devices that splits parameters and tokens like this one as far as they divide; the rest is copies."""
+        """A mesh for these devices that splits parameters and tokens as this one does, as far as they divide."""
         slices = len({getattr(device, "slice_index", 0) for device in devices})
         left, sizes = len(devices) // slices, {}
         for axis in ("tensor", "sequence", "fsdp"):

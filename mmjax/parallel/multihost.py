@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed  # the key-value store and the detection of clusters have no public name
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.ending import Ending, filter_native_errors
@@ -49,7 +49,7 @@ class Join:
       peer_timeout: seconds without a sign of life after which a process counts as dead.
     """
 
-    coordinator: str | None = field(metavar="HOST:PORT", default=None)
+    coordinator: str | None = setting(metavar="HOST:PORT", default=None)
     processes: int | None = None
     process: int | None = None
     join_timeout: float = 300.0
@@ -212,7 +212,7 @@ def agree(thing: str, mine: Mapping[str, Any]) -> None:
     first = told(thing, mine)
     mine = json.loads(json.dumps(mine))  # as it went through the store: tuples are lists
     theirs, ours = leaves_by_path(first), leaves_by_path(mine)
-    different = [path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)]
+    different = [path for path in sorted({*theirs, *ours}) if repr(theirs.get(path)) != repr(ours.get(path))]  # NaN too
     line = None
     if different:
         path = different[0]

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.parallel.mesh import AXES, BATCH
 from mmjax.plan import budget
@@ -37,13 +37,13 @@ class Options:
       words: the whole command.
     """
 
-    topology: str | None = field(everyday=True, metavar="KIND:SHAPE", default=None)
-    slices: str | None = field(everyday=True, metavar="N", default=None)
-    batch_per_chip: str | None = field(everyday=True, metavar="N", default=None)
-    search: bool = field(everyday=True, default=False)
-    minutes: str | None = field(everyday=True, metavar="N", default=None)
-    write_budget: str | None = field(everyday=True, metavar="FILE", default=None)
-    words: tuple[str, ...] = field(metavar="", default=())
+    topology: str | None = setting(everyday=True, metavar="KIND:SHAPE", default=None)
+    slices: str | None = setting(everyday=True, metavar="N", default=None)
+    batch_per_chip: str | None = setting(everyday=True, metavar="N", default=None)
+    search: bool = setting(everyday=True, default=False)
+    minutes: str | None = setting(everyday=True, metavar="N", default=None)
+    write_budget: str | None = setting(everyday=True, metavar="FILE", default=None)
+    words: tuple[str, ...] = setting(metavar="", default=())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,9 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
     for path, (was, now) in shapes.items():
         if was is None or now is None or was.shape != now.shape:
             changed = "; ".join(differences(trained.model, experiment.model)[:3])
-            there, wanted = ("no array" if x is None else f"an array of {'x'.join(map(str, x.shape)) or 'one number'}" for x in (was, now))
+            there, wanted = (
+                "no array" if x is None else f"an array of {'x'.join(map(str, x.shape)) or 'one number'}" for x in (was, now)
+            )
             raise UserError(f"model.{changed}: the run has {there} at {path}, and this model {wanted}")
     return experiment
 

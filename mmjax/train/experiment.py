@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.data import TOKENIZERS, Data
 from mmjax.evaluate import EVALUATORS
@@ -27,8 +28,8 @@ class Task:
       data: the name of its stream.
     """
 
-    objective: Any = field(OBJECTIVES)
-    weight: float = field(everyday=True, default=1.0)
+    objective: Any = setting(OBJECTIVES)
+    weight: float = setting(everyday=True, above=-math.inf, below=math.inf, default=1.0)
     data: str = "train"
 
 
@@ -48,11 +49,11 @@ class Checkpoint:
       local_every: steps between those, where there is a `local`.
     """
 
-    every: int = field(everyday=True, default=500)
+    every: int = setting(everyday=True, default=500)
     keep: int = 2
-    best: str = field(everyday=True, default="")
+    best: str = setting(everyday=True, default="")
     mode: str = "max"
-    patience: int = 0
+    patience: int = setting(least=0, default=0)
     local: str = ""
     local_every: int = 50
 
@@ -79,11 +80,11 @@ class Log:
       watchdog: seconds after which a step that hangs, or waits for its data, is named and ends the run; 0 for never.
     """
 
-    every: int = field(everyday=True, default=10)
+    every: int = setting(everyday=True, default=10)
     tensorboard: bool = True
-    wandb: str = field(everyday=True, default="")
+    wandb: str = setting(everyday=True, default="")
     progress: bool = True
-    watchdog: float = 1800.0
+    watchdog: float = setting(least=0, default=1800.0)
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -117,22 +118,22 @@ class Experiment:
       init_fresh: patterns of parameters that are initialised anew all the same.
     """
 
-    model: Any = field({"multimodal": Multimodal})
-    data: Mapping[str, Any] = field({"data": Data})
-    tasks: Mapping[str, Task] = field({"task": Task})
-    tokenizer: Any = field(TOKENIZERS, default=None)
-    weighting: Any = field(WEIGHTINGS, everyday=True, default_factory=Fixed)
-    optimizer: Any = field(OPTIMIZERS, everyday=True, default_factory=AdamW)
+    model: Any = setting({"multimodal": Multimodal})
+    data: Mapping[str, Any] = setting({"data": Data})
+    tasks: Mapping[str, Task] = setting({"task": Task})
+    tokenizer: Any = setting(TOKENIZERS, default=None)
+    weighting: Any = setting(WEIGHTINGS, everyday=True, default_factory=Fixed)
+    optimizer: Any = setting(OPTIMIZERS, everyday=True, default_factory=AdamW)
     mesh: Mesh = Mesh()
-    steps: int = field(everyday=True, default=1000)
-    seed: int = field(everyday=True, default=0)
+    steps: int = setting(everyday=True, default=1000)
+    seed: int = setting(everyday=True, least=0, below=2**32, default=0)
     alternate: tuple[str, ...] = ()
-    evaluate: Mapping[str, Any] = field(EVALUATORS, everyday=True, default_factory=dict)
-    evaluate_every: int = field(everyday=True, default=0)
+    evaluate: Mapping[str, Any] = setting(EVALUATORS, everyday=True, default_factory=dict)
+    evaluate_every: int = setting(everyday=True, least=0, default=0)
     test_data: str = "test"
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init_from: str = field(everyday=True, default="")
+    init_from: str = setting(everyday=True, default="")
     init_fresh: tuple[str, ...] = ()
 
     def task_data(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
@@ -43,20 +44,20 @@ class Optimizer:
       spike_factor: a loss above this many times its running mean is a spike; 0 for never.
     """
 
-    learning_rate: float = field(everyday=True, default=1e-3)
+    learning_rate: float = setting(everyday=True, least=0, below=math.inf, default=1e-3)
     schedule: str = "cosine"
-    warmup_steps: int = field(everyday=True, default=0)
-    end_factor: float = 0.0
-    weight_decay: float = field(everyday=True, default=0.0)
+    warmup_steps: int = setting(everyday=True, least=0, default=0)
+    end_factor: float = setting(least=0, default=0.0)
+    weight_decay: float = setting(everyday=True, least=0, default=0.0)
     no_decay: tuple[str, ...] = NO_DECAY
-    clip_norm: float = 1.0
-    accumulate: int = field(everyday=True, default=1)
+    clip_norm: float = setting(least=0, default=1.0)
+    accumulate: int = setting(everyday=True, default=1)
     ema: float = 0.0
-    layer_decay: float = 1.0
+    layer_decay: float = setting(above=0, default=1.0)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     on_bad_step: str = "stop"
-    spike_factor: float = 0.0
+    spike_factor: float = setting(least=0, default=0.0)
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
@@ -131,9 +132,9 @@ class AdamW(Optimizer):
       eps: added to the root of the latter.
     """
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = setting(least=0, below=1, default=0.9)
+    b2: float = setting(least=0, below=1, default=0.999)
+    eps: float = setting(least=0, default=1e-8)
 
     def core(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -148,7 +149,7 @@ class SGD(Optimizer):
       nesterov: look ahead, as Nesterov's does.
     """
 
-    momentum: float = 0.9
+    momentum: float = setting(least=0, below=1, default=0.9)
     nesterov: bool = False
 
     def core(self) -> optax.GradientTransformation:
@@ -164,8 +165,8 @@ class Lion(Optimizer):
       b2: decay of the momentum.
     """
 
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: float = setting(least=0, below=1, default=0.9)
+    b2: float = setting(least=0, below=1, default=0.99)
 
     def core(self) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -181,9 +182,9 @@ class Adafactor(Optimizer):
       clip_block: largest root mean square of a block's update.
     """
 
-    decay: float = 0.8
-    min_dim: int = 128
-    clip_block: float = 1.0
+    decay: float = setting(above=0, default=0.8)
+    min_dim: int = setting(least=1, default=128)
+    clip_block: float = setting(above=0, default=1.0)
 
     def core(self) -> optax.GradientTransformation:
         factored = optax.scale_by_factored_rms(decay_rate=self.decay, min_dim_size_to_factor=self.min_dim)

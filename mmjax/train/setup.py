@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.core.config import children, leaves
+from mmjax.core.config import check_ranges, children, leaves
 from mmjax.core.errors import UserError, within
 from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch
@@ -133,6 +133,7 @@ def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     Raises:
       UserError: anything in the experiment that does not fit together, or on this mesh.
     """
+    check_ranges(experiment)
     experiment.check()
     experiment.check_batches(batch_ways(mesh))
     compute_dtype(experiment.model.dtype)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import read_image
 from mmjax.data.sources.rows import Row, read_rows
@@ -40,7 +40,7 @@ class Manifest:
       root: folder that image paths are relative to; default: the folder of the file.
     """
 
-    path: str = field(everyday=True)
+    path: str = setting(everyday=True)
     split: str = "train"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.decoders.text import TextDecoder
@@ -35,8 +36,8 @@ class SplicedDecoder(TextDecoder):
       UserError: a context of several encoders; outside `jit`, a text with more or fewer places than the context has tokens.
     """
 
-    place: int = 32000
-    skip: int = 1
+    place: int = setting(least=0, default=32000)
+    skip: int = setting(least=0, default=1)
     project_activation: str = "gelu"
     project_bias: bool = True
     headless: bool = False

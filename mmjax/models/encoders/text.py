@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -35,18 +35,19 @@ class TextTransformer(StackFields):
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
 
     Raises:
-      UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
+      UserError: an input that is no text, a text longer than `max_length` when positions are learned, an unknown kind of
+        positions.
     """
 
-    vocab_size: int = field(everyday=True, default=32000)
-    max_length: int = 64
-    embed_width: int = 0
+    vocab_size: int = setting(everyday=True, least=1, default=32000)
+    max_length: int = setting(least=1, default=64)
+    embed_width: int = setting(least=0, default=0)
     causal: bool = False
     positions: str = "learned"
-    position_offset: int = 0
-    segments: int = 0
+    position_offset: int = setting(least=0, default=0)
+    segments: int = setting(least=0, default=0)
     embed_norm: bool = False
-    embed_dropout: float | None = None
+    embed_dropout: float | None = setting(least=0, below=1, default=None)
     mask_padding: bool = True
     final_norm: bool = True
 
@@ -75,6 +76,8 @@ class TextTransformer(StackFields):
         words_BTD: Array | None = None,
     ) -> Tokens:
         """`words_BTD` takes the place of the ids' own rows of the word table."""
+        if ids_BT.ndim != 2:
+            raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
         length = ids_BT.shape[1]
         if length > self.max_length and self.positions == "learned":
             raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from mmjax.core.config import field
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import rejoin, take
@@ -46,22 +46,22 @@ class ViT(StackFields):
     of the tokens that are left are in the result's `positions`.
 
     Raises:
-      UserError: an image that the patch does not divide, an unknown kind of positions or of `resize`, a mask with `bicubic`,
-        segments without a `mask_token`.
+      UserError: an input that is no image of these `channels`, one that the patch does not divide, an unknown kind of
+        positions or of `resize`, a mask with `bicubic`, segments without a `mask_token`.
     """
 
-    image_size: tuple[int, int] = field(everyday=True, default=(224, 224))
-    patch: tuple[int, int] = field(everyday=True, default=(16, 16))
-    channels: int = 3
+    image_size: tuple[int, int] = setting(everyday=True, least=1, default=(224, 224))
+    patch: tuple[int, int] = setting(everyday=True, least=1, default=(16, 16))
+    channels: int = setting(least=1, default=3)
     patch_bias: bool = True
     cls_token: bool = False
-    extra_tokens: int = 0
+    extra_tokens: int = setting(least=0, default=0)
     mask_token: bool = False
     positions: str = "learned"
     resize: str = "bicubic"
-    images: int = 1
+    images: int = setting(least=1, default=1)
     embed_norm: bool = False
-    embed_dropout: float | None = None
+    embed_dropout: float | None = setting(least=0, below=1, default=None)
     final_norm: bool = True
     take_layer: int | None = None
 
@@ -71,6 +71,10 @@ class ViT(StackFields):
     ) -> Tokens:
         if self.images > 1 and (image.ndim != 5 or image.shape[1] != self.images):
             raise UserError(f"images={self.images}: use an input [B, {self.images}, H, W, channels], found {image.shape}")
+        if image.ndim not in (4, 5):
+            raise UserError(f"an image encoder reads [B, H, W, channels], found an input of shape {image.shape}")
+        if image.shape[-1] != self.channels:
+            raise UserError(f"channels={self.channels}: the images have {image.shape[-1]}")
         image_BHWC = image.reshape(-1, *image.shape[-3:]) if self.images > 1 else image
         grid = self._grid(image_BHWC.shape[1], image_BHWC.shape[2])
         ph, pw = self.patch

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -36,18 +37,18 @@ class Dual(nn.Module):
       max_scale: the scale is held at or below it (Radford 2021, section 2.5); 0 for no bound (SigLIP's passes 100).
     """
 
-    width: int = 512
+    width: int = setting(least=1, default=512)
     pool: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"image": "mean", "text": "mean"})
     project: tuple[str, ...] = ("image", "text")
     bias: bool = False
     through: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    heads: int = 8
-    mlp_width: int = 0
+    heads: int = setting(least=1, default=8)
+    mlp_width: int = setting(least=0, default=0)
     activation: str = "gelu"
-    norm_epsilon: float = 1e-6
-    scale_init: float = 10.0
+    norm_epsilon: float = setting(least=0, default=1e-6)
+    scale_init: float = setting(above=0, default=10.0)
     bias_init: float = 0.0
-    max_scale: float = 100.0
+    max_scale: float = setting(least=0, default=100.0)
 
     @property
     def modalities(self) -> tuple[str, ...]:
