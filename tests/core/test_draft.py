@@ -32,6 +32,34 @@ class Large:
 
 
 @dataclasses.dataclass(frozen=True)
+class Picky:
+    """Needs `size`, and takes an even one alone."""
+
+    size: int
+    inner: Any = setting({"small": Small, "large": Large}, default=None)
+
+    def __post_init__(self):
+        if self.size % 2:
+            raise UserError(f"size={self.size}: use an even number")
+        if self.size > 99:
+            raise ValueError("too large")
+
+
+SIZES = {"small": Small, "large": Large, "picky": Picky}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabled:
+    """Tables in a mapping and in a tuple, and a mapping of numbers."""
+
+    named: Mapping[str, Any] = setting(SIZES, default_factory=lambda: {"one": Small(1), "v1.5": Small(2)})
+    chain: tuple[Any, ...] = setting(SIZES, default=(Small(10), Large(names=("z",)), Small(20)))
+    empty: tuple[Any, ...] = setting(SIZES, default=())
+    only: Mapping[str, Any] = setting({"picky": Picky}, default_factory=dict)
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Everything:
     count: int = 1
     rate: float = 0.5
@@ -59,7 +87,14 @@ def override(spec, path, words):
 
 
 def flagged(words, spec=None):
-    return set_fields(spec or Everything(), pairs(words.split()))
+    return set_fields(Tabled() if spec is None else spec, pairs(words.split()))
+
+
+def told(words, spec=None):
+    with pytest.raises(UserError) as error:
+        flagged(words, spec)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def refused(path, *words, spec=None):
