@@ -115,9 +115,8 @@ def test_a_module_in_the_current_folder_is_found_after_what_is_installed(capsys,
 
 def test_what_the_machine_refuses_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert refused(capsys, "train", TINY, "--workdir", f"{tmp_path}/file/run").endswith(
-        "file/run: a part of this path is no folder"
-    )
+    said = "file/run: the folder cannot be made (Not a directory); use another --workdir"
+    assert refused(capsys, "train", TINY, "--workdir", f"{tmp_path}/file/run").endswith(said)
 
 
 @pytest.mark.parametrize(
