@@ -49,12 +49,8 @@ class Setting:
         return image_BHWC, rng.integers(1, self.vocabulary, (self.batch, self.tokens)).astype(np.int32)
 
 
-def torch_step(setting: Setting) -> Step:
-    """A full training step of `transformers.SiglipModel`, randomly initialised; it returns the loss."""
-    import torch
-    from transformers import SiglipConfig, SiglipModel
-
-    torch.manual_seed(0)
+def siglip_config(setting: Setting) -> dict[str, Any]:
+    """What `transformers.SiglipConfig` takes for these sizes."""
     tower = {
         "hidden_size": setting.width,
         "intermediate_size": setting.mlp_width,
@@ -69,7 +65,16 @@ def torch_step(setting: Setting) -> Step:
         "eos_token_id": None,
     }
     vision = tower | {"image_size": setting.image, "patch_size": setting.patch}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).train()
+    return {"text_config": text, "vision_config": vision}
+
+
+def torch_step(setting: Setting) -> Step:
+    """A full training step of `transformers.SiglipModel`, randomly initialised; it returns the loss."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(**siglip_config(setting))).train()
     model.set_attn_implementation("sdpa")
     image_BHWC, text_BT = setting.data()
     pixels_BCHW = torch.from_numpy(np.ascontiguousarray(image_BHWC.transpose(0, 3, 1, 2)))
@@ -110,17 +115,12 @@ def fastest_adamw(model: Any, setting: Setting) -> Any:
 
 def jax_step(setting: Setting) -> Step:
     """A full training step of the same model in mmjax; it returns the loss. It is the step that `mmjax train` runs."""
-    import jax
     import jax.numpy as jnp
 
-    from mmjax.models import Multimodal, param_shapes
+    from mmjax.models import Multimodal
     from mmjax.models.encoders import TextTransformer, ViT
     from mmjax.models.fusion import Dual
     from mmjax.objectives import Contrastive
-    from mmjax.train import AdamW, Task
-    from mmjax.train.state import init_state
-    from mmjax.train.step import make_step
-    from mmjax.train.weighting import Fixed
 
     tower: dict[str, Any] = {
         "width": setting.width,
@@ -148,18 +148,7 @@ def jax_step(setting: Setting) -> Step:
         },
         fusions={"dual": dual},
     )
-    tasks, weighting = {"contrastive": Task(Contrastive(kind="sigmoid"))}, Fixed()
-    optimizer = AdamW(
-        learning_rate=setting.learning_rate,
-        schedule="constant",
-        weight_decay=setting.weight_decay,
-        no_decay=(),
-        clip_norm=0.0,
-    )
-    seed = jnp.zeros((), jnp.uint32)
-    tx = optimizer.build(param_shapes(model), 1000)
-    state = jax.jit(lambda: init_state(model, tx, weighting, {"contrastive": 1.0}, False, seed))()
-    train_step = jax.jit(make_step(model, tasks, weighting, optimizer, tx, optimizer.rate(1000)), donate_argnums=0)
+    train_step, state = training(model, Contrastive(kind="sigmoid"), setting)
     image_BHWC, text_BT = map(jnp.asarray, setting.data())
     batch = {"image": image_BHWC, "text": text_BT, "index": jnp.arange(setting.batch, dtype=jnp.int32)}
 
@@ -169,6 +158,41 @@ def jax_step(setting: Setting) -> Step:
         return float(metrics["loss"])
 
     return step
+
+
+def training(model: Any, objective: Any, setting: Setting, params: Any = None, **adamw: Any) -> tuple[Any, Any]:
+    """The jitted step that `mmjax train` runs on one objective, which takes its state over, and the first state.
+
+    Args:
+      params: those to start from, taken over as well; None for random ones.
+      adamw: fields of AdamW other than the setting's.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from mmjax.models import param_shapes
+    from mmjax.train import AdamW, Task
+    from mmjax.train.state import init_state
+    from mmjax.train.step import make_step
+    from mmjax.train.weighting import Fixed
+
+    tasks, weighting = {"task": Task(objective)}, Fixed()
+    optimizer = AdamW(
+        learning_rate=setting.learning_rate,
+        schedule="constant",
+        weight_decay=setting.weight_decay,
+        no_decay=(),
+        clip_norm=0.0,
+        **adamw,
+    )
+    tx = optimizer.build(param_shapes(model), 1000)
+
+    def first(params: Any) -> Any:
+        state = init_state(model, tx, weighting, {"task": 1.0}, False, jnp.zeros((), jnp.uint32))
+        return state if params is None else dataclasses.replace(state, params=params)
+
+    step = make_step(model, tasks, weighting, optimizer, tx, optimizer.rate(1000))
+    return jax.jit(step, donate_argnums=0), jax.jit(first, donate_argnums=0)(params)
 
 
 def timed(fn: Callable[[], Any]) -> float:

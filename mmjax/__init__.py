@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmjax.convert import load, save_hf
 
+    __version__: str
+
 __all__ = ["load", "save_hf"]
 
 
@@ -19,4 +21,10 @@ def __getattr__(name: str) -> Any:
     # Found when first asked for: whoever imports one room does not wait for all of them.
     if name in __all__:
         return getattr(importlib.import_module("mmjax.convert"), name)
+    if name == "__version__":
+        metadata = importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("mmjax")
+        except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+            return "unknown"
     raise AttributeError(f"module 'mmjax' has no attribute {name!r}")

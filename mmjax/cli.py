@@ -1,52 +1,48 @@
-"""The command line: one function a subcommand. Exit status 0 done, 1 failed, 2 the user's mistake."""
+"""The command line: one function a command. Exit status 0 done, 1 failed, 2 the user's mistake."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import json
+import importlib.metadata
+import inspect
+import itertools
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import absl.logging
 
+from mmjax.core.config import setting
+from mmjax.core.describe import fields, first_sentence, options, page
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.flags import pairs, take
+from mmjax.core.strict_json import line
 
 if TYPE_CHECKING:
+    from mmjax.core.describe import Line
     from mmjax.parallel.multihost import Join
     from mmjax.train import Experiment
 
-HELP = """usage: mmjax COMMAND ...
+USAGE = """usage: mmjax COMMAND ...
+{commands}
+mmjax COMMAND --help says more, mmjax COMMAND --help all everything; mmjax --version says which this is.
+CONFIG is a Python file, or one of: {configs}"""
 
-  mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]
-                         train; goes on by itself when DIR holds a checkpoint (CONFIG: digits; DIR: runs/CONFIG)
-  mmjax train CONFIG --help
-                         every field of a config, with its value
-  mmjax evaluate RUN [--data NAME]
-                         evaluate a run; prints one JSON object of metrics on its last line
-  train and evaluate also take
-    --coordinator HOST:PORT --processes N --process I
-                         run as N processes, of which process 0 is on HOST; on Cloud TPU and under SLURM they find each other
-                         (--processes 1: do not), and all are given the same command
-    --join_timeout S --peer_timeout S
-                         how long to wait for the others to start (300), and for a sign of life of each (100)
-    --compilation_cache DIR
-                         keep compiled programs there (a folder, or gs://BUCKET/FOLDER) and find them at the next start
-  mmjax convert from-hf HF_DIR RUN
-                         make a run out of a HuggingFace folder, for --init_from and to-hf
-  mmjax convert to-hf RUN HF_DIR
-                         write a run's best checkpoint as a folder that transformers opens
-  mmjax data inspect [CONFIG] [--any.field value ...]
-                         what a batch really holds
-  mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--batch_per_chip N] [--write_budget FILE] [--any.field value ...]
-                         what a step will cost on that TPU (v5e:4x4, v5p:2x2x4, ...; gpu:8 without memory and time)
-  mmjax plan [CONFIG] --topology KIND:SHAPE --search [--minutes 15]
-                         the same, for the best mesh, batch and rematerialisation there (--batch_per_chip keeps the batch)
-
-CONFIG is a Python file, or one of: {configs}
-"""
+REFUSED = {  # by the machine, with the file's name: nothing of ours is wrong
+    errno.ENOSPC: "the disk is full; what was saved before is untouched",
+    errno.EDQUOT: "the quota is used up; what was saved before is untouched",
+    errno.EROFS: "nothing can be written there",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of this path is no folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "links that lead in a circle",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,140 +51,291 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mmjax").setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax logs there what it also raises
+    _find_modules_here()
     try:
         return _command(words)
     except UserError as error:
-        print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print(f"mmjax: {' '.join('; '.join([str(error), *getattr(error, '__notes__', ())]).split())}", file=sys.stderr)
+        return error.exit_status
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in REFUSED:
             raise
-        print(f"mmjax: the disk is full: {error.filename or error}; what was saved before is untouched", file=sys.stderr)
+        print(f"mmjax: {error.filename or error}: {REFUSED[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmjax: interrupted; what was saved is kept, the same command goes on from there", file=sys.stderr)
         return 1
 
 
-def _command(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": train,
-        "evaluate": evaluate,
-        "convert": convert,
-        "data": data,
-        "plan": plan,
-    }
-    if not words or words[0] in ("-h", "--help", "help"):
-        from mmjax.train.config_file import shipped_configs
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of the table.
 
-        print(HELP.format(configs=", ".join(shipped_configs())))
-        return 0
-    if words[0] not in commands:
-        raise UserError(f"unknown command {words[0]!r}{nearest(words[0], commands)}; mmjax --help lists them")
-    return commands[words[0]](words[1:])
+    Attributes:
+      run: does it, given the words after its name; its docstring is its usage and what the help says of it.
+      options: dataclasses of the options that it takes out of its words.
+      fields: words -> lines of help for the fields that its flags set; no run is read for them, and no data.
+    """
+
+    run: Callable[[list[str]], int]
+    options: Callable[[], tuple[type, ...]] = tuple
+    fields: Callable[[list[str]], dict[str, list[Line]]] = lambda words: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Of `mmjax train`.
+
+    Attributes:
+      workdir: the run folder; runs/CONFIG where none is named.
+      profile: write a trace of a few steps to DIR/profile.
+    """
+
+    workdir: str | None = setting(everyday=True, metavar="DIR", default=None)
+    profile: bool = setting(everyday=True, default=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Of `mmjax evaluate`.
+
+    Attributes:
+      data: which data; where none is named, the run's test data.
+    """
+
+    data: str | None = setting(everyday=True, metavar="NAME", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheOptions:
+    """Of commands that compile.
+
+    Attributes:
+      compilation_cache: keep compiled programs there, a folder or gs://BUCKET/FOLDER, and find them at the next start.
+    """
+
+    compilation_cache: str | None = setting(metavar="DIR", default=None)
 
 
 def train(words: list[str]) -> int:
-    """`mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]`, and the flags of several processes"""
-    help_wanted = _flag(words, "--help") or _flag(words, "-h")
-    profile = _flag(words, "--profile")
-    workdir = _option(words, "--workdir")
-    join = _join(words)
-    if help_wanted:
-        from mmjax.core.config import leaves
+    """mmjax train [CONFIG] [--workdir DIR] [--profile] [--any.field value ...]
 
-        _, experiment = _experiment(words)
-        print("\n".join(f"--{path} {_as_words(value)}" for path, value in leaves(experiment).items()))
-        return 0
+    Train; goes on by itself when DIR holds a checkpoint. CONFIG is digits where none is named.
+    """
+    own, join = take(words, TrainOptions), _join(words)
     from mmjax.parallel.multihost import is_main, joined
 
     with joined(join):
         from mmjax.train import train as run_training
 
         name, experiment = _experiment(words)
-        metrics = run_training(experiment, workdir or Path("runs") / Path(name).stem, profile)
+        metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile)
         if metrics and is_main():
-            print(json.dumps(metrics))
+            _say(line(metrics))
     return 0
 
 
 def evaluate(words: list[str]) -> int:
-    """`mmjax evaluate RUN [--data NAME]`, and the flags of several processes"""
-    data_name = _option(words, "--data")
-    join = _join(words)
-    if len(words) != 1:
-        raise UserError(f"evaluate takes one run folder, found {len(words)}: mmjax evaluate RUN [--data NAME]")
+    """mmjax evaluate RUN [--data NAME] [--any.field value ...]
+
+    Evaluate a run's best checkpoint, and print one JSON object of metrics on the last line. Any field that evaluation reads can
+    be set; the run stays as it is. On machines that the run's mesh does not fit, another is chosen.
+    """
+    own, join = take(words, EvaluateOptions), _join(words)
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if len(folders) != 1 or not folders[0]:
+        said = len(folders) if all(folders) else "''"
+        raise UserError(f"evaluate takes one run folder, before its flags; found {said}: {_usage(evaluate)}")
     from mmjax.parallel.multihost import is_main, joined
 
     with joined(join, stop_on_signal=False):
         from mmjax.train.evaluate import evaluate_run
 
-        metrics = evaluate_run(words[0], data_name)
+        metrics = evaluate_run(words[0], own.data, words[1:])
         if is_main():
-            print(json.dumps(metrics))
+            _say(line(metrics))
     return 0
 
 
-def convert(words: list[str]) -> int:
-    """`mmjax convert from-hf HF_DIR RUN` and `mmjax convert to-hf RUN HF_DIR`"""
-    ways = ("from-hf", "to-hf")
-    if len(words) != 3 or words[0] not in ways:
-        hint = nearest(words[0], ways) if words and words[0] not in ways else ""
-        raise UserError(f"convert {' '.join(words)}: use convert from-hf HF_DIR RUN, or convert to-hf RUN HF_DIR{hint}")
-    from mmjax.convert.api import from_hf, to_hf
+def from_hf(words: list[str]) -> int:
+    """mmjax convert from-hf HF_DIR RUN
+
+    Make a run out of a HuggingFace folder, for --init_from and to-hf.
+    """
+    source, target = _folders(words, from_hf)
+    from mmjax.convert.api import from_hf as convert
     from mmjax.core.trees import count
     from mmjax.models import param_shapes
 
-    way, source, target = words
-    if way == "to-hf":
-        written = to_hf(source, target)
-        left = written.pop("left", "")
-        for folder, name in written.items():
-            print(f"{target if folder == '.' else f'{target}/{folder}'}: {name}")
-        if left:
-            print(f"mmjax: no HuggingFace class is the whole model; left behind: {left}", file=sys.stderr)
-        return 0
-    model, unused = from_hf(source, target)
+    model, unused = convert(source, target)
     if unused:
         print(
             f"mmjax: {len(unused)} tensors have no place in this class: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}",
             file=sys.stderr,
         )
-    print(f"{target}: {model.huggingface['architectures'][0]}, {count(param_shapes(model)):,} parameters")
+    _say(f"{target}: {model.huggingface['architectures'][0]}, {count(param_shapes(model)):,} parameters")
     return 0
 
 
-def data(words: list[str]) -> int:
-    """`mmjax data inspect [CONFIG] [--any.field value ...]`"""
-    if not words or words[0] != "inspect":
-        raise UserError(f"data {' '.join(words[:1])}: the one thing to do is mmjax data inspect CONFIG")
-    _, experiment = _experiment(words[1:])
-    from mmjax.train.evaluate import inspect_data
+def to_hf(words: list[str]) -> int:
+    """mmjax convert to-hf RUN HF_DIR
 
-    print(inspect_data(experiment))
+    Write a run's best checkpoint as a folder that transformers opens.
+    """
+    source, target = _folders(words, to_hf)
+    from mmjax.convert.api import to_hf as convert
+
+    written = convert(source, target)
+    left = written.pop("left", "")
+    for folder, name in written.items():
+        _say(f"{target if folder == '.' else f'{target}/{folder}'}: {name}")
+    if left:
+        print(f"mmjax: no HuggingFace class is the whole model; left behind: {left}", file=sys.stderr)
+    return 0
+
+
+def inspect_data(words: list[str]) -> int:
+    """mmjax data inspect [CONFIG] [--any.field value ...]
+
+    What a batch really holds.
+    """
+    _, experiment = _experiment(words)
+    from mmjax.train.evaluate import inspect_data as text
+
+    _say(text(experiment))
     return 0
 
 
 def plan(words: list[str]) -> int:
-    """`mmjax plan [CONFIG] --topology KIND:SHAPE [--search]` and the other flags of `plan.command.Options`"""
+    """mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--batch_per_chip N] [--search] [--any.field value ...]
+
+    What a step will cost on a TPU that is not at hand; with --search, the best mesh, batch and rematerialisation there.
+    Prints a table, and one JSON object on the last line.
+    """
     import jax
 
-    from mmjax.plan.command import Options, plan
+    from mmjax.plan.command import Options
+    from mmjax.plan.command import plan as report
 
     jax.config.update("jax_platforms", "cpu")  # libtpu, where it is, belongs to the process that compiles
-    budget = _option(words, "--write_budget")
-    every, search = tuple(words), _flag(words, "--search")
-    named = {name: _option(words, f"--{name}") for name in ("topology", "slices", "batch_per_chip", "minutes")}
-    options = Options(search=search, write_budget=budget, words=every, **named)
+    every = tuple(words)
+    own = dataclasses.replace(take(words, Options), words=every)
     name, experiment = _experiment(words)
-    print(plan(name, experiment, options))
+    _say(report(name, experiment, own))
     return 0
 
 
+def _plan_options() -> tuple[type, ...]:
+    from mmjax.plan.command import Options
+
+    return (Options,)
+
+
+def _many_processes() -> tuple[type, ...]:
+    from mmjax.parallel.multihost import Join
+
+    return (CacheOptions, Join)
+
+
+def _fields_of_config(words: list[str]) -> dict[str, list[Line]]:
+    return fields(_experiment(words)[1])
+
+
+def _fields_of_data(words: list[str]) -> dict[str, list[Line]]:
+    return fields(_experiment(words)[1], ("data", "tokenizer"))
+
+
+def _fields_of_evaluation(words: list[str]) -> dict[str, list[Line]]:
+    from mmjax.train.evaluate import READ, example
+
+    return fields(example(), READ)
+
+
+COMMANDS = {
+    "train": Command(train, lambda: (TrainOptions, *_many_processes()), _fields_of_config),
+    "evaluate": Command(evaluate, lambda: (EvaluateOptions, *_many_processes()), _fields_of_evaluation),
+    "convert from-hf": Command(from_hf),
+    "convert to-hf": Command(to_hf),
+    "data inspect": Command(inspect_data, fields=_fields_of_data),
+    "plan": Command(plan, _plan_options, _fields_of_config),
+}
+
+
+def _command(words: list[str]) -> int:
+    """Run the command that `words` begin with, or show the help that they ask for."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if words[:1] in (["--version"], ["-V"]):
+        _say(f"mmjax {importlib.metadata.version('mmjax')}")
+        return 0
+    name = next((name for name in COMMANDS if name.split() == words[: len(name.split())]), "")
+    rest = words[len(name.split()) :]
+    asked = [word for word in rest if word in ("--help", "-h")]
+    if not name:
+        group = [known for known in COMMANDS if known.split()[0] in words[:1]]
+        if not words or (asked and (words[0] in ("--help", "-h") or (group and len(list(_without_help(words))) == 1))):
+            _say(_overview(group or list(COMMANDS)))
+            return 0
+        raise UserError(_no_such(words, group))
+    if not asked:
+        return COMMANDS[name].run(rest)
+    everything = any(pair in (["--help", "all"], ["-h", "all"]) for pair in (rest[i : i + 2] for i in range(len(rest))))
+    _say(_help(COMMANDS[name], list(_without_help(rest)), everything))
+    return 0
+
+
+def _no_such(words: list[str], group: list[str]) -> str:
+    if not group:
+        known = dict.fromkeys(name.split()[0] for name in COMMANDS)
+        return f"unknown command {words[0]!r}{nearest(words[0], known)}; mmjax --help lists them"
+    near = nearest(words[1], [name.split()[1] for name in group]) if len(words) > 1 else ""
+    return f"{' '.join(words[:2])}: use {', or '.join(_usage(COMMANDS[name].run) for name in group)}{near}"
+
+
+def _overview(names: list[str]) -> str:
+    from mmjax.train.config_file import shipped_configs
+
+    lines = []
+    for name in names:
+        usage, _, about = inspect.cleandoc(COMMANDS[name].run.__doc__ or name).partition("\n\n")
+        lines += [f"  {usage}", f"      {first_sentence(about)}"]
+    return USAGE.format(commands="\n".join(lines), configs=", ".join(shipped_configs()))
+
+
+def _help(command: Command, words: list[str], everything: bool) -> str:
+    own = [line for cls in command.options() for line in options(cls)]
+    return page(f"usage: {inspect.cleandoc(command.run.__doc__ or '')}", own, command.fields(words), everything)
+
+
+def _without_help(words: list[str]) -> Iterator[str]:
+    before = ""
+    for word in words:
+        if word not in ("--help", "-h") and not (word == "all" and before in ("--help", "-h")):
+            yield word
+        before = word
+
+
+def _usage(run: Callable[..., Any]) -> str:
+    return (run.__doc__ or run.__name__).splitlines()[0]
+
+
+def _folders(words: list[str], run: Callable[..., Any]) -> list[str]:
+    """The two folders of a conversion."""
+    if len(words) != 2 or not all(words) or any(word.startswith("-") for word in words):
+        raise UserError(f"convert takes two folders, found {' '.join(words) or 'none'}: use {_usage(run)}")
+    return words
+
+
 def _experiment(words: list[str]) -> tuple[str, Experiment]:
-    from mmjax.train.config_file import apply_flags, load_config
+    from mmjax.train.config_file import apply_flags, load_config, shipped_configs
 
     name = words.pop(0) if words and not words[0].startswith("-") else "digits"
+    for flag, values in pairs(words):
+        late = [
+            value for value in values[1:] if value in shipped_configs() or (value.endswith(".py") and Path(value).is_file())
+        ]
+        if late:
+            raise UserError(f"{late[0]} after --{flag}: a config goes before the flags, mmjax COMMAND {late[0]} --{flag} ...")
     return name, apply_flags(load_config(name), words)
 
 
@@ -198,41 +345,28 @@ def _join(words: list[str]) -> Join:
 
     from mmjax.parallel.multihost import Join
 
-    cache = _option(words, "--compilation_cache")
+    cache = take(words, CacheOptions).compilation_cache
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", cache)
-    coordinator = _option(words, "--coordinator")
-    numbers: dict[str, Any] = {}
-    for name, kind in (("processes", int), ("process", int), ("join_timeout", float), ("peer_timeout", float)):
-        value = _option(words, f"--{name}")
-        try:
-            numbers |= {} if value is None else {name: kind(value)}
-        except ValueError:
-            raise UserError(f"--{name} {value}: give a number") from None
-    return Join(coordinator, **numbers)
+    return take(words, Join)
 
 
-def _flag(words: list[str], name: str) -> bool:
-    if name not in words:
-        return False
-    words.remove(name)
-    return True
+def _find_modules_here() -> None:
+    """Let `package.module:Class` name a module of the current folder, as `python -m` does; what is installed comes first."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # the folder is gone
+        return
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
-def _option(words: list[str], name: str) -> str | None:
-    for index, word in enumerate(words):
-        if word.startswith(f"{name}="):
-            return words.pop(index).partition("=")[2]
-        if word == name:
-            if index + 1 == len(words):
-                raise UserError(f"{name}: a value is missing")
-            words.pop(index)
-            return words.pop(index)
-    return None
-
-
-def _as_words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _say(text: str) -> None:
+    """Print to whoever still reads; `mmjax ... | head` ends without a word."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ else
   request=(gcloud compute tpus queued-resources create "${where[@]}" "--runtime-version=$VERSION")
   request+=("--node-count=$SLICES" "--node-prefix=$NAME")
 fi
-# shellcheck disable=SC2206  # words on purpose
+# shellcheck disable=SC2206  # words on purpose; set -f leaves them as they are
 request+=(${tier[@]+"${tier[@]}"} $CREATE_FLAGS)
 
 status=0

@@ -18,11 +18,14 @@ FROM='' TO=''
 parse "$@"
 no_words
 need PROJECT
-TO=${TO:-runs/$NAME}
+TO=$(as_path "${TO:-runs/$NAME}")
 if [[ -z $FROM ]]; then
   [[ -n $BUCKET ]] || die "fetch what? --bucket NAME, or --from PLACE"
   FROM=gs://$BUCKET/$NAME
 fi
+# Older versions of scp hand the path to a shell there, newer ones do not: no way of writing it is right for both.
+[[ $FROM == gs://* || $FROM =~ ^[A-Za-z0-9_.,:=@%+/~-]+$ ]] ||
+  die "--from '$FROM': a path of letters, digits and _ . , : = @ % + / ~ -; another name can be given there with ln -s"
 
 run mkdir -p "$TO"
 if [[ $FROM == gs://* ]]; then

@@ -2,6 +2,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 usage() {
   cat <<'TEXT'
@@ -16,6 +18,7 @@ The same training on Google Kubernetes Engine: one node pool a slice, one JobSet
   watch       look until it is done or has failed
   fetch       copy the run from the bucket (fetch.sh)
   stop        delete the training, keep the cluster; delete: delete the cluster, and with it all that costs
+A CONFIG that is a file here goes along in a ConfigMap, with the modules and packages beside it that it imports; data do not.
 
   --image IMAGE       a container image with Python 3.11 or newer (python:3.12), or with mmjax in it already
   --ref REF --repository URL
@@ -35,6 +38,10 @@ case $ACTION in
   *) die "'$ACTION': create, train, manifest, logs, watch, fetch, stop or delete" ;;
 esac
 parse "$@"
+from_1 MAX_RESTARTS
+[[ $IMAGE =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] || die "--image '$IMAGE': a name such as python:3.12"
+[[ $JOBSET =~ ^[A-Za-z0-9._-]+$ ]] || die "--jobset '$JOBSET': a version such as v0.10.1"
+[[ $WORKER =~ ^([0-9]+|all)$ ]] || die "--worker '$WORKER': a number, or all"
 need PROJECT ZONE NAME
 where=("--project=$PROJECT" "--zone=$ZONE")
 kubectl=(kubectl "--context=gke_${PROJECT}_${ZONE}_$NAME")
@@ -76,7 +83,7 @@ create() {
     pool=(gcloud container node-pools create "$NAME-$number" "--cluster=$NAME" "${where[@]}")
     pool+=("--machine-type=$MACHINE" "--num-nodes=$HOSTS")
     ((HOSTS == 1)) || pool+=("--tpu-topology=$SHAPE")
-    # shellcheck disable=SC2206  # words on purpose
+    # shellcheck disable=SC2206  # words on purpose; set -f leaves them as they are
     pool+=(--scopes=cloud-platform ${tier[@]+"${tier[@]}"} $CREATE_FLAGS)
     made "${pool[@]}"
   done
@@ -84,16 +91,48 @@ create() {
   try "${kubectl[@]}" apply --server-side -f "https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET/manifests.yaml"
 }
 
-json() { local text=${1//\\/\\\\}; text=${text//\"/\\\"}; text=${text//$'\n'/\\n}; printf '"%s"' "$text"; }
+# json TEXT: TEXT, in which `show` has left no character that YAML would take otherwise, as a string of YAML.
+json() { local text=${1//\\/\\\\}; printf '"%s"' "${text//\"/\\\"}"; }
+
+# packed: a document that holds ARCHIVE.
+packed() {
+  local data
+  data=$(base64 <"$ARCHIVE" | tr -d '\n')
+  # kubectl keeps what it applied in an annotation, and those have room for 256 kB.
+  ((${#data} < 250000)) || die "config ${WORDS[0]}: it and what it imports are more than a ConfigMap holds; put them in the --image"
+  cat <<YAML
+# $(show "${CODE[@]}")
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: $NAME-code
+binaryData:
+  code.tar.gz: $data
+---
+YAML
+}
 
 manifest() {
-  local text='' spot=''
+  local LC_ALL=C  # `show` writes everything in ASCII
+  local text='' spot='' mounts='' volumes=''
   slice
   training
+  copied
   if [[ -n $REF ]]; then
     [[ -n $REPOSITORY ]] || die "--ref $REF needs --repository URL"
     # Any status but 2, which says that mmjax refuses the command and that there is no use in starting it again.
     text="pip install --quiet $(show "mmjax[tpu] @ git+$REPOSITORY@$REF") || exit 1; "
+  fi
+  if [[ -n $ARCHIVE ]]; then
+    packed
+    text+="mkdir -p /tmp/code && cd /tmp/code && tar -xzf /mmjax_code/code.tar.gz || exit 1; "
+    [[ -z $CODE_CONFIG ]] || COMMAND[2]=$CODE_CONFIG
+    mounts='
+              volumeMounts:
+              - {name: code, mountPath: /mmjax_code, readOnly: true}'
+    volumes="
+            volumes:
+            - {name: code, configMap: {name: $NAME-code}}"
   fi
   text+="$(supervised "${COMMAND[@]}"); exit \$code"
   [[ -z $SPOT ]] || spot='
@@ -136,15 +175,15 @@ spec:
             - {key: cloud.google.com/gke-spot, operator: Exists, effect: NoSchedule}
             containers:
             - name: mmjax
-              image: $IMAGE
+              image: "$IMAGE"
               command: ["bash", "-c", $(json "$text")]
-              securityContext: {privileged: true}
+              securityContext: {privileged: true}$mounts
               ports:
               - containerPort: 8471
               - containerPort: 8080
               resources:
                 requests: {google.com/tpu: $CHIPS_A_HOST}
-                limits: {google.com/tpu: $CHIPS_A_HOST}
+                limits: {google.com/tpu: $CHIPS_A_HOST}$volumes
 YAML
 }
 
@@ -182,6 +221,8 @@ case $ACTION in
     try "${kubectl[@]}" logs --follow --prefix --max-log-requests=1000 "--selector=$selector" ;;
   watch) watch ;;
   fetch) "$HERE/fetch.sh" ;;
-  stop) try "${kubectl[@]}" delete jobset "$NAME" --ignore-not-found ;;
+  stop)
+    try "${kubectl[@]}" delete jobset "$NAME" --ignore-not-found
+    try "${kubectl[@]}" delete configmap "$NAME-code" --ignore-not-found ;;
   delete) try gcloud container clusters delete "$NAME" "${where[@]}" --quiet || [[ $FAULT == absent ]] || fail "$(last_words)" ;;
 esac

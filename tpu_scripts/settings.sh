@@ -2,6 +2,10 @@
 # What every script here shares: settings, flags, calls to gcloud that outlive its passing faults. Sourced, never run.
 # Works in bash 3.2 (macOS): no empty arrays, no associative ones.
 
+# Words of a setting are split at spaces, and nothing else is done to them: no file's name takes the place of a star.
+set -f
+export COPYFILE_DISABLE=1  # no files of macOS's own in archives
+
 SCRIPT=$(basename "$0")
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -32,13 +36,15 @@ SETTINGS_TEXT='Settings: a flag, or the variable of that name in capitals (--que
   --dry-run                   print every command, run none
 Exit status: 0 done, 1 failed, 2 a mistake or a quota to raise, 3 the machines are gone (watch.sh makes new ones).'
 
-die() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; exit 2; }
-fail() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; exit 1; }
+die() { ends 2 "$*"; }
+fail() { ends 1 "$*"; }
+ends() { printf '%s: %s\n' "$SCRIPT" "${2//$'\n'/ }" >&2; exit "$1"; }
 say() { [[ -n $DRY_RUN ]] || printf '%s: %s\n' "$SCRIPT" "$*" >&2; }
 
 # parse "$@": flags become variables, up to the first word that is none; that word and the rest become WORDS.
 parse() {
   local name value flags
+  [[ -z $ENVIRONMENT || $ENVIRONMENT == *$'\n' ]] || ENVIRONMENT+=$'\n'
   flags=$(printf ' --%s' "${VALUES[@]}" "${SWITCHES[@]}")
   while (($#)); do
     case $1 in
@@ -48,10 +54,11 @@ parse() {
       *) break ;;
     esac
     name=${1%%=*}; name=${name#--}
+    [[ $name =~ ^[a-z-]+$ ]] || die "unknown flag $1; the flags are$flags"
     if [[ " ${VALUES[*]} " == *" $name "* ]]; then
       if [[ $1 == *=* ]]; then value=${1#*=}; else shift; (($#)) || die "--$name: a value is missing"; value=$1; fi
       if [[ $name == env ]]; then
-        [[ $value =~ ^[A-Za-z_][A-Za-z0-9_]*= && $value != *$'\n'* ]] || die "--env '${value%%$'\n'*}': NAME=VALUE, on one line"
+        [[ $value != *$'\n'* ]] || die "--env '${value%%$'\n'*}': NAME=VALUE, on one line"
         ENVIRONMENT+=$value$'\n'
       else
         assign "$name" "$value"
@@ -72,11 +79,16 @@ assign() { printf -v "$(tr 'a-z-' 'A-Z_' <<<"$1")" '%s' "$2"; }
 no_words() { ((${#WORDS[@]} == 0)) || die "unexpected word '${WORDS[0]}': $SCRIPT takes flags only"; }
 
 check() {
-  local name
-  for name in SLICES RETRIES PROVISION_POLLS; do
-    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name is '${!name}': a whole number from 1"
+  local name line
+  from_1 SLICES RETRIES PROVISION_POLLS
+  for name in BACKOFF POLL QUEUE_POLLS RESTARTS; do
+    [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$name is '${!name}': a whole number"
   done
-  for name in BACKOFF POLL QUEUE_POLLS RESTARTS; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}': a whole number"; done
+  while IFS= read -r line; do
+    [[ -z $line || $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env '$line': NAME=VALUE, on one line"
+  done <<<"$ENVIRONMENT"
+  for name in REF REPOSITORY; do [[ ${!name} != -* ]] || die "$name is '${!name}', which git would take for a flag"; done
+  SOURCE=$(as_path "$SOURCE")
   for name in SPOT RESERVED DIRECT DRY_RUN; do [[ ${!name} =~ ^[01]?$ ]] || die "$name is '${!name}': 1, or empty"; done
   for name in SPOT RESERVED DIRECT DRY_RUN; do [[ ${!name} == 0 ]] && printf -v "$name" '%s' ''; done
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
@@ -90,9 +102,18 @@ check() {
   export ENVIRONMENT SOURCE REF REPOSITORY RETRIES BACKOFF POLL QUEUE_POLLS PROVISION_POLLS RESTARTS
 }
 
+# from_1 NAME ...: those settings are whole numbers.
+from_1() {
+  local name
+  for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]{0,8}$ ]] || die "$name is '${!name}': a whole number from 1"; done
+}
+
+# as_path PATH: the same path, which no command takes for a flag, and scp for no place on another machine.
+as_path() { case $1 in -* | *:*) [[ $1 == /* ]] || printf './' ;; esac; printf '%s\n' "$1"; }
+
 # topology: KIND, SHAPE and CHIPS of TOPOLOGY (v5e:4x4), and TYPE where it is not set.
 topology() {
-  [[ $TOPOLOGY =~ ^(v4|v5e|v5p|v6e):([0-9]+(x[0-9]+){1,2})$ ]] ||
+  [[ $TOPOLOGY =~ ^(v4|v5e|v5p|v6e):([1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2})$ ]] ||
     die "--topology '$TOPOLOGY': v4, v5e, v5p or v6e, ':' and a shape, e.g. v5e:4x4"
   KIND=${BASH_REMATCH[1]} SHAPE=${BASH_REMATCH[2]} CHIPS=$((${SHAPE//x/*}))
   if [[ -z $TYPE ]]; then
@@ -286,7 +307,7 @@ failed_request() {
 reach() {
   local track='' words status=0
   [[ $SSH_FLAGS != *--tunnel-through-iap* ]] || track=alpha  # the only track that knows this flag
-  # shellcheck disable=SC2206  # words on purpose
+  # shellcheck disable=SC2206  # words on purpose; set -f leaves them as they are
   words=(gcloud $track compute tpus tpu-vm "$1" "${@:3}" "--project=$PROJECT" "--zone=$ZONE" --quiet $SSH_FLAGS)
   NODE=$2 try "${words[@]}" || status=$?
   if [[ $FAULT == absent ]]; then return 3; else return "$status"; fi
@@ -324,26 +345,4 @@ pack() {
   else
     tar -czf "$2" -C "$1" .
   fi
-}
-
-# supervised COMMAND...: shell text that runs COMMAND and leaves its exit status in $code, 143 when it was told to stop.
-# mmjax saves and exits with 0 on SIGTERM, as it does when all is done: only who hears the signal can tell the two apart.
-supervised() {
-  local exports='' line
-  while IFS= read -r line; do [[ -z $line ]] || exports+="export $(show "$line"); "; done <<<"$ENVIRONMENT"
-  printf '%s' "${exports}stopped=; trap 'stopped=1; kill -TERM \$child 2>/dev/null' TERM; $(show "$@") & child=\$!; "
-  printf '%s' "wait \$child; code=\$?; if [ -n \"\$stopped\" ]; then wait \$child; code=143; fi"
-}
-
-# training: the `mmjax train` words of WORDS, with --workdir from BUCKET where they have none, in COMMAND.
-training() {
-  ((${#WORDS[@]})) && [[ ${WORDS[0]} != -* ]] || die "which config? $SCRIPT [settings] CONFIG [--any.field value ...]"
-  COMMAND=(mmjax train "${WORDS[@]}")
-  case " ${WORDS[*]}" in
-    *" --workdir "* | *" --workdir="*) ;;
-    *)
-      [[ -n $BUCKET ]] ||
-        die "no place for the run: --bucket NAME before CONFIG, or --workdir DIR after it (the machines' own disks go with them)"
-      COMMAND+=(--workdir "gs://$BUCKET/$NAME") ;;
-  esac
 }

@@ -3,13 +3,16 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 usage() {
   cat <<'TEXT'
 usage: slurm.sh setup|logs|watch|delete [settings]
        slurm.sh train|script [settings] [--env NAME=VALUE ...] CONFIG [--any.field value ...] --workdir DIR
 
-The same training on a SLURM cluster of GPUs; run it where sbatch is. mmjax finds SLURM's variables by itself.
+The same training on a SLURM cluster of GPUs; run it where sbatch is. mmjax finds SLURM's variables by itself. A CONFIG that is a
+file here, and what lies beside it, is not copied: it must lie on a disk that all nodes see.
   setup       a virtual environment with mmjax and its `gpu` extra, on the disk that all nodes share
   train       submit the job called NAME; it goes on by itself after a preemption or at the end of its time
   script      print what is submitted
@@ -32,11 +35,14 @@ case $ACTION in
   *) die "'$ACTION': setup, train, script, logs, watch or delete" ;;
 esac
 parse "$@"
-for number in NODES GPUS; do [[ ${!number} =~ ^[1-9][0-9]*$ ]] || die "$number is '${!number}': a whole number from 1"; done
+from_1 NODES GPUS
+[[ $TIME =~ ^[A-Za-z0-9:-]+$ ]] || die "--time '$TIME': days-hours:minutes:seconds, or less of it"
+VENV=$(as_path "$VENV")
 [[ $PER == gpu || $PER == node ]] || die "--per '$PER': gpu or node"
 
 script() {
   training
+  in_place
   local tasks=1
   if [[ $PER == gpu ]]; then
     tasks=$GPUS
@@ -68,6 +74,18 @@ exit \$code
 SBATCH
 }
 
+# in_place: a config that is a file here is read where it lies, with what it imports from beside it, at every start of the job.
+in_place() {
+  local status=0 number paths=()
+  gather || status=$?
+  # What cannot be copied need not be.
+  ((status == 0 || ${#CODE[@]})) || die "config ${WORDS[0]}: $(tail -n 1 "$FILES/notes")"
+  ((${#CODE[@]})) || return 0
+  if [[ -n $CODE_CONFIG ]]; then COMMAND[2]=${PACK[1]}/$CODE_CONFIG; fi
+  for ((number = 0; number < ${#CODE[@]}; number++)); do paths+=("${PACK[number * 3 + 1]}/${CODE[number]}"); done
+  printf '%s: every node reads %s\n' "$SCRIPT" "$(show "${paths[@]}")" >&2
+}
+
 states() { squeue --noheader "--name=$NAME" --me --format=%T | sort -u | paste -s -d ' ' -; }
 
 watch() {
@@ -93,7 +111,7 @@ case $ACTION in
     needs_tool sbatch "run this on a login node of the cluster"
     script >"$FILES/job.sbatch"
     [[ -z $DRY_RUN ]] || cat "$FILES/job.sbatch"
-    # shellcheck disable=SC2206  # words on purpose
+    # shellcheck disable=SC2206  # words on purpose; set -f leaves them as they are
     submit=(sbatch $SBATCH_FLAGS "$FILES/job.sbatch")
     run "${submit[@]}" ;;
   logs) run tail -n 100 -F "$NAME.log" ;;

@@ -3,6 +3,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 usage() {
   cat <<'TEXT'
@@ -11,7 +13,8 @@ usage: train.sh [settings] [--env NAME=VALUE ...] CONFIG [--any.field value ...]
        train.sh [settings] --progress [CONFIG ...]
 
 Start the same `mmjax train CONFIG ...` on every worker of every slice, and return; logs.sh shows what it says.
-It goes on by itself where the run's folder holds a checkpoint. A CONFIG that is a file here is copied over.
+It goes on by itself where the run's folder holds a checkpoint. A CONFIG that is a file here is copied over, with the modules
+and packages beside it, or in this folder, that it imports; nothing else is: data belong in a bucket.
   --env NAME=VALUE    a variable for the training, may be given again
   --stop              save and stop, on every worker
   --progress          what the workers do: new (not set up), idle, running, lost (died with its machine), or an
@@ -45,10 +48,10 @@ kill -KILL -\$(cat pid); echo 143 >status"
 }
 
 start() {
-  if [[ -f $config ]]; then to_workers "$1" "$config" "mmjax_run/${COMMAND[2]}"; fi
+  [[ -z $ARCHIVE ]] || to_workers "$1" "$ARCHIVE" mmjax_code.tar.gz
   on_workers "$1" all "cd ~/mmjax_run 2>/dev/null && [ -e ready ] || { echo 'mmjax is not installed here: setup.sh' >&2; exit 1; }
 if $running; then echo 'mmjax trains here already: train.sh --stop ends it' >&2; exit 1; fi
-. ~/mmjax_venv/bin/activate; rm -f status; printf %s $(show "$text") >command
+$unpack. ~/mmjax_venv/bin/activate; rm -f status; printf %s $(show "$text") >command
 nohup setsid bash -c $(show "$(supervised "${COMMAND[@]}"); echo \$code >status") >>log 2>&1 </dev/null & echo \$! >pid"
 }
 
@@ -67,8 +70,15 @@ elif [[ -n $STOP ]]; then
 else
   training
   text=$(show "${COMMAND[@]}")
-  config=${COMMAND[2]}
-  if [[ -f $config ]]; then COMMAND[2]=$(basename "$config"); fi
+  copied
+  # The code lies beside what is there already, where mmjax finds it as here; what the training before brought is taken away.
+  unpack='if [ -e code ]; then while IFS= read -r file; do rm -f "./$file"; done <code; rm code; fi
+'
+  if [[ -n $ARCHIVE ]]; then
+    [[ -z $CODE_CONFIG ]] || COMMAND[2]=$CODE_CONFIG
+    unpack+='tar -xzf ~/mmjax_code.tar.gz && tar -tzf ~/mmjax_code.tar.gz >code || exit 1
+'
+  fi
   at_once start
   say "started: $text"
 fi

@@ -2,6 +2,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 usage() {
   cat <<'TEXT'
@@ -11,7 +13,8 @@ See a training through: make the machines, set them up, train, and when they are
 delete them, make new ones and go on with the same command. It starts from what it finds, so it can be ended and run again.
   --then-delete   delete the machines when the training is done
   --restarts N    starts of a training that fails on machines that are well (5)
-  --source, --ref, --repository      as in setup.sh; the checkout is packed once, so every machine runs the same code
+  --source, --ref, --repository      as in setup.sh; the checkout is packed once, so every machine runs the same code; so is a
+                  CONFIG that is a file here, with what it imports from beside it (as in train.sh)
 TEXT
 }
 
@@ -20,6 +23,8 @@ THEN_DELETE=''
 parse "$@"
 training
 need PROJECT ZONE NAME TYPE
+copied
+export MMJAX_ARCHIVE=$ARCHIVE MMJAX_CONFIG=$CODE_CONFIG
 call() { say "$1"; "$HERE/$1" "${@:2}"; }
 
 if [[ -n $DRY_RUN ]]; then

@@ -103,7 +103,7 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
     with staged_folder(target) as folder:
         model, params, unused = read_model(source)
         run = Run(folder)
-        run.write_json("config.json", to_json(Experiment(model=model, data={}, tasks={}, steps=0)))
+        run.write_config(Experiment(model=model, data={}, tasks={}, steps=0))
         run.write_json("environment.json", environment())
         (folder / COMPANION_FOLDER).mkdir()
         _copy_companions(source, folder / COMPANION_FOLDER)

@@ -169,9 +169,16 @@ def complete(config: Config) -> Config:
     return config
 
 
-def drop_old_groups(config: dict[str, Any]) -> dict[str, Any]:
-    """A config to be written, whose groups hold everything, without the old ones."""
-    return {name: value for name, value in config.items() if name not in ("text_config_dict", "vision_config_dict")}
+def drop_old_groups(config: dict[str, Any], fields: Mapping[str, ConfigField]) -> dict[str, Any]:
+    """A config to be written, without the old groups: of those that replaced a group, what our model does not hold moves there
+    (`eos_token_id`, by which HuggingFace's model finds a text's end)."""
+    kept = {name: value for name, value in config.items() if not name.endswith("_config_dict")}
+    for name, held in config.items():
+        group = name.removesuffix("_dict")
+        if name.endswith("_config_dict") and held is not None:
+            written = (kept.get(group) or {}).items()
+            kept[group] = {**held, **{n: x for n, x in written if isinstance(fields.get(f"{group}.{n}"), Honoured)}}
+    return kept
 
 
 def _both(config: Config) -> Multimodal:
@@ -201,21 +208,22 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 
 OWN: dict[str, ConfigField] = {"projection_dim": Inert("the model's own is used")}
+FIELDS: dict[str, ConfigField] = {
+    **nested("text_config", tower_fields("text", TEXT) | INITIAL | END | OWN),
+    **nested("vision_config", tower_fields("image", VISION) | INITIAL | OWN),
+    "projection_dim": Honoured(512, ("fusions.dual.width",)),
+    "logit_scale_init_value": Inert("only initialises"),
+    "initializer_factor": Inert("only initialises"),
+}
 CLIP = Family(
     model_type="clip",
     models={"CLIPModel": _both, "CLIPForImageClassification": _classes},
-    fields={
-        **nested("text_config", tower_fields("text", TEXT) | INITIAL | END | OWN),
-        **nested("vision_config", tower_fields("image", VISION) | INITIAL | OWN),
-        "projection_dim": Honoured(512, ("fusions.dual.width",)),
-        "logit_scale_init_value": Inert("only initialises"),
-        "initializer_factor": Inert("only initialises"),
-    },
+    fields=FIELDS,
     rows=_rows,
     constants={"fusions_dual/bias_logit": 0.0},
     dropped=(r"embeddings\.position_ids$", r"^vision_model\.post_layernorm\."),
     complete=complete,
-    restore=drop_old_groups,
+    restore=partial(drop_old_groups, fields=FIELDS),
 )
 
 

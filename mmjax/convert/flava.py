@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.convert.clip import nested
+from mmjax.convert.clip import drop_old_groups, nested
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
 from mmjax.convert.layout import Row, Table, linear, norm, table
 from mmjax.convert.vit import embeddings, layers, pair, side, whole_patches
@@ -169,8 +169,7 @@ def complete(config: Config) -> Config:
 
 
 def _restore(config: dict[str, Any]) -> dict[str, Any]:
-    old = {f"{group}_dict" for group in GROUPS}
-    return {"init_codebook": False} | {name: value for name, value in config.items() if name not in old}
+    return {"init_codebook": False} | drop_old_groups(config, FIELDS)
 
 
 def _observe(config: Config, weights: Weights) -> Config:

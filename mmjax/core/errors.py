@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
     """A mistake in what the user gave us: a config, a flag, a file, a folder.
 
     The message is one line that names the field, the value found and what would be right. The command line prints it and
-    exits with status 2; every other exception is a defect of ours and keeps its traceback.
+    exits with `exit_status`; every other exception is a defect of ours and keeps its traceback.
     """
 
+    path = ""  # of the field that it is about, where its message begins with one: see `within`
+    exit_status = 2
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+
+class UnreachableError(UserError):
+    """Storage that does not answer, or answers with an error: what is there is neither known to be broken nor absent.
+
+    Nothing was changed; the same command may succeed later. The command line exits with status 1, as for any failure that is
+    not the user's mistake, so that whatever restarts jobs tries again.
+    """
+
+    exit_status = 1
+
+
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """ " (did you mean 'x'?)" for the choice nearest to a misspelt name, or "" when none is near."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+@contextlib.contextmanager
+def within(path: str) -> Iterator[None]:
+    """Put the whole path of a field before every `UserError` of the block that has none yet; "" adds nothing."""
+    try:
+        yield
+    except UserError as error:
+        if not path or error.path or str(error).startswith(path):
+            raise
+        named = type(error)(f"{path}: {error}")
+        named.path = path
+        raise named from error

@@ -1,5 +1,6 @@
 """Floating-point operations of a function, counted in its jaxpr: a scan counts once for each of its steps, what runs on each
-device of a `shard_map` once for each of them, a Pallas kernel as it states itself or else once for each place in its grid."""
+device of a `shard_map` once for each of them, a Pallas kernel as it states itself or else once for each place in its grid,
+cuDNN's attention as the products it stands for."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from typing import Any
 
 import jax
 from jax.extend import core
+
+# Matrix products of [T, S, K] in cuDNN's attention; backward, the weights are made again.
+CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
@@ -30,6 +34,9 @@ def _equation_flops(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+    if name in CUDNN_PRODUCTS:
+        (batch, tokens, heads, width), attended = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
+        return 2 * CUDNN_PRODUCTS[name] * batch * heads * tokens * attended * width
     if name == "pallas_call" and params["cost_estimate"] is not None:
         return params["cost_estimate"].flops
     return _times(name, params) * sum(_jaxpr_flops(inner) for value in params.values() for inner in _inner(value))

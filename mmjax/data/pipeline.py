@@ -16,12 +16,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from mmjax.core.errors import UserError
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError, within
 from mmjax.data.columns import Columns
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream
 from mmjax.data.sources import SOURCES
 from mmjax.data.tokenizers import Tokenizer
+from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.types import Records
 
 Batch = dict[str, np.ndarray]
@@ -33,10 +35,10 @@ class Data:
     """A source, what is done to its records, and how they are batched.
 
     Attributes:
-      source: a spec from `SOURCES`, or one of your own.
+      source: where the records come from.
       transforms: applied to each record in this order.
       batch_size: rows of the global batch.
-      max_length: tokens of a text, special tokens included; longer ones are truncated and counted.
+      max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
@@ -46,10 +48,10 @@ class Data:
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
     """
 
-    source: Any = dataclasses.field(metadata={"table": SOURCES})
-    transforms: tuple[Any, ...] = ()
-    batch_size: int = 128
-    max_length: int = 32
+    source: Any = setting(SOURCES, everyday=True)
+    transforms: tuple[Any, ...] = setting(TRANSFORMS, default=())
+    batch_size: int = setting(everyday=True, default=128)
+    max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
     workers: int = 0
     threads: int = 2
@@ -57,13 +59,24 @@ class Data:
     cache_mb: int = 256
     bad_record_limit: float = 0.01
 
-    def build(self, tokenizer: Tokenizer | None, seed: int) -> Dataset:
+    def build(self, tokenizer: Tokenizer | None, seed: int, name: str = "") -> Dataset:
         """Open the source and read its first record.
+
+        Args:
+          name: that of the data in an experiment: it begins every complaint, now and while reading.
 
         Raises:
           UserError: a number out of range, whatever the source raises, an empty source, text and no tokenizer, or transforms
             that do not fit the records.
         """
+        with within(f"data.{name}" if name else ""):
+            self._check(seed)
+            records = self.source.build()
+            if not len(records):
+                raise UserError(f"source: {self.source!r} has no records")
+            return Dataset(self, records, tokenizer, seed, name)
+
+    def _check(self, seed: int) -> None:
         least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
         for field, low in least.items():
             if getattr(self, field) < low:
@@ -72,24 +85,25 @@ class Data:
             raise UserError(f"bad_record_limit={self.bad_record_limit} is a share: give a number from 0 to 1")
         if seed < 0:
             raise UserError(f"seed={seed}: give a whole number from 0 up")
-        records = self.source.build()
-        if not len(records):
-            raise UserError(f"source: {self.source!r} has no records")
-        return Dataset(self, records, tokenizer, seed)
 
-    def texts(self) -> Iterator[str]:
-        """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write."""
-        records = self.source.build()
-        yield from records.texts()
-        for transform in self.transforms:
-            if hasattr(transform, "texts"):
-                yield from transform.texts(records)
+    def texts(self, name: str = "") -> Iterator[str]:
+        """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write.
+
+        `name` begins every complaint, as in `build`.
+        """
+        with within(f"data.{name}" if name else ""):
+            records = self.source.build()
+            yield from records.texts()
+            for transform in self.transforms:
+                if hasattr(transform, "texts"):
+                    yield from transform.texts(records)
 
 
 class Dataset:
     """Batches of one split, as numpy arrays.
 
     Attributes:
+      path: `data.NAME`, its place in the experiment; "" outside of one.
       size: number of records.
       classes: names in label order, () if there are none.
       batch_size: rows of the global batch.
@@ -100,7 +114,8 @@ class Dataset:
         each process of a distributed run counts its own rows.
     """
 
-    def __init__(self, data: Data, records: Records, tokenizer: Tokenizer | None, seed: int) -> None:
+    def __init__(self, data: Data, records: Records, tokenizer: Tokenizer | None, seed: int, name: str = "") -> None:
+        self.path = f"data.{name}" if name else ""
         self.size = len(records)
         self.classes = tuple(records.classes)
         self.batch_size = data.batch_size
@@ -151,17 +166,19 @@ class Dataset:
         return Stream(self._reader, self._columns, batch_size, tuple(made), once)
 
     def _take(self, rows: Rows | UserError) -> Batch:
-        if isinstance(rows, UserError):
-            raise rows
-        self.truncated += rows.truncated
-        self._count_bad(rows.bad)
+        with within(self.path):
+            if isinstance(rows, UserError):
+                raise rows
+            self.truncated += rows.truncated
+            self._count_bad(rows.bad)
         return rows.batch
 
     def _count_bad(self, bad: dict[str, str]) -> None:
         for path, reason in bad.items():
             if path not in self.bad:
                 self.bad[path] = reason
-                log.warning("cannot read %s (%s); another record takes its place", path, reason)
+                whose = f"{self.path}: " if self.path else ""
+                log.warning("%scannot read %s (%s); another record takes its place", whose, path, reason)
         limit = self._data.bad_record_limit
         if len(self.bad) > limit * self.size:
             path, reason = next(iter(self.bad.items()))

@@ -16,7 +16,11 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mmjax.core import quiet
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+
+quiet.transformers()
 
 ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
@@ -115,7 +119,7 @@ class WordPiece:
       lowercase: fold case and strip accents.
     """
 
-    vocab_size: int = 1000
+    vocab_size: int = setting(least=1, default=1000)
     lowercase: bool = True
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
@@ -146,9 +150,13 @@ class WordPiece:
 
 @dataclasses.dataclass(frozen=True)
 class BPE:
-    """Byte-level BPE, trained on the corpus: any text is encoded without loss. `vocab_size` is at most, 260 at least."""
+    """Byte-level BPE, trained on the corpus: any text is encoded without loss.
 
-    vocab_size: int = 1000
+    Attributes:
+      vocab_size: at most; 260 at least.
+    """
+
+    vocab_size: int = setting(least=1, default=1000)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Learn the merges; the same texts give the same ones. Raises `UserError` for no texts or too small a vocab_size."""
@@ -168,9 +176,13 @@ class BPE:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded."""
+    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded.
 
-    path: str
+    Attributes:
+      path: the folder.
+    """
+
+    path: str = setting(everyday=True, path=True)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""

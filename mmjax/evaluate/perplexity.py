@@ -6,9 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.evaluate.evaluation import Evaluation
+from mmjax.objectives import OBJECTIVES
 
 LARGEST_EXPONENT = 709.0  # of a float64
 
@@ -27,7 +29,7 @@ class Perplexity:
       UserError: the objective compares examples within a batch or smooths its labels, or counts no token in the data.
     """
 
-    objective: Any
+    objective: Any = setting(OBJECTIVES)
     data: str = "validation"
 
     def __post_init__(self) -> None:

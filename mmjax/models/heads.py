@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
@@ -20,26 +21,28 @@ class Classifier(nn.Module):
     Attributes:
       classes: C; 0 gives what is pooled (and projected) itself, [B, D].
       input: name of the encoder or fusion that feeds it.
-      pool: see `nn.pool`; `heads` is attention pooling's.
+      pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
+      heads: of attention pooling.
       hidden_width: width of one hidden layer; 0 for none.
       activation: of the hidden layer (BERT's pooler is `tanh`).
       normed_width: width of a further hidden layer, with a norm and then GELU (ViLT's answers); 0 for none.
       norm_epsilon: of that norm.
       parts: N sequences one after another are pooled and projected each on its own, then concatenated (NLVR2's two images).
       bias: whether the last layer has one.
+      dropout: rate of dropout before the last layer, on when training.
     """
 
-    classes: int = 2
+    classes: int = setting(everyday=True, least=0, default=2)
     input: str = "image"
     pool: str = "mean"
-    heads: int = 8
-    hidden_width: int = 0
+    heads: int = setting(least=1, default=8)
+    hidden_width: int = setting(least=0, default=0)
     activation: str = "tanh"
-    normed_width: int = 0
-    norm_epsilon: float = 1e-6
-    parts: int = 1
+    normed_width: int = setting(least=0, default=0)
+    norm_epsilon: float = setting(least=0, default=1e-6)
+    parts: int = setting(least=1, default=1)
     bias: bool = True
-    dropout: float = 0.0
+    dropout: float = setting(least=0, below=1, default=0.0)
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
@@ -65,7 +68,7 @@ class DistilledClassifier(nn.Module):
       input: name of the encoder that feeds it.
     """
 
-    classes: int = 2
+    classes: int = setting(everyday=True, least=0, default=2)
     input: str = "image"
 
     @nn.compact
@@ -83,14 +86,16 @@ class TokenClassifier(nn.Module):
       classes: C; the vocabulary size for masked language modelling.
       input: name of the encoder or fusion that feeds it.
       transform: a dense layer, activation and norm first, as BERT's head.
+      activation: of that layer.
+      norm_epsilon: of that norm.
       tied_to: name of the text encoder whose word table is the output matrix; "" for a matrix of its own.
     """
 
-    classes: int = 32000
+    classes: int = setting(least=1, default=32000)
     input: str = "text"
     transform: bool = True
     activation: str = "gelu"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = setting(least=0, default=1e-6)
     tied_to: str = ""
 
     @nn.compact

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.types import Array, Params, Tokens
+from mmjax.models.decoders import DECODERS
+from mmjax.models.encoders import ENCODERS
+from mmjax.models.fusion import FUSIONS
+from mmjax.models.heads import HEADS
+from mmjax.nn.augment import AUGMENTATIONS
 
 
 class Multimodal(nn.Module):
@@ -19,7 +26,9 @@ class Multimodal(nn.Module):
 
     Attributes:
       encoders: modality -> encoder; the batch holds the modality's input under the same name.
-      fusions, decoders, heads: name -> module.
+      fusions: name -> fusion.
+      decoders: name -> decoder.
+      heads: name -> head.
       augment: modality -> on-device augmentation, applied when training (see `nn.augment`).
       huggingface: the config.json that the model was converted from; what no field here holds is written back from it.
       unread: name -> shape of tensors that came with the weights and that no forward pass reads; kept as the parameters
@@ -27,14 +36,14 @@ class Multimodal(nn.Module):
       dtype: compute dtype: `float32`, `bfloat16`, or `auto` (bfloat16 on TPU and GPU, float32 on CPU).
     """
 
-    encoders: Mapping[str, Any]
-    fusions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    decoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    encoders: Mapping[str, Any] = setting(ENCODERS)
+    fusions: Mapping[str, Any] = setting(FUSIONS, default_factory=dict)
+    decoders: Mapping[str, Any] = setting(DECODERS, default_factory=dict)
+    heads: Mapping[str, Any] = setting(HEADS, default_factory=dict)
+    augment: Mapping[str, Any] = setting(AUGMENTATIONS, default_factory=dict)
     huggingface: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    dtype: str = "auto"
+    dtype: str = setting(everyday=True, default="auto")
 
     def __call__(self) -> dict[str, Any]:
         """Run every part once on example inputs: what initialises all parameters, whatever tasks use them."""
@@ -54,28 +63,30 @@ class Multimodal(nn.Module):
     ) -> Tokens:
         """Raw input of one modality -> Tokens; with `keep`, for the encoders that know it, of these parts alone."""
         known = {} if keep is None else {"keep": keep}
-        return self._named(self.encoders, modality, "encoders")(x, mask, segments, **known)
+        with _part(self, "encoders", modality) as encoder:
+            return encoder(x, mask, segments, **known)
 
     def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length, in the space of a dual fusion."""
-        dual = self._named(self.fusions, fusion, "fusions")
-        return dual.embed(modality, self._through(dual, modality, tokens))
+        with _part(self, "fusions", fusion) as dual:
+            return dual.embed(modality, self._through(dual, modality, tokens))
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens]) -> Tokens:
         """Several Tokens -> one."""
-        module = self._named(self.fusions, fusion, "fusions")
-        return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
+        with _part(self, "fusions", fusion) as module:
+            return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
 
     def decode(self, decoder: str, x: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
         """[B, T, V] logits of the next token of x [B, T]; or pixels, for an image x of which the size alone counts."""
-        return self._named(self.decoders, decoder, "decoders").decode(x, mask, context)
+        with _part(self, "decoders", decoder) as module:
+            return module.decode(x, mask, context)
 
     def head(self, head: str, tokens: Tokens) -> Array:
         """Logits of one task."""
-        module = self._named(self.heads, head, "heads")
-        tied_to = getattr(module, "tied_to", "")
-        table = self._named(self.encoders, tied_to, f"heads.{head}.tied_to").word_table() if tied_to else None
-        return module(tokens, table)
+        with _part(self, "heads", head) as module:
+            tied_to = getattr(module, "tied_to", "")
+            table = self._named(self.encoders, tied_to, f"heads.{head}.tied_to").word_table() if tied_to else None
+            return module(tokens, table)
 
     def scalar(self, fusion: str, name: str) -> Array:
         """A learned scalar of a dual fusion: `scale` or `bias`."""
@@ -91,6 +102,14 @@ class Multimodal(nn.Module):
         if name not in parts:
             raise UserError(f"model.{field}: there is no {name!r}{nearest(name, parts)}; it has {', '.join(parts) or 'none'}")
         return parts[name]
+
+
+@contextlib.contextmanager
+def _part(model: Multimodal, field: str, name: str) -> Iterator[Any]:
+    """A part by its name; what is wrong with it in the block is said with its path."""
+    part = model._named(getattr(model, field), name, field)
+    with within(f"model.{field}.{name}"):
+        yield part
 
 
 def init_params(model: Multimodal, key: Array) -> Params:

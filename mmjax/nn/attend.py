@@ -42,11 +42,14 @@ def attend(
       segments: ids [B, T] and [B, S] int32: a query sees only keys of its own id (several texts packed into one row).
       causal: query t sees keys up to t + S - T.
       kind: `plain`; `fused`, one kernel for short sequences (TPU); `splash`, tiles of long ones (TPU); `cudnn`, flash attention
-        (GPU, half precision); `auto` takes the platform's best that fits. On the CPU `fused` and `splash` are interpreted.
+        (NVIDIA GPUs from Ampere on, half precision); `auto` takes the platform's best that fits. On the CPU `fused` and
+        `splash` are interpreted.
       drop: dropout of the weights, which only `plain` has.
 
+    A query that sees no key is the mean of all S values and moves no logit, whatever the kind.
+
     Raises:
-      UserError: an unknown kind, or one that these shapes, `segments` or `drop` rule out.
+      UserError: an unknown kind, or one that these shapes, `segments`, `drop` or this GPU rule out.
     """
     chosen = choose(kind, q_BTHK.shape, k_BSGK.shape, q_BTHK.dtype, segments is not None, drop is not None)
     if chosen == "plain":
@@ -69,8 +72,11 @@ def choose(
         "plain": True,
         "fused": not (drop or segments) and fits(split, head_width, tokens, attended),
         "splash": not drop and head_width % 64 == 0,
-        "cudnn": not drop and half and head_width % 8 == 0 and head_width <= 128,
+        # Backward, cuDNN has no 1 x 1; wider heads only on some GPUs.
+        "cudnn": not drop and half and head_width % 8 == 0 and head_width <= 128 and max(tokens, attended) > 1,
     }
+    if kind == "cudnn" and platform() == "gpu" and not _has_flash():
+        raise UserError("attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer; use auto or plain")
     if kind != "auto":
         if not possible[kind]:
             raise UserError(
@@ -82,7 +88,19 @@ def choose(
         if possible["fused"] and tokens >= FEW:
             return "fused"
         return "splash" if possible["splash"] and attended >= LONG else "plain"
-    return "cudnn" if platform() == "gpu" and possible["cudnn"] else "plain"
+    return "cudnn" if platform() == "gpu" and possible["cudnn"] and tokens >= FEW and _has_flash() else "plain"
+
+
+@functools.cache
+def _has_flash() -> bool:
+    """Whether the GPU here has cuDNN's flash attention. A program for a GPU that is not here is made for one that has."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+    except RuntimeError:
+        return True
+    if "cuda" not in device.client.platform_version:  # ROCm calls its devices gpu too
+        return False
+    return tuple(int(part) for part in device.compute_capability.split(".")) >= (8, 0)
 
 
 def attention_weights(
@@ -131,12 +149,36 @@ def _fused(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments 
 
 def _splash(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool) -> Array:
     """Splash attention, both lengths padded to whole tiles; padding is a segment of its own."""
-    ids_q, ids_k = segments or (jnp.zeros(q.shape[:2], jnp.int32), jnp.zeros(k.shape[:2], jnp.int32))
-    ids_k = ids_k if mask is None else jnp.where(mask, ids_k, -1)
-    return _per_device(functools.partial(_splash_local, causal=causal), causal, q, k, v, ids_q, ids_k)
+    blind = mask is not None or segments is not None or (causal and q.shape[1] > k.shape[1])
+    zeros = (jnp.zeros(q.shape[:2], jnp.int32), jnp.zeros(k.shape[:2], jnp.int32))
+    local = functools.partial(_splash_local, causal=causal, blind=blind)
+    return _per_device(local, causal, q, k, v, *_ids(mask, segments or zeros))
 
 
-def _splash_local(q: Array, k: Array, v: Array, ids_q: Array, ids_k: Array, causal: bool) -> Array:
+def _ids(mask: Array | None, segments: Segments) -> Segments:
+    """Segments in which a masked key has an id that no query has."""
+    return segments if mask is None else (segments[0], jnp.where(mask, segments[1], -1))
+
+
+def _seen(*rest: Array, tokens: int, causal: bool) -> Array:
+    """[B or 1, T or 1, S] bool, which keys each query sees, of a mask [B, S] or of the ids of queries and keys."""
+    *_, keys_BS = rest
+    seen = keys_BS[:, None, :] if len(rest) == 1 else rest[0][:, :, None] == keys_BS[:, None, :]
+    if not causal:
+        return seen
+    attended = keys_BS.shape[1]
+    return seen & (jnp.arange(attended)[None, None, :] <= jnp.arange(tokens)[None, :, None] + (attended - tokens))
+
+
+def _or_mean(out: Array, v: Array, sees_BT: Array) -> Array:
+    """`out`, or the mean of all values for a query that sees none: kernels count their padding too, or give NaN."""
+    mean_B1GK = jnp.mean(v.astype(jnp.float32), axis=1, keepdims=True).astype(out.dtype)
+    mean_B1HK = jnp.repeat(mean_B1GK, out.shape[2] // v.shape[2], axis=2)
+    return jnp.where(sees_BT[:, :, None, None], out, mean_B1HK)
+
+
+def _splash_local(q: Array, k: Array, v: Array, ids_q: Array, ids_k: Array, causal: bool, blind: bool) -> Array:
+    """`blind`: a query may see nothing."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, attended = q.shape[1], k.shape[1]
@@ -163,7 +205,8 @@ def _splash_local(q: Array, k: Array, v: Array, ids_q: Array, ids_k: Array, caus
     scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
     by_head = [pad(x, n).transpose(0, 2, 1, 3) for x, n in ((scaled, tiles[0]), (k, tiles[1]), (v, tiles[1]))]
     ids = splash.SegmentIds(q=pad(ids_q, tiles[0]), kv=pad(ids_k, tiles[1], -1))
-    return jax.vmap(kernel)(*by_head, ids).transpose(0, 2, 1, 3)[:, :tokens]
+    out_BTHK = jax.vmap(kernel)(*by_head, ids).transpose(0, 2, 1, 3)[:, :tokens]
+    return _or_mean(out_BTHK, v, _seen(ids_q, ids_k, tokens=tokens, causal=causal).any(-1)) if blind else out_BTHK
 
 
 def _padded(length: int) -> int:
@@ -171,12 +214,31 @@ def _padded(length: int) -> int:
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool) -> Array:
-    shape = (q.shape[0], 1, q.shape[1], k.shape[1])  # cuDNN broadcasts over heads alone
-    seen = None if mask is None else jnp.broadcast_to(mask[:, None, None, :], shape)
-    if segments is not None:
-        same = (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
-        seen = same if seen is None else seen & same
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=causal, implementation="cudnn")
+    masks = () if mask is None else (mask,)
+    rest = masks if segments is None else _ids(mask, segments)
+    return _per_device(functools.partial(_cudnn_local, causal=causal), causal, q, k, v, *rest)
+
+
+def _cudnn_local(q: Array, k: Array, v: Array, *rest: Array, causal: bool) -> Array:
+    """cuDNN's flash attention. Its causal mask counts from the first key, so where T is not S ours goes into the mask.
+
+    A mask becomes a bias that is very negative, of lengths that must be even (odd ones are padded with a key that nobody
+    sees), and whoever sees nothing is left to see everything: some versions give NaN where a whole row is very negative.
+    """
+    tokens, attended = q.shape[1], k.shape[1]
+    square = causal and tokens == attended
+    attention = functools.partial(jax.nn.dot_product_attention, is_causal=square, implementation="cudnn")
+    if not rest and square == causal:
+        return attention(q, k, v)
+    rest = rest or (jnp.ones((1, attended), bool),)
+    seen = _seen(*rest, tokens=tokens, causal=causal)
+    sees = seen.any(-1, keepdims=True)
+    seen_BTS = jnp.broadcast_to(seen | ~sees, (q.shape[0], tokens, attended))
+    pad_q, pad_k = tokens % 2, attended % 2
+    padded = [jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, pad_q), (k, pad_k), (v, pad_k))]
+    seen_BTS = jnp.pad(jnp.pad(seen_BTS, ((0, 0), (0, pad_q), (0, 0)), constant_values=True), ((0, 0), (0, 0), (0, pad_k)))
+    out_BTHK = attention(*padded, mask=seen_BTS[:, None])[:, :tokens]
+    return _or_mean(out_BTHK, v, sees[:, :, 0])
 
 
 def _per_device(local: Callable[..., Array], causal: bool, q: Array, k: Array, v: Array, *rest: Array) -> Array:

@@ -94,6 +94,9 @@ class ImageAugment:
         return bilinear(image_HWC, y_HW, x_HW, self.fill)
 
 
+AUGMENTATIONS = {"image": ImageAugment}
+
+
 def source_positions(height: int, width: int, angle: Array, zoom: Array, shift_2: Array) -> tuple[Array, Array]:
     """Where each pixel of the new image comes from: y [H, W] and x [H, W] in pixels of the old one, float32.
 

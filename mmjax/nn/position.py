@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
+from mmjax.parallel.mesh import constrain
 
 POSITIONS = ("learned", "fixed", "sincos", "rotary", "none")
 
@@ -29,7 +30,9 @@ class Table(nn.Module):
         self.table = self.param("table", init, (self.rows, self.width))
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.table, ids, axis=0)
+        # Each row is gathered whole, as every parameter is over `fsdp`: rows that stay split there meet examples that are split
+        # there, and XLA then copies those of the whole batch to every device.
+        return jnp.take(constrain(self.table, "tensor", None), ids, axis=0)
 
     def all(self) -> Array:
         return self.table

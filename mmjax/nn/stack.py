@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
@@ -39,44 +40,51 @@ class StackFields(nn.Module):
     """The settings of a stack, inherited by every module that holds one, so that a config writes them flat.
 
     Attributes:
-      width, depth, heads: D, L, H.
+      width: D, the width of an embedding.
+      depth: L, how many layers.
+      heads: H, attention heads; they divide `width` unless `head_width` is set.
       head_width: K; 0 is width / heads.
       kv_heads: 0 is `heads`; fewer share keys and values between heads.
       mlp_width: F; 0 is 4 * width.
-      activation: see `nn.activation`, or `swiglu`.
-      norm, norm_epsilon, norm_placement: `layernorm` or `rmsnorm`; `pre` (GPT-2, ViT) or `post` (BERT).
-      qkv_bias, bias: biases of q, k, v; of every other projection.
+      activation: `gelu`, `gelu_tanh`, `quick_gelu`, `relu`, `silu`, `tanh` (`nn.activation`), or `swiglu`.
+      norm: `layernorm` or `rmsnorm`.
+      norm_epsilon: added to the variance.
+      norm_placement: `pre` (GPT-2, ViT) or `post` (BERT).
+      qkv_bias: whether queries, keys and values have biases.
+      bias: whether every other projection has one.
       mlp_bias: biases of the feed-forward layer where they differ from `bias` (None: the same).
       layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.
-      theta, rotary_scaling: base wavelength of rotary positions; how they are stretched (see `position.rotary_frequencies`).
-      dropout, attention_dropout: rates, on when training.
+      theta: base wavelength of rotary positions.
+      rotary_scaling: how they are stretched (see `position.rotary_frequencies`).
+      dropout: rate of each residual branch's dropout, on when training.
+      attention_dropout: rate at which attention weights are dropped, on when training.
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
-      remat: what the backward pass recomputes: `none`, `full` (everything), `dots` (all but matmul results),
-        `cheap` (norms, activations and attention weights, from what products and attention kernels gave), `lean` (all but
-        queries, keys and values: a third of the memory for a seventh more FLOPs).
+      remat: what the backward pass recomputes: `none`, `full`, `dots`, `cheap` or `lean`. `full` is everything, `dots` all but
+        matmul results, `cheap` norms, activations and attention weights, from what products and attention kernels gave, `lean`
+        all but queries, keys and values (a third of the memory for a seventh more FLOPs).
       attention: which attention runs, see `attend.attend`.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    head_width: int = 0
-    kv_heads: int = 0
-    mlp_width: int = 0
+    width: int = setting(everyday=True, least=1, default=768)
+    depth: int = setting(everyday=True, least=0, default=12)
+    heads: int = setting(least=1, default=12)
+    head_width: int = setting(least=0, default=0)
+    kv_heads: int = setting(least=0, default=0)
+    mlp_width: int = setting(least=0, default=0)
     activation: str = "gelu"
     norm: str = "layernorm"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = setting(least=0, default=1e-6)
     norm_placement: str = "pre"
     qkv_bias: bool = True
     bias: bool = True
     mlp_bias: bool | None = None
     layer_scale: float = 0.0
-    theta: float = 10000.0
+    theta: float = setting(above=0, default=10000.0)
     rotary_scaling: tuple[float, ...] = ()
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path: float = 0.0
+    dropout: float = setting(least=0, below=1, default=0.0)
+    attention_dropout: float = setting(least=0, below=1, default=0.0)
+    drop_path: float = setting(least=0, below=1, default=0.0)
     unroll: bool = False
     remat: str = "none"
     attention: str = "auto"

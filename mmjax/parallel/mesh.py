@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.parallel.torus import ring_order
@@ -34,9 +35,9 @@ class Mesh:
       slice: TPU slices, joined by the data centre's network: more copies, like `data`. 0: as many as the devices lie in.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(everyday=True, default=-1)
+    fsdp: int = setting(everyday=True, default=1)
+    tensor: int = setting(everyday=True, default=1)
     sequence: int = 1
     slice: int = 0
 
@@ -60,10 +61,18 @@ class Mesh:
         grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), across, devices)
         return jax.sharding.Mesh(grid, AXES, axis_types=kinds)
 
+    def fitting(self, devices: Sequence[jax.Device]) -> Mesh:
+        """A mesh for these devices that splits parameters and tokens as this one does, as far as they divide."""
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        left, sizes = len(devices) // slices, {}
+        for axis in ("tensor", "sequence", "fsdp"):
+            sizes[axis] = math.gcd(max(getattr(self, axis), 1), left)
+            left //= sizes[axis]
+        return Mesh(data=left, **sizes)
+
     def shape(self, device_count: int, slices: int = 1) -> tuple[int, ...]:
         """Sizes of the axes, in the order of `AXES`, with -1 (and a `slice` of 0: `slices`) resolved."""
-        sizes = {axis: getattr(self, axis) for axis in AXES}
-        said = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if axis in ("data", "fsdp", "tensor") or size > 1)
+        sizes, said = {axis: getattr(self, axis) for axis in AXES}, self.said()
         sizes["slice"] = self.slice or slices
         for axis, size in sizes.items():
             if size == 0 or size < -1 or (size == -1 and axis == "slice"):
@@ -75,6 +84,11 @@ class Mesh:
         if free:
             sizes[free[0]] = device_count // fixed
         return tuple(sizes.values())
+
+    def said(self) -> str:
+        """ "data=4, fsdp=2, tensor=1": the axes that are always there, and those that are used."""
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        return ", ".join(f"{axis}={size}" for axis, size in sizes.items() if axis in ("data", "fsdp", "tensor") or size > 1)
 
 
 @contextlib.contextmanager

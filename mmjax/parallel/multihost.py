@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed  # the key-value store and the detection of clusters have no public name
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.ending import Ending, filter_native_errors
@@ -41,14 +42,14 @@ class Join:
     """How to find the other processes. Nothing need be said on Cloud TPU and under SLURM or Open MPI.
 
     Attributes:
-      coordinator: `HOST:PORT` of process 0; the port must be free there.
-      processes: how many there are; 1 to stay alone where a cluster would be found.
+      coordinator: where process 0 is; the port must be free there.
+      processes: how many there are, all given the same command; 1 to stay alone where a cluster would be found.
       process: this one's number, from 0.
       join_timeout: seconds to wait for the others to start.
       peer_timeout: seconds without a sign of life after which a process counts as dead.
     """
 
-    coordinator: str | None = None
+    coordinator: str | None = setting(metavar="HOST:PORT", default=None)
     processes: int | None = None
     process: int | None = None
     join_timeout: float = 300.0
@@ -66,8 +67,9 @@ class Join:
         missing = [name for name, value in said.items() if value is None]
         if 0 < len(missing) < 3:
             raise UserError(f"{', '.join(missing)} is missing: give --coordinator HOST:PORT, --processes N and --process I")
-        if self.coordinator and not re.fullmatch(r"\S+:\d+", self.coordinator):
-            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT of process 0")
+        found = re.fullmatch(r"\S+:([0-9]{1,5})", self.coordinator or "h:1")
+        if not found or not 0 < int(found[1]) < 65536:
+            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT of process 0, with a port from 1 to 65535")
         if self.process is not None and self.processes is not None and not 0 <= self.process < self.processes:
             raise UserError(f"--process {self.process}: the {self.processes} processes are numbered from 0")
 
@@ -77,7 +79,7 @@ def joined(join: Join, stop_on_signal: bool = True) -> Iterator[None]:
     """Join the other processes, if there are any, and leave together.
 
     Among several processes an error does not leave this block: it is printed as one line, the others are told and end with
-    that line too, and this process ends with status 2 for a `UserError` and 1 for anything else.
+    that line too, and this process ends with a `UserError`'s status and 1 for anything else.
 
     Args:
       stop_on_signal: SIGTERM asks all processes to stop at a common step (`reached_stop`); else it ends this one.
@@ -97,7 +99,7 @@ def joined(join: Join, stop_on_signal: bool = True) -> Iterator[None]:
         yield
         barrier("the end")
     except UserError as error:
-        ending.fail(str(error), 2)
+        ending.fail("; ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_status)
     except KeyboardInterrupt:
         ending.fail("interrupted; what was saved is kept, the same command goes on from there", 1)
     except BaseException as error:
@@ -211,7 +213,7 @@ def agree(thing: str, mine: Mapping[str, Any]) -> None:
     first = told(thing, mine)
     mine = json.loads(json.dumps(mine))  # as it went through the store: tuples are lists
     theirs, ours = leaves_by_path(first), leaves_by_path(mine)
-    different = [path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)]
+    different = [path for path in sorted({*theirs, *ours}) if repr(theirs.get(path)) != repr(ours.get(path))]  # NaN too
     line = None
     if different:
         path = different[0]

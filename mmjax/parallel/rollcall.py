@@ -1,19 +1,31 @@
 """Who is there, before anything is started: JAX's own service ends a process with a C++ stack when a peer never joins.
 
-Process 0 listens where the coordinator will; each other process says its number there and waits for the word to go.
+Process 0 listens where the coordinator will; each other process says its number there and waits for the word to go. All that
+is said is lines that begin with `WORD`. Whoever says anything else, nothing at all, or too slowly is no process of a run (a
+port scanner, a health check) and is passed over. So is a process that counts other processes, which may be of another run with
+the same port: it is told at once, tries on for `MISFIT` seconds, and ends with a line that says both numbers. Process 0 waits
+for its own until the time-out, and then names the other beside who is missing.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import os
+import re
+import selectors
 import socket
 import time
-from typing import Any
 
 from mmjax.core.errors import UserError
 
+WORD = b"mmjax roll call 1: "
+HELLO = re.compile(re.escape(WORD) + rb"process (\d{1,7}) of (\d{1,7})\n")
+OTHER = re.compile(rb"other (\d{1,7})")
+LONGEST = 4000  # bytes of a line
 RETRY = 0.2  # seconds between two attempts to reach process 0
-GRACE = 5.0  # seconds that process 0's verdict may take
+GRACE = 5.0  # seconds in which a line must be complete; that process 0's verdict may be late
+MISFIT = 15.0  # seconds that a process tries on where process 0 counts otherwise: it may be about to make room for its own
+STRANGERS = 200  # connections that have said nothing yet; the oldest goes first, and a process of the run comes again
 
 
 def roll_call(coordinator: str, processes: int, process: int, timeout: float) -> None:
@@ -24,7 +36,8 @@ def roll_call(coordinator: str, processes: int, process: int, timeout: float) ->
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: on every process that came: who is missing, or that two say they are the same one.
+      UserError: on every process that came: who is missing, or that two say they are the same one; on a process that counts
+        other processes than process 0: both numbers.
     """
     deadline = time.monotonic() + timeout
     if process == 0:
@@ -34,103 +47,215 @@ def roll_call(coordinator: str, processes: int, process: int, timeout: float) ->
 
 
 def _listen(coordinator: str, processes: int, timeout: float, deadline: float) -> None:
-    came: dict[int, socket.socket] = {}
-    verdict = ""
-    with _server(coordinator) as server:
-        while not verdict and len(came) < processes - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                peer, address = server.accept()
-            except TimeoutError:
+    with _server(coordinator) as server, selectors.DefaultSelector() as selector:
+        desk = _Desk(server, selector, processes)
+        try:
+            while not desk.verdict and len(desk.came) < processes - 1 and (left := deadline - time.monotonic()) > 0:
+                desk.look(left)
+            missing = [str(i) for i in range(1, processes) if i not in desk.came]
+            if missing and not desk.verdict:
+                desk.verdict = (
+                    f"{len(missing)} of {processes} processes did not join {coordinator} within {timeout:g} s: missing "
+                    f"{', '.join(missing[:50])}{' ...' * (len(missing) > 50)}; start the same command on all of them, or raise "
+                    f"--join_timeout{''.join(desk.misfits.values())}"
+                )
+            for peer in desk.came.values():
+                _say(peer, f"no {desk.verdict}" if desk.verdict else "go")
+        finally:
+            desk.close()
+    if desk.verdict:
+        raise UserError(desk.verdict)
+
+
+@dataclasses.dataclass
+class _Caller:
+    """A connection that has not said yet who it is."""
+
+    peer: socket.socket
+    host: str
+    until: float
+    said: bytes = b""
+
+
+class _Desk:
+    """Where process 0 hears all connections at once, so that none holds up another.
+
+    Attributes:
+      came: number -> connection of the processes of this run.
+      misfits: number -> a clause on who came with it and counts other processes.
+      verdict: why the run cannot begin, once that is so.
+    """
+
+    def __init__(self, server: socket.socket, selector: selectors.BaseSelector, processes: int):
+        self.server, self.selector, self.processes = server, selector, processes
+        self.came: dict[int, socket.socket] = {}
+        self.misfits: dict[int, str] = {}
+        self.verdict = ""
+        self._callers: dict[socket.socket, _Caller] = {}  # in the order in which they came
+        server.setblocking(False)
+        selector.register(server, selectors.EVENT_READ)
+
+    def look(self, seconds: float) -> None:
+        """Wait for something to happen, at most that long, and see to it."""
+        first = next(iter(self._callers.values()), None)
+        if first is not None:
+            seconds = min(seconds, max(first.until - time.monotonic(), 0.0))
+        for key, _ in self.selector.select(seconds):
+            if self.verdict:
+                return
+            if key.fileobj is self.server:
+                self._accept()
+            elif caller := self._callers.get(key.fileobj):  # type: ignore[call-overload]
+                self._hear(caller)
+            else:
+                self._forget(key.fileobj)
+        for caller in list(self._callers.values()):
+            if caller.until > time.monotonic() and len(self._callers) <= STRANGERS:
                 break
-            verdict = _admit(came, peer, processes, address[0])
-        missing = [str(i) for i in range(1, processes) if i not in came]
-        if missing and not verdict:
-            verdict = (
-                f"{len(missing)} of {processes} processes did not join {coordinator} within {timeout:g} s: missing "
-                f"{', '.join(missing)}; start the same command on all of them, or raise --join_timeout"
+            self._drop(caller)
+
+    def close(self) -> None:
+        for peer in [*self.came.values(), *self._callers]:
+            peer.close()
+
+    def _accept(self) -> None:
+        try:
+            peer, address = self.server.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # it went away again, or this process has too many files open
+            for caller in list(self._callers.values())[:1]:
+                self._drop(caller)
+            time.sleep(RETRY / 10)
+            return
+        peer.setblocking(False)
+        self._callers[peer] = _Caller(peer, address[0], time.monotonic() + GRACE)
+        self.selector.register(peer, selectors.EVENT_READ)
+
+    def _hear(self, caller: _Caller) -> None:
+        try:
+            part = caller.peer.recv(LONGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            part = b""
+        caller.said += part
+        hello = HELLO.fullmatch(caller.said)
+        if hello:
+            self._admit(caller, int(hello[1]), int(hello[2]))
+        elif not part or b"\n" in caller.said or len(caller.said) >= LONGEST:
+            self._drop(caller)
+
+    def _admit(self, caller: _Caller, number: int, processes: int) -> None:
+        """Enter a process that has come."""
+        if processes != self.processes:
+            if len(self.misfits) < 20:
+                counts = f"with --processes {processes} and process 0 with {self.processes}"
+                self.misfits[number] = f"; process {number} ({caller.host}) was started {counts}"
+            _say(caller.peer, f"other {self.processes}")
+            self._drop(caller)
+        elif not 0 < number < processes:
+            self._drop(caller)
+        elif number in self.came and not _gone(self.came[number]):
+            self.verdict = (
+                f"two processes say that they are number {number} (one on {caller.host}): give each its own --process"
             )
-        for peer in came.values():
-            with peer:
-                _send(peer, {"verdict": verdict})
-    if verdict:
-        raise UserError(verdict)
+            _say(caller.peer, f"no {self.verdict}")
+            self._drop(caller)
+        else:
+            if number in self.came:
+                self._forget(self.came[number])
+            del self._callers[caller.peer]
+            self.came[number] = caller.peer
+            _say(caller.peer, "wait")
 
+    def _forget(self, gone: object) -> None:
+        """A process that had come has hung up; it may come again."""
+        for number, peer in list(self.came.items()):
+            if peer is gone:
+                del self.came[number]
+                self.selector.unregister(peer)
+                peer.close()
 
-def _admit(came: dict[int, socket.socket], peer: socket.socket, processes: int, host: str) -> str:
-    """Enter a process that has come; a line where it does not belong to this run."""
-    said = _receive(peer, GRACE)
-    if said is None:  # a port scanner, or a process that went away again
-        peer.close()
-        return ""
-    number = said["process"]
-    if said["processes"] != processes:
-        came.setdefault(number, peer)
-        return f"process {number} ({host}) was started with --processes {said['processes']} and process 0 with {processes}"
-    if number == 0 or (number in came and not _gone(came[number])):
-        came[-1] = peer
-        return f"two processes say that they are number {number} (one on {host}): give each its own --process"
-    came[number] = peer
-    return ""
+    def _drop(self, caller: _Caller) -> None:
+        del self._callers[caller.peer]
+        self.selector.unregister(caller.peer)
+        caller.peer.close()
 
 
 def _report(coordinator: str, processes: int, process: int, timeout: float, deadline: float) -> None:
-    host, _, port = coordinator.rpartition(":")
-    last: OSError | None = None
-    while time.monotonic() < deadline:
+    reason, misfit, end = "", "", deadline
+    while time.monotonic() < end:
+        answer = b""
         try:
-            with socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 0.1)) as peer:
-                _send(peer, {"process": process, "processes": processes})
-                said = _receive(peer, max(deadline - time.monotonic(), 0) + GRACE)
+            with _connect(coordinator, deadline) as peer:
+                _say(peer, f"process {process} of {processes}")
+                answer = _line(peer, min(deadline, time.monotonic() + GRACE))
+                if answer == b"wait":
+                    answer = _line(peer, deadline + GRACE)
+                reason = "" if answer else " (what answers there is no process 0 of mmjax)"
         except OSError as error:
-            last, said = error, None
-        if said is not None:
-            if said["verdict"]:
-                raise UserError(said["verdict"])
+            reason = f" ({error.strerror or error})"
+        if answer == b"go":
             return
+        if answer.startswith(b"no "):
+            raise UserError(answer[3:].decode(errors="replace"))
+        if other := OTHER.fullmatch(answer):
+            end = min(end, time.monotonic() + MISFIT)
+            misfit = (
+                f"process {process} was started with --processes {processes} and process 0 at {coordinator} with "
+                f"{int(other[1])}: give all the same number"
+            )
         time.sleep(RETRY)
-    reason = f" ({last.strerror or last})" if last else ""
     raise UserError(
-        f"process {process} of {processes} found no process 0 at {coordinator} within {timeout:g} s{reason}: is it running, "
+        misfit
+        or f"process {process} of {processes} found no process 0 at {coordinator} within {timeout:g} s{reason}: is it running, "
         "and is the port open?"
     )
+
+
+def _connect(coordinator: str, deadline: float) -> socket.socket:
+    host, _, port = coordinator.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=max(deadline - time.monotonic(), 0.1))
 
 
 def _server(coordinator: str) -> socket.socket:
     port = int(coordinator.rpartition(":")[2])
     try:
         if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
+            return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        return socket.create_server(("", port), backlog=1024)
     except OSError as error:
-        raise UserError(f"--coordinator {coordinator}: process 0 cannot listen there ({error.strerror})") from None
+        raise UserError(
+            f"--coordinator {coordinator}: process 0 cannot listen there ({os.strerror(error.errno or 0)})"
+        ) from None
 
 
-def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+def _say(peer: socket.socket, text: str) -> None:
+    """One line; it is short enough never to wait for room."""
     try:
-        peer.sendall(json.dumps(message).encode() + b"\n")
+        peer.sendall(WORD + text.encode()[: LONGEST - len(WORD) - 1] + b"\n")
     except OSError:
         return  # it went away; the run's own checks will notice
 
 
-def _receive(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
-    """One line of JSON; None where none came."""
-    peer.settimeout(timeout)
-    text = b""
-    try:
-        while not text.endswith(b"\n") and len(text) < 10_000:
-            part = peer.recv(4096)
-            if not part:
-                return None
-            text += part
-        return json.loads(text)
-    except (OSError, ValueError):
-        return None
+def _line(peer: socket.socket, deadline: float) -> bytes:
+    """What a line of ours says; b"" where none is complete by then."""
+    said = b""
+    while b"\n" not in said and len(said) < LONGEST and (left := deadline - time.monotonic()) > 0:
+        peer.settimeout(left)
+        try:
+            part = peer.recv(1)  # no more: the next line is another's to read
+        except TimeoutError:
+            return b""
+        if not part:
+            return b""
+        said += part
+    return said[len(WORD) : -1] if said.startswith(WORD) and said.endswith(b"\n") else b""
 
 
 def _gone(peer: socket.socket) -> bool:
     """Whether the other end has hung up."""
-    peer.setblocking(False)
     try:
         return peer.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:

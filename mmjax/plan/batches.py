@@ -32,11 +32,11 @@ def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
     shapes, reasons = {}, []
     for name in experiment.task_data():
         try:
-            found = experiment.data[name].build(tokenizer, experiment.seed).spec()
+            found = experiment.data[name].build(tokenizer, experiment.seed, name).spec()
             shapes[name] = {key: (shape, str(dtype)) for key, (shape, dtype) in found.items()}
         except UserError as error:
             shapes[name] = from_model(experiment, name)
-            reasons.append(f"data.{name} is not at hand: {error}")
+            reasons.append(f"data.{name} is not at hand: {str(error).removeprefix(f'data.{name}: ')}")
     return shapes, f"the model ({'; '.join(reasons)})" if reasons else "the data"
 
 

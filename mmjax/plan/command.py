@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.parallel.mesh import AXES, BATCH
 from mmjax.plan import budget
@@ -24,15 +25,25 @@ from mmjax.train.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The command's own flags, as they were written (see `HELP` of the command line), and all its `words`."""
+    """The command's own flags, as they were written.
 
-    topology: str | None = None
-    slices: str | None = None
-    batch_per_chip: str | None = None
-    search: bool = False
-    minutes: str | None = None
-    write_budget: str | None = None
-    words: tuple[str, ...] = ()
+    Attributes:
+      topology: v5e:4x4, v5p:2x2x4 and the like; gpu:8 without memory and time.
+      slices: how many of them, joined by the data centre's network.
+      batch_per_chip: examples a chip in every batch that tasks train on.
+      search: find the best mesh, batch and rematerialisation there; `batch_per_chip` keeps the batch.
+      minutes: how long to search (15).
+      write_budget: keep the figures there, for the tests of `benchmarks/budgets`.
+      words: the whole command.
+    """
+
+    topology: str | None = setting(everyday=True, metavar="KIND:SHAPE", default=None)
+    slices: str | None = setting(everyday=True, metavar="N", default=None)
+    batch_per_chip: str | None = setting(everyday=True, metavar="N", default=None)
+    search: bool = setting(everyday=True, default=False)
+    minutes: str | None = setting(everyday=True, metavar="N", default=None)
+    write_budget: str | None = setting(everyday=True, metavar="FILE", default=None)
+    words: tuple[str, ...] = setting(metavar="", default=())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,9 @@ def carried_bytes(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            handed = (out.aval for out in equation.outvars[: equation.params["num_carry"]])
+            (body,) = core.jaxprs_in_params(equation.params)
+            pairs: Any = zip(equation.outvars, body.outvars, strict=True)
+            handed = (out.aval for out, inside in pairs if out.aval.shape == inside.aval.shape)  # the others are stacked
             total += equation.params["length"] * sum(aval.size * aval.dtype.itemsize for aval in handed if aval.ndim)
         else:
             total += sum(map(carried_bytes, core.jaxprs_in_params(equation.params)))

@@ -1,32 +1,52 @@
-"""Checkpoints of a run: asynchronous, atomic, the latest few and the best; a broken one is passed over, and said so."""
+"""Checkpoints of a run: asynchronous, atomic, the latest few and the best. One that is broken is set aside and said so; one
+that cannot be reached ends the start, and nothing is changed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import logging
+import math
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from mmjax.core.errors import UserError
+from mmjax.core import quiet
+from mmjax.core.errors import UnreachableError, UserError, nearest
+from mmjax.core.strict_json import plain
 from mmjax.core.trees import leaves_by_path, match
-from mmjax.parallel.multihost import gather
+from mmjax.parallel.multihost import barrier, is_main, processes
 from mmjax.parallel.rules import shardings
+from mmjax.train import reading
 from mmjax.train.experiment import Checkpoint
+from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, together
 from mmjax.train.state import State
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
 FORMAT = 1  # of what a checkpoint holds; raise it with every change, and say in `RENAMED` what became of old names
 RENAMED: tuple[tuple[int, str, str], ...] = ()  # (last format with it, old name of a part of a path, new name)
+ASIDE = "set_aside"  # the folder of those that could not be read, beside the good ones
 
 logger = logging.getLogger("mmjax")
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's, without its question to JAX's preemption service.
+
+    It asks of the step that it saves, in the background too, when later steps have begun; the service takes the step that it
+    was last asked about for the present one, and would let processes stop at different steps, each waiting for the other.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -36,53 +56,77 @@ class Checkpoints:
       folder: `RUN/checkpoints`, made when missing.
       spec: what to keep.
       say: called with one line where the user should know (a broken checkpoint was passed over).
+
+    Raises:
+      UnreachableError: here and from each method that reads: storage does not answer.
     """
 
     def __init__(self, folder: Path, spec: Checkpoint, say: Callable[[str], None] = logger.warning, read_only: bool = False):
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
-        cut_short = sorted(p.name for p in folder.glob("*orbax-checkpoint-tmp*")) if folder.exists() else []
-        for name in cut_short:
+        self._end_quiet = quiet.orbax(self)
+        names = names_in(self._folder)
+        for name in (name for name in names if "orbax-checkpoint-tmp" in name):
             self._say(f"checkpoint {name.split('.')[0]} was cut short while it was written; it is not used")
-        policies: list[Any] = [LatestN(spec.keep)]
-        if spec.best:
-            policies.append(BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies),
-            enable_async_checkpointing=not read_only,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
-        )
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "about"))
+        self._values: dict[int, float | None] = {}  # step -> rank, None for one that was not measured
+        self._manager = self._open()
+        unseen = {int(name) for name in names if name.isdigit()} - set(self.steps())
+        if unseen and "://" not in str(folder):  # in a bucket, what was not finished has the same name
+            raise UnreachableError(f"{self._folder}: its checkpoints cannot be listed just now; nothing was changed")
+        if not read_only:
+            known = {step: self._value(step) if spec.best else None for step in self.steps()}
+            self._values |= {step: value for step, value in known.items() if value is not UNKNOWN}
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State, metrics: Mapping[str, float], config: Any) -> None:
-        """Start to save; returns once the arrays are copied. A failure of the save before it is raised here.
+    def save(self, step: int, state: State, metrics: Mapping[str, float], config: Any, wait: bool = False) -> None:
+        """Start to save; returns once the arrays are copied. A failure of the save before it is told here, and this one tried.
+
+        Args:
+          wait: return once it is on disk.
 
         Raises:
           UserError: the disk is full; what was saved before is untouched.
+          UnreachableError: storage took it at no attempt.
         """
-        about = {"format": FORMAT, "step": step, "metrics": dict(metrics), "config": config}
+        about = {"format": FORMAT, "step": step, "metrics": plain(metrics), "config": config}
         args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(state)), about=ocp.args.JsonSave(about))
-        with self._disk_errors():
-            self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
+        self._values[step] = self._rank(metrics)
+        for pause in (*reading.WAITS, None):
+            try:
+                self._manager.save(step, args=args, force=True)
+                if wait:
+                    self.wait()
+                return
+            except Exception as error:
+                self._raise_in_writing(error, last=pause is None)
+                self._say(f"a checkpoint could not be written ({first_line(error)}); trying again to save step {step}")
+            assert pause is not None
+            time.sleep(pause)
+            self._reopen()
 
     def wait(self) -> None:
         """Until what was started is on disk."""
-        with self._disk_errors():
+        try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        except Exception as error:
+            self._raise_in_writing(error, last=True)
 
     def close(self) -> None:
         """Wait, then let go of the folder."""
-        with self._disk_errors():
+        try:
             self._manager.close()
+        except Exception as error:
+            self._raise_in_writing(error, last=True)
+        finally:
+            self._end_quiet()
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int, dict[str, float]] | None:
         """The latest good checkpoint (or the one of `step`), in the shapes and shardings of `abstract`.
+
+        Newer ones that are broken are set aside, in the folder `set_aside`.
 
         Returns:
           (state, step, metrics), or None where there is no checkpoint.
@@ -92,21 +136,15 @@ class Checkpoints:
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         for candidate in candidates:
-            reason = None
-            try:
-                state, about = self._read(candidate, abstract)
-            except UserError:
-                raise
-            except Exception as error:  # orbax raises whatever its file readers meet in a broken file
-                reason = first_line(error)
-            reasons = [r for r in gather(f"reading checkpoint {candidate}", reason, READ_TIMEOUT) if r]
-            if reasons:
-                self._say(f"checkpoint {candidate} cannot be read ({reasons[0]}); trying the one before it")
+            what = f"checkpoint {candidate} of {self._folder.parent}"
+            found, _, reason = together(what, functools.partial(self._read, candidate, abstract), READ_TIMEOUT)
+            if found is None:
+                self._say(f"checkpoint {candidate} cannot be read ({reason}); trying the one before it")
                 continue
             if candidate != candidates[0]:
                 self._say(f"using checkpoint {candidate}")
-                self._forget(s for s in candidates if s > candidate)
-            return state, candidate, about["metrics"]
+                self._set_aside([s for s in candidates if s > candidate])
+            return found[0], candidate, found[1]["metrics"]
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {', '.join(map(str, candidates))})")
         return None
@@ -114,19 +152,64 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of the best checkpoint by `spec.best`; the latest where no metric is set or none was measured."""
         steps = self.steps()
-        if not steps:
-            return None
-        measured = (
-            [(self._rank(metrics), step) for step in steps if (metrics := self._metrics(step))] if self._spec.best else []
-        )
-        return max(measured)[1] if measured else steps[-1]
+        values = {step: self._value(step) for step in steps} if self._spec.best else {}
+        for step in [step for step, value in values.items() if value is UNKNOWN]:
+            self._say(f"checkpoint {step} does not say what was measured (it is damaged); it is not taken for the best")
+        return best(steps, values)
 
     def params(self, step: int, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
         """(parameters to evaluate, about) of one checkpoint, whatever optimizer it was trained with: as host arrays, or with a
-        mesh in their places on it, where each process reads its own parts alone."""
+        mesh in their places on it, where each process reads its own parts alone.
+
+        Raises:
+          UserError: it is broken.
+        """
+        what = f"checkpoint {step} of {self._folder.parent}"
+        try:
+            return again(what, lambda: self._params(step, mesh))
+        except Exception as error:
+            if not is_broken(error):
+                raise
+            others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
+            raise UserError(f"{what} is broken ({first_line(error)}); other checkpoints: {others}") from error
+
+    def is_whole(self, step: int) -> bool:
+        """Whether a checkpoint says what it is, and names its arrays; False where that is damaged."""
+        what = f"checkpoint {step} of {self._folder.parent}"
+        try:
+            again(what, lambda: _require_metadata(self._folder / str(step) / "state"))
+            return again(what, lambda: self._about(step))["step"] == step
+        except Exception as error:
+            if not is_broken(error):
+                raise
+            return False
+
+    def _open(self) -> Manager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Keep(self._spec.keep, self._values),
+            enable_async_checkpointing=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            create=not self._read_only,
+        )
+        return again(str(self._folder), lambda: Manager(self._folder, options=options, item_names=("state", "about")))
+
+    def _reopen(self) -> None:
+        """A manager whose save has failed would raise for ever."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            logger.debug("closing a manager whose save had failed: %r", error)
+        self._manager = self._open()
+
+    def _params(self, step: int, mesh: jax.sharding.Mesh | None) -> tuple[Any, dict[str, Any]]:
         about = self._about(step)
         reader, path = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), self._folder / str(step) / "state"
-        item = reader.metadata(path).item_metadata.tree
+        _require_metadata(path)
+        found = reader.metadata(path).item_metadata
+        if found is None:  # orbax has read the names of the arrays, and could not make sense of them
+            raise EOFError(f"{path}/_METADATA is damaged")
+        item = found.tree
         wanted = "ema" if item.get("ema") else "params"
         target = {wanted: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), item[wanted])}
         with warnings.catch_warnings():
@@ -137,6 +220,7 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         about = self._about(step)
+        _require_metadata(self._folder / str(step) / "state")
         target = rename(as_dict(abstract), about["format"], back=True)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         return State(**rename(restored, about["format"])), about
@@ -149,44 +233,87 @@ class Checkpoints:
             )
         return about
 
-    def _metrics(self, step: int) -> dict[str, float]:
+    def _value(self, step: int) -> Any:
+        """The rank of a checkpoint, None where it was not measured, UNKNOWN where it is broken."""
         try:
-            return self._about(step)["metrics"]
-        except (OSError, ValueError, KeyError):
-            return {}
+            about = again(f"checkpoint {step} of {self._folder.parent}", lambda: self._about(step))
+            return self._rank(about.get("metrics", {}))
+        except Exception as error:
+            if not is_broken(error):
+                raise
+            return UNKNOWN
 
-    def _rank(self, metrics: Mapping[str, float]) -> float:
-        """Larger is better."""
-        value = metrics.get(self._spec.best, float("-inf") if self._spec.mode == "max" else float("inf"))
-        return value if self._spec.mode == "max" else -value
+    def _rank(self, metrics: Mapping[str, float | None]) -> float | None:
+        """Larger is better; None for what was not measured, or is infinite or no number: that is never the best."""
+        value = metrics.get(self._spec.best)
+        if value is None or not math.isfinite(value):
+            return None
+        return float(value) if self._spec.mode == "max" else -float(value)
 
-    def _forget(self, steps: Any) -> None:
-        if not self._read_only:
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Move them out of the way, to where a person can look at them; nothing is deleted because it could not be read."""
+        if self._read_only:
+            return
+        if is_main():
+            place = self._folder / ASIDE
+            again(str(place), functools.partial(place.mkdir, exist_ok=True))
             for step in steps:
-                self._manager.delete(step)
+                source, target = self._folder / str(step), place / f"{step}.{len(names_in(place))}"
+                again(str(source), functools.partial(source.rename, target))
+                self._say(f"checkpoint {step} was set aside: {target}")
+        barrier("setting checkpoints aside")
+        self._manager.reload()
+        for step in steps:
+            self._values.pop(step, None)
 
-    def _disk_errors(self) -> Any:
-        return _DiskErrors(self._folder, self.steps)
+    def _raise_in_writing(self, error: Exception, last: bool) -> None:
+        """What a failed write becomes; returns where it may be tried again.
+
+        Among several processes another attempt of one would not meet the others, so there is none.
+        """
+        text = f"{error!r}"
+        kept = ", ".join(map(str, self.steps())) or "none"
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+            raise UserError(f"the disk is full: {self._folder} could not take a checkpoint; still good: {kept}") from error
+        if not is_storage(error):
+            raise error
+        if last or processes() > 1:
+            line = f"{self._folder} could not take a checkpoint ({first_line(error)}); still good: {kept}"
+            raise UnreachableError(f"{line}; the same command goes on from there") from error
+
+
+UNKNOWN = object()
+
+
+def best(steps: Sequence[int], values: Mapping[int, Any]) -> int | None:
+    """The step of the largest value, the latest of equal ones; of steps of which none has a value the latest."""
+    measured = [(values[step], step) for step in steps if isinstance(values.get(step), float)]
+    return max(measured)[1] if measured else max(steps, default=None)
 
 
 @dataclasses.dataclass
-class _DiskErrors:
-    """Turns a full disk into one clear line."""
+class _Keep:
+    """Orbax's protocol: the latest, the best, and what could not be read when this process began.
 
-    folder: Path
-    steps: Callable[[], list[int]]
+    Its own `BestN` knows of metrics only what this process has saved, and takes NaN for the best.
 
-    def __enter__(self) -> None:
-        return None
+    Attributes:
+      values: step -> rank (or None); changes as steps are saved.
+    """
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        text = f"{error!r}"
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text
-        if full:
-            kept = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(f"the disk is full: {self.folder} could not take a checkpoint; still good: {kept}") from error
+    latest: int
+    values: dict[int, float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        kept = {*steps[-self.latest :], best(steps, self.values)}
+        return [step in kept or step not in self.values for step in steps]
+
+
+def _require_metadata(state: Path) -> None:
+    """Without this file orbax reads a tree of nothing, and complains of the tree."""
+    if "_METADATA" not in names_in(state):
+        raise FileNotFoundError(f"{state} has no _METADATA")
 
 
 def rename(tree: Any, found: int, back: bool = False) -> Any:
@@ -216,10 +343,6 @@ def _restored_as(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(lambda place: ocp.ArrayRestoreArgs(sharding=place), shardings(tree, mesh))
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Which of `source`'s arrays a model can start from.
 
@@ -232,9 +355,14 @@ def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dic
       (loaded by path, paths that stay new, paths of `source` left over).
 
     Raises:
-      UserError: an array of another shape that `fresh` does not cover; or nothing in common.
+      UserError: an array of another shape that `fresh` does not cover; a pattern that matches nothing; or nothing in common.
     """
     want, have = leaves_by_path(target), leaves_by_path(source)
+    for pattern in fresh:
+        if not any(match(pattern, path) for path in want):
+            raise UserError(
+                f"init_fresh={pattern!r} matches no parameter{nearest(pattern, want)}; there is {next(iter(want))!r}"
+            )
     loaded = {}
     for path, leaf in want.items():
         if path not in have or any(match(pattern, path) for pattern in fresh):

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmjax.core.config import override
+from mmjax.core.draft import set_fields
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.flags import pairs
 from mmjax.train.experiment import Experiment
+from mmjax.train.kept_code import forget_changed, taken_in
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_configs() -> dict[str, Path]:
     """Name -> file of the configs that come with the package."""
     found = importlib.util.find_spec("mmjax_configs")
     folders = list(found.submodule_search_locations or []) if found else []
-    beside = Path(__file__).resolve().parents[2] / "configs"  # a checkout that was not installed
+    beside = PACKAGE.parent / "configs"  # a checkout that was not installed
     for folder in [*map(Path, folders), beside]:
         files = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"} if folder.is_dir() else {}
         if files:
@@ -36,6 +42,8 @@ def load_config(name: str) -> Experiment:
     """
     shipped = shipped_configs()
     path = shipped.get(name) or Path(name)
+    if path.is_dir() and name:
+        raise UserError(f"config {name!r}: it is a folder; give a Python file, or one of {', '.join(shipped)}")
     if not path.is_file():
         raise UserError(f"config {name!r}: no such file, and not one of {', '.join(shipped)}{nearest(name, shipped)}")
     module = _execute(path)
@@ -48,27 +56,12 @@ def load_config(name: str) -> Experiment:
 
 
 def apply_flags(experiment: Experiment, words: Sequence[str]) -> Experiment:
-    """`--a.b.c value ...` words on top of an experiment, in order.
+    """`--a.b.c value ...` words on top of an experiment; see `core.draft.set_fields`.
 
     Raises:
-      UserError: a word that is no flag, an unknown field, a value of the wrong type.
+      UserError: a word that is no flag, an unknown field, a value of the wrong type, a value that its class refuses.
     """
-    index = 0
-    while index < len(words):
-        if not words[index].startswith("--"):
-            raise UserError(
-                f"{words[index]!r} is neither a config nor a flag; flags are --field value, for instance --steps 100"
-            )
-        flag, equals, first = words[index][2:].partition("=")
-        index += 1
-        values = [first] if equals else []
-        while index < len(words) and not words[index].startswith("--"):
-            values.append(words[index])
-            index += 1
-        if not values:
-            raise UserError(f"--{flag}: a value is missing")
-        experiment = override(experiment, flag, values)
-    return experiment
+    return set_fields(experiment, pairs(words))
 
 
 def _execute(path: Path) -> ModuleType:
@@ -77,11 +70,16 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of the config's own look their module up
     here = str(path.resolve().parent)
+    forget_changed(here)
     sys.path.insert(0, here)  # a config may import what lies beside it
     try:
         _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     finally:
         sys.path.remove(here)
+    for name, found in list(sys.modules.items()):
+        file = getattr(found, "__file__", None)
+        if name == spec.name or (file and file.startswith(f"{here}{os.sep}") and "site-packages" not in file):
+            taken_in(found)
     return module
 
 
@@ -92,11 +90,17 @@ def _calling(path: Path, fn: Any) -> Any:
     except UserError as error:
         raise UserError(f"config {path}: {error}") from None
     except SyntaxError as error:
-        raise UserError(f"config {path}: line {error.lineno}: {error.msg}") from None
+        raise UserError(f"config {path}: line {error.lineno or 1}: {error.msg}") from None
     except ImportError as error:
         raise UserError(f"config {path}: {error}") from None
     except TypeError as error:
         raise UserError(f"config {path}: {error}{_near_argument(error)}") from error
+    except (Exception, SystemExit) as error:
+        frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if frames[-1][0].is_relative_to(PACKAGE):
+            raise  # a defect of ours
+        line = [line for file, line in frames if file == path.resolve()] or [frames[-1][1]]
+        raise UserError(f"config {path}: line {line[-1]}: {type(error).__name__}: {error}") from error
 
 
 def _near_argument(error: TypeError) -> str:

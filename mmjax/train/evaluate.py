@@ -1,49 +1,80 @@
-"""A finished run, evaluated again; a config's data, looked at."""
+"""A run, evaluated again, also on other data and other machines; a config's data, looked at."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
+from mmjax.core.config import differences, to_json
 from mmjax.core.errors import UserError, nearest
-from mmjax.data import describe
-from mmjax.parallel.mesh import use_mesh
+from mmjax.core.flags import pairs
+from mmjax.core.trees import leaves_by_path
+from mmjax.data import Data, Folder, describe
+from mmjax.evaluate import Report
+from mmjax.models import Multimodal, param_shapes
+from mmjax.parallel.mesh import batch_ways, use_mesh
+from mmjax.parallel.multihost import agree, is_main
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.experiment import Experiment
-from mmjax.train.loop import run_evaluators
+from mmjax.train.config_file import apply_flags
+from mmjax.train.experiment import Checkpoint, Experiment
+from mmjax.train.finish import at_the_end, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
 
+READ = ("data", "evaluate", "mesh", "model", "test_data")  # what evaluation reads of an experiment
 
-def evaluate_run(path: str | Path, data: str | None = None) -> dict[str, float]:
+logger = logging.getLogger("mmjax")
+
+
+def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str] = ()) -> dict[str, float]:
     """A run's evaluators with its best checkpoint, on `data` (default: its test data, where it has any).
+
+    Args:
+      flags: `--any.field value ...` words, on top of the run's experiment; the run stays as it is.
 
     Returns:
       `evaluator/metric` -> value, and `step`, the checkpoint's.
 
     Raises:
-      UserError: no run, no checkpoint, no such data, no evaluator.
+      UserError: no run, no checkpoint, no such data, no evaluator, a flag that evaluation does not read or the run's
+        parameters do not fit.
     """
     run = Run(path)
-    experiment = run.experiment()
+    trained = run.experiment()
+    experiment = _flagged(trained, flags)
     if not experiment.evaluate:
-        raise UserError(f"{path}: its experiment has no evaluators (evaluate is empty)")
-    if data is not None and data not in experiment.data:
-        raise UserError(f"--data {data}: the run has {', '.join(experiment.data)}{nearest(data, experiment.data)}")
-    if data is None and experiment.test_data in experiment.data:
-        data = experiment.test_data
-    checkpoints = Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True) if run.has_checkpoint() else None
+        raise UserError(f"{path}: it has no evaluators (evaluate is empty); add one by --evaluate.NAME")
+    changed = None if experiment.test_data == trained.test_data else experiment.test_data
+    for flag, name in (("data", data), ("test_data", changed)):
+        if name is not None and name not in experiment.data:
+            raise UserError(f"--{flag} {name}: the run has {', '.join(experiment.data)}{nearest(name, experiment.data)}")
+    experiment = at_the_end(experiment)
+    checkpoints = Checkpoints(run.checkpoints, trained.checkpoint, read_only=True) if run.has_checkpoint() else None
     step = checkpoints.best_step() if checkpoints else None
     if checkpoints is None or step is None:
         raise UserError(f"{path}: the run has no checkpoint yet")
-    mesh = experiment.mesh.build()
+    read = _data_read(experiment, data)
+    mesh = _mesh(experiment, trained)
+    experiment = _fitted(experiment, batch_ways(mesh), read)
+    agree("the experiment", to_json(experiment))
     with use_mesh(mesh):
-        setup = set_up(experiment, run, mesh)
+        setup = set_up(experiment, run, mesh, only=read)
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
         metrics = run_evaluators(experiment, setup.evaluation(), params, data)
     checkpoints.close()
     return {**metrics, "step": step}
+
+
+def example() -> Experiment:
+    """An experiment of one set of data and one evaluator: the fields that evaluation reads, for the help."""
+    data = {"NAME": Data(Folder("DIR"))}
+    return Experiment(model=Multimodal(encoders={}), data=data, tasks={}, evaluate={"NAME": Report()})
 
 
 def inspect_data(experiment: Experiment) -> str:
@@ -52,3 +83,56 @@ def inspect_data(experiment: Experiment) -> str:
     with use_mesh(mesh):
         setup = set_up(experiment, None, mesh, only=experiment.task_data())
     return "\n\n".join(f"{name}:\n{describe(dataset)}" for name, dataset in setup.datasets.items())
+
+
+def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
+    """The run's experiment with flags on top. Raises `UserError` for one that could not be honoured."""
+    experiment = apply_flags(trained, flags)
+    for path, values in pairs(flags):
+        if path.split(".")[0] not in READ:
+            known = ", ".join(f"--{name}" for name in READ)
+            raise UserError(f"--{path} {' '.join(values)}: evaluation does not read it; it reads {known}")
+    if not any(path.split(".")[0] == "model" for path, _ in pairs(flags)):
+        return experiment
+    old, new = (leaves_by_path(param_shapes(e.model)) for e in (trained, experiment))
+    shapes = {path: (old.get(path), new.get(path)) for path in old | new}
+    for path, (was, now) in shapes.items():
+        if was is None or now is None or was.shape != now.shape:
+            changed = "; ".join(differences(trained.model, experiment.model)[:3])
+            there, wanted = (
+                "no array" if x is None else f"an array of {'x'.join(map(str, x.shape)) or 'one number'}" for x in (was, now)
+            )
+            raise UserError(f"model.{changed}: the run has {there} at {path}, and this model {wanted}")
+    return experiment
+
+
+def _data_read(experiment: Experiment, data: str | None) -> tuple[str, ...]:
+    """Names of the data that evaluators read: no other need be at hand."""
+    own = [e.data for e in experiment.evaluate.values() if data is None or e.data != "validation"]
+    return tuple(dict.fromkeys(name for name in ([] if data is None else [data]) + own if name in experiment.data))
+
+
+def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:
+    """The experiment's mesh; where it is the run's own and these devices are others, the nearest that fits them."""
+    try:
+        return experiment.mesh.build()
+    except UserError as error:
+        if experiment.mesh != trained.mesh:
+            raise
+        mesh = experiment.mesh.fitting(jax.devices())
+        if is_main():
+            logger.info("%s: evaluating on %s", error, mesh.said())
+        return mesh.build()
+
+
+def _fitted(experiment: Experiment, ways: int, read: Sequence[str]) -> Experiment:
+    """The experiment with what only training needs left out, and batches that divide over a mesh: metrics do not depend on
+    their size."""
+    data = {}
+    for name, spec in experiment.data.items():
+        size = -(-spec.batch_size // ways) * ways
+        data[name] = dataclasses.replace(spec, batch_size=size)
+        if size != spec.batch_size and name in read and is_main():
+            logger.info("data.%s.batch_size=%d: evaluating in batches of %d, for %d devices", name, spec.batch_size, size, ways)
+    optimizer = dataclasses.replace(experiment.optimizer, accumulate=1)
+    return dataclasses.replace(experiment, data=data, optimizer=optimizer, checkpoint=Checkpoint())

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
-from mmjax.data import TOKENIZERS
+from mmjax.data import TOKENIZERS, Data
+from mmjax.evaluate import EVALUATORS
+from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.optimizer import OPTIMIZERS, AdamW
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
-
-def _choice(table: Mapping[str, Any], **kwargs: Any) -> Any:
-    """A field that holds one of a table's classes, so that a flag can name it."""
-    return dataclasses.field(metadata={"table": table}, **kwargs)
+FIGURES = ("loss", "train", "weight")  # first parts of the names of training figures: an evaluator is called otherwise
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One objective on one stream of data, with a weight."""
+    """One objective on one stream of data, with a weight.
 
-    objective: Any = _choice(OBJECTIVES)
-    weight: float = 1.0
+    Attributes:
+      objective: what is trained.
+      weight: factor of its loss.
+      data: the name of its stream.
+    """
+
+    objective: Any = setting(OBJECTIVES)
+    weight: float = setting(everyday=True, above=-math.inf, below=math.inf, default=1.0)
     data: str = "train"
 
 
@@ -33,9 +40,9 @@ class Checkpoint:
     """When to save and what to keep.
 
     Attributes:
-      every: steps between checkpoints; the last step is always saved.
+      every: steps between checkpoints. The last step is always saved.
       keep: how many of the latest to keep.
-      best: a metric, for instance `prompted/accuracy`: the best checkpoint by it is kept too, and is what a finished run is
+      best: a metric, for instance `prompted/accuracy`, whose best checkpoint is kept too. It is what a finished run is
         evaluated and exported from. "" for the latest.
       mode: `max` or `min` of that metric.
       patience: stop after this many evaluations without a better value; 0 for never.
@@ -44,12 +51,12 @@ class Checkpoint:
       local_every: steps between those, where there is a `local`.
     """
 
-    every: int = 500
+    every: int = setting(everyday=True, default=500)
     keep: int = 2
-    best: str = ""
+    best: str = setting(everyday=True, default="")
     mode: str = "max"
-    patience: int = 0
-    local: str = ""
+    patience: int = setting(least=0, default=0)
+    local: str = setting(path=True, default="")
     local_every: int = 50
 
     def __post_init__(self) -> None:
@@ -68,18 +75,18 @@ class Log:
     """What is written while training.
 
     Attributes:
-      every: steps between lines of metrics.jsonl; each line is one step's exact figures, not an average.
+      every: steps between lines of metrics.jsonl. Each line is one step's exact figures, not an average.
       tensorboard: write event files beside it.
       wandb: project name on Weights & Biases (extra `wandb`); "" for none.
       progress: a progress bar on the terminal.
       watchdog: seconds after which a step that hangs, or waits for its data, is named and ends the run; 0 for never.
     """
 
-    every: int = 10
+    every: int = setting(everyday=True, default=10)
     tensorboard: bool = True
-    wandb: str = ""
+    wandb: str = setting(everyday=True, default="")
     progress: bool = True
-    watchdog: float = 1800.0
+    watchdog: float = setting(least=0, default=1800.0)
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -93,39 +100,42 @@ class Experiment:
     """Everything a run needs.
 
     Attributes:
-      model: a `Multimodal`.
-      data: name -> `Data`: the streams that tasks train on and evaluators read, by name.
-      tasks: name -> `Task`.
-      tokenizer: spec of the tokenizer, trained on the corpus of `train` or opened from a folder; None for no text, or for the
-        tokenizer of the run in `init_from`.
+      model: its encoders, fusions, decoders and heads, by name.
+      data: the streams that tasks train on and evaluators read, by name.
+      tasks: what is trained, by name.
+      tokenizer: trained on the corpus of the tasks' data, or opened from a folder. None for no text, or for the tokenizer of
+        the run in `init_from`.
       weighting: how task losses become one update.
-      optimizer, mesh: see there.
+      optimizer: what makes updates of gradients.
+      mesh: how many devices lie along each axis; -1 takes all that are left.
       steps: how many updates in all; a larger number extends a finished run.
       seed: of parameters, batches and everything random in training; data splits do not depend on it.
       alternate: names of data, one a step in turn and over again; () takes a batch of each in every step.
-      evaluate: name -> evaluator, run every `evaluate_every` steps (0: only at the end) on the data each names.
+      evaluate: evaluators by name, each on the data it names.
       test_data: data that the finished run and `mmjax evaluate` take instead, where it exists.
-      checkpoint, log: see there.
+      evaluate_every: steps between evaluations; 0 for the end alone.
+      checkpoint: when to save and what to keep.
+      log: what is written while training.
       init_from: folder of a run whose parameters to start from.
       init_fresh: patterns of parameters that are initialised anew all the same.
     """
 
-    model: Any
-    data: Mapping[str, Any]
-    tasks: Mapping[str, Task]
-    tokenizer: Any = _choice(TOKENIZERS, default=None)
-    weighting: Any = _choice(WEIGHTINGS, default_factory=Fixed)
-    optimizer: Any = _choice(OPTIMIZERS, default_factory=AdamW)
+    model: Any = setting({"multimodal": Multimodal})
+    data: Mapping[str, Any] = setting({"data": Data})
+    tasks: Mapping[str, Task] = setting({"task": Task})
+    tokenizer: Any = setting(TOKENIZERS, default=None)
+    weighting: Any = setting(WEIGHTINGS, everyday=True, default_factory=Fixed)
+    optimizer: Any = setting(OPTIMIZERS, everyday=True, default_factory=AdamW)
     mesh: Mesh = Mesh()
-    steps: int = 1000
-    seed: int = 0
+    steps: int = setting(everyday=True, default=1000)
+    seed: int = setting(everyday=True, least=0, below=2**32, default=0)
     alternate: tuple[str, ...] = ()
-    evaluate: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    evaluate_every: int = 0
+    evaluate: Mapping[str, Any] = setting(EVALUATORS, everyday=True, default_factory=dict)
+    evaluate_every: int = setting(everyday=True, least=0, default=0)
     test_data: str = "test"
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init_from: str = ""
+    init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
 
     def task_data(self) -> tuple[str, ...]:
@@ -150,6 +160,11 @@ class Experiment:
             self._known_data(f"tasks.{name}.data", task.data)
             self._check_accumulation(name, task)
         for name, evaluator in self.evaluate.items():
+            if name in FIGURES:
+                raise UserError(
+                    f"evaluate.{name}: figures of training are called {name}/..., so call the evaluator something else; "
+                    f"not one of {', '.join(FIGURES)}"
+                )
             self._known_data(f"evaluate.{name}.data", evaluator.data)
         for name in self.alternate:
             self._known_data("alternate", name)

@@ -1,11 +1,14 @@
 """Checkpoints on a disk of each host's own: written often, lost with the host, of use only to the same processes and mesh.
 
 Every process saves what its devices hold of the state, with an orbax manager to itself, and all agree on the newest step that
-each of them can read. Anything that does not fit is passed over: the run folder's checkpoints remain.
+each of them can read. Anything that does not fit is passed over and set aside: the run folder's checkpoints remain.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
+from mmjax.core import quiet
 from mmjax.core.config import from_json
+from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
-from mmjax.train.checkpoint import FORMAT, as_dict, first_line
+from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, Manager, as_dict
 from mmjax.train.experiment import Experiment
+from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, together
 from mmjax.train.run import differing
 from mmjax.train.state import State
 
@@ -36,9 +42,71 @@ class LocalCheckpoints:
 
     def __init__(self, folder: Path, abstract: State, config: Any, say: Callable[[str], None]):
         self._abstract, self._config, self._say = abstract, config, say
+        self._end_quiet = quiet.orbax(self)
         self._layout = [_held(leaf) for leaf in jax.tree.leaves(abstract)]
-        path = folder.absolute() / f"process_{process()}_of_{processes()}"
-        path.mkdir(parents=True, exist_ok=True)
+        self._folder = folder.absolute() / f"process_{process()}_of_{processes()}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint.local: {folder} cannot be made ({error.strerror}); name a folder of this machine"
+            ) from None
+        self._aside_until: int | None = None
+        self._manager = self._open()
+
+    def save(self, step: int, state: State) -> None:
+        """Start to save; returns once the arrays are copied. What was set aside goes once a newer one is known to be good."""
+        self._clear_aside(step)
+        try:
+            self._save(step, state)
+        except Exception as error:
+            if not is_storage(error):
+                raise
+            self._say(f"a local checkpoint could not be written ({first_line(error)}); the run goes on without")
+            with contextlib.suppress(Exception):  # it fails as the save did
+                self._manager.close()
+            self._manager = self._open()
+
+    def _save(self, step: int, state: State) -> None:
+        about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(state)), about=ocp.args.JsonSave(about))
+        self._manager.save(step, args=args, force=True)
+
+    def restore(self, newer_than: int) -> tuple[State, int] | None:
+        """(state, step) of the newest step beyond `newer_than` that every process can read; None where there is none.
+
+        Later ones, which are broken, of another run or mesh, or not on all processes, are set aside.
+
+        Raises:
+          UnreachableError: one that may be good cannot be read just now.
+        """
+        names = names_in(self._folder)
+        mine = sorted(self._manager.all_steps())
+        if {int(name) for name in names if name.isdigit()} - set(mine):
+            raise UnreachableError(f"{self._folder}: its checkpoints cannot be listed just now; nothing was changed")
+        common = set.intersection(*(set(steps) for steps in gather("local checkpoints", mine)))
+        for step in sorted((step for step in common if step > newer_than), reverse=True):
+            what = f"local checkpoint {step} in {self._folder}"
+            state, _, reason = together(what, functools.partial(self._read, step), READ_TIMEOUT)
+            if state is not None:
+                self._set_aside(step)
+                return state, step
+            self._say(f"local checkpoint {step} is passed over: {reason}")
+        self._set_aside(newer_than)
+        return None
+
+    def close(self) -> None:
+        """Wait, then let go of the folder."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            if not is_storage(error):
+                raise
+            self._say(f"a local checkpoint could not be written ({first_line(error)})")
+        finally:
+            self._end_quiet()
+
+    def _open(self) -> Manager:
         alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
         registry = create_type_handler_registry(
             (jax.Array, ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False))
@@ -55,57 +123,44 @@ class LocalCheckpoints:
             # Orbax would tell of the folder it has made under a name that the processes share, as if there were one folder.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
-
-    def save(self, step: int, state: State) -> None:
-        """Start to save; returns once the arrays are copied."""
-        about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(state)), about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=args, force=True)
-
-    def restore(self, newer_than: int) -> tuple[State, int] | None:
-        """(state, step) of the newest step beyond `newer_than` that every process can read; None where there is none.
-
-        Later ones are deleted, whether or not one is found.
-        """
-        common = set.intersection(*(set(steps) for steps in gather("local checkpoints", list(self._manager.all_steps()))))
-        for step in sorted((step for step in common if step > newer_than), reverse=True):
-            state, reason = None, None
-            try:
-                state = self._read(step)
-            except Exception as error:  # orbax raises whatever its file readers meet in a broken file
-                reason = first_line(error)
-            reasons = [r for r in gather(f"local checkpoint {step}", reason) if r]
-            if not reasons:
-                assert state is not None
-                self._forget(step)
-                return state, step
-            self._say(f"local checkpoint {step} is passed over: {reasons[0]}")
-        self._forget(newer_than)
-        return None
-
-    def close(self) -> None:
-        """Wait, then let go of the folder."""
-        self._manager.close()
+        return Manager(self._folder, options=options, item_handlers=handlers)
 
     def _read(self, step: int) -> State:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
         if about["format"] != FORMAT or about["layout"] != self._layout:
-            raise ValueError("it was written on another mesh or by another version")
+            raise UnfitError("it was written on another mesh or by another version")
         then, now = from_json(about["config"]), from_json(self._config)
         assert isinstance(then, Experiment) and isinstance(now, Experiment)
         changed = differing(then, now)
         if changed:
-            raise ValueError(f"it is of another experiment ({changed[0]})")
+            raise UnfitError(f"it is of another experiment ({changed[0]})")
         target = as_dict(self._abstract)
         places = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), target)
         args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=target, restore_args=places))
         return State(**self._manager.restore(step, args=args)["state"])
 
-    def _forget(self, after: int) -> None:
-        for step in self._manager.all_steps():
-            if step > after:
-                self._manager.delete(step)
+    def _set_aside(self, after: int) -> None:
+        """Out of the way of the steps that will be saved again."""
+        steps = [step for step in self._manager.all_steps() if step > after]
+        for step in steps:
+            place = self._folder / ASIDE
+            place.mkdir(exist_ok=True)
+            source, target = self._folder / str(step), place / f"{step}.{len(names_in(place))}"
+            again(str(source), functools.partial(source.rename, target))
+        if steps:
+            self._manager.reload()
+
+    def _clear_aside(self, step: int) -> None:
+        """Two saves on, the first of them is whole: a save waits for the one before it."""
+        place = self._folder / ASIDE
+        if self._aside_until is None:
+            self._aside_until = step
+        elif step > self._aside_until and place.is_dir():
+            try:
+                self._manager.wait_until_finished()
+            except Exception:  # the save that will be tried next tells of it
+                return
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _held(leaf: Any) -> list[str]:

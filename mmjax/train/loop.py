@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,9 +18,11 @@ from mmjax.core.config import to_json
 from mmjax.core.errors import UserError
 from mmjax.core.trees import count
 from mmjax.parallel.mesh import use_mesh
-from mmjax.parallel.multihost import processes, told
+from mmjax.parallel.multihost import is_main, processes, told
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.experiment import Experiment
+from mmjax.train.finish import at_the_end, check_best, finish, finished, run_evaluators, test_data
+from mmjax.train.kept_code import refuse_while_loading
 from mmjax.train.local import LocalCheckpoints
 from mmjax.train.metrics import open_writer, read_lines
 from mmjax.train.profile import Profile
@@ -42,31 +45,42 @@ def train(experiment: Experiment, workdir: str | Path, profile: bool = False) ->
       profile: write a trace of a few steps to `workdir/profile`.
 
     Returns:
-      The metrics of the finished run: each evaluator on the test data (where the experiment has it) with the best
-      checkpoint. {} when the run was stopped by a signal. Among several processes all call this, and all return the same.
+      The metrics of the finished run, with the best checkpoint: each evaluator on the data it names, those of `validation` on
+      the test data where the experiment has it. {} when the run was stopped by a signal. Among several processes all call
+      this, and all return the same.
 
     Raises:
-      UserError: a mistake in the experiment or its data, a loss that is not finite, a full disk.
+      UserError: a mistake in the experiment or its data, a loss that is not finite, a full disk, a folder that another process
+        is training in.
+      UnreachableError: storage that does not answer; nothing is lost, and the same call goes on.
     """
+    refuse_while_loading()
     run = Run(workdir)
     mesh = experiment.mesh.build()
-    with use_mesh(mesh):
-        return _Loop(open_run(experiment, run, mesh), run, profile).run_all()
+    done = finished(run, experiment)
+    if done is not None:
+        if is_main():
+            print(f"{run.name} is finished: {done[0]} steps are done; more --steps extend it", file=sys.stderr)
+        return done[1]
+    with use_mesh(mesh), contextlib.ExitStack() as held:
+        notes: list[str] = []
+        return _Loop(open_run(experiment, run, mesh, held, notes.append), run, profile, notes).run_all()
 
 
 class _Loop:
     """One call of `train`: the host's side of a run."""
 
-    def __init__(self, setup: Setup, run: Run, profile: bool):
+    def __init__(self, setup: Setup, run: Run, profile: bool, notes: list[str]):
         self.setup, self.experiment, self.run = setup, setup.experiment, run
-        self.notes: list[str] = []
+        self.notes = notes
         self.say: Callable[[str], None] = self.notes.append  # until there is a terminal to say it on
         self.checkpoints = Checkpoints(run.checkpoints, self.experiment.checkpoint, lambda line: self.say(line))
         self.config = to_json(self.experiment)
         self.local = self._local()
         self.evaluation = setup.evaluation()
         self.state, self.step = self._start()
-        self.writer = open_writer(run.path, self.experiment.log, self.step, self.experiment.steps, self.config)
+        e = self.experiment
+        self.writer = open_writer(run.path, e.log, self.step, e.steps, self.config, run.identity())
         self.say = self.writer.say
         for note in self.notes:
             self.say(note)
@@ -77,18 +91,31 @@ class _Loop:
     def run_all(self) -> dict[str, float]:
         try:
             with stop_requested() as stop_at:
-                finished = self._steps(stop_at)
-            return self._final() if finished else {}
-        finally:
-            self.watchdog.close()
-            self.profile.close()
-            self._say_data_troubles()
-            self.writer.close()
-            self.run.send()
-            if sys.exc_info()[0] is None or processes() == 1:  # else to close is to wait for peers that may be gone
-                self.checkpoints.close()
-                if self.local is not None:
-                    self.local.close()
+                ended = self._steps(stop_at)
+            metrics = self._final() if ended else {}
+        except BaseException as error:
+            for what, close in self._closings(broken_off=True):
+                try:
+                    close()
+                except Exception as second:  # it must not hide why the run ended
+                    error.add_note(f"and then {what}: {second}")
+            raise
+        for _, close in self._closings(broken_off=False):
+            close()
+        return metrics
+
+    def _closings(self, broken_off: bool) -> list[tuple[str, Callable[[], None]]]:
+        closings = [
+            ("ending the watchdog", self.watchdog.close),
+            ("ending the profile", self.profile.close),
+            ("counting what the data lost", self._say_data_troubles),
+            ("closing the metrics", self.writer.close),
+        ]
+        if not broken_off or processes() == 1:  # else to close is to wait for peers that may be gone
+            closings.append(("closing the checkpoints", self.checkpoints.close))
+            if self.local is not None:
+                closings.append(("closing the local checkpoints", self.local.close))
+        return [*closings, ("sending the run", self.run.send)]
 
     def _local(self) -> LocalCheckpoints | None:
         spec = self.experiment.checkpoint
@@ -161,9 +188,9 @@ class _Loop:
                     break
                 if stop_at(self.step):
                     if self.step not in self.checkpoints.steps():
-                        self._save({})
+                        self._save({}, wait=True)
                     self.checkpoints.wait()
-                    self.say(f"stopped by a signal; saved step {self.step}")
+                    self.say(f"stopped by a signal; saved step {self.step}; the same command goes on from there")
                     return False
         self.checkpoints.wait()
         return True
@@ -218,22 +245,24 @@ class _Loop:
         stop = False
         if evaluate:
             self._write_figures(0)
-            metrics = self._evaluate(evaluated(self.state))
+            metrics = self._evaluate(evaluated(self.state), e)
             self.writer.write(step, metrics)
             self.say(f"step {step}: " + _shown(metrics))
             stop = self._out_of_patience()
         if evaluate or last or step % e.checkpoint.every == 0:
-            self._save(metrics)
+            self._save(metrics, wait=last or stop)
         elif self.local is not None and step % e.checkpoint.local_every == 0:
             self._write_figures(0)
             self.local.save(step, self.state)
+        if evaluate:
+            check_best(e, metrics, step)
         return stop
 
-    def _save(self, metrics: Mapping[str, float]) -> None:
+    def _save(self, metrics: Mapping[str, float], wait: bool) -> None:
         """Save with the metrics measured at this very step, so that the best checkpoint is one that was measured."""
         self._write_figures(0)
-        self.checkpoints.save(self.step, self.state, metrics, self.config)
-        self.run.send()
+        self.run.send()  # before the checkpoint, since it tells whether another process writes this run now
+        self.checkpoints.save(self.step, self.state, metrics, self.config, wait)
 
     def _out_of_patience(self) -> bool:
         """Whether the best value is `patience` evaluations old; read off the written metrics, so a resumed run agrees."""
@@ -241,8 +270,8 @@ class _Loop:
         if not c.patience:
             return False
         sign = 1.0 if c.mode == "max" else -1.0
-        lines = read_lines(self.run.metrics) if self.run.metrics.exists() else []
-        values = [sign * line[c.best] for line in lines if c.best in line]
+        found = [line[c.best] for line in read_lines(self.run.metrics) if c.best in line]
+        values = [sign * value if math.isfinite(value) else -math.inf for value in found]
         out = bool(values) and len(values) - 1 - int(np.argmax(values)) >= c.patience
         out = told("patience", out)  # process 0 writes the file, so it alone has surely read all of it
         if out:
@@ -261,30 +290,19 @@ class _Loop:
                     f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"
                 )
 
-    def _evaluate(self, params: Any, data: str | None = None) -> dict[str, float]:
-        return run_evaluators(self.experiment, self.evaluation, params, data)
+    def _evaluate(self, params: Any, experiment: Experiment) -> dict[str, float]:
+        return run_evaluators(experiment, self.evaluation, params)
 
     def _final(self) -> dict[str, float]:
         """The finished run on the test data, with the checkpoint that is kept as the best."""
-        e = self.experiment
-        if not e.evaluate:
-            return {}
-        step = told("the best checkpoint", self.checkpoints.best_step())
-        params, _ = self.checkpoints.params(step, self.setup.mesh)
-        data = e.test_data if e.test_data in e.data else None
-        metrics = self._evaluate(params, data)
-        self.run.write_json("final.json", {"step": step, "data": data, **metrics})
-        self.say(f"final, checkpoint {step} on {data or 'validation'}: " + _shown(metrics))
+        step, metrics = None, {}
+        if self.experiment.evaluate:
+            step = told("the best checkpoint", self.checkpoints.best_step())
+            params, _ = self.checkpoints.params(step, self.setup.mesh)
+            metrics = self._evaluate(params, at_the_end(self.experiment))
+            self.say(f"final, checkpoint {step} on {test_data(self.experiment) or 'validation'}: " + _shown(metrics))
+        finish(self.run, self.experiment, self.step, step, metrics)
         return metrics
-
-
-def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: str | None = None) -> dict[str, float]:
-    """Every evaluator's metrics, named `evaluator/metric`; on `data` where given, else on the data each names."""
-    metrics: dict[str, float] = {}
-    for name, evaluator in experiment.evaluate.items():
-        chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
-        metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
-    return metrics
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

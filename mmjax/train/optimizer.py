@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
@@ -26,7 +28,7 @@ class Optimizer:
     """What every optimizer has. Paths are those of the parameters, for instance `encoders_image/stack/layers/mlp/up/kernel`.
 
     Attributes:
-      learning_rate: the peak.
+      learning_rate: its peak.
       schedule: after the warm-up: `cosine`, `linear` or `constant`.
       warmup_steps: steps of linear warm-up from 0.
       end_factor: the last rate over the peak.
@@ -42,20 +44,20 @@ class Optimizer:
       spike_factor: a loss above this many times its running mean is a spike; 0 for never.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = setting(everyday=True, least=0, below=math.inf, default=1e-3)
     schedule: str = "cosine"
-    warmup_steps: int = 0
-    end_factor: float = 0.0
-    weight_decay: float = 0.0
+    warmup_steps: int = setting(everyday=True, least=0, default=0)
+    end_factor: float = setting(least=0, default=0.0)
+    weight_decay: float = setting(everyday=True, least=0, default=0.0)
     no_decay: tuple[str, ...] = NO_DECAY
-    clip_norm: float = 1.0
-    accumulate: int = 1
+    clip_norm: float = setting(least=0, default=1.0)
+    accumulate: int = setting(everyday=True, default=1)
     ema: float = 0.0
-    layer_decay: float = 1.0
+    layer_decay: float = setting(above=0, default=1.0)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     on_bad_step: str = "stop"
-    spike_factor: float = 0.0
+    spike_factor: float = setting(least=0, default=0.0)
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
@@ -122,11 +124,17 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Kingma & Ba 2015 with decoupled decay."""
+    """Kingma & Ba 2015 with decoupled decay.
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    Attributes:
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of the latter.
+    """
+
+    b1: float = setting(least=0, below=1, default=0.9)
+    b2: float = setting(least=0, below=1, default=0.999)
+    eps: float = setting(least=0, default=1e-8)
 
     def core(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -134,9 +142,14 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent with (Nesterov) momentum."""
+    """Gradient descent with (Nesterov) momentum.
 
-    momentum: float = 0.9
+    Attributes:
+      momentum: decay of the sum of gradients; 0 for none.
+      nesterov: look ahead, as Nesterov's does.
+    """
+
+    momentum: float = setting(least=0, below=1, default=0.9)
     nesterov: bool = False
 
     def core(self) -> optax.GradientTransformation:
@@ -145,10 +158,15 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """Chen 2023, alg. 2; wants a learning rate 3-10 times below AdamW's."""
+    """Chen 2023, alg. 2; wants a learning rate 3-10 times below AdamW's.
 
-    b1: float = 0.9
-    b2: float = 0.99
+    Attributes:
+      b1: share of the momentum in the direction that is taken.
+      b2: decay of the momentum.
+    """
+
+    b1: float = setting(least=0, below=1, default=0.9)
+    b2: float = setting(least=0, below=1, default=0.99)
 
     def core(self) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -156,11 +174,17 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Shazeer & Stern 2018: second moments factored over the two largest dims from `min_dim` on, updates clipped by block."""
+    """Shazeer & Stern 2018: second moments factored over the two largest dims, updates clipped by block.
 
-    decay: float = 0.8
-    min_dim: int = 128
-    clip_block: float = 1.0
+    Attributes:
+      decay: exponent of the second moments' decay, 1 - step ** -decay.
+      min_dim: smallest of the two dims that is factored.
+      clip_block: largest root mean square of a block's update.
+    """
+
+    decay: float = setting(above=0, default=0.8)
+    min_dim: int = setting(least=1, default=128)
+    clip_block: float = setting(above=0, default=1.0)
 
     def core(self) -> optax.GradientTransformation:
         factored = optax.scale_by_factored_rms(decay_rate=self.decay, min_dim_size_to_factor=self.min_dim)

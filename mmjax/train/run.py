@@ -1,27 +1,38 @@
-"""The run folder: config, environment, tokenizer, metrics and checkpoints; enough to go on with nothing else at hand."""
+"""The run folder: config, code, environment, tokenizer, metrics and checkpoints; enough to go on with nothing else at hand."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmjax.core.config import differences, from_json, to_json
+from mmjax.core.config import differences, from_json, rooted, to_json
 from mmjax.core.errors import UserError
+from mmjax.core.files import write_whole
+from mmjax.core.strict_json import pages
 from mmjax.data import Tokenizer
 from mmjax.parallel.multihost import is_main, told
+from mmjax.train import kept_code
 from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
 from mmjax.train.experiment import Experiment
+from mmjax.train.lock import locked
+from mmjax.train.reading import names_in, read_json, read_text
 
 # What may change when a run goes on: none of it changes what was already computed.
 FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
+GIT_TIMEOUT = 10.0  # seconds
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+FORMAT = (
+    1  # of config.json; raise it with every change of what its fields mean, and say in `experiment` how older ones are read
+)
+OWN = ("_format", "_folder")  # what config.json holds beside the experiment
 
 
 class Run:
@@ -48,7 +59,11 @@ class Run:
 
     def has_checkpoint(self) -> bool:
         """Whether any whole checkpoint is here."""
-        return self.checkpoints.is_dir() and any(child.name.isdigit() for child in self.checkpoints.iterdir())
+        return bool(self.saved_steps())
+
+    def saved_steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order. Raises `UnreachableError` where that cannot be told."""
+        return sorted(int(name) for name in names_in(self.checkpoints) if name.isdigit())
 
     def fetch(self) -> None:
         """See what another process has sent to the bucket."""
@@ -56,55 +71,113 @@ class Run:
             self._bucket.fetch()
 
     def send(self) -> None:
-        """Bring the bucket up to date; process 0 alone does."""
+        """Bring the bucket up to date; process 0 alone does. Raises UserError where another process writes this run."""
         if self._bucket is not None and is_main():
             self._bucket.send()
 
-    def open(self, experiment: Experiment) -> None:
-        """Make the folder for an experiment, or check that it is this experiment's.
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While it lasts, this run is written by this process (and its peers) and by no other.
 
         Raises:
-          UserError: it holds a checkpoint of another experiment; the fields that differ are named.
+          UserError: another process is training in it.
+        """
+        if not is_main():
+            yield
+        elif self._bucket is not None:
+            with self._bucket.writing():
+                yield
+        else:
+            with locked(self.path, self.name):
+                yield
+
+    def check(self, experiment: Experiment) -> None:
+        """Whether this folder may hold an experiment: nothing, or an earlier part of the same.
+
+        Raises:
+          UserError: it holds a checkpoint of another experiment; the fields that differ are named. Or one of more steps.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.name}: a file is there, not a folder")
-        if self.has_checkpoint():
-            different = differing(self.experiment(), experiment)
-            if different:
-                shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
-                raise UserError(
-                    f"--workdir {self.name} holds a checkpoint of another experiment: {shown}. Use another --workdir"
-                )
-        if is_main():
-            self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json("config.json", to_json(experiment))
+        steps = self.saved_steps()
+        if not steps:
+            return
+        kept, folder = self._config()
+        different = differing(kept, experiment)
+        if different and differing(rooted(kept, folder), rooted(experiment, Path.cwd())):
+            shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
+            raise UserError(f"--workdir {self.name} holds a checkpoint of another experiment: {shown}. Use another --workdir")
+        if steps[-1] > experiment.steps:
+            raise UserError(
+                f"--workdir {self.name}: the run is at step {steps[-1]} and steps={experiment.steps} are asked for; ask for as "
+                "many or more, or use another --workdir"
+            )
+
+    def open(self, experiment: Experiment, say: Any = None) -> None:
+        """Write down what the experiment is, and keep its code. `check` it before.
+
+        Args:
+          say: called with a line where the code has changed since the run began.
+
+        Raises:
+          UserError: a class of the experiment that a run could not find again.
+        """
+        code, lost = kept_code.collect(experiment)
+        self.path.mkdir(parents=True, exist_ok=True)
+        before, now = kept_code.kept(self.path), kept_code.read(code)
+        if before and before != now and self.has_checkpoint():
+            place = self._keep_old_code()
+            changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            if say is not None:
+                say(f"the code has changed since this run began: {', '.join(changed)}; what it was is in {place}")
+        for line in lost if say is not None else ():
+            say(line)
+        kept_code.write(self.path, now)
+        self.write_config(experiment)
+
+    def write_config(self, experiment: Experiment) -> None:
+        """config.json: the experiment, and the folder that its relative paths are below."""
+        self.write_json("config.json", {"_format": FORMAT, "_folder": str(Path.cwd()), **to_json(experiment)})
 
     def experiment(self) -> Experiment:
-        """The experiment of this run, read back from its config.json alone.
+        """The experiment of this run, read back from its folder alone. A relative path in it that is still there below the
+        folder where the run was started is absolute.
 
         Raises:
           UserError: this is no run folder, or its config cannot be read.
         """
+        experiment, folder = self._config(kept_code.finder(self.path))
+        return rooted(experiment, folder)
+
+    def _config(self, find: Any = None) -> tuple[Experiment, Path]:
+        """The experiment as it was written, with the classes that this process knows or those that `find` finds; and where."""
         config = self.path / "config.json"
-        if not config.is_file():
+        data = read_json(config)
+        if data is None:
             raise UserError(f"{self.name} is not a run: it has no config.json")
-        try:
-            data = json.loads(config.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{config}: not JSON ({error})") from None
-        experiment = from_json(data)
+        about = {name: data.pop(name, None) for name in OWN} if isinstance(data, dict) else {}
+        if isinstance(about.get("_format"), int) and about["_format"] > FORMAT:
+            raise UserError(f"{config} has format {about['_format']}, newer than this mmjax reads ({FORMAT}): upgrade mmjax")
+        experiment = from_json(data, "config", find or kept_code.live_first(self.path))
         if not isinstance(experiment, Experiment):
             raise UserError(f"{config}: holds no experiment")
-        return experiment
+        return experiment, Path(about.get("_folder") or Path.cwd())
+
+    def _keep_old_code(self) -> Path:
+        number = sum(name.startswith(f"{kept_code.FOLDER}.") for name in names_in(self.path))
+        place = self.path / f"{kept_code.FOLDER}.{number}"
+        os.replace(self.path / kept_code.FOLDER, place)
+        return place
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that was kept here, if any."""
         folder = self.path / "tokenizer"
-        return Tokenizer.load(folder) if folder.is_dir() else None
+        return Tokenizer.load(folder) if names_in(folder) else None
 
     def keep_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         """Write the tokenizer beside, then rename, so that it is never half there; None: a run without one."""
         folder, beside = self.path / "tokenizer", self.path / "tokenizer.new"
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
         if tokenizer is not None:
             tokenizer.save(beside)
         shutil.rmtree(folder, ignore_errors=True)  # a folder that is not empty cannot be replaced
@@ -113,20 +186,43 @@ class Run:
         self.send()
 
     def identity(self) -> str:
-        """A name that no other run has, not even a later one in the same folder; made by process 0 when first asked for."""
-        kept = self.path / "identity"
-        if is_main() and not kept.exists():
-            kept.write_text(uuid.uuid4().hex)
-        return told("identity", kept.read_text() if is_main() else None)
+        """A name that no other run has, not even a later one in the same folder or a copy; made when first asked for.
+
+        The file says where it was made: a folder whose original is still there is a copy, and gets a name of its own.
+        """
+        place = self.name if self._bucket is not None else str(self.path.resolve())
+        name = None
+        if is_main():
+            name, _, made_in = (read_text(self.path / "identity") or "").strip().partition("\n")
+            copied = made_in and made_in != place and _names_itself(made_in, name)
+            if not name or copied:
+                name = uuid.uuid4().hex
+            if made_in != place:
+                write_whole(self.path / "identity", f"{name}\n{place}\n")
+                self.send()
+        return told("identity", name)
+
+    def read_json(self, name: str) -> Any:
+        """What a JSON file of this run holds; None where there is none, or it is damaged."""
+        try:
+            return read_json(self.path / name)
+        except UserError as error:
+            if error.exit_status == 1:
+                raise
+            return None
 
     def write_json(self, name: str, data: Any) -> None:
         """A JSON file, replaced whole or not at all, by process 0 alone."""
         if not is_main():
             return
-        beside = self.path / f"{name}.new"
-        beside.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(beside, self.path / name)
+        write_whole(self.path / name, pages(data))
         self.send()
+
+
+def _names_itself(place: str, name: str) -> bool:
+    """Whether the run at a place has this very name."""
+    file: Any = (Bucket.at(place) if in_bucket(place) else Path(place)) / "identity"
+    return (read_text(file) or "").strip().partition("\n")[0] == name
 
 
 def differing(old: Experiment, new: Experiment) -> list[str]:
@@ -135,12 +231,26 @@ def differing(old: Experiment, new: Experiment) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computes, and the git revision of mmjax where it runs from a checkout."""
-    here = Path(__file__).resolve().parent
+    """Versions of what computes, and the git revision of mmjax where it runs from a checkout (None where it cannot be told)."""
+    return {"packages": {name: _version(name) for name in PACKAGES}, "git": _revision(Path(__file__).resolve())}
+
+
+def _revision(file: Path) -> str | None:
+    """The commit that is checked out around mmjax's own `file`; None whatever is the matter with git, which no run needs."""
+    where = ["git", "-C", str(file.parent)]
+    try:
+        # Installed in a virtual environment inside the user's own repository, HEAD would be the user's commit.
+        _said([*where, "ls-files", "--error-unmatch", file.name])
+        return _said([*where, "rev-parse", "HEAD"]) or None
+    except (OSError, subprocess.SubprocessError, ValueError):  # not there, not allowed, too slow, no repository, no text
+        return None
+
+
+def _said(words: list[str]) -> str:
     found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=GIT_TIMEOUT
     )
-    return {"packages": {name: _version(name) for name in PACKAGES}, "git": found.stdout.strip() or None}
+    return found.stdout.decode().strip()
 
 
 def _version(package: str) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.core.config import children, leaves
-from mmjax.core.errors import UserError
+from mmjax.core.config import check_ranges, children, leaves
+from mmjax.core.errors import UserError, within
 from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch
 from mmjax.data import Dataset, Tokenizer
@@ -123,7 +123,7 @@ def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, onl
     tokenizer = _tokenizer(experiment, run)
     _check_vocabulary(experiment, tokenizer)
     names = experiment.data if only is None else only
-    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed) for name in names}
+    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed, name) for name in names}
     return Setup(experiment, mesh, tokenizer, datasets, abstract_state(experiment, mesh))
 
 
@@ -133,6 +133,7 @@ def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     Raises:
       UserError: anything in the experiment that does not fit together, or on this mesh.
     """
+    check_ranges(experiment)
     experiment.check()
     experiment.check_batches(batch_ways(mesh))
     compute_dtype(experiment.model.dtype)
@@ -164,8 +165,9 @@ def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:
     if kept is not None:
         return kept
     if experiment.tokenizer is not None:
-        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts())
-        return experiment.tokenizer.train(texts)
+        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts(name))
+        with within("tokenizer"):
+            return experiment.tokenizer.train(texts)
     return Run(experiment.init_from).tokenizer() if experiment.init_from else None
 
 

@@ -13,6 +13,7 @@ import jax
 from mmjax.core.config import to_json
 from mmjax.parallel.multihost import agree, barrier, is_main
 from mmjax.train.experiment import Experiment
+from mmjax.train.kept_code import collect, digest, read
 from mmjax.train.run import Run, environment
 from mmjax.train.setup import Setup, set_up
 
@@ -21,21 +22,30 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"
 Step = tuple[Callable[..., Any], int]
 
 
-def open_run(experiment: Experiment, run: Run, mesh: jax.sharding.Mesh) -> Setup:
+def open_run(
+    experiment: Experiment, run: Run, mesh: jax.sharding.Mesh, held: contextlib.ExitStack, say: Callable[[str], None]
+) -> Setup:
     """The setup of an experiment in its folder, alike on all processes. Process 0 goes first: the others read its tokenizer.
+
+    Args:
+      held: until it is closed, no other process can write the run.
+      say: called with a line that the user should see.
 
     Raises:
       UserError: a mistake in the experiment or its data, or something in which a process differs from process 0.
     """
     about = environment()
-    agree("the code", {"git": about["git"]})
+    agree("the code", {"git": about["git"], "own": digest(read(collect(experiment)[0]))})
     agree("the experiment", to_json(experiment))
     if not is_main():
         barrier("the run folder")
         run.fetch()
     setup = set_up(experiment, run, mesh)
     if is_main():
-        run.open(experiment)
+        run.check(experiment)
+        held.enter_context(run.writing())
+        run.check(experiment)  # another may have written till now
+        run.open(experiment, say)
         if not run.has_checkpoint():
             run.keep_tokenizer(setup.tokenizer)
         run.write_json("environment.json", about | {"data": about_data(setup)})

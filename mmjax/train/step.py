@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.core.errors import within
 from mmjax.core.random import fold_name
 from mmjax.core.trees import map_with_path
 from mmjax.core.types import Array, Batch, Loss, Params
@@ -109,20 +110,23 @@ def accumulated(
 
 
 def _losses(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward], rng: Array) -> dict[str, Loss]:
-    return {
-        name: task.objective(forwards[task.data], forwards[task.data].batch, fold_name(rng, f"objective/{name}"))
-        for name, task in tasks.items()
-        if task.data in forwards
-    }
+    losses = {}
+    for name, task in tasks.items():
+        if task.data in forwards:
+            forward = forwards[task.data]
+            with within(f"tasks.{name}"):
+                losses[name] = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"))
+    return losses
 
 
 def _embeddings(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward]) -> dict[str, dict[tuple[str, str], Array]]:
     """Stream -> (fusion, modality) -> [B, E], all that the objectives of these tasks read."""
     found: dict[str, dict[tuple[str, str], Array]] = {name: {} for name in forwards}
-    for task in tasks.values():
+    for name, task in tasks.items():
         if task.data in forwards:
             fusion, embed = task.objective.fusion, forwards[task.data].embed
-            found[task.data] |= {(fusion, modality): embed(modality, fusion) for modality in task.objective.modalities}
+            with within(f"tasks.{name}"):
+                found[task.data] |= {(fusion, modality): embed(modality, fusion) for modality in task.objective.modalities}
     return found
 
 
@@ -146,7 +150,7 @@ def mean(total: Array, count: Array) -> Array:
 
 
 def _flatten(losses: Mapping[str, Loss]) -> Metrics:
-    return {f"{name}/{metric}": mean(*pair) for name, loss in losses.items() for metric, pair in loss.metrics.items()}
+    return {f"train/{name}/{metric}": mean(*pair) for name, loss in losses.items() for metric, pair in loss.metrics.items()}
 
 
 def _apply(

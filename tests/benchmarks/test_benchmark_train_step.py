@@ -46,6 +46,7 @@ def test_ratios_are_peer_over_ours(benchmark):
 
 
 def test_the_peer_trains(benchmark, capsys):
+    pytest.importorskip("torch", reason="the peer is PyTorch's")
     setting = benchmark.Setting(**TINY, learning_rate=1e-2)
     step = benchmark.torch_step(setting)
     losses = [step() for _ in range(8)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,17 @@ import torch
 from safetensors.numpy import load_file
 
 from mmjax.convert import FAMILIES, load, save_hf
-from mmjax.convert.family import Honoured, Inert, Only
-from mmjax.convert.huggingface import tensors
+from mmjax.convert.family import SHARED
 from mmjax.core.config import leaves
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
 from mmjax.models.forward import BoundForward
 
-Outputs = Mapping[str, Any]
-
 
 def randomise(model: torch.nn.Module, sd: float = 0.2, seed: int = 0) -> torch.nn.Module:
-    """Weights of standard deviation 0.2 (norm scales around 1), so that a wrong epsilon or activation shows. In eval mode."""
+    """Weights of standard deviation 0.2 (scales around 1), so that a wrong epsilon or activation shows. In eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    norms = re.compile(r"norm\w*\.weight$|layrnorm\.weight$|LayerNorm\.weight$|ln_\w+\.weight$|layernorm\w*\.weight$")
+    norms = re.compile(r"lambda1$|norm\w*\.weight$|layrnorm\.weight$|LayerNorm\.weight$|ln_\w+\.weight$|layernorm\w*\.weight$")
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * sd + (1.0 if norms.search(name) else 0.0))
@@ -108,8 +106,8 @@ def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_gradient(
     hf: torch.nn.Module, their_loss: torch.Tensor, model: Multimodal, params: Params, our_loss: Callable[[Params], jax.Array]
-) -> None:
-    """Both gradients of one loss, tensor by tensor: the difference is within 1e-4 of the global norm."""
+) -> Params:
+    """Both gradients of one loss, tensor by tensor: the difference is within 1e-4 of the global norm. Returns ours."""
     hf.zero_grad()
     their_loss.backward()
     value, gradient = compiled(jax.value_and_grad(our_loss))(params)
@@ -122,68 +120,24 @@ def check_gradient(
     assert not wrong, f"gradients that PyTorch has not: {wrong}"
     difference = np.sqrt(sum(float(((ours[n] - g).astype(np.float64) ** 2).sum()) for n, g in theirs.items()))
     assert difference <= 1e-4 * total, f"{difference / total:.2e} of the global norm"
+    return gradient
 
 
 def hf_named(model: Multimodal, tree: Params, hf: torch.nn.Module) -> dict[str, np.ndarray]:
     """A tree like the parameters under the names of `hf.named_parameters()`, found by loading it into a copy of the model."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         save_hf(model, tree, Path(folder) / "tree")
         copy = type(hf).from_pretrained(Path(folder) / "tree")
     return {name: p.detach().numpy() for name, p in copy.named_parameters()}
 
 
-def check_table(model_type: str, config: Any, untested: tuple[str, ...] = ()) -> None:
+def check_table(model_type: str, config: Any) -> None:
     """Every field of the HuggingFace config is in the family's table."""
-    table = FAMILIES[model_type].table()
-    groups = {name for name, value in config.to_dict().items() if isinstance(value, dict) and name.endswith("_config")}
-    fields = {name for name in config.to_dict() if name not in groups and name != "_name_or_path"}
-    for group in groups:
-        fields |= {f"{group}.{name}" for name in config.to_dict()[group] if name != "_name_or_path"}
-    shared = {name for name in fields if name.split(".")[-1] in FAMILIES[model_type].table()}
-    missing = {name for name in fields if name not in table and not ("." in name and name in shared and _shared(name))}
+    table, known = FAMILIES[model_type].table(), config.to_dict()
+    groups = {name for name, value in known.items() if isinstance(value, dict) and name.endswith("_config")}
+    fields = (known.keys() - groups) | {f"{group}.{name}" for group in groups for name in known[group]}
+    missing = {name for name in fields - table.keys() if name.split(".")[-1] not in {*SHARED, "_name_or_path"}}
     assert not missing, f"fields of the config that the table does not have: {sorted(missing)}"
-
-
-def _shared(name: str) -> bool:
-    from mmjax.convert.family import SHARED
-
-    return name.split(".")[-1] in SHARED
-
-
-def check_honoured(
-    make: Callable[[Mapping[str, Any]], Any],
-    outputs: Callable[[Any], np.ndarray],
-    ours: Callable[[Multimodal, Params], np.ndarray],
-    changes: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """Each change of a config field: both models' outputs change, and alike.
-
-    Args:
-      make: {field: value} -> a randomised HuggingFace model.
-      outputs, ours: what to compare, of either model.
-      changes: field -> another value than the usual one.
-    """
-    usual = np.asarray(outputs(make({})))
-    for index, (field, value) in enumerate(changes.items()):
-        hf = make({field: value})
-        theirs = np.asarray(outputs(hf))
-        changed = theirs.shape != usual.shape or np.abs(theirs - usual).max() > 1e-4 * np.abs(usual).max()
-        assert changed, f"{field}={value!r} changes nothing in the HuggingFace model"
-        model, params = load(save(hf, folder / str(index)))
-        with explain(f"{field}={value!r}"):
-            assert_close(ours(model, params), theirs)
-
-
-def check_inert(
-    make: Callable[[Mapping[str, Any]], Any], outputs: Callable[[Any], np.ndarray], changes: Mapping[str, Any]
-) -> None:
-    """Each change of an inert field leaves HuggingFace's own output as it was."""
-    usual = np.asarray(outputs(make({})))
-    for field, value in changes.items():
-        assert np.array_equal(np.asarray(outputs(make({field: value}))), usual), field
 
 
 @contextlib.contextmanager
@@ -193,21 +147,6 @@ def explain(what: str) -> Any:
         yield
     except AssertionError as error:
         raise AssertionError(f"{what}: {error}") from None
-
-
-def honoured_fields(model_type: str) -> set[str]:
-    """The names of the fields that a family honours."""
-    return {name for name, field in FAMILIES[model_type].table().items() if isinstance(field, Honoured)}
-
-
-def inert_fields(model_type: str) -> set[str]:
-    """The names of a family's own inert fields (the shared ones left out)."""
-    return {name for name, field in FAMILIES[model_type].fields.items() if isinstance(field, Inert)}
-
-
-def refused_fields(model_type: str) -> set[str]:
-    """The names of the fields of which only some values are taken."""
-    return {name for name, field in FAMILIES[model_type].fields.items() if isinstance(field, Only)}
 
 
 def map_completely(
@@ -231,36 +170,17 @@ def map_completely(
             assert tuple(listed[files[name]]) == row.their_shape(own), name
 
 
-def part(compute: Callable[..., Any], model: Multimodal, params: Params, names: tuple[str, ...], *args: Any) -> Any:
+def part(
+    compute: Callable[..., Any], model: Multimodal, params: Params, names: tuple[str, ...], *args: Any, name: str = ""
+) -> Any:
     """`compute(model, params, *args)`, which reads these parts alone (`encoders.image`), compiled once for all models that
-    have them alike: what a config field does not touch is not compiled again."""
+    have them alike: what a config field does not touch is not compiled again. `name`, where given, comes before `args`."""
     spec = {path: value for path, value in leaves(model).items() if path.startswith(names)}
-    key = (compute, repr(spec))
+    key, first = (compute, name, repr(spec)), (name,) if name else ()
     if key not in PARTS:
-        PARTS[key] = compiled(lambda params, *args: compute(model, params, *args))
+        PARTS[key] = compiled(lambda params, *args: compute(model, params, *first, *args))
     own = {name: tree for name, tree in params.items() if name.replace("_", ".", 1).startswith(names)}
     return PARTS[key](own, *args)
 
 
 PARTS: dict[Any, Callable[..., Any]] = {}
-
-
-__all__ = [
-    "assert_close",
-    "bound",
-    "check_gradient",
-    "check_honoured",
-    "check_inert",
-    "check_table",
-    "compiled",
-    "hidden_states",
-    "honoured_fields",
-    "inert_fields",
-    "map_completely",
-    "part",
-    "randomise",
-    "refused_fields",
-    "round_trip",
-    "save",
-    "tensors",
-]

@@ -1,16 +1,16 @@
-"""Models of our own leave as the HuggingFace class that they are, or tower by tower; and SigLIP's towers by themselves."""
+"""Models of our own leave as the HuggingFace class that they are, or tower by tower."""
 
 import dataclasses
 import json
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 import transformers as hf
-from parity import assert_close, bound, check_table, compiled, randomise, round_trip
+from parity import assert_close, bound, compiled
 
 from mmjax.cli import main
+from mmjax.convert import save_hf
 from mmjax.convert.api import save_params
 from mmjax.convert.towers import same_class, towers
 from mmjax.core.trees import map_with_path
@@ -52,8 +52,6 @@ def test_each_tower_is_a_class_of_its_own(tmp_path):
     found, left = towers(model, params)
     assert {m: t.architecture for m, t in found.items()} == {"image": "SiglipVisionModel", "text": "SiglipTextModel"}
     assert left == ["fusions.cross", "fusions.dual"]
-    from mmjax.convert import save_hf
-
     for modality, tower in found.items():
         save_hf(tower.model, tower.params, tmp_path / modality)
     batch = {"image": IMAGE, "text": IDS.astype(np.int32), "text_mask": MASK}
@@ -78,40 +76,6 @@ def test_a_model_that_is_a_class_as_a_whole_is_found():
 def test_what_no_class_is_has_no_tower():
     text = TextTransformer(vocab_size=11, max_length=6, norm="rmsnorm", **SIZES)
     assert towers(Multimodal(encoders={"text": text}), {"encoders_text": {}}) == ({}, ["encoders.text"])
-
-
-@pytest.mark.parametrize("head", [True, False])
-def test_siglips_vision_tower(head, tmp_path):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
-    config = hf.SiglipVisionConfig(image_size=8, patch_size=4, vision_use_head=head, **sizes)
-    check_table("siglip_vision_model", config)
-    theirs = randomise(hf.SiglipVisionModel(config))
-    model, params = round_trip(theirs, tmp_path)
-
-    def run(params):
-        forward = bound(model, params, {"image": IMAGE})
-        return forward.encode("image").embeddings, forward.embed("image") if head else None
-
-    tokens, vector = compiled(run)(params)
-    out = theirs(pixel_values=torch.tensor(IMAGE.transpose(0, 3, 1, 2)))
-    assert_close(tokens, out.last_hidden_state)
-    if head:
-        pooled = out.pooler_output / out.pooler_output.norm(dim=-1, keepdim=True)
-        assert_close(vector, pooled)
-
-
-def test_siglips_text_tower(tmp_path):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
-    config = hf.SiglipTextConfig(vocab_size=11, max_position_embeddings=6, projection_size=10, **sizes)
-    check_table("siglip_text_model", config)
-    theirs = randomise(hf.SiglipTextModel(config))
-    model, params = round_trip(theirs, tmp_path)
-
-    def run(params):
-        forward = bound(model, params, {"text": IDS.astype(np.int32)})
-        return forward.head("pooler", forward.encode("text"), key="x")
-
-    assert_close(compiled(run)(params), theirs(input_ids=torch.tensor(IDS)).pooler_output)
 
 
 def digits_run(path):

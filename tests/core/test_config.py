@@ -1,14 +1,13 @@
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mmjax.core.config import differences, from_json, leaves, load_class, override, replace, to_json
+from mmjax.core.config import check_ranges, differences, from_json, leaves, load_class, replace, setting, to_json
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer, ViT
@@ -52,13 +51,6 @@ def model():
     return Multimodal(encoders={"image": image, "text": text}, heads={"masked_lm": head})
 
 
-def refused(path, *words, spec=None):
-    with pytest.raises(UserError) as error:
-        override(spec or Everything(), path, words)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_leaves_are_listed_by_dotted_path_in_order():
     found = leaves(Everything())
     assert list(found)[:3] == ["count", "rate", "name"]
@@ -75,110 +67,43 @@ def test_leaves_of_a_linen_module_are_its_own_fields():
     assert not any(path.split(".")[-1] in ("parent", "name") for path in found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ranged:
+    share: float = setting(least=0, below=1, default=0.5)
+    count: int = setting(least=1, default=1)
+    sizes: tuple[int, ...] = setting(least=1, most=9, default=(1, 2))
+    rate: float = setting(above=0, below=math.inf, default=1.0)
+    maybe: float | None = setting(least=0, default=None)
+
+
 @pytest.mark.parametrize(
-    ("path", "words", "value"),
+    ("field", "value", "said"),
     [
-        ("count", ["12"], 12),
-        ("count", ["-1"], -1),
-        ("rate", ["1e-8"], 1e-8),
-        ("rate", ["2"], 2.0),
-        ("name", ["gelu"], "gelu"),
-        ("name", ["None"], "None"),
-        ("name", ["true"], "true"),
-        ("name", [""], ""),
-        ("name", ["a photo of a {}."], "a photo of a {}."),
-        ("on", ["true"], True),
-        ("on", ["False"], False),
-        ("fill", ["0.25"], 0.25),
-        ("fill", ["none"], None),
-        ("patch", ["4", "4"], (4, 4)),
-        ("patch", ["4,4"], (4, 4)),
-        ("patch", ["(4, 4)"], (4, 4)),
-        ("words", ["a", "b c"], ("a", "b c")),
-        ("words", ["a,b"], ("a", "b")),
-        ("words", ["()"], ()),
-        ("free", ["9"], 9),
-        ("part.size", ["5"], 5),
-        ("parts.two.size", ["5"], 5),
-        ("chain.1.size", ["5"], 5),
+        ("share", 1.0, "use a number from 0 and below 1"),
+        ("share", -0.1, "use a number from 0 and below 1"),
+        ("share", math.nan, "use a number from 0 and below 1"),
+        ("count", 0, "use a number from 1"),
+        ("sizes", (3, 10), "use a number from 1 and up to 9"),
+        ("rate", 0, "use a finite number above 0"),
+        ("rate", math.inf, "use a finite number above 0"),
+        ("maybe", -1, "use a number from 0"),
     ],
 )
-def test_override_parses_words_by_the_declared_type(path, words, value):
-    found = leaves(override(Everything(), path, words))[path]
-    assert found == value
-    assert type(found) is type(value)
+def test_a_number_out_of_the_range_of_its_field(field, value, said):
+    spec = {"parts": {"a": (Ranged(), Ranged(**{field: value}))}}
+    with pytest.raises(UserError) as error:
+        check_ranges(spec)
+    assert str(error.value) == f"parts.a.1.{field}={value}: {said}"
 
 
-def test_override_changes_one_field_and_leaves_the_original():
-    spec = Everything()
-    changed = override(spec, "parts.two.size", ["5"])
-    assert spec.parts["two"].size == 2
-    assert changed == dataclasses.replace(spec, parts={"one": Small(1), "two": Small(5)})
+def test_numbers_within_their_ranges():
+    check_ranges(Ranged())
+    check_ranges(Ranged(share=0, count=1, sizes=(1, 9), rate=1e-9, maybe=0.0))
 
 
-@pytest.mark.parametrize(
-    ("path", "words", "said"),
-    [
-        ("count", ["1.5"], "--count 1.5: expected int, now 1"),
-        ("count", ["1", "2"], "--count 1 2: expected int, now 1"),
-        ("rate", ["fast"], "--rate fast: expected float, now 0.5"),
-        ("on", ["maybe"], "--on maybe: expected bool, now False"),
-        ("patch", ["4"], "--patch 4: expected tuple[int, int], now (2, 2)"),
-        ("fill", ["red"], "--fill red: expected float | None, now None"),
-    ],
-)
-def test_override_refuses_words_of_another_type(path, words, said):
-    assert refused(path, *words) == said
-
-
-@pytest.mark.parametrize(
-    ("path", "near"),
-    [("cuont", "'count'"), ("part.sise", "'part.size'"), ("parts.tow.size", "'parts.two.size'"), ("part.size.deep", "")],
-)
-def test_override_names_the_nearest_path(path, near):
-    said = refused(path, "1")
-    assert said.startswith(f"unknown field --{path}")
-    assert near in said
-
-
-def test_a_misspelt_field_deep_in_a_model_is_named():
-    said = refused("encoders.image.dept", "3", spec=model())
-    assert said == "unknown field --encoders.image.dept (did you mean 'encoders.image.depth'?)"
-
-
-def test_an_entry_of_a_mapping_is_removed_by_none():
-    assert list(override(Everything(), "parts.one", ["none"]).parts) == ["two"]
-
-
-def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
-    assert override(Everything(), "chain.0.size", ["4"]).chain == (Small(4), Large())
-    assert override(Everything(), "chain.0", [f"{HERE}:Large"]).chain == (Large(size=10), Large())
-    assert override(Everything(), "chain.0", ["none"]).chain == (Large(),)
-
-
-def test_what_holds_specs_is_not_set_as_a_whole():
-    assert refused("parts", "x") == "--parts holds --parts.one, --parts.two: set one of those"
-    assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those"
-
-
-def test_a_field_with_a_table_takes_its_names():
-    assert override(Everything(), "part", ["large"]).part == Large(size=3)  # the field they share keeps its value
-    assert override(Everything(), "maybe", ["small"]).maybe == Small()
-    assert override(override(Everything(), "maybe", ["small"]), "maybe", ["none"]).maybe is None
-    both = override(override(Everything(), "part", ["large"]), "part.size", ["4"])
-    assert both.part == Large(size=4)
-    said = refused("part", "lagre")
-    assert said == "--part lagre: expected one of small, large, or package.module:Class (did you mean 'large'?)"
-
-
-def test_a_users_own_dataclass_is_named_by_its_module():
-    assert override(Everything(), "part", [f"{HERE}:Large"]).part == Large(size=3)
-    assert override(Everything(), "parts.one", [f"{HERE}:Large"]).parts["one"].names == ("a",)
-
-
-def test_a_class_that_cannot_be_made_from_a_flag_alone_says_what_it_needs():
-    said = refused("part", "mmjax.objectives:MaskedLM")
-    assert said == "--part mmjax.objectives:MaskedLM: MaskedLM needs vocab_size, mask_id; name it in a config file, with those"
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_numbers_of_a_shipped_config_are_in_range(name):
+    check_ranges(load_config(name))
 
 
 def test_load_class_explains_what_it_cannot_find():
@@ -247,30 +172,6 @@ def test_the_leaves_of_a_shipped_config_survive_json(name):
     back = from_json(json.loads(json.dumps(to_json(experiment))))
     assert leaves(back) == leaves(experiment)
     assert differences(experiment, back) == []
-
-
-def printed(value):
-    """The words a person would write for a value."""
-    if isinstance(value, tuple):
-        return [str(item) for item in value] or ["()"]
-    return [str(value)]
-
-
-def test_overriding_every_leaf_of_digits_by_its_printed_value_changes_nothing():
-    experiment = load_config("digits")
-    found = leaves(experiment)
-    for path, value in found.items():
-        if isinstance(value, (int, float, str, bool, tuple)):
-            same = leaves(override(experiment, path, printed(value)))
-            assert same == found, path
-            assert type(same[path]) is type(value), path
-
-
-@given(st.integers(1, 10**6), st.floats(0, 1), st.tuples(st.integers(1, 64), st.integers(1, 64)))
-def test_flags_set_numbers_and_tuples_exactly(steps, rate, patch):
-    changed = override(override(Everything(), "count", [str(steps)]), "rate", [str(rate)])
-    changed = override(changed, "patch", [f"{patch[0]},{patch[1]}"])
-    assert (changed.count, changed.rate, changed.patch) == (steps, rate, patch)
 
 
 def test_parts_shared_by_name_stay_shared_after_a_flag_and_after_json():

@@ -82,6 +82,23 @@ def test_a_kernel_counts_as_it_states_or_once_for_each_place_in_its_grid(stated)
     assert count_flops(kernel, shape(8, 8)) == (7 if stated else 3 * 2 * 8 * 8 * 8)
 
 
+def test_cudnns_attention_counts_as_its_products(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
+
+    def attention(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    def total(q, k, v):
+        return attention(q, k, v).astype(jnp.float32).sum()
+
+    q, k = (jax.ShapeDtypeStruct((2, n, 3, 8), jnp.bfloat16) for n in (4, 6))
+    product = 2 * 2 * 3 * 4 * 6 * 8
+    assert count_flops(attention, q, k, k) == 2 * product
+    assert count_flops(jax.grad(total, argnums=(0, 1, 2)), q, k, k) == (2 + 5) * product
+
+
 def test_elementwise_work_is_not_counted():
     assert count_flops(lambda x: jax.nn.softmax(x * 2.0), shape(8, 8)) == 0
 

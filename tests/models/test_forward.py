@@ -137,8 +137,8 @@ def test_without_a_key_nothing_is_random():
 
     assert not BoundForward(model(), params(), BATCH).train
     assert "random" not in str(jax.make_jaxpr(noisy)(params(), BATCH["image"]))
-    expected = BoundForward(model(), params(), BATCH).encode("image").embeddings
-    np.testing.assert_allclose(noisy(params(), BATCH["image"]), expected, rtol=1e-5, atol=1e-5)
+    expected = jax.jit(lambda p: BoundForward(model(), p, BATCH).encode("image").embeddings)(params())
+    np.testing.assert_allclose(jax.jit(noisy)(params(), BATCH["image"]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_images_are_augmented_when_training_only():
@@ -146,9 +146,11 @@ def test_images_are_augmented_when_training_only():
     flip = Multimodal(encoders={"image": embed}, augment={"image": ImageAugment(flip=1.0)})
     own = {"encoders_image": {name: params()["encoders_image"][name] for name in ("project_patches", "position")}}
     mirrored = BATCH | {"image": BATCH["image"][:, :, ::-1]}
-    trained = BoundForward(flip, own, BATCH, key()).encode("image").embeddings
-    np.testing.assert_allclose(trained, BoundForward(flip, own, mirrored).encode("image").embeddings, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(trained, BoundForward(flip, own, BATCH).encode("image").embeddings)
+    ways = ((BATCH, key()), (mirrored, None), (BATCH, None))
+    encode = jax.jit(lambda p: [BoundForward(flip, p, *way).encode("image").embeddings for way in ways])
+    trained, turned, plain = encode(own)
+    np.testing.assert_allclose(trained, turned, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(trained, plain)
 
 
 def test_a_modality_that_the_batch_lacks_is_named():
@@ -174,7 +176,7 @@ def test_norms_and_learned_scalars_stay_float32():
 
 
 def every_module():
-    gated = {**SIZE, **GATED}
+    gated = {**SIZE, **GATED, "dropout": 0.0, "attention_dropout": 0.0}  # so that either way through a layer is taken
     wide = {**SIZE, "width": 16}
     text = {"vocab_size": 11, "max_length": 6}
     return Multimodal(
@@ -208,7 +210,7 @@ def test_every_module_runs_in_bfloat16_without_promotion():
     rows = {"video": BATCH["image"], "title": BATCH["text"], "audio": BATCH["text"]}
     batch = BATCH | rows
 
-    def run(p, rng=None):
+    def run(p, rng):
         forward = BoundForward(big, p, batch, rng)
         encoded = {name: forward.encode(name) for name in big.encoders}
         fused = {name: forward.fuse(name, {m: encoded[m] for m in f.modalities}, "") for name, f in big.fusions.items()}
@@ -219,16 +221,15 @@ def test_every_module_runs_in_bfloat16_without_promotion():
     def loss(p, rng):
         out = run(p, rng)
         floats = [x.astype(jnp.float32).sum() for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return sum(floats, jnp.float32(0))
+        return sum(floats, jnp.float32(0)), out
 
     shapes = param_shapes(big)
-    encoded, fused, decoded, scores = jax.eval_shape(run, shapes)
+    gradients, (encoded, fused, decoded, scores) = jax.eval_shape(jax.grad(loss, has_aux=True), shapes, key())
+    assert gradients == shapes
     assert {name: t.embeddings.dtype.name for name, t in encoded.items()} == dict.fromkeys(big.encoders, "bfloat16")
     expected = dict.fromkeys(big.fusions, "bfloat16") | {"dual": "float32"}
     assert {name: t.embeddings.dtype.name for name, t in fused.items()} == expected
     assert {x.dtype.name for x in decoded + scores} == {"float32"}
-    gradients = jax.eval_shape(jax.grad(loss), shapes, key())
-    assert gradients == shapes
 
 
 def test_bfloat16_stays_near_float32():

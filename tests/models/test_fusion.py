@@ -58,6 +58,11 @@ def compiled(name):
     return jax.jit(lambda inputs: CASES[name].apply({"params": params}, inputs))
 
 
+def apply(module, params, *args, **kwargs):
+    """A module's result, compiled: op by op would be compiled for each."""
+    return jax.jit(lambda params, *args: module.apply({"params": params}, *args, **kwargs))(params, *args)
+
+
 def test_every_fusion_has_a_case():
     assert {type(case) for case in CASES.values()} == set(FUSIONS.values())
 
@@ -102,7 +107,7 @@ def test_two_way_attention_does_not_care_which_side_is_the_query():
             "second_norm": params["stack"]["first_norm"],
         }
     }
-    other = Cross(query="image", context="text", both=True, **SIZE).apply({"params": swapped}, TOKENS)
+    other = apply(Cross(query="image", context="text", both=True, **SIZE), swapped, TOKENS)
     fused = compiled("cross, both")(TOKENS)
     np.testing.assert_allclose(other.embeddings[:, 3:], fused.embeddings[:, :4], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(other.embeddings[:, :3], fused.embeddings[:, 4:], rtol=1e-5, atol=1e-5)
@@ -116,9 +121,9 @@ def test_a_context_of_another_width_needs_no_projection_one_way():
 def test_one_way_attention_runs_on_the_query_alone_with_the_same_layers():
     params, text = drawn("cross"), TOKENS["text"]
     layers = {name: p for name, p in params["stack"]["layers"].items() if not name.startswith("cross_attention")}
-    alone = Cross(**SIZE).apply({"params": params}, {"text": text})
-    x = Block(width=8, heads=2).apply({"params": jax.tree.map(lambda p: p[0], layers)}, text.embeddings, text.mask)
-    x = Norm().apply({"params": params["stack"]["final_norm"]}, x)
+    alone = apply(Cross(**SIZE), params, {"text": text})
+    x = apply(Block(width=8, heads=2), jax.tree.map(lambda p: p[0], layers), text.embeddings, text.mask)
+    x = apply(Norm(), params["stack"]["final_norm"], x)
     np.testing.assert_allclose(alone.embeddings, x, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="a two-way cross fusion needs both 'text' and 'image'"):
         Cross(both=True, **SIZE).apply({"params": drawn("cross, both")}, {"text": text})
@@ -144,7 +149,7 @@ def test_weighted_by_formula():
     params = {name: p for name, p in drawn("weighted").items() if not name.startswith("pool")}
     a, b = np.exp(params["mix"]) / np.exp(params["mix"]).sum()
     expected = a * linear(mean("text"), params["project_text"]) + b * linear(mean("image"), params["project_image"])
-    np.testing.assert_allclose(model.apply({"params": params}, TOKENS).embeddings[:, 0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(apply(model, params, TOKENS).embeddings[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dual_by_formula():
@@ -169,7 +174,7 @@ def test_dual_has_a_finite_gradient_at_zero():
         params = {"scale_logit": jnp.float32(0), "bias_logit": jnp.float32(0)}
         return dual.apply({"params": params}, "image", Tokens(x, zero.mask), method="embed").sum()
 
-    assert np.isfinite(jax.grad(loss)(zero.embeddings)).all()
+    assert np.isfinite(jax.jit(jax.grad(loss))(zero.embeddings)).all()
 
 
 def test_duals_scale_is_free_where_it_has_no_bound():
@@ -206,10 +211,10 @@ def test_parts_of_the_last_modality_are_read_one_by_one_each_with_its_type():
     params["image_type"] = jnp.asarray(DRAW(size=(3, 8)), jnp.float32)
     second = tokens(3, 12, [[1, 1, 1], [1, 0, 0]])
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), TOKENS["image"], second)
-    fused = model.apply({"params": params}, TOKENS | {"image": both})
+    fused = apply(model, params, TOKENS | {"image": both})
     for part, image in enumerate((TOKENS["image"], second)):
         own = params | {"image_type": params["image_type"][part : part + 1]}
-        alone = CASES["single_stream"].apply({"params": own}, TOKENS | {"image": image})
+        alone = apply(CASES["single_stream"], own, TOKENS | {"image": image})
         np.testing.assert_array_equal(fused.mask[:, 7 * part : 7 * part + 7], alone.mask)
         np.testing.assert_allclose(fused.embeddings[:, 7 * part : 7 * part + 7], alone.embeddings, rtol=1e-5, atol=1e-5)
 
@@ -221,13 +226,13 @@ def test_too_few_types_are_refused():
 
 def test_a_single_stream_may_start_with_a_token_of_its_own_and_know_no_types():
     model = SingleStream(types=(0, 0), cls_token=True, project=True, **SIZE)
-    params = model.init(jax.random.key(0), TOKENS)["params"]
+    params = jax.jit(model.init)(jax.random.key(0, impl="unsafe_rbg"), TOKENS)["params"]  # quick to compile
     assert params.keys() == {"cls", "project_text", "project_image", "stack"}
-    fused = model.apply({"params": params}, TOKENS)
+    fused = apply(model, params, TOKENS)
     np.testing.assert_array_equal(fused.segments[0], [-1, 0, 0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(fused.mask[:, 1:], jnp.concatenate([TOKENS["text"].mask, TOKENS["image"].mask], axis=1))
-    bare = model.copy(depth=0).apply({"params": {**params, "stack": {"final_norm": params["stack"]["final_norm"]}}}, TOKENS)
+    bare = apply(model.copy(depth=0), {**params, "stack": {"final_norm": params["stack"]["final_norm"]}}, TOKENS)
     text = linear(np.asarray(TOKENS["text"].embeddings), params["project_text"])
-    want = Norm(epsilon=1e-6).apply({"params": params["stack"]["final_norm"]}, jnp.asarray(text))
+    want = apply(Norm(epsilon=1e-6), params["stack"]["final_norm"], jnp.asarray(text))
     np.testing.assert_allclose(bare.embeddings[:, 1:5], want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(bare.embeddings[0, 0], bare.embeddings[1, 0])

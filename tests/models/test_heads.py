@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+from pytorch import torch
 
 from mmjax.core.types import Tokens
 from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier

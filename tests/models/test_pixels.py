@@ -50,9 +50,8 @@ def of_decoder(decoder, tokens):
         )
     )
     params = drawn(shapes["params"])
-    return params, lambda image=BATCH["image"]: decoder.apply(
-        {"params": params}, image, None, {"image": tokens}, method="decode"
-    )
+    run = jax.jit(lambda params, image: decoder.apply({"params": params}, image, None, {"image": tokens}, method="decode"))
+    return params, lambda image=BATCH["image"]: run(params, image)
 
 
 def written_out(params, tokens, table):
@@ -86,7 +85,7 @@ def test_an_image_of_another_size(positions):
     params, run = of_decoder(bare(positions=positions), tokens)
     if positions == "learned":
         table = params["position"]["table"]
-        table = np.concatenate([table[:1], resize_grid(table[1:], (1, 12), (1, 16))])
+        table = np.concatenate([table[:1], jax.jit(resize_grid, static_argnums=(1, 2))(table[1:], (1, 12), (1, 16))])
     else:
         table = np.pad(sincos_2d(4, 4, 8), ((1, 0), (0, 0)))
     found = run(np.zeros((2, 16, 8, 3), np.float32))
@@ -127,8 +126,8 @@ def test_kept_patches_are_encoded_as_if_there_were_no_others(positions):
     """Without layers, each is what it is in the whole image; and they come in the order they are named."""
     model = ViT(**PLACE, **(SIZE | {"depth": 0}), cls_token=True, positions=positions)
     params = drawn(jax.eval_shape(model.init, jax.random.key(0), model.example())["params"])
-    whole = model.apply({"params": params}, BATCH["image"])
-    some = model.apply({"params": params}, BATCH["image"], keep=KEEP)
+    both = jax.jit(lambda p, image: (model.apply({"params": p}, image), model.apply({"params": p}, image, keep=KEEP)))
+    whole, some = both(params, BATCH["image"])
     places = np.concatenate([np.zeros((2, 1), np.int32), 1 + KEEP], axis=1)
     np.testing.assert_array_equal(some.positions, places)
     np.testing.assert_allclose(some.embeddings, np.take_along_axis(whole.embeddings, places[:, :, None], 1), rtol=1e-5)
@@ -137,6 +136,7 @@ def test_kept_patches_are_encoded_as_if_there_were_no_others(positions):
 def test_hidden_patches_are_not_seen_and_cost_nothing():
     params = drawn(param_shapes(autoencoder()))
 
+    @jax.jit
     def encode(image, keep):
         return BoundForward(autoencoder(), params, BATCH).encode("image", {"image": image, "image_keep": keep}, "x").embeddings
 
@@ -149,10 +149,12 @@ def test_hidden_patches_are_not_seen_and_cost_nothing():
 
 def test_fixed_positions_start_as_sines_and_get_no_gradient():
     bare_vit = ViT(**PLACE, **(SIZE | {"depth": 0}), cls_token=True, positions="fixed")
-    table = bare_vit.init(jax.random.key(0), bare_vit.example())["params"]["fixed_position"]["table"]
+    init = jax.jit(lambda: bare_vit.init(jax.random.key(0, impl="unsafe_rbg"), bare_vit.example()))  # quick to compile
+    table = init()["params"]["fixed_position"]["table"]
     np.testing.assert_array_equal(table, np.pad(sincos_2d(2, 6, 8), ((1, 0), (0, 0))))
     model, objective = autoencoder(positions="fixed"), MaskedImage(patch=(4, 2))
-    loss = lambda p: objective(BoundForward(model, p, BATCH), BATCH, jax.random.key(1)).sum  # noqa: E731
+    key = jax.random.key(1, impl="unsafe_rbg")
+    loss = lambda p: objective(BoundForward(model, p, BATCH), BATCH, key).sum  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(drawn(param_shapes(model)))
     still = {path for path, g in leaves_by_path(gradient).items() if not np.any(g)}
     assert still - {f"{part}/stack/layers/attention/k/bias" for part in ("encoders_image", "decoders_pixels")} == {

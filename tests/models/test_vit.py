@@ -17,6 +17,11 @@ def drawn(model, image=None):
     return jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape) * 0.3, x.dtype), shapes)
 
 
+def apply(model, params, *args, **kwargs):
+    """A model's tokens, compiled: op by op would be compiled for each."""
+    return jax.jit(lambda params, *args: model.apply({"params": params}, *args, **kwargs))(params, *args)
+
+
 def bare(**fields):
     """A ViT that only embeds its patches."""
     return ViT(image_size=(8, 12), patch=(4, 2), **(SIZE | {"depth": 0, "positions": "none"} | fields))
@@ -64,11 +69,13 @@ def test_positions_are_added_to_patches(cls_token, positions):
 def test_extra_tokens_come_after_the_first():
     model = bare(cls_token=True, extra_tokens=2, positions="learned")
     params = drawn(model)
-    x = model.apply({"params": params}, np.zeros((1, 16, 8, 3), np.float32)).embeddings
+    x = apply(model, params, np.zeros((1, 16, 8, 3), np.float32)).embeddings
     table, patch = params["position"]["table"], params["project_patches"]["bias"]
     first = jnp.concatenate([params["cls"], params["extra"]]) + table[:3]
     np.testing.assert_allclose(x[0, :3], first, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(x[0, 3:], patch[None] + resize_grid(table[3:], (2, 6), (4, 4)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        x[0, 3:], patch[None] + jax.jit(resize_grid, static_argnums=(1, 2))(table[3:], (2, 6), (4, 4)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_learned_positions_are_interpolated_at_another_size():
@@ -112,10 +119,10 @@ def test_padding_of_images_is_masked_and_positions_are_of_each_ones_own_size():
     params = drawn(model)
     real = np.zeros((2, 8, 12), bool)
     real[0, :, :6], real[1, :4] = True, True
-    tokens = model.apply({"params": params}, IMAGE, real)
+    tokens = apply(model, params, IMAGE, real)
     for row, (high, wide) in enumerate([(8, 6), (4, 12)]):
         np.testing.assert_array_equal(tokens.mask[row, 1:].reshape(2, 6), real[row, ::4, ::2])
-        alone = model.apply({"params": params}, IMAGE[row : row + 1, :high, :wide]).embeddings[0]
+        alone = apply(model, params, IMAGE[row : row + 1, :high, :wide]).embeddings[0]
         np.testing.assert_allclose(tokens.embeddings[row][tokens.mask[row]], alone, rtol=1e-5, atol=1e-5)
 
 

@@ -1,18 +1,19 @@
 """Every attention against torch's, in outputs and gradients; the kernels run interpreted."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812
+from pytorch import functional as F  # noqa: N812
+from pytorch import torch
 
 from mmjax.core.errors import UserError
-from mmjax.nn.attend import attend, choose
+from mmjax.nn.attend import _has_flash, attend, choose
 from mmjax.nn.fused_attention import fits
 from mmjax.parallel.mesh import Mesh, use_mesh
 
@@ -140,7 +141,32 @@ def test_what_is_chosen_where():
         assert take(long, long, jnp.bfloat16, segments=True) == "splash"
         patch.setattr("mmjax.nn.attend.platform", lambda: "gpu")
         assert take(image, image, jnp.bfloat16) == "cudnn"
+        assert take((8, 197, 12, 64), (8, 197, 12, 64), jnp.bfloat16) == "cudnn"
+        assert take((8, 1, 12, 64), image, jnp.bfloat16) == "plain"
         assert take(image, image, jnp.float32) == "plain"
+        patch.setattr("mmjax.nn.attend._has_flash", lambda: False)  # a T4, or a GPU that is not NVIDIA's
+        assert take(image, image, jnp.bfloat16) == "plain"
+        with pytest.raises(UserError, match=r"needs an NVIDIA GPU of compute capability 8.0 \(Ampere\) or newer; use auto"):
+            choose("cudnn", image, image, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "has"),
+    [
+        ("PJRT C API\ncuda 13000", "9.0", True),
+        ("PJRT C API\ncuda 12080", "7.5", False),
+        ("cuda 13000", "12.0", True),
+        ("PJRT C API\nrocm 60300", "gfx942", False),
+    ],
+)
+def test_which_gpus_have_flash_attention(version, capability, has, monkeypatch):
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=version), compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
+    assert _has_flash.__wrapped__() == has
+
+
+def test_a_gpu_that_is_not_here_has_flash_attention():
+    assert _has_flash.__wrapped__()
 
 
 def test_what_cannot_be_had_is_refused():
@@ -159,21 +185,86 @@ def test_what_fits():
     assert not fits(16, 72, 196, 196) and not fits(12, 64, 513, 64)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_cudnn_is_lowered_to_its_flash_attention(segmented, monkeypatch):
-    """As far as a machine without a GPU goes: the program for one, forward and backward, calls cuDNN's kernels."""
+@pytest.fixture
+def jaxs_own(monkeypatch):
+    """JAX's own arithmetic in place of cuDNN for the same call, in float32 and strict about the lengths that JAX refuses."""
+    real = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, mask=None, is_causal=False, implementation=None):
+        assert implementation == "cudnn"
+        assert mask is None or (mask.shape == (q.shape[0], 1, q.shape[1], k.shape[1]) and mask.dtype == bool)
+        assert mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
+        with jax.numpy_dtype_promotion("standard"):
+            return real(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr("mmjax.nn.attend.choose", lambda kind, *rest: kind)
+
+
+CUDNN = [
+    (19, 19, 4, 2, False),
+    (20, 20, 2, 2, True),
+    (19, 19, 2, 1, True),
+    (2, 5, 2, 2, True),
+    (1, 9, 2, 2, False),
+    (7, 12, 4, 2, True),
+]
+
+
+@pytest.mark.parametrize(("tokens", "attended", "heads", "kv_heads", "causal"), CUDNN)
+def test_what_cudnn_is_asked_for_is_torchs(jaxs_own, tokens, attended, heads, kv_heads, causal):
+    check("cudnn", tokens, attended, heads, kv_heads, 16, causal)
+
+
+@pytest.mark.parametrize("tokens", [20, 21])
+def test_segments_see_only_themselves_with_cudnn(jaxs_own, tokens):
+    check("cudnn", tokens, 20, 2, 2, 16, segments=ids(tokens, 20))
+
+
+def test_cudnn_is_given_no_mask_where_there_is_none(jaxs_own):
+    q, k, v = arrays(5, 5, 2, 2, 16)  # odd: a mask would need padding
+    for causal in (False, True):
+        jaxpr = str(jax.make_jaxpr(lambda q, k, v, causal=causal: attend(q, k, v, causal=causal, kind="cudnn"))(q, k, v))
+        assert "pad[" not in jaxpr
+        np.testing.assert_allclose(
+            attend(q, k, v, causal=causal, kind="cudnn"), attend(q, k, v, causal=causal, kind="plain"), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("tokens", "causal"), [(5, False), (6, False), (6, True), (9, True)])
+@pytest.mark.parametrize("kind", ["splash", "cudnn"])
+def test_a_query_that_sees_nothing_is_the_plain_ones_in_every_kernel(jaxs_own, kind, tokens, causal):
+    """An empty text, one padded on the left, and with more causal queries than keys those before the first key."""
+    q, k, v = arrays(tokens, 6, 2, 1, 64)
+    upstream = np.random.default_rng(2).normal(size=q.shape).astype(np.float32)
+    mask = np.arange(6)[None] >= np.array([[6], [0], [3], [1]])
+    plain, other = (ours(q, k, v, mask, None, causal, each, upstream) for each in ("plain", kind))
+    for a, b in zip(other, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+
+LOWERED = [(16, 16, False, False), (17, 17, False, False), (16, 16, False, True), (17, 17, True, False), (16, 33, True, False)]
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(("tokens", "attended", "causal", "segmented"), LOWERED)
+def test_cudnn_is_lowered_to_its_flash_attention(tokens, attended, causal, segmented, split, monkeypatch):
+    """As far as a machine without a GPU goes: the program for one, forward and backward, calls cuDNN's kernels, whole and over
+    a mesh; JAX, which refuses what cuDNN cannot do, takes all of it."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
-    array = jax.ShapeDtypeStruct((2, 16, 4, 64), jnp.bfloat16)
-    mask = jax.ShapeDtypeStruct((2, 16), bool)
-    segments = (jnp.zeros((2, 16), jnp.int32),) * 2 if segmented else None
+    q, k = (jax.ShapeDtypeStruct((8, n, 4, 64), jnp.bfloat16) for n in (tokens, attended))
+    mask = jax.ShapeDtypeStruct((8, attended), bool)
+    segments = tuple(jnp.zeros((8, n), jnp.int32) for n in (tokens, attended)) if segmented else None
 
     def total(q, k, v, mask):
-        return jnp.sum(attend(q, k, v, mask, segments, kind="cudnn").astype(jnp.float32))
+        return jnp.sum(attend(q, k, v, mask, segments, causal, kind="cudnn").astype(jnp.float32))
 
-    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(array, array, array, mask)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    mesh = Mesh(data=2, sequence=2, tensor=2).build() if split else Mesh().build(jax.devices()[:1])
+    with use_mesh(mesh):
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k, mask)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text

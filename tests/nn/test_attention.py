@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F  # noqa: N812
+from pytorch import functional as F  # noqa: N812
+from pytorch import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mmjax.core.errors import UserError

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from pytorch import torch
 
 from mmjax.nn.linear import Linear, fan_in_init
 

@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F  # noqa: N812
+from pytorch import functional as F  # noqa: N812
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.activation import ACTIVATIONS, activation
@@ -17,12 +17,12 @@ PARAMS = {
     for name, shape in {"up": (4, 6), "gate": (4, 6), "down": (6, 4)}.items()
 }
 TORCH = {
-    "gelu": F.gelu,
+    "gelu": lambda x: F.gelu(x),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
+    "relu": lambda x: F.relu(x),
+    "silu": lambda x: F.silu(x),
+    "tanh": lambda x: torch.tanh(x),
 }
 
 

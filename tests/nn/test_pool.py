@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from pytorch import torch
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
@@ -71,7 +71,7 @@ def siglip_params(head):
 def test_attention_pooling_is_siglips():
     head = siglip()
     ours = Pool("attention", heads=2, mlp_width=16, activation="gelu_tanh")
-    y = ours.apply({"params": siglip_params(head)}, Tokens(jnp.asarray(X), jnp.ones((3, 5), bool)))
+    y = jax.jit(ours.apply)({"params": siglip_params(head)}, Tokens(jnp.asarray(X), jnp.ones((3, 5), bool)))
     np.testing.assert_allclose(y, head(torch.from_numpy(X)).detach(), rtol=2e-5, atol=2e-6)
 
 

@@ -1,11 +1,12 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.nn.position import Table, resize_grid, resize_grid_linear, rotary_frequencies, rotate, sincos_1d, sincos_2d
@@ -22,7 +23,7 @@ def test_resizing_is_torchs_bicubic_interpolation(old, new):
     table = DRAW(size=(old[0] * old[1], 3)).astype(np.float32)
     grid = torch.from_numpy(table).reshape(1, *old, 3).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", align_corners=False)
-    resized = resize_grid(jnp.asarray(table), old, new)
+    resized = jax.jit(resize_grid, static_argnums=(1, 2))(table, old, new)
     np.testing.assert_allclose(resized, expected.permute(0, 2, 3, 1).reshape(-1, 3), rtol=1e-5, atol=1e-5)
 
 
@@ -39,9 +40,13 @@ def test_linear_resizing_is_torchs_with_corners_kept(old, new, room):
         own = torch.nn.functional.interpolate(grid, size=size, mode="bilinear", align_corners=True)
         expected[row, : size[0], : size[1]] = own[0].permute(1, 2, 0)
     sizes = [jnp.array(both) for both in zip(new, room, strict=True)]
-    resized = resize_grid_linear(jnp.asarray(table), old, room, sizes)
+
+    @jax.jit
+    def both(table, sizes):
+        return tuple(resize_grid_linear(table, old, room, each) for each in (sizes, new))
+
+    resized, one = both(table, sizes)
     np.testing.assert_allclose(resized, expected.reshape(2, -1, 3), rtol=1e-5, atol=1e-5)
-    one = resize_grid_linear(jnp.asarray(table), old, room, new)
     np.testing.assert_allclose(one, resized[0], rtol=1e-5, atol=1e-5)
 
 
@@ -83,6 +88,7 @@ def test_rotated_products_depend_on_distance_alone(shift):
     q, k = (jnp.asarray(np.random.default_rng(i).normal(size=(1, 4, 1, 8)), jnp.float32) for i in (1, 2))
     places = jnp.arange(4)[None]
 
+    @jax.jit
     def products(moved):
         return jnp.einsum("bthk,bshk->ts", rotate(q, places + moved), rotate(k, places + moved))
 

@@ -1,8 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from fake_forward import fake_batch, fake_params, run
+from pytorch import torch
 
 from mmjax.objectives.causal_lm import CausalLM, next_tokens
 

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from fake_forward import calls, fake_batch, fake_params, fused, run
 from jax.test_util import check_grads
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.objectives.classification import Classification, focal_loss

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from fake_forward import embedded, fake_batch, fake_params, run
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from pytorch import torch
 
 from mmjax.objectives.contrastive import Contrastive, sigmoid_loss, softmax_loss
 

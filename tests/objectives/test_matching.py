@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from fake_forward import FakeForward, calls, fake_batch, fake_params, fused, mean_tokens, run
+from pytorch import torch
 
 from mmjax.core.types import Tokens
 from mmjax.objectives.matching import Matching, sample_negatives, take_rows

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
-import torch
 from fake_forward import fake_batch, fake_params, run
+from pytorch import torch
 
 from mmjax.objectives.next_sentence import NextSentencePrediction
 

@@ -22,16 +22,15 @@ def before(word: str, process: int) -> None:
 
 
 def act(word: str, process: int) -> None:
-    if word == "talk":
+    if word == "differ":
         values = {"gathered": gather("x", {"mine": process * 10}), "told": told("y", process + 5), "main": is_main()}
         agree("a thing", {"a": (1, 2), "b": {"c": "d"}})
         print(json.dumps(values), flush=True)
+        agree("the plan", {"steps": 30, "model": {"depth": 2 + process, "width": 8}})
     if word == "late":
         if process == 1:
             time.sleep(3)
         barrier("the bridge", 1.5)
-    if word == "differ":
-        agree("the plan", {"steps": 30, "model": {"depth": 2 + process, "width": 8}})
     if process == 1 and word == "mistake":
         raise UserError("no such folder: /data")
     if process == 1 and word == "defect":

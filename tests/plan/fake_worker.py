@@ -23,6 +23,7 @@ class FakeWorker:
         self.topology, self.state, self.clock = topology, state, clock
         self.deadline = math.inf
         self.asked = []
+        self.sizes = {}  # by mesh
 
     def ask(self, experiment, shapes, group, wants):
         self.asked.append((experiment, tuple(wants)))
@@ -30,7 +31,9 @@ class FakeWorker:
         rows = shapes["train"]["index"][0][0]
         axes = axes_of(experiment.mesh)
         split = math.prod(axes[axis] for axis in BATCH) * axes["sequence"]
-        sizes = {**state_sizes(self.state, axes), "batch": 0, "parameters": 0}
+        if (mesh := tuple(axes.values())) not in self.sizes:
+            self.sizes[mesh] = state_sizes(self.state, axes)
+        sizes = {**self.sizes[mesh], "batch": 0, "parameters": 0}
         layers = list(stacks(experiment.model).values())
         depth = sum(stack.depth for stack in layers)
         kept, moved, times = PER_LAYER[layers[0].remat]

@@ -3,15 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.cli import _option
 from mmjax.core.errors import UserError
+from mmjax.core.flags import take
 from mmjax.plan.budget import figures, grown, write
 from mmjax.plan.command import Options, measured_step, prepare
 from mmjax.plan.compile import Measured
 from mmjax.train.config_file import apply_flags, load_config
 
 BUDGETS = sorted((Path(__file__).parents[2] / "benchmarks" / "budgets").glob("*.json"))
-QUICK = ("siglip_b16_small",)  # compile in less than a minute
 MEASURED = Measured(
     mesh={},
     examples=1,
@@ -46,13 +45,12 @@ def test_a_folder_that_is_not_there(tmp_path):
         write(tmp_path / "no" / "b.json", [], MEASURED)
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow, id=p.stem) for p in BUDGETS]
-)
+@pytest.mark.slow  # minutes each; of a small step `test_plan_command` has bounds
+@pytest.mark.parametrize("path", BUDGETS, ids=[path.stem for path in BUDGETS])
 def test_a_shipped_config_stays_within_its_budget(path):
     budget = json.loads(path.read_text())
     words = list(budget["plan"])
-    named = {name: _option(words, f"--{name}") for name in ("topology", "slices", "batch_per_chip")}
-    job = prepare(words[0], apply_flags(load_config(words[0]), words[1:]), Options(**named))
+    options = take(words, Options)
+    job = prepare(words[0], apply_flags(load_config(words[0]), words[1:]), options)
     measured = measured_step(job)
     assert grown(budget, figures(measured)) == []

@@ -30,15 +30,20 @@ def state():
     return abstract_state(BASE, Mesh().build(jax.devices()[:1]))
 
 
+@functools.cache
+def shapes():
+    return batch_shapes(BASE)[0]
+
+
 def run(fake, minutes=15.0, said=None):
-    return Search(BASE, batch_shapes(BASE)[0], V5E, fake, minutes, (said if said is not None else []).append).run()
+    return Search(BASE, shapes(), V5E, fake, minutes, (said if said is not None else []).append).run()
 
 
 def rate(fake, candidate):
     """Examples a second of a candidate compiled in full; 0 where it does not fit."""
     applied = candidate.apply(BASE, V5E)
     rows = applied.data["train"].batch_size
-    reply = fake.ask(applied, resized(batch_shapes(BASE)[0], {"train": rows}), ("train",), ())
+    reply = fake.ask(applied, resized(shapes(), {"train": rows}), ("train",), ())
     return 0.0 if "exceeds" in reply else predict(measured(reply, rows), V5E, 1).examples_per_second
 
 
@@ -122,7 +127,7 @@ def test_too_little_time_for_anything_is_one_line():
 
 def test_a_batch_that_is_given_is_kept():
     fake = FakeWorker(V5E, state())
-    found = Search(BASE, batch_shapes(BASE)[0], V5E, fake, 15.0, [].append, (48,)).run()
+    found = Search(BASE, shapes(), V5E, fake, 15.0, [].append, (48,)).run()
     assert {one.candidate.batch_per_chip for one in found} == {48}
 
 
@@ -156,16 +161,16 @@ def test_nothing_compiled_in_full_beats_the_best_by_more_than_5_percent(monkeypa
     monkeypatch.setattr(grid, "TILES", ())
     monkeypatch.setattr(grid, "REMAT", {"none": None, "full": None})
     made = experiment(image_depth=4, text_depth=4)
-    shapes = batch_shapes(made)[0]
+    given = batch_shapes(made)[0]
     begun = time.monotonic()
     with worker(V5E) as compiling:
-        best = Search(made, shapes, V5E, compiling, 15.0, print).run()[0]
+        best = Search(made, given, V5E, compiling, 15.0, print).run()[0]
     assert time.monotonic() - begun < 15 * 60
     few = (Mesh(4, 1, 1, 1, 1), Mesh(1, 4, 1, 1, 1), Mesh(2, 1, 2, 1, 1))
     with worker(V5E) as compiling:
         for mesh, batch, remat in itertools.product(few, (64, 256), ("none", "full")):
             applied = Candidate(mesh, batch, remat, "auto", "plain").apply(made, V5E)
-            found = measure(compiling, applied, resized(shapes, {"train": 4 * batch}), V5E)
+            found = measure(compiling, applied, resized(given, {"train": 4 * batch}), V5E)
             rate = 0.0 if found.exceeds else predict(found, V5E, 1).examples_per_second
             print(mesh, batch, remat, rate)
             assert best.predicted.examples_per_second >= rate / 1.05

@@ -29,8 +29,8 @@ while [[ -d $HOME/mmjax_run ]]; do sleep 0.05; done
 """
 SCRIPTS = HERE.parents[1] / "tpu_scripts"
 TOOLS = (
-    "bash basename cat dirname env git grep gzip head hostname ln mkdir mktemp nohup paste rm sed seq setsid sleep sort tail"
-    " tar tee touch tr"
+    "bash base64 basename cat dirname env git grep gzip head hostname ln mkdir mktemp nohup paste python3 rm sed seq setsid"
+    " sleep sort tail tar tee touch tr"
 )
 
 
@@ -39,6 +39,7 @@ class Cloud:
 
     def __init__(self, root: Path):
         self.root, self.runs = root, 0
+        self.folder = root  # where scripts run
         self.bin, worker = root / "bin", root / "worker"
         for folder in (self.bin, worker, root / "home"):
             folder.mkdir()
@@ -73,7 +74,7 @@ class Cloud:
         done = subprocess.run(
             [SCRIPTS / name, *words],
             env=environment,
-            cwd=self.root,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=60,
@@ -81,6 +82,13 @@ class Cloud:
         )
         assert done.returncode == status, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def write(self, files: dict[str, str]) -> None:
+        """Files (name -> text) where scripts run."""
+        for name, text in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
     @property
     def calls(self) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 Driven by variables. STAND_IN: the folder of what it remembers. RUN: the number of the script's run. RULES: a JSON list of
 {"on": words of the call, "skip": matches to let pass, "times": to act on (1), "stderr", "stdout", "status", "preempt": true}.
-QUEUE: the states of a new request, one a look. WORKERS: of a machine. It starts hundreds of times, so it imports little.
+QUEUE: the states of a new request, one a look. WORKERS: of a machine. EDIT: a file that is edited when machines are
+taken away. It starts hundreds of times, so it imports little.
 """
 
 import fcntl
@@ -55,6 +56,9 @@ def take_away(memory: dict) -> None:
     for request in memory["requests"].values():
         request["states"] = ["ACTIVE", "SUSPENDING", "SUSPENDED"]
     wipe("")
+    if "EDIT" in os.environ:
+        with open(os.environ["EDIT"], "w") as edited:
+            edited.write("edited")
 
 
 def machines(memory: dict, kind: str, verb: str, name: str) -> None:

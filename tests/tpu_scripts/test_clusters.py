@@ -1,7 +1,10 @@
 """GKE and SLURM: the manifest and the job that are made, and what kubectl and sbatch are asked."""
 
+import base64
 import json
 import os
+import random
+import shlex
 import signal
 import subprocess
 import time
@@ -89,6 +92,46 @@ def test_the_container_runs_the_words_as_they_are(cloud):
     (start,) = cloud.starts("pod")
     assert start["words"] == ["train", "digits", "--names", "it's", "two\nlines", '"q"', "--workdir", "gs://b/mmjax"]
     assert start["greeting"] == 'a "b" \\ $c'
+
+
+CODE = {"my config.py": "from thing import X\nimport lib", "thing.py": "X = 'é'\n", "lib/__init__.py": "", "unused.py": ""}
+
+
+def test_a_config_that_is_a_file_here_goes_along(cloud):
+    cloud.write(CODE)
+    done = cloud.run(
+        "gke.sh manifest --topology v5e:4x4 --ref v1 --repository https://example.com/m './my config.py' --steps 10"
+    )
+    kept, made = yaml.safe_load_all(done.stdout)
+    assert (kept["kind"], kept["metadata"], list(kept["binaryData"])) == ("ConfigMap", {"name": "mmjax-code"}, ["code.tar.gz"])
+    assert done.stderr == "gke.sh: with ./my config.py go thing.py lib/__init__.py\n"
+    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["volumes"] == [{"name": "code", "configMap": {"name": "mmjax-code"}}]
+    assert container["volumeMounts"] == [{"name": "code", "mountPath": "/mmjax_code", "readOnly": True}]
+    (cloud.root / "mounted").mkdir()
+    (cloud.root / "mounted" / "code.tar.gz").write_bytes(base64.b64decode(kept["binaryData"]["code.tar.gz"]))
+    *command, text = container["command"]
+    install, text = text.split(" || exit 1; ", 1)
+    assert install.startswith("pip install ")
+    text = text.replace("/mmjax_code", str(cloud.root / "mounted")).replace("/tmp/code", str(cloud.root / "unpacked"))
+    assert on_a_worker(cloud, [*command, text]).wait(20) == 0
+    assert cloud.starts("pod")[0]["folder"] == str(cloud.root / "unpacked")
+    assert cloud.starts("pod")[0]["words"] == ["train", "my config.py", "--steps", "10", "--workdir", "gs://b/mmjax"]
+    found = {path.name: path.read_text() for path in (cloud.root / "unpacked").rglob("*") if path.is_file()}
+    assert found == {Path(name).name: text for name, text in CODE.items() if name != "unused.py"}
+
+
+def test_a_config_of_the_image_is_left_to_it_and_too_much_is_refused(cloud):
+    done = cloud.run("gke.sh manifest --topology v5e:4x4 /app/mine.py")
+    assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
+    cloud.write({"mine.py": f"X = {random.Random(0).randbytes(200_000)!r}"})
+    said = cloud.run("gke.sh train --topology v5e:4x4 mine.py", status=2).stderr
+    assert said == "gke.sh: config mine.py: it and what it imports are more than a ConfigMap holds; put them in the --image\n"
+    assert cloud.calls == []
+    cloud.run("gke.sh stop")
+    deleted = [["jobset", "mmjax"], ["configmap", "mmjax-code"]]
+    assert cloud.calls == [[*KUBECTL, "delete", *names, "--ignore-not-found"] for names in deleted]
 
 
 def test_a_container_that_is_told_to_stop_does_not_count_as_done(cloud):
@@ -181,6 +224,20 @@ def test_a_slurm_job_passes_words_and_status_on(cloud, job):
     assert (status, calls) == (7, [])
     assert cloud.starts("pod")[0]["words"] == ["train", "digits", "--names", "it's", "--workdir", "/shared/a"]
     assert cloud.starts("pod")[0]["greeting"] == "a $b"
+
+
+def test_a_slurm_job_reads_a_config_where_it_lies(cloud, job):
+    cloud.folder = cloud.root / "it's here"
+    cloud.write(CODE | {"alone.so": ""})
+    done = cloud.run("slurm.sh script 'my config.py' --workdir /shared/a")
+    paths = [str(cloud.folder / name) for name in ("my config.py", "thing.py", "lib/__init__.py")]
+    assert shlex.split(done.stderr.removeprefix("slurm.sh: every node reads ")) == paths
+    assert "lib/__init__.py" not in done.stdout
+    assert job("'my config.py' --workdir /shared/a")[0] == 0
+    assert cloud.starts("pod")[0]["words"][1] == str(cloud.folder / "my config.py")
+    # What could not be copied need not be.
+    cloud.write({"my config.py": "import alone"})
+    assert cloud.run("slurm.sh script 'my config.py' --workdir /a").stderr.endswith("/my\\ config.py\n")
 
 
 @pytest.mark.parametrize(("state", "requeued"), [("RUNNING", [["scontrol", "requeue", "7"]]), ("COMPLETING", [])])

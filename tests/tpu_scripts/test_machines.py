@@ -1,5 +1,7 @@
 """create, setup, fetch and delete: the exact calls, and each way in which the real gcloud fails."""
 
+import shutil
+
 import pytest
 
 WHERE = ["--project=p", "--zone=z"]
@@ -158,6 +160,7 @@ def test_setup_copies_and_installs_on_every_worker_of_every_slice(cloud):
             assert (home / "mmjax_run" / "ready").is_file()
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_setup_clones_a_ref(cloud):
     cloud.run("create.sh")
     cloud.run("setup.sh --dry-run --ref v1 --repository https://example.com/mmjax")

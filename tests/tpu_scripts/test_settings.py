@@ -1,6 +1,7 @@
 """Settings, mistakes, dry runs, and shellcheck over every script."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
-RUNNABLE = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name != "settings.sh")
+RUNNABLE = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in ("settings.sh", "command.sh"))
 PLAIN = ["create.sh", "setup.sh", "logs.sh", "fetch.sh", "delete.sh"]
 WITH_WORDS = {**dict.fromkeys(PLAIN, ""), "train.sh": "digits", "watch.sh": "digits"}
 
@@ -65,6 +66,16 @@ def test_an_unknown_flag_an_unset_project_and_a_missing_gcloud(cloud, name, word
         ("create.sh now", "unexpected word 'now': create.sh takes flags only"),
         ("train.sh --env GREETING digits", "--env 'GREETING': NAME=VALUE, on one line"),
         ("setup.sh --source /nowhere", "--source '/nowhere': a checkout of mmjax"),
+        ("setup.sh --ref --upload-pack=touch --repository r", "REF is '--upload-pack=touch', which git would take for a flag"),
+        ("create.sh --poll 08", "POLL is '08': a whole number"),
+        ("create.sh --topology v5e:0x4", "--topology 'v5e:0x4': v4, v5e, v5p or v6e"),
+        ("create.sh '--project zone' x", "unknown flag --project zone"),
+        ("fetch.sh --from 'a$(touch b)'", "--from 'a$(touch b)': a path of letters, digits and"),
+        ("gke.sh create --topology v5e:4x4 --image 'a: b'", "--image 'a: b': a name such as python:3.12"),
+        ("gke.sh create --max-restarts 1e3", "MAX_RESTARTS is '1e3': a whole number from 1"),
+        ("gke.sh logs --worker a,b", "--worker 'a,b': a number, or all"),
+        ("slurm.sh script --time '1\nls' digits", "--time '1"),
+        ("slurm.sh script --gpus 0 digits", "GPUS is '0': a whole number from 1"),
         ("gke.sh", "'': create, train, manifest, logs, watch, fetch, stop or delete"),
         ("slurm.sh tain", "'tain': setup, train, script, logs, watch or delete"),
     ],
@@ -105,6 +116,54 @@ def test_the_commands_of_the_page_are_understood(cloud):
     assert cloud.calls == []
 
 
+# As words that a shell splits at spaces; each stands for itself, whatever it would mean to a shell, gcloud or a file system.
+AWKWARD = (
+    """--labels=* --tags=? --a=[a-z]* --b=$(touch\ttouched) --c=`touch` --d=$HOME --e='x' --f="y" --g=\\ --h=a\\b --i=~ """
+    """--j=x;touch --k=a&b --l=a|b --m=>touched --n={a,b} --o=#c --p=!! --q=%s --r=é * ~ -- - # x=~/y"""
+)
+
+
+def in_a_folder_of_awkward_names(cloud) -> None:
+    cloud.folder = cloud.root / "here"
+    cloud.write(dict.fromkeys(("--labels=evil=x", "--tags=a", "--a=bc", "evil"), ""))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "tool"),
+    [
+        ("create.sh --no-wait {}", "create-flags", "create"),
+        ("create.sh --no-wait --direct {}", "create-flags", "create"),
+        ("gke.sh create --topology v5e:2x2 {}", "create-flags", "node-pools"),
+        ("setup.sh {}", "ssh-flags", "scp"),
+        ("train.sh {} digits", "ssh-flags", "ssh"),
+        ("logs.sh {}", "ssh-flags", "ssh"),
+        ("fetch.sh --from log {}", "ssh-flags", "scp"),
+        ("slurm.sh train {} digits --workdir /a", "sbatch-flags", "sbatch"),
+    ],
+)
+def test_words_of_flags_are_split_at_spaces_and_nothing_else_is_done_to_them(cloud, command, name, tool):
+    in_a_folder_of_awkward_names(cloud)
+    variable = name.upper().replace("-", "_")
+    many = AWKWARD.replace(" ", "\n\t ")
+    for flag, variables in ((f"--{name} {shlex.quote(AWKWARD)}", {}), ("", {variable: many})):
+        shown = cloud.run(command.format(flag), DRY_RUN="1", **variables).stdout.splitlines()
+        line = next(line for line in shown if "labels" in line and f" {tool} " in f" {line} ")
+        # As a shell would call it.
+        called = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True).stdout.split("\0")
+        first = called.index("--labels=*")
+        assert called[first : first + len(AWKWARD.split())] == AWKWARD.split()
+    assert sorted(path.name for path in cloud.folder.iterdir()) == ["--a=bc", "--labels=evil=x", "--tags=a", "evil"]
+
+
+def test_the_words_that_are_shown_are_those_that_gcloud_gets(cloud):
+    in_a_folder_of_awkward_names(cloud)
+    cloud.run(f"create.sh --no-wait --create-flags {shlex.quote(AWKWARD)}")
+    assert cloud.calls[0][-len(AWKWARD.split()) :] == AWKWARD.split()
+    cloud.run(f"slurm.sh train --sbatch-flags {shlex.quote(AWKWARD)} digits --workdir /a")
+    assert cloud.calls[1][1:-1] == AWKWARD.split()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_checkout_is_copied_as_git_sees_it(cloud):
     checkout = cloud.root / "checkout"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]

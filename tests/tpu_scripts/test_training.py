@@ -1,6 +1,10 @@
 """train, logs and watch: the same command on every worker, and on from where it was when the machines are taken away."""
 
+import shlex
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,12 +60,154 @@ def test_awkward_words_arrive_as_they_are(pod):
     ]
 
 
+def test_no_word_is_evaluated_again(pod):
+    pod.folder = pod.root / "here"
+    pod.write({"x=y": "", "--steps=3": ""})
+    words = [
+        "x=~/y:~/z",
+        "~",
+        "--steps=*",
+        "$(touch touched)",
+        "`touch touched`",
+        "a --workdir b",
+        "\\",
+        "a\\nb",
+        "!!",
+        "#",
+        "{a,b}",
+    ]
+    words += ["é\u2028\x01\t", "&& touch touched", ";", "'\"'", "-n", "--", "%s%n", "a\n", "a\n\nb"]
+    greeting = "~/a:~/b * $(touch touched) `x` \\ 'é' \"#"
+    pod.run(shlex.join(["train.sh", "--env", f"GREETING={greeting}", "digits", *words]), ENVIRONMENT="OTHER=1")
+    settles(pod, "0")
+    for worker in ("mmjax-0.0", "mmjax-1.1"):
+        (start,) = pod.starts(worker)
+        assert start["words"] == ["train", "digits", *words, "--workdir", "gs://b/mmjax"]
+        assert start["greeting"] == greeting
+    assert pod.run(shlex.join(["train.sh", "--progress", "digits", *words])).stdout == "0\n"
+    assert not list(pod.root.rglob("touched"))
+
+
+CODE = {
+    "mine.py": "import helper\nfrom lib import deep\ndef experiment():\n    from . import late\n    return helper.X + deep.Y",
+    "helper.py": "import other\nX = other.X",
+    "other.py": "X = 'a'",
+    "late.py": "",
+    "lib/__init__.py": "",
+    "lib/deep.py": "from . import shared\nY = shared.Y",
+    "lib/shared.py": "Y = 'b'",
+}
+BESIDE = {"unused.py": "", "labels.csv": "", "photos/a.png": "", ".secret.py": ""}
+
+
 def test_a_config_that_is_a_file_here_is_copied(pod):
     (pod.root / "mine.py").write_text("# an experiment\n")
-    pod.run(f"train.sh {pod.root / 'mine.py'} --steps 10")
+    (said,) = pod.run(f"train.sh {pod.root / 'mine.py'} --steps 10").stderr.splitlines()
+    assert said == f"train.sh: started: mmjax train {pod.root / 'mine.py'} --steps 10 --workdir gs://b/mmjax"
     settles(pod, "0")
     assert pod.starts("mmjax-1.1")[0]["words"][:2] == ["train", "mine.py"]
     assert (pod.root / "homes" / "mmjax-1.1" / "mmjax_run" / "mine.py").read_text() == "# an experiment\n"
+
+
+@pytest.mark.parametrize("name", ["-d/it's $(x) *.py", "a:b/x y/größe.py"])
+def test_what_a_config_imports_is_copied_with_it(pod, name):
+    pod.folder = pod.root / "here"
+    folder = Path(name).parent
+    config = Path(name).name
+    pod.write({str(folder / (config if file == "mine.py" else file)): text for file, text in (CODE | BESIDE).items()})
+    given = name if name[0] != "-" else f"./{name}"
+    said = pod.run(shlex.join(["train.sh", given])).stderr.splitlines()
+    assert said[0].startswith(f"train.sh: with {given} go helper.py lib/__init__.py lib/deep.py lib/shared.py ")
+    settles(pod, "0", shlex.join(["train.sh", "--progress", given]))
+    for worker in ("mmjax-0.0", "mmjax-0.1", "mmjax-1.0", "mmjax-1.1"):
+        (start,) = pod.starts(worker)
+        assert start["words"][:2] == ["train", config]
+        code = Path(start["folder"])
+        own = {"command", "ready", "log", "pid", "status", "code"}
+        found = {
+            str(path.relative_to(code)): path.read_text() for path in code.rglob("*") if path.name not in own and path.is_file()
+        }
+        assert found == {config if file == "mine.py" else file: text for file, text in CODE.items()}
+    # It runs there as here, but for what only a package may say.
+    (code / config).write_text((code / config).read_text().replace("from . import late", "import late"))
+    run = f"import runpy, sys; sys.path.insert(0, {str(code)!r}); print(runpy.run_path({str(code / config)!r})['experiment']())"
+    assert subprocess.run([sys.executable, "-S", "-c", run], capture_output=True, text=True, check=True).stdout == "ab\n"
+
+
+def test_what_went_before_is_gone(pod):
+    pod.write(CODE | {"second.py": "import late"})
+    pod.run("train.sh mine.py")
+    settles(pod, "0")
+    pod.run("train.sh second.py")
+    settles(pod, "0", "train.sh --progress second.py")
+    code = pod.root / "homes" / "mmjax-0.0" / "mmjax_run"
+    assert sorted(path.name for path in code.rglob("*.py")) == ["late.py", "second.py"]
+    pod.run("train.sh digits")
+    settles(pod, "0", "train.sh --progress digits")
+    assert list(code.rglob("*.py")) == []
+
+
+def test_of_a_shipped_config_nothing_is_copied(pod):
+    pod.write({"digits": "", "digits.py": "import helper", "helper.py": "", "digits_finetune": ""})
+    pod.run("train.sh digits")
+    settles(pod, "0")
+    assert pod.starts("mmjax-0.0")[0]["words"][1] == "digits"
+    assert not pod.called("mmjax_code")
+    # As mmjax does: a name without .py is the shipped one.
+    assert "helper.py" in pod.run("train.sh --dry-run digits.py").stdout
+
+
+def test_a_class_that_a_flag_names_is_copied_too(pod):
+    pod.write({"ours/__init__.py": "", "ours/module.py": "import helper", "helper.py": ""})
+    words = "--tasks.contrastive.objective ours.module:Theirs"
+    assert "with digits go ours/__init__.py ours/module.py helper.py" in pod.run(f"train.sh digits {words}").stderr
+    settles(pod, "0")
+    (start,) = pod.starts("mmjax-0.0")
+    assert start["words"] == ["train", "digits", *words.split(), "--workdir", "gs://b/mmjax"]
+    assert Path(start["folder"], "ours", "module.py").read_text() == "import helper"
+    assert Path(start["folder"], "helper.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "files", "line"),
+    [
+        ("train.sh", {"mine.py": "import fast", "fast.so": ""}, "fast.so is compiled for this machine and will not be copied"),
+        ("train.sh --dry-run", {"mine.py": "import a", "a.py": "from .. import b"}, "a.py line 1 imports from above"),
+        ("watch.sh", {"mine.py": "import a", "a.py": "def"}, "a.py line 1: invalid syntax"),
+        ("train.sh", {"mine.py": "import log", "log/__init__.py": ""}, "it comes with 'log', and the machines keep something"),
+        ("watch.sh --dry-run", {}, "config mine.py: no such file here"),
+        ("gke.sh train", {"mine.py": "import fast", "fast.pyd": ""}, "fast.pyd is compiled"),
+        ("slurm.sh train", {}, "config mine.py: no such file here"),
+    ],
+)
+def test_what_cannot_be_copied_ends_it_before_anything_is_done(cloud, script, files, line):
+    cloud.write(files)
+    done = cloud.run(f"{script} --topology v5e:4x4 mine.py", status=2)
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"{script.split()[0]}: config mine.py: ")
+    assert line in said
+    assert (cloud.calls, done.stdout) == ([], "")
+
+
+def test_what_is_here_and_not_copied_is_said(cloud):
+    cloud.write(CODE | BESIDE | {"mine.py": "import lib\nA = 'labels.csv'", "lib/words.txt": ""})
+    assert cloud.run("train.sh --dry-run mine.py").stderr.splitlines() == [
+        "train.sh: mine.py names labels.csv: here, and not copied; keep data in the bucket or on the machines",
+        "train.sh: of packages only Python files are copied, not lib/words.txt",
+        "train.sh: with mine.py go lib/__init__.py lib/deep.py lib/shared.py",
+    ]
+
+
+def test_without_python_a_config_goes_alone_or_not_at_all(pod):
+    (pod.bin / "python3").unlink()
+    pod.write(
+        {"alone.py": "import os, unheard\n# import helper\n", "mine.py": CODE["mine.py"], "helper.py": "", "lib/a.py": ""}
+    )
+    pod.run("train.sh alone.py")
+    settles(pod, "0")
+    assert pod.starts("mmjax-0.0")[0]["words"][1] == "alone.py"
+    said = pod.run("train.sh mine.py", status=2).stderr
+    assert "config mine.py: it may import" in said and "helper.py, and without python3 on PATH nobody can tell" in said
 
 
 def test_a_second_training_is_refused_and_stop_tells_every_worker(pod):
@@ -112,16 +258,22 @@ def test_watch_makes_sets_up_trains_and_deletes(cloud):
     assert "costs until" in cloud.run("watch.sh digits --steps 10").stderr
 
 
-def test_watch_survives_preemption_with_the_same_command(cloud):
+def test_watch_survives_preemption_with_the_same_command_and_code(cloud):
+    cloud.write(CODE)
     taken = {"on": "mmjax: running", "skip": 2, "preempt": True}
-    done = cloud.run("watch.sh --slices 2 --spot digits --steps 10", rules=[taken], MMJAX="forever 0")
-    assert [verb for verb in cloud.verbs() if verb != "ssh"] == ["create", "scp", "scp", "delete", "create", "scp", "scp"]
+    edited = cloud.root / "helper.py"
+    done = cloud.run("watch.sh --slices 2 --spot mine.py --steps 10", rules=[taken], MMJAX="forever 0", EDIT=str(edited))
+    scp = ["scp"] * 4
+    assert [verb for verb in cloud.verbs() if verb != "ssh"] == ["create", *scp, "delete", "create", *scp]
     first, second = cloud.called("queued-resources create")
     assert first == second
     assert cloud.called("delete")[0][-1] == "--force"
+    assert edited.read_text() == "edited"
     for worker in ("mmjax-0.0", "mmjax-0.1", "mmjax-1.0", "mmjax-1.1"):
-        assert [start["words"] for start in cloud.starts(worker)] == [TRAIN, TRAIN]
+        assert [start["words"] for start in cloud.starts(worker)] == [["train", "mine.py", *TRAIN[2:]]] * 2
+        assert (cloud.root / "homes" / worker / "mmjax_run" / "helper.py").read_text() == CODE["helper.py"]
     assert "mmjax: PREEMPTED" in done.stderr
+    assert done.stderr.count(": with mine.py go ") == 1
 
 
 @pytest.mark.parametrize("step", ["scp", "pip install", "nohup"])

@@ -7,6 +7,8 @@ import pytest
 import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
+from mmjax.train import reading
+
 SETTINGS = {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_disable_most_optimizations": True}
 
 
@@ -33,3 +35,9 @@ def quick_compiles(compiled):
 def single(monkeypatch):
     """Every mesh is of one device."""
     tiny.single_device(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Reads are tried again as often as ever, and at once."""
+    monkeypatch.setattr(reading, "WAITS", (0.0,) * len(reading.WAITS))

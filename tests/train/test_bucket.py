@@ -9,7 +9,8 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mmjax.convert import load, load_model
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UnreachableError, UserError
+from mmjax.train import reading
 from mmjax.train.bucket import Bucket, in_bucket
 from mmjax.train.run import Run
 
@@ -28,6 +29,12 @@ def gs(monkeypatch):
     monkeypatch.setattr(Memory, "pseudo_dirs", [""])
     monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: Memory(skip_instance_cache=True))
     return "gs://bucket/run"
+
+
+def names(address):
+    """What the next process finds."""
+    bucket = Bucket(address)
+    return sorted(path.name for path in bucket.copy.rglob("*"))
 
 
 def test_what_is_an_address():
@@ -121,3 +128,80 @@ def test_from_python_a_run_in_a_bucket_is_a_run(gs):
     assert load_model(gs) == made.model
     with pytest.raises(UserError, match="gs://bucket/run: the run has no checkpoint yet"):
         load(gs)
+
+
+def test_what_is_gone_here_goes_there_and_checkpoints_stay(gs):
+    first = Bucket(gs)
+    for name in ("tokenizer/a", "tokenizer/b", "c"):
+        (first.copy / name).parent.mkdir(exist_ok=True)
+        (first.copy / name).write_text(name)
+    first.send()
+    (epath.Path(gs) / "checkpoints" / "10").mkdir(parents=True)
+    (epath.Path(gs) / "checkpoints" / "10" / "large").write_text("x")
+    second = Bucket(gs)
+    (first.copy / "tokenizer" / "b").unlink()
+    (first.copy / "c").unlink()
+    first.send()
+    assert names(gs) == ["a", "tokenizer"]
+    assert (epath.Path(gs) / "checkpoints" / "10" / "large").read_text() == "x"
+    second.fetch()
+    assert sorted(p.name for p in second.copy.rglob("*")) == ["a", "tokenizer"]
+    second.send()  # and does not bring back what the other took away
+    assert names(gs) == ["a", "tokenizer"]
+
+
+def test_the_identity_is_the_same_for_the_next_process(gs):
+    first = Run(gs)
+    first.open(tiny.experiment())
+    name = first.identity()
+    assert Run(gs).identity() == name
+    other = Run("gs://bucket/copy")
+    (other.path / "identity").write_text((first.path / "identity").read_text())
+    other.send()
+    assert Run("gs://bucket/copy").identity() != name
+
+
+def test_the_one_who_came_first_ends_and_writes_no_more(gs):
+    first, second = Run(gs), Run(gs)
+    with first.writing():
+        first.metrics.write_text("first\n")
+        first.send()
+        with second.writing():
+            second.metrics.write_text("second\n")
+            second.send()
+            first.metrics.write_text("first again\n")
+            with pytest.raises(
+                UserError, match=r"gs://bucket/run: another process is training there now \(.*host.*\), so this"
+            ):
+                first.send()
+    assert Run(gs).metrics.read_text() == "second\n"
+    with first.writing():  # started again, after the other has ended
+        first.send()
+
+
+@pytest.mark.parametrize("times", [1, 2, 99])
+@pytest.mark.parametrize("name", ["write_bytes", "read_bytes", "iterdir"])
+def test_a_bucket_that_does_not_answer_for_a_while(gs, monkeypatch, times, name):
+    bucket = Bucket(gs)
+    (bucket.copy / "a").write_text("a")
+    bucket.send()
+    place, failed = type(bucket.home), []
+    original = getattr(place, name)
+
+    def fail(*args):
+        if len(failed) < times:
+            failed.append(1)
+            raise ConnectionError("503 Service Unavailable")
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        (bucket.copy / "b").write_text("b")
+        act = bucket.send if name == "write_bytes" else lambda: Bucket(gs)
+        if times > len(reading.WAITS):
+            with pytest.raises(UnreachableError, match=r"gs://bucket/run cannot be (written|opened): 503 Service Unavailable"):
+                act()
+        else:
+            act()
+    bucket.send()
+    assert names(gs) == ["a", "b"]

@@ -1,6 +1,7 @@
 """Micro-batches of objectives that compare the examples of a batch: exact, and without the activations of the whole batch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,10 @@ def one_step(accumulate, mesh):
     experiment = made(accumulate)
     experiment.check()
     setup, step = tiny.prepared(experiment, mesh)
-    state, figures = step(setup.init(), {"train": setup.place(setup.datasets["train"].batch(0))})
-    return leaves_by_path(tiny.host(state.params)), tiny.host(figures)
+    start = setup.init()
+    before = leaves_by_path(tiny.host(start.params))
+    state, figures = step(start, {"train": setup.place(setup.datasets["train"].batch(0))})
+    return {path: leaf - before[path] for path, leaf in leaves_by_path(tiny.host(state.params)).items()}, tiny.host(figures)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,12 @@ def whole():
 
 @pytest.mark.parametrize(("accumulate", "mesh"), [(4, tiny.ONE), (2, Mesh(data=8))], ids=["4 parts", "2 parts on 8 devices"])
 def test_micro_batches_equal_the_large_batch(whole, accumulate, mesh):
-    params, figures = one_step(accumulate, mesh)
-    for path, leaf in whole[0].items():
-        np.testing.assert_allclose(params[path], leaf, rtol=0, atol=1e-6, err_msg=path)
+    updates, figures = one_step(accumulate, mesh)
+    for path, update in whole[0].items():
+        # Sums of float32 in another order, so relative to the largest of them: updates here are up to 6, and the large batch on
+        # eight devices is as far from itself on one (6e-7). The floor is the rounding of the parameters that they are added to.
+        near = 2e-6 * np.abs(update).max() + 1e-7
+        np.testing.assert_allclose(updates[path], update, rtol=0, atol=near, err_msg=path)
     assert figures.keys() == whole[1].keys()
     for name, value in whole[1].items():
         np.testing.assert_allclose(
@@ -67,8 +73,8 @@ def tasks_and_batch(size):
 def test_each_part_has_its_own_dropout_the_same_in_both_passes():
     """Against embeddings of each micro-batch that are kept, so that nothing is computed again."""
     model, batch = tasks_and_batch(8)
-    task, rng, parts = {"pairs": Task(Contrastive("sigmoid"))}, jax.random.key(3), 2
-    key = fold_name(rng, "data/train")
+    rng = jax.random.key(3, impl="unsafe_rbg")  # compiles ten times faster than the default
+    task, key, parts = {"pairs": Task(Contrastive("sigmoid"))}, fold_name(rng, "data/train"), 2
 
     def cached(params):
         return accumulated(model, task, params, {"train": batch}, rng, parts)["pairs"].sum
@@ -84,7 +90,7 @@ def test_each_part_has_its_own_dropout_the_same_in_both_passes():
         forward = BoundForward(model, params, batch, key, embedded=found)
         return task["pairs"].objective(forward, batch, rng).sum, found["dual", "image"]
 
-    params = init_params(model, jax.random.key(0))
+    params = jax.jit(functools.partial(init_params, model))(rng)
     value, gradient = jax.jit(jax.value_and_grad(cached))(params)
     (expected, image_BE), slopes = jax.jit(jax.value_and_grad(kept, has_aux=True))(params)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -92,7 +98,8 @@ def test_each_part_has_its_own_dropout_the_same_in_both_passes():
         np.testing.assert_allclose(leaves_by_path(gradient)[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
     alike = {name: jnp.repeat(x[:1], 4, axis=0) for name, x in batch.items()}
-    embedded = [BoundForward(model, params, alike, key, jnp.int32(i)).embed("image") for i in (0, 0, 1)]
+    embed = jax.jit(lambda params, part: BoundForward(model, params, alike, key, part).embed("image"))
+    embedded = [embed(params, jnp.int32(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(embedded[0], embedded[1])
     assert np.all(np.any(np.asarray(embedded[0]) != np.asarray(embedded[2]), axis=1))
     assert np.isfinite(image_BE).all()

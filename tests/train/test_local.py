@@ -1,13 +1,15 @@
 """Checkpoints on a disk of the host's own: which one a run goes on from."""
 
 import dataclasses
+import errno
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UnreachableError, UserError
 from mmjax.models import Multimodal
 from mmjax.models.heads import Classifier
 from mmjax.train import Checkpoint, train
@@ -105,6 +107,45 @@ def test_one_of_another_mesh_is_not_used(whole, tmp_path, monkeypatch, capsys):
     assert "local checkpoint 6 is passed over: it was written on another mesh" in said
     assert f"going on from step 4 in {run}" in said
     np.testing.assert_allclose(losses(run), whole, rtol=1e-5)
+
+
+def failing(monkeypatch, name, steps):
+    """Orbax's first calls of a method, for these steps, fail with EIO."""
+    act, left = getattr(ocp.CheckpointManager, name), list(steps)
+
+    def fail(self, step=None, *args, **kwargs):
+        if step in left:
+            left.remove(step)
+            raise OSError(errno.EIO, "Input/output error")
+        return act(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, name, fail)
+
+
+def test_a_read_that_fails_loses_nothing(whole, tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk), run, 6)
+    with monkeypatch.context() as patch:
+        failing(patch, "restore", [6] * 99)
+        with pytest.raises(UnreachableError, match=r"local checkpoint 6 in .*: it cannot be read just now"):
+            train(made(disk), run)
+    assert next(disk.glob("*/*/6")).is_dir()
+    with monkeypatch.context() as patch:
+        failing(patch, "restore", [6, 6])
+        train(made(disk), run)
+    assert f"going on from step 6 in {disk}" in capsys.readouterr().err
+    assert losses(run) == whole
+
+
+def test_a_write_that_fails_does_not_end_the_run(whole, tmp_path, monkeypatch, capsys):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    with monkeypatch.context() as patch:
+        failing(patch, "save", [3])
+        break_off(monkeypatch, made(disk), run, 6)
+    assert "a local checkpoint could not be written (Input/output error); the run goes on without" in capsys.readouterr().err
+    assert sorted(p.name for p in next(disk.glob("*/*")).iterdir() if p.name.isdigit()) == ["5", "6"]
+    train(made(disk), run)
+    assert losses(run) == whole
 
 
 def test_how_often_is_checked():

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -13,14 +15,14 @@ import tiny
 
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
-from mmjax.evaluate import Report
+from mmjax.evaluate import Report, ZeroShot
 from mmjax.models import Multimodal
 from mmjax.models.heads import Classifier
 from mmjax.objectives import Classification
 from mmjax.train import SGD, Checkpoint, Log, Task, loop, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import evaluate_run
-from mmjax.train.metrics import read_lines, rewind
+from mmjax.train.metrics import read_lines
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup
 
@@ -76,7 +78,7 @@ def test_a_run_folder_is_complete(finished):
 
 def test_a_line_holds_what_a_person_wants_to_see(finished):
     first = read_lines(finished[0] / "metrics.jsonl")[0]
-    wanted = {"step", "loss", "loss/contrastive", "loss/classify", "classify/accuracy", "gradient_norm", "learning_rate"}
+    wanted = {"step", "loss", "loss/contrastive", "loss/classify", "train/classify/accuracy", "gradient_norm", "learning_rate"}
     assert wanted | {"examples_per_second", "model_flops_per_second"} <= first.keys()
     assert first["loss"] == pytest.approx(first["loss/contrastive"] + first["loss/classify"], rel=1e-6)
     assert first["learning_rate"] == pytest.approx(0.05)
@@ -110,12 +112,94 @@ def test_more_steps_extend_a_run(finished, tmp_path):
     tiny.assert_identical(params_at(tmp_path, 8)[0], params_at(finished[0], 8)[0])
 
 
-def test_a_finished_run_does_nothing_twice(finished, monkeypatch):
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_is_left_alone(finished, monkeypatch, capsys):
     folder, metrics, _ = finished
-    lines = (folder / "metrics.jsonl").read_text()
-    monkeypatch.setattr(Setup, "compile_step", None)
-    assert train(eight_steps(), folder) == metrics
-    assert (folder / "metrics.jsonl").read_text() == lines
+    before = times(folder)
+    monkeypatch.setattr(loop, "open_run", None)
+    made = eight_steps(log=QUIET)
+    assert train(made, folder) == metrics
+    assert capsys.readouterr().err == f"{folder} is finished: 8 steps are done; more --steps extend it\n"
+    with pytest.raises(UserError, match=r"holds a checkpoint of another experiment: seed: 0 -> 3"):
+        train(dataclasses.replace(made, seed=3), folder)
+    assert times(folder) == before
+
+
+def test_a_finished_run_that_is_asked_something_else_is_evaluated_again(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    metrics = train(eight_steps(test_data="validation"), folder)
+    assert "is finished" not in capsys.readouterr().err
+    assert json.loads((folder / "final.json").read_text())["data"] == "validation"
+    assert metrics != finished[1]
+    assert train(eight_steps(test_data="validation"), folder) == metrics
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_checkpoint_is_damaged_is_not_done(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "8" / "state")
+    assert train(eight_steps(), folder) == finished[1]
+    said = capsys.readouterr().err
+    assert "is finished" not in said and "checkpoint 8 was set aside" in said
+    assert curve(folder) == curve(finished[0])
+    tiny.assert_identical(params_at(folder, 8)[0], params_at(finished[0], 8)[0])
+
+
+def test_an_evaluator_keeps_data_of_its_own_at_the_end(finished, tmp_path):
+    """Only what stands on `validation` moves to the test data."""
+    asked = {"prompted": ZeroShot(tiny.TEMPLATES), "own": ZeroShot(tiny.TEMPLATES, data="train")}
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    metrics = train(eight_steps(evaluate=asked), folder)
+    step = json.loads((folder / "final.json").read_text())["step"]
+    assert metrics["prompted/accuracy"] == finished[1]["prompted/accuracy"]
+    assert metrics["own/accuracy"] == evaluate_run(folder, "train")["prompted/accuracy"] != metrics["prompted/accuracy"]
+    assert evaluate_run(folder) == {**metrics, "step": step}
+
+
+def test_a_misspelt_best_metric_is_named_at_the_first_evaluation(tmp_path):
+    made = eight_steps(checkpoint=Checkpoint(every=100, best="prompted/acuracy"))
+    said = r"checkpoint\.best='prompted/acuracy': its evaluator gives .*\(did you mean 'prompted/accuracy'\?\); step 3 is saved"
+    with pytest.raises(UserError, match=said):
+        train(made, tmp_path)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line] == [1, 2, 3]
+    train(eight_steps(steps=4, checkpoint=Checkpoint(every=100, best="prompted/accuracy")), tmp_path)  # goes on from there
+
+
+def test_an_error_on_the_way_out_does_not_hide_the_first(tmp_path, monkeypatch):
+    closed, close = [], Checkpoints.close
+
+    def unreachable(self):
+        if sys.exc_info()[0] is not None:
+            raise UserError("the bucket answers 503")
+
+    monkeypatch.setattr(Run, "send", unreachable)
+    monkeypatch.setattr(Checkpoints, "close", lambda self: (closed.append(1), close(self))[1])
+    poison(monkeypatch, 2)
+    with pytest.raises(UserError, match=r"^step 2: the loss of task .* is not finite") as caught:
+        train(eight_steps(evaluate={}, evaluate_every=0, checkpoint=Checkpoint()), tmp_path)
+    assert caught.value.__notes__ == ["and then sending the run: the bucket answers 503"]
+    assert closed
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_trains(tmp_path, monkeypatch):
+    place, said = Setup.place, []
+
+    def placed(self, batch):
+        if not said:
+            with pytest.raises(UserError, match=r"another process is training there") as caught:
+                train(eight_steps(), tmp_path)
+            said.append(caught.value)
+        return place(self, batch)
+
+    monkeypatch.setattr(Setup, "place", placed)
+    train(eight_steps(steps=1, evaluate={}, evaluate_every=0, checkpoint=Checkpoint()), tmp_path)
+    assert said and list(curve(tmp_path)) == [1]
 
 
 def test_a_tokenizer_without_a_checkpoint_is_made_anew(tmp_path, monkeypatch):
@@ -131,7 +215,7 @@ def test_a_tokenizer_without_a_checkpoint_is_made_anew(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
 def test_patience_ends_a_run(tmp_path, monkeypatch, mode, sign):
-    values = iter([0.5, 0.6, 0.58, 0.55, 0.9])
+    values = iter([0.5, 0.6, float("nan"), -np.inf, 0.9])
     monkeypatch.setattr(loop, "run_evaluators", lambda *_: {"prompted/accuracy": sign * next(values)})
     spec = Checkpoint(every=100, keep=1, best="prompted/accuracy", mode=mode, patience=2)
     train(eight_steps(evaluate_every=1, checkpoint=spec), tmp_path)
@@ -141,15 +225,19 @@ def test_patience_ends_a_run(tmp_path, monkeypatch, mode, sign):
         "data": "test",
         "prompted/accuracy": sign * 0.9,
     }
+    assert train(eight_steps(evaluate_every=1, checkpoint=spec), tmp_path) == {
+        "prompted/accuracy": sign * 0.9
+    }  # it is finished
 
 
-def test_a_signal_on_the_step_of_an_evaluation_does_not_lose_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_on_the_step_of_an_evaluation_does_not_lose_it(tmp_path, monkeypatch, number):
     place, seen = Setup.place, []
 
     def placed(self, batch):
         seen.append(1)
         if len(seen) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return place(self, batch)
 
     monkeypatch.setattr(Setup, "place", placed)
@@ -189,17 +277,6 @@ def test_a_loss_that_is_not_finite_is_skipped_when_asked_to(tmp_path, monkeypatc
     tiny.assert_identical(params_at(tmp_path, 5)[0], params_at(tmp_path, 4)[0])
     figures = curve(tmp_path)
     assert figures[5]["bad_step"] == 1 and figures[6]["bad_step"] == 0 and np.isfinite(figures[8]["loss"])
-
-
-def test_rewind_drops_what_came_after_the_checkpoint(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    rewind(path, 3)  # nothing there yet
-    lines = [{"step": step, "loss": 0.1 + 0.2 * step} for step in (1, 2, 2, 3, 4)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
-    assert read_lines(path) == lines
-    rewind(path, 3)
-    assert read_lines(path) == lines[:4] and path.read_text().endswith("\n")
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def streams(alternate=()):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path

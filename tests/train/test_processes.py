@@ -37,7 +37,7 @@ class Crowd:
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
-            "XLA_FLAGS": f"--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -156,12 +156,10 @@ def story(compiled, tmp_path_factory):
     both += ["--checkpoint.local", str(folder / "disk"), "--checkpoint.local_every", "4"]
     told = {"folder": folder, "run": run, "whole": whole}
 
-    alone = Crowd(compiled, record[0], [*words[:-1], str(whole)], 1, 1)
-    told["whole said"] = alone.end()
-
+    alone = Crowd(compiled, record[0], [*words[:-1], str(whole)], 1, 1)  # meanwhile
     crowded = Crowd(compiled, record[1], both)
     crowded.signal_at(run, 6, 1, signal.SIGTERM)
-    told["stopped"] = crowded.end()
+    told["stopped"], told["whole said"] = crowded.end(), alone.end()
     told["saved"] = Checkpoints(run / "checkpoints", Checkpoint(), read_only=True).steps()
 
     for part, number in (("peer killed", 1), ("main killed", 0)):

@@ -1,5 +1,6 @@
 """Before the first step: programs that were compiled before are found again, and said to be."""
 
+import contextlib
 import re
 
 import jax
@@ -13,8 +14,9 @@ def test_a_second_start_finds_its_step_in_the_cache_and_says_so(tmp_path):
     made = tiny.experiment(evaluate={})
     mesh = tiny.ONE.build(jax.devices()[:1])
     run = tiny.Run(tmp_path)
-    with use_mesh(mesh):
-        setup = open_run(made, run, mesh)
+    said = []
+    with use_mesh(mesh), contextlib.ExitStack() as held:
+        setup = open_run(made, run, mesh, held, said.append)
         first = compile_steps(setup, made.groups())
         jax.clear_caches()
         second = compile_steps(setup, made.groups())

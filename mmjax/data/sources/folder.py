@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import read_image
 from mmjax.data.sources.splits import ALIASES, SPLITS, check_fractions, check_split, fingerprint, hash_split
@@ -30,7 +31,7 @@ class Folder:
       extensions: which files are images, in lower case with the dot.
     """
 
-    path: str
+    path: str = setting(everyday=True, path=True)
     split: str = "train"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     extensions: tuple[str, ...] = EXTENSIONS

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import read_image
 from mmjax.data.sources.rows import Row, read_rows
@@ -39,7 +40,7 @@ class Manifest:
       root: folder that image paths are relative to; default: the folder of the file.
     """
 
-    path: str
+    path: str = setting(everyday=True, path=True)
     split: str = "train"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"
@@ -47,7 +48,7 @@ class Manifest:
     label_field: str = "label"
     group_field: str = "group"
     pair_field: str = "text_pair"
-    root: str | None = None
+    root: str | None = setting(path=True, default=None)
 
     def build(self) -> ManifestRecords:
         """Records with the keys that the file has.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.errors import nearest as near
 from mmjax.data.images import decode_image
@@ -30,8 +31,8 @@ class TFDS:
       text_field: feature of the caption, or of a list of captions; "captions/text" reaches into a nested feature.
     """
 
-    name: str
-    data_dir: str | None = None
+    name: str = setting(everyday=True)
+    data_dir: str | None = setting(path=True, default=None)
     split: str = "train"
     image_field: str | None = "image"
     label_field: str | None = "label"

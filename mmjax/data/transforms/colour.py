@@ -21,6 +21,11 @@ class ColourJitter:
 
     A factor blends with black (brightness), with the image's mean grey (contrast), or with its grey version (saturation), as
     PIL's `ImageEnhance` does.
+
+    Attributes:
+      brightness: x of its factor, from 0 (off) to 1.
+      contrast: x of its factor, from 0 (off) to 1.
+      saturation: x of its factor, from 0 (off) to 1.
     """
 
     brightness: float = 0.0
@@ -44,7 +49,11 @@ class ColourJitter:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Add Gaussian noise to every value; `sigma` is its standard deviation as a share of the full range."""
+    """Add Gaussian noise to every value.
+
+    Attributes:
+      sigma: its standard deviation as a share of the full range.
+    """
 
     sigma: float
 
@@ -60,7 +69,12 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Normalise:
-    """uint8 to float32: divide by 255, subtract `mean`, divide by `std`, each given for red, green and blue."""
+    """uint8 to float32: divide by 255, subtract `mean`, divide by `std`.
+
+    Attributes:
+      mean: of red, green and blue.
+      std: of red, green and blue, each above 0.
+    """
 
     random: ClassVar[bool] = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -202,7 +202,11 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirror left and right, with a probability."""
+    """Mirror left and right, with a probability.
+
+    Attributes:
+      probability: how often, from 0 to 1.
+    """
 
     probability: float = 0.5
 

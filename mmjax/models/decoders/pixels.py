@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -22,7 +23,9 @@ class PixelDecoder(StackFields):
     projection follow.
 
     Attributes:
-      image_size, patch: (height, width) in pixels.
+      image_size: (height, width) in pixels.
+      patch: (height, width) of a patch, in pixels.
+      channels: of the image.
       context: the name of the one encoder whose tokens it reads.
       firsts: how many tokens that encoder puts before the patches (1: a class token).
       positions: `sincos` (2-D), `learned` or `fixed` (see `ViT`). Those kept for `image_size` are interpolated along the
@@ -33,11 +36,11 @@ class PixelDecoder(StackFields):
         does not say where its tokens stand or has another number of tokens for a whole image.
     """
 
-    image_size: tuple[int, int] = (224, 224)
-    patch: tuple[int, int] = (16, 16)
-    channels: int = 3
+    image_size: tuple[int, int] = setting(least=1, default=(224, 224))
+    patch: tuple[int, int] = setting(least=1, default=(16, 16))
+    channels: int = setting(least=1, default=3)
     context: tuple[str, ...] = ("image",)
-    firsts: int = 0
+    firsts: int = setting(least=0, default=0)
     positions: str = "sincos"
 
     @nn.compact

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.decoders.text import TextDecoder
@@ -27,15 +28,16 @@ class SplicedDecoder(TextDecoder):
       context: the name of the one encoder whose tokens are spliced in.
       place: the id that stands for one token of the context.
       skip: how many tokens at the context's beginning are left out (1: the class token of an image).
-      project_activation, project_bias: of the projection.
+      project_activation: of the projection, between its layers.
+      project_bias: whether its layers have biases.
       headless: give the last layer's result [B, T, D], normalised, instead of logits.
 
     Raises:
       UserError: a context of several encoders; outside `jit`, a text with more or fewer places than the context has tokens.
     """
 
-    place: int = 32000
-    skip: int = 1
+    place: int = setting(least=0, default=32000)
+    skip: int = setting(least=0, default=1)
     project_activation: str = "gelu"
     project_bias: bool = True
     headless: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -20,7 +21,8 @@ class TextTransformer(StackFields):
     `depth=0` gives bare word embeddings, the text side of a single-stream model.
 
     Attributes:
-      vocab_size, max_length: V, the largest T.
+      vocab_size: V, how many words; at least those of the tokenizer.
+      max_length: the largest T.
       embed_width: width of the word table when it differs from `width` (0: the same).
       causal: a token sees only what comes before it.
       positions: `learned`, `sincos`, `rotary` or `none`.
@@ -29,21 +31,23 @@ class TextTransformer(StackFields):
       embed_norm: normalise the embeddings before the stack (BERT).
       mask_padding: whether the mask hides padding; if not, padding counts as real and the last position as the last token
         (SigLIP, whose texts are all padded to one length).
+      final_norm: normalise after the last layer.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
 
     Raises:
-      UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
+      UserError: an input that is no text, a text longer than `max_length` when positions are learned, an unknown kind of
+        positions.
     """
 
-    vocab_size: int = 32000
-    max_length: int = 64
-    embed_width: int = 0
+    vocab_size: int = setting(everyday=True, least=1, default=32000)
+    max_length: int = setting(least=1, default=64)
+    embed_width: int = setting(least=0, default=0)
     causal: bool = False
     positions: str = "learned"
-    position_offset: int = 0
-    segments: int = 0
+    position_offset: int = setting(least=0, default=0)
+    segments: int = setting(least=0, default=0)
     embed_norm: bool = False
-    embed_dropout: float | None = None
+    embed_dropout: float | None = setting(least=0, below=1, default=None)
     mask_padding: bool = True
     final_norm: bool = True
 
@@ -72,6 +76,8 @@ class TextTransformer(StackFields):
         words_BTD: Array | None = None,
     ) -> Tokens:
         """`words_BTD` takes the place of the ids' own rows of the word table."""
+        if ids_BT.ndim != 2:
+            raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
         length = ids_BT.shape[1]
         if length > self.max_length and self.positions == "learned":
             raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")

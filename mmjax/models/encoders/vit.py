@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import rejoin, take
@@ -22,7 +23,9 @@ class ViT(StackFields):
     `image_size`. `depth=0` gives bare patch embeddings, the image side of a single-stream model.
 
     Attributes:
-      image_size, patch: (height, width) in pixels.
+      image_size: (height, width) in pixels.
+      patch: (height, width) of a patch, in pixels.
+      channels: of the image.
       patch_bias: whether the projection of patches has a bias (CLIP's has none).
       cls_token: put a learned token first.
       extra_tokens: further learned tokens after it, with positions of their own (DeiT's distillation token).
@@ -33,6 +36,7 @@ class ViT(StackFields):
       images: N > 1 images in an example (NLVR2's two): the input is [B, N, H, W, channels], their tokens follow one another.
       embed_norm: normalise the embeddings before the stack (CLIP).
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
+      final_norm: normalise after the last layer.
       take_layer: give what this layer gives, without the last norm (LLaVA's -2); None: the whole stack. See `nn.stack`.
 
     A mask [B, (N,) H, W], True = a real pixel, hides the padding of images of several sizes in a batch, each at the top left
@@ -42,22 +46,22 @@ class ViT(StackFields):
     of the tokens that are left are in the result's `positions`.
 
     Raises:
-      UserError: an image that the patch does not divide, an unknown kind of positions or of `resize`, a mask with `bicubic`,
-        segments without a `mask_token`.
+      UserError: an input that is no image of these `channels`, one that the patch does not divide, an unknown kind of
+        positions or of `resize`, a mask with `bicubic`, segments without a `mask_token`.
     """
 
-    image_size: tuple[int, int] = (224, 224)
-    patch: tuple[int, int] = (16, 16)
-    channels: int = 3
+    image_size: tuple[int, int] = setting(everyday=True, least=1, default=(224, 224))
+    patch: tuple[int, int] = setting(everyday=True, least=1, default=(16, 16))
+    channels: int = setting(least=1, default=3)
     patch_bias: bool = True
     cls_token: bool = False
-    extra_tokens: int = 0
+    extra_tokens: int = setting(least=0, default=0)
     mask_token: bool = False
     positions: str = "learned"
     resize: str = "bicubic"
-    images: int = 1
+    images: int = setting(least=1, default=1)
     embed_norm: bool = False
-    embed_dropout: float | None = None
+    embed_dropout: float | None = setting(least=0, below=1, default=None)
     final_norm: bool = True
     take_layer: int | None = None
 
@@ -67,6 +71,8 @@ class ViT(StackFields):
     ) -> Tokens:
         if self.images > 1 and (image.ndim != 5 or image.shape[1] != self.images):
             raise UserError(f"images={self.images}: use an input [B, {self.images}, H, W, channels], found {image.shape}")
+        if image.shape[-1] != self.channels:
+            raise UserError(f"channels={self.channels}: the images have {image.shape[-1]}")
         image_BHWC = image.reshape(-1, *image.shape[-3:]) if self.images > 1 else image
         grid = self._grid(image_BHWC.shape[1], image_BHWC.shape[2])
         ph, pw = self.patch

@@ -20,7 +20,8 @@ class Cross(StackFields):
     With `both`, the context attends to the query as well, layer by layer, and its tokens follow the query's.
 
     Attributes:
-      query, context: names of the modalities.
+      query: name of the modality that reads, and whose tokens come out.
+      context: name of the modality that is read.
       both: two-way, as LXMERT.
     """
 

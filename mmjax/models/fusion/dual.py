@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
@@ -21,29 +22,33 @@ class Dual(nn.Module):
     As a fusion it gives one token a modality: Tokens [B, M, E].
 
     Attributes:
-      width: E.
+      width: E, the width of the shared space.
       pool: modality -> how it is pooled (see `nn.pool`); its keys are the modalities that meet here.
       project: modalities that get a linear projection; the others must have width E already.
       bias: whether the projections have a bias.
       through: modality -> the cross fusion whose layers it runs through alone before it is pooled (BLIP's text encoder, which
         reads the image in one use and not in the other).
-      heads, mlp_width, activation, norm_epsilon: of attention pooling.
-      scale_init, bias_init: initial values (CLIP: 1 / 0.07; SigLIP: 10 and -10). The scale is exp of a learned logit.
+      heads: of attention pooling.
+      mlp_width: of attention pooling's feed-forward layer; 0 is 4 times the width it pools.
+      activation: of attention pooling's feed-forward layer.
+      norm_epsilon: of attention pooling's norm.
+      scale_init: initial scale (CLIP: 1 / 0.07; SigLIP: 10). It is exp of a learned logit.
+      bias_init: initial bias (SigLIP: -10).
       max_scale: the scale is held at or below it (Radford 2021, section 2.5); 0 for no bound (SigLIP's passes 100).
     """
 
-    width: int = 512
+    width: int = setting(least=1, default=512)
     pool: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"image": "mean", "text": "mean"})
     project: tuple[str, ...] = ("image", "text")
     bias: bool = False
     through: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    heads: int = 8
-    mlp_width: int = 0
+    heads: int = setting(least=1, default=8)
+    mlp_width: int = setting(least=0, default=0)
     activation: str = "gelu"
-    norm_epsilon: float = 1e-6
-    scale_init: float = 10.0
+    norm_epsilon: float = setting(least=0, default=1e-6)
+    scale_init: float = setting(above=0, default=10.0)
     bias_init: float = 0.0
-    max_scale: float = 100.0
+    max_scale: float = setting(least=0, default=100.0)
 
     @property
     def modalities(self) -> tuple[str, ...]:

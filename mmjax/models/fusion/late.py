@@ -8,18 +8,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
 from mmjax.nn.pool import Pool
 
 
 class _Late(nn.Module):
-    """What both share: one vector a modality in, one token [B, 1, D] out."""
+    """What both share: one vector a modality in, one token [B, 1, D] out.
 
-    width: int = 512
+    Attributes:
+      width: D.
+      modalities: which, and their order.
+      pool: how each is pooled, see `nn.pool`.
+      heads: of attention pooling.
+    """
+
+    width: int = setting(least=1, default=512)
     modalities: tuple[str, ...] = ("text", "image")
     pool: str = "mean"
-    heads: int = 8
+    heads: int = setting(least=1, default=8)
 
     def _pooled(self, tokens: Mapping[str, Tokens]) -> list[Array]:
         return [Pool(self.pool, self.heads, name=f"pool_{m}")(tokens[m]) for m in self.modalities]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Tokens
 from mmjax.models.fusion.cross import join
@@ -31,8 +32,8 @@ class SingleStream(StackFields):
     """
 
     modalities: tuple[str, ...] = ("text", "image")
-    types: tuple[int, ...] = ()
-    parts: int = 1
+    types: tuple[int, ...] = setting(least=0, default=())
+    parts: int = setting(least=1, default=1)
     cls_token: bool = False
     project: bool = False
 

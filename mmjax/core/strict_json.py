@@ -1,0 +1,35 @@
+"""JSON as every reader takes it: the words NaN and Infinity, which Python would write, are none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """The same value with what JSON cannot hold made plain: an infinite number or NaN is None, a scalar array a number."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(child) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(child) for child in value]
+    if isinstance(value, (str, bool)) or value is None:
+        return value
+    if isinstance(value, (np.generic, np.ndarray)) or hasattr(value, "__array__"):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def line(value: Any) -> str:
+    """One line of JSON. Finite floats are written so that reading them back gives the same bits."""
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def pages(value: Any) -> str:
+    """JSON for people, a field a line, with its last line ended."""
+    return json.dumps(plain(value), allow_nan=False, indent=1) + "\n"

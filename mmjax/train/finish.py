@@ -1,0 +1,84 @@
+"""The end of a run: what it says of itself, and how a later start knows that nothing is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.core.config import to_json
+from mmjax.core.errors import UserError, nearest
+from mmjax.parallel.multihost import is_main, told
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.experiment import Experiment
+from mmjax.train.run import Run
+
+FINISHED = "finished.json"
+VALIDATION = "validation"  # the data that `test_data` stands in for at the end
+
+
+def finished(run: Run, experiment: Experiment) -> tuple[int, dict[str, float]] | None:
+    """(last step, final metrics) of a run in which nothing is left to do; None where something is.
+
+    Raises:
+      UserError: the folder holds another experiment.
+    """
+    found = None
+    if is_main():
+        kept = run.read_json(FINISHED)
+        if isinstance(kept, dict) and kept.get("asked") == _asked(experiment) and kept.get("step") in run.saved_steps():
+            run.check(experiment)
+            if Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True).is_whole(kept["step"]):
+                found = [kept["step"], kept["metrics"]]
+    said = told("a finished run", found)
+    return None if said is None else (said[0], said[1])
+
+
+def finish(run: Run, experiment: Experiment, step: int, best: int | None, metrics: Mapping[str, float]) -> None:
+    """Write down that a run has come to its end at `step`, evaluated with checkpoint `best`."""
+    if best is not None:
+        run.write_json("final.json", {"step": best, "data": test_data(experiment), **metrics})
+    run.write_json(FINISHED, {"step": step, "metrics": dict(metrics), "asked": _asked(experiment)})
+
+
+def _asked(experiment: Experiment) -> dict[str, Any]:
+    """All of an experiment that could make its end another one."""
+    e, c = experiment, experiment.checkpoint
+    told = {"steps": e.steps, "test_data": e.test_data, "best": c.best, "mode": c.mode, "patience": c.patience}
+    return told | {"evaluate": to_json(e.evaluate), "evaluate_every": e.evaluate_every}
+
+
+def test_data(experiment: Experiment) -> str | None:
+    """The data that a finished run takes instead of `validation`; None where it has none."""
+    return experiment.test_data if experiment.test_data in experiment.data else None
+
+
+def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: str | None = None) -> dict[str, float]:
+    """Every evaluator's metrics, named `evaluator/metric`, each on the data that it names; on `data` where given."""
+    metrics: dict[str, float] = {}
+    for name, evaluator in experiment.evaluate.items():
+        chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
+        metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
+    return metrics
+
+
+def at_the_end(experiment: Experiment) -> Experiment:
+    """The same with its evaluators as the finished run asks them: those of `validation` on the test data, where there is any.
+    An evaluator that names data of its own stays there."""
+    chosen = test_data(experiment)
+    moved = {
+        name: dataclasses.replace(evaluator, data=chosen) if chosen and evaluator.data == VALIDATION else evaluator
+        for name, evaluator in experiment.evaluate.items()
+    }
+    return dataclasses.replace(experiment, evaluate=moved)
+
+
+def check_best(experiment: Experiment, metrics: Mapping[str, float], step: int) -> None:
+    """Raises UserError where `checkpoint.best` is no metric of its evaluator's; that shows at the first evaluation."""
+    name = experiment.checkpoint.best
+    if name and name not in metrics:
+        given = [metric for metric in metrics if metric.startswith(f"{name.split('/')[0]}/")]
+        raise UserError(
+            f"checkpoint.best={name!r}: its evaluator gives {', '.join(given) or 'nothing'}{nearest(name, given)}; step {step} "
+            "is saved, and the same command with another checkpoint.best goes on from there"
+        )
