@@ -110,6 +110,27 @@ def test_trip_counts_come_from_carried_bounds_or_the_compiler(bound, config, tri
     assert (negate.count, negate.certain) == (trips, certain)
 
 
+INNER = """%zero = s32[] constant(0)
+  %ten = s32[] constant(10)
+  %carried = (s32[], s32[], f32[8]{0}) tuple(%zero, {BOUND}, %x)
+  %loop = (s32[], s32[], f32[8]{0}) while(%carried), condition=%condition, body=%body
+  %y = f32[8]{0} get-tuple-element(%loop), index=2"""
+
+
+@pytest.mark.parametrize(("bound", "count", "certain"), [("%ten", 36, True), ("%x", 6, False)])
+def test_a_loop_in_a_loop_runs_as_often_as_both_say(bound, count, certain):
+    """Six times in each of six; where the inner bound is data, once in each."""
+    inner, entry = LOOP.replace("{N}", "constant(10)").replace("{CONFIG}", "").split("ENTRY")
+
+    def outer(text):
+        return text.replace("%body", "%outer_body").replace("%condition", "%outer_condition")
+
+    around = outer(inner).replace("%y = f32[8]{0} negate(%x)", INNER.replace("{BOUND}", bound))
+    module = parse(f"{inner}{around}ENTRY{outer(entry)}")
+    [negate] = [run for run in executed(module, lambda c, i: 0) if run.instruction.opcode == "negate"]
+    assert (negate.count, negate.certain) == (count, certain)
+
+
 def test_of_a_conditional_the_heavier_branch_runs():
     module = read("cond")
 
