@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,7 @@ import pytest
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Tokens
-from mmjax.models import Multimodal, init_params
+from mmjax.models import Multimodal, param_shapes
 from mmjax.models.decoders import DECODERS, SplicedDecoder
 from mmjax.models.encoders import ViT
 from mmjax.models.forward import BoundForward
@@ -97,7 +95,8 @@ def test_in_a_model_it_reads_the_image_and_what_came_before():
     decoder = DECODERS["spliced"](**size, vocab_size=11, positions="rotary", place=PLACE, skip=1)
     image = ViT(image_size=(4, 4), patch=(2, 4), cls_token=True, take_layer=1, **size)
     model = Multimodal(encoders={"image": image}, decoders={"caption": decoder}, dtype="float32")
-    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0, impl="unsafe_rbg"))  # quick to compile
+    draw = np.random.default_rng(1).normal
+    params = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape) * 0.3, x.dtype), param_shapes(model))
 
     @jax.jit
     def logits(p, pixels):

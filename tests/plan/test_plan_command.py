@@ -31,7 +31,7 @@ def test_a_small_step_is_compiled_for_a_tpu_that_is_not_there():
     assert measured["sizes"]["ema"] == params
     assert 2 * params <= measured["sizes"]["optimizer"] < 2 * params + 100  # two moments and a few counters
     assert measured["memory"]["arguments"] >= 4 * params
-    # The state is donated, and what is kept beside it is about the gradients and an average of another dtype.
+    # The state is donated; beside it are the gradients and what the backward pass reads.
     assert measured["memory"]["outputs"] < 0.01 * params and measured["memory"]["temporaries"] < 3.5 * params
     # Each of the four copies of float32 parameters (with moments and average) is read and written once, and little else.
     assert 8 * params < measured["traffic"]["read"] + measured["traffic"]["written"] < 9 * params

@@ -156,12 +156,10 @@ def story(compiled, tmp_path_factory):
     both += ["--checkpoint.local", str(folder / "disk"), "--checkpoint.local_every", "4"]
     told = {"folder": folder, "run": run, "whole": whole}
 
-    alone = Crowd(compiled, record[0], [*words[:-1], str(whole)], 1, 1)
-    told["whole said"] = alone.end()
-
+    alone = Crowd(compiled, record[0], [*words[:-1], str(whole)], 1, 1)  # meanwhile
     crowded = Crowd(compiled, record[1], both)
     crowded.signal_at(run, 6, 1, signal.SIGTERM)
-    told["stopped"] = crowded.end()
+    told["stopped"], told["whole said"] = crowded.end(), alone.end()
     told["saved"] = Checkpoints(run / "checkpoints", Checkpoint(), read_only=True).steps()
 
     for part, number in (("peer killed", 1), ("main killed", 0)):
