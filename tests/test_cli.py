@@ -1,13 +1,15 @@
 """The command line: what each command prints, and one line with exit status 2 for each mistake of the user's."""
 
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmjax.cli import main
+from mmjax.cli import COMMANDS, main
 from mmjax.core.config import to_json
 from mmjax.train.config_file import load_config
 from mmjax.train.run import Run
@@ -25,22 +27,96 @@ def refused(capsys, *words: str) -> str:
     return lines[0]
 
 
+def asked(capsys, *words: str) -> str:
+    """What a command prints that ends well and says nothing on stderr."""
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_help_lists_commands_and_configs(capsys, words):
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    for command in ("mmjax train [CONFIG]", "mmjax evaluate RUN", "mmjax data inspect"):
-        assert command in said
-    assert "digits" in said.splitlines()[-2] or "digits" in said.splitlines()[-1]
+    said = asked(capsys, *words)
+    assert all(command.run.__doc__.splitlines()[0] in said for command in COMMANDS.values())
+    assert "digits" in said.splitlines()[-1]
+    assert len(said.splitlines()) <= 40
 
 
-def test_help_of_a_config_lists_every_field_with_its_value(capsys):
-    assert main(["train", "digits", "--steps", "77", "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "--steps 77" in lines
-    assert "--model.encoders.image.patch 4 4" in lines
-    assert "--tasks.masked_lm.objective.mask_probability 0.3" in lines
-    assert all(line.startswith("--") for line in lines)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_of_forty_lines(capsys, monkeypatch, tmp_path, command, flag):
+    """It opens no data: here that would fail."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmjax.data.sources.digits.Digits.build", None)
+    said = asked(capsys, *command.split(), flag)
+    assert said.startswith(f"usage: mmjax {command} ")
+    assert len(said.splitlines()) <= 40
+    assert asked(capsys, "help", *command.split()) == said
+    if command != "convert from-hf" and command != "convert to-hf":
+        assert len(asked(capsys, *command.split(), flag, "all")) > len(said)
+
+
+@pytest.mark.parametrize("group", ["convert", "data"])
+def test_the_help_of_a_group_lists_its_commands(capsys, group):
+    said = asked(capsys, group, "--help")
+    for name, command in COMMANDS.items():
+        assert (command.run.__doc__.splitlines()[0] in said) == name.startswith(f"{group} ")
+
+
+def test_the_help_of_a_config_shows_its_values_after_the_flags(capsys):
+    words = ("train", "digits", "--steps", "77", "--weighting", "pcgrad")
+    said = asked(capsys, *words, "--help").splitlines()
+    assert any(line.startswith("  --steps 77 ") and "updates" in line for line in said)
+    assert any(line.startswith("  --weighting pcgrad ") and "one of dynamic, fixed" in line for line in said)
+    assert any(line.startswith("  --workdir DIR ") for line in said)
+    whole = asked(capsys, "train", "--help", "all", *words[1:]).splitlines()
+    for flag in (
+        "--model.encoders.image.patch 4 4",
+        "--tasks.masked_lm.objective.mask_probability 0.3",
+        "--coordinator HOST:PORT",
+    ):
+        assert any(line.startswith(f"  {flag} ") for line in whole), flag
+
+
+def test_the_help_of_evaluation_reads_no_run(capsys):
+    said = asked(capsys, "evaluate", "nowhere", "--help")
+    for flag in ("--data NAME", "--data.NAME.batch_size", "--mesh.fsdp", "--evaluate.NAME"):
+        assert flag in said
+
+
+def test_the_version(capsys):
+    assert asked(capsys, "--version") == f"mmjax {importlib.metadata.version('mmjax')}\n"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly():
+    words = f"{sys.executable} -m mmjax.cli train digits --help all | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.splitlines()[0].startswith("usage: mmjax train") and done.stdout.splitlines()[1] == "0"
+    assert done.stderr == ""
+
+
+def test_a_module_in_the_current_folder_is_found_after_what_is_installed(capsys, tmp_path, monkeypatch):
+    """As with `python -m`, though the console script has another first entry in its path."""
+    (tmp_path / "my_evaluators.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Mine:\n    data: str = 'validation'\n"
+    )
+    (tmp_path / "jax.py").write_text("raise RuntimeError('the wrong jax')")
+    monkeypatch.chdir(tmp_path)
+    script = [sys.executable, "-c", "import sys; sys.path.remove(''); import mmjax.cli; sys.exit(mmjax.cli.main())"]
+    words = ["train", "digits", "--evaluate.mine", "my_evaluators:Mine", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "retrieval retrieval, mine my_evaluators:Mine" in done.stdout
+
+
+def test_what_the_machine_refuses_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = "file/run: the folder cannot be made (Not a directory); use another --workdir"
+    assert refused(capsys, "train", TINY, "--workdir", f"{tmp_path}/file/run").endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +131,30 @@ def test_help_of_a_config_lists_every_field_with_its_value(capsys):
         (["train", "digits", "extra"], ["'extra' is neither a config nor a flag"]),
         (["train", "--optimizer", "adam"], ["--optimizer adam", "adamw"]),
         (["train", "--model.dtype", "float16"], ["model.dtype='float16'", "auto, float32 or bfloat16"]),
-        (["evaluate"], ["evaluate takes one run folder, found 0"]),
-        (["evaluate", "run", "--processes", "two"], ["--processes two: give a number"]),
+        (["evaluate"], ["evaluate takes one run folder, before its flags; found 0"]),
+        (["evaluate", "a", "b"], ["evaluate takes one run folder, before its flags; found 2"]),
+        (["evaluate", ""], ["evaluate takes one run folder", "found ''"]),
+        (["evaluate", "--data.test.batch_size", "8", "run"], ["evaluate takes one run folder, before its flags"]),
+        (["evaluate", "run", "--processes", "two"], ["--processes two: expected int"]),
+        (["train", "--steps", "3", "digits"], ["a config goes before the flags, mmjax COMMAND digits --steps ..."]),
+        (["train", ""], ["config ''", "no such file"]),
+        (["train", "--=3"], ["'--=3' names no field"]),
+        (["train", "--steps="], ["--steps '': expected int"]),
+        (["train", "--workdir="], ["--workdir: a value is missing"]),
+        (["train", "--größe", "3"], ["unknown field --größe"]),
+        (["train", "--data.train.transforms.0", "normalize"], ["one of resize, ", "did you mean 'normalise'?"]),
+        (["train", "--data.train.source", "folder"], ["Folder needs path; add --data.train.source.path TEXT"]),
+        (["", "x"], ["unknown command ''"]),
+        (["help", "trian"], ["unknown command 'trian' (did you mean 'train'?)"]),
+        (
+            ["convert", "form-hf", "a", "b"],
+            ["convert form-hf: use mmjax convert from-hf HF_DIR RUN", "did you mean 'from-hf'?"],
+        ),
+        (["convert", "from-hf", "", "b"], ["convert takes two folders"]),
+        (["plan", "digits"], ["plan needs --topology"]),
         (["train", "--coordinator", "host:1234"], ["--processes, --process is missing: give --coordinator HOST:PORT"]),
         (["train", "--process", "0", "--processes", "2", "--coordinator", "host"], ["--coordinator host: give HOST:PORT"]),
-        (["data", "show"], ["data show", "mmjax data inspect CONFIG"]),
+        (["data", "show"], ["data show", "mmjax data inspect [CONFIG]"]),
         (["data", "inspect", "digits", "--data.train.source.split", "tset"], ["tset", "test"]),
     ],
 )
@@ -80,7 +175,14 @@ def test_a_mistake_in_the_words(capsys, tmp_path, monkeypatch, words, said):
         ("--mesh.fsdp 0", "mesh.fsdp=0: use a positive number"),
         ("--optimizer.accumulate 4", "data.train.batch_size=16 does not divide over 8 devices x accumulate=4"),
         ("--checkpoint.patience 2", "checkpoint.patience needs checkpoint.best"),
-        ("--model.encoders.image.heads 3", "heads=3 does not divide width=16"),
+        ("--model.encoders.image.heads 3", "model.encoders.image: heads=3 does not divide width=16"),
+        ("--model.encoders.image.depth -1", "model.encoders.image.depth=-1: use a number from 0"),
+        ("--tasks.classify.weight nan", "tasks.classify.weight=nan: use a finite number"),
+        ("--seed 99999999999", "seed=99999999999: use a number from 0"),
+        ("--data.validation.transforms.2 flip", "data.validation: transforms: Flip needs a uint8 image"),
+        ("--data.test.max_length 1", "data.test: max_length=1 leaves no room"),
+        ("--tasks.classify.objective.loss hinge", "tasks.classify.objective: classification.loss='hinge'"),
+        ("--evaluate.prompted.templates x", "evaluate.prompted: templates has 'x'"),
         ("--tokenizer.vocab_size 100", "model.encoders.text.vocab_size=64 is smaller than the tokenizer's vocabulary"),
     ],
 )
@@ -88,6 +190,20 @@ def test_a_mistake_that_shows_when_things_are_put_together(capsys, tmp_path, fla
     run = tmp_path / "run"
     assert said in refused(capsys, "train", TINY, "--workdir", str(run), *flags.split())
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model.encoders.image.channels 1", "model.encoders.image: channels=1: the images have 3"),
+        ("--model.encoders.image text", "model.encoders.image: a text encoder reads ids [B, T]"),
+        ("--model.heads.classes none", "tasks.classify: model.heads: there is no 'classes'"),
+    ],
+)
+def test_a_mistake_that_shows_when_the_step_is_traced(capsys, tmp_path, flags, said):
+    run = Run(tmp_path / "run")
+    assert said in refused(capsys, "train", TINY, "--workdir", str(run.path), *flags.split())
+    assert not run.has_checkpoint()
 
 
 def test_a_workdir_of_another_experiment(capsys, tmp_path):

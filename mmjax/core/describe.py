@@ -47,7 +47,7 @@ def field_words(cls: type, name: str) -> str:
 
 def first_sentence(text: str) -> str:
     """Without its full stop, in one line."""
-    return re.split(r"(?<=\.)\s+(?=[A-Z`\"(])", " ".join(text.split()))[0].removesuffix(".")
+    return re.split(r"(?<!e\.g\.)(?<!i\.e\.)(?<=\.)\s+(?=[A-Z`\"(])", " ".join(text.split()))[0].removesuffix(".")
 
 
 def options(cls: type) -> list[Line]:

@@ -41,8 +41,8 @@ logger = logging.getLogger("mmjax")
 class Manager(ocp.CheckpointManager):
     """Orbax's, without its question to JAX's preemption service.
 
-    It asks of the step that it saves, in the background too, when later steps have begun; the service takes the step that it was
-    last asked about for the present one, and would let processes stop at different steps, each waiting for the other.
+    It asks of the step that it saves, in the background too, when later steps have begun; the service takes the step that it
+    was last asked about for the present one, and would let processes stop at different steps, each waiting for the other.
     """
 
     def reached_preemption(self, step: int) -> bool:

@@ -42,6 +42,8 @@ def load_config(name: str) -> Experiment:
     """
     shipped = shipped_configs()
     path = shipped.get(name) or Path(name)
+    if path.is_dir() and name:
+        raise UserError(f"config {name!r}: it is a folder; give a Python file, or one of {', '.join(shipped)}")
     if not path.is_file():
         raise UserError(f"config {name!r}: no such file, and not one of {', '.join(shipped)}{nearest(name, shipped)}")
     module = _execute(path)

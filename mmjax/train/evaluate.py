@@ -48,9 +48,11 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
     trained = run.experiment()
     experiment = _flagged(trained, flags)
     if not experiment.evaluate:
-        raise UserError(f"{path}: its experiment has no evaluators (evaluate is empty); add one by --evaluate.NAME")
-    if data is not None and data not in experiment.data:
-        raise UserError(f"--data {data}: the run has {', '.join(experiment.data)}{nearest(data, experiment.data)}")
+        raise UserError(f"{path}: it has no evaluators (evaluate is empty); add one by --evaluate.NAME")
+    changed = None if experiment.test_data == trained.test_data else experiment.test_data
+    for flag, name in (("data", data), ("test_data", changed)):
+        if name is not None and name not in experiment.data:
+            raise UserError(f"--{flag} {name}: the run has {', '.join(experiment.data)}{nearest(name, experiment.data)}")
     experiment = at_the_end(experiment)
     checkpoints = Checkpoints(run.checkpoints, trained.checkpoint, read_only=True) if run.has_checkpoint() else None
     step = checkpoints.best_step() if checkpoints else None

@@ -21,7 +21,7 @@ from mmjax.parallel.mesh import use_mesh
 from mmjax.parallel.multihost import is_main, processes, told
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.experiment import Experiment
-from mmjax.train.finish import at_the_end, check_best, finish, finished, run_evaluators
+from mmjax.train.finish import at_the_end, check_best, finish, finished, run_evaluators, test_data
 from mmjax.train.kept_code import refuse_while_loading
 from mmjax.train.local import LocalCheckpoints
 from mmjax.train.metrics import open_writer, read_lines
@@ -300,7 +300,7 @@ class _Loop:
             step = told("the best checkpoint", self.checkpoints.best_step())
             params, _ = self.checkpoints.params(step, self.setup.mesh)
             metrics = self._evaluate(params, at_the_end(self.experiment))
-            self.say(f"final, checkpoint {step}: " + _shown(metrics))
+            self.say(f"final, checkpoint {step} on {test_data(self.experiment) or 'validation'}: " + _shown(metrics))
         finish(self.run, self.experiment, self.step, step, metrics)
         return metrics
 

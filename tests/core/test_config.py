@@ -1,12 +1,13 @@
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
 
-from mmjax.core.config import differences, from_json, leaves, load_class, replace, to_json
+from mmjax.core.config import check_ranges, differences, from_json, leaves, load_class, replace, setting, to_json
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer, ViT
@@ -64,6 +65,45 @@ def test_leaves_of_a_linen_module_are_its_own_fields():
     found = leaves(model())
     assert found["encoders.image.patch"] == (2, 2)
     assert not any(path.split(".")[-1] in ("parent", "name") for path in found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged:
+    share: float = setting(least=0, below=1, default=0.5)
+    count: int = setting(least=1, default=1)
+    sizes: tuple[int, ...] = setting(least=1, most=9, default=(1, 2))
+    rate: float = setting(above=0, below=math.inf, default=1.0)
+    maybe: float | None = setting(least=0, default=None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("share", 1.0, "use a number from 0 and below 1"),
+        ("share", -0.1, "use a number from 0 and below 1"),
+        ("share", math.nan, "use a number from 0 and below 1"),
+        ("count", 0, "use a number from 1"),
+        ("sizes", (3, 10), "use a number from 1 and up to 9"),
+        ("rate", 0, "use a finite number above 0"),
+        ("rate", math.inf, "use a finite number above 0"),
+        ("maybe", -1, "use a number from 0"),
+    ],
+)
+def test_a_number_out_of_the_range_of_its_field(field, value, said):
+    spec = {"parts": {"a": (Ranged(), Ranged(**{field: value}))}}
+    with pytest.raises(UserError) as error:
+        check_ranges(spec)
+    assert str(error.value) == f"parts.a.1.{field}={value}: {said}"
+
+
+def test_numbers_within_their_ranges():
+    check_ranges(Ranged())
+    check_ranges(Ranged(share=0, count=1, sizes=(1, 9), rate=1e-9, maybe=0.0))
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_numbers_of_a_shipped_config_are_in_range(name):
+    check_ranges(load_config(name))
 
 
 def test_load_class_explains_what_it_cannot_find():

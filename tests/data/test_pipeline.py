@@ -15,6 +15,7 @@ from mmjax.data import (
     Caption,
     Data,
     Digits,
+    Flip,
     Folder,
     Manifest,
     NextSentence,
@@ -194,18 +195,6 @@ def test_unreadable_files_are_named_counted_and_replaced(image_folder, caplog):
         same(folder_data(image_folder, bad_record_limit=0.1).build(None, 0).batch(step), batch)
 
 
-def test_a_stand_in_gets_the_draws_of_its_row(tmp_path, write_image):
-    """All images are alike, so noise is all that tells two rows apart, and none may change."""
-    for name in range(20):
-        write_image(tmp_path / "grey" / f"{name:02}.png")
-    noisy = Data(Folder(str(tmp_path), "all"), (Noise(0.1), Normalise()), batch_size=5, bad_record_limit=0.1)
-    before = [noisy.build(None, 0).batch(step)["image"] for step in range(4)]
-    (tmp_path / "grey" / "07.png").write_bytes(b"broken")
-    dataset = noisy.build(None, 0)
-    np.testing.assert_array_equal([dataset.batch(step)["image"] for step in range(4)], before)
-    assert len(dataset.bad) == 1
-
-
 def test_an_evaluation_does_not_count_stand_ins(image_folder):
     (image_folder / "cat" / "09.png").write_bytes(b"broken")
     dataset = folder_data(image_folder, bad_record_limit=0.1).build(None, 0)
@@ -287,6 +276,38 @@ def test_mistakes(image_folder, write_image, tokenizer):
         with pytest.raises(UserError) as raised:
             mistake()
         assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_every_complaint_begins_with_the_name_of_the_data(image_folder, write_image, caplog):
+    """When it is opened, when a tokenizer reads its texts, and later, while it is read."""
+    transforms, folder = (Normalise(),), Folder(str(image_folder), "all")
+
+    def first(call):
+        with pytest.raises(UserError) as raised:
+            call()
+        return str(raised.value).split(":")[0]
+
+    mine = "data.mine"
+    assert first(lambda: Data(Folder("nowhere")).build(None, 0, "mine")) == mine
+    assert first(lambda: list(Data(Folder("nowhere"), (CAPTION,)).texts("mine"))) == mine
+    assert first(lambda: Data(Digits(), batch_size=0).build(None, 0, "mine")) == mine
+    assert first(lambda: Data(Digits(), (Normalise(), Flip())).build(None, 0, "mine")) == mine
+    write_image(image_folder / "dog" / "19.png", 0, size=(8, 8))
+    with Data(folder, transforms, batch_size=20).build(None, 0, "mine").batches() as stream:
+        assert first(lambda: next(stream)) == mine
+    (image_folder / "dog" / "19.png").write_text("no image")
+    dataset = Data(folder, transforms, batch_size=20, bad_record_limit=0.5).build(None, 0, "mine")
+    for step in range(2):
+        dataset.batch(step)
+    assert caplog.messages[-1].startswith(f"data.mine: cannot read {image_folder / 'dog' / '19.png'}")
+    assert (
+        first(
+            lambda: [
+                Data(folder, transforms, batch_size=20, bad_record_limit=0).build(None, 0, "mine").batch(i) for i in (0, 1)
+            ]
+        )
+        == mine
+    )
 
 
 def test_a_mistake_in_a_thread_comes_out_as_it_is(image_folder, write_image):

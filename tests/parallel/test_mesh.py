@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,22 @@ def test_minus_one_takes_what_is_left(mesh, devices, shape):
 def test_a_mesh_that_does_not_fit_is_refused(mesh, said):
     with pytest.raises(UserError, match=said):
         mesh.shape(8)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "fitted"),
+    [
+        (Mesh(data=2, fsdp=4), 1, Mesh(data=1)),
+        (Mesh(data=2, fsdp=4), 6, Mesh(data=3, fsdp=2)),
+        (Mesh(data=1, fsdp=-1, tensor=4), 2, Mesh(data=1, tensor=2)),
+        (Mesh(fsdp=8, tensor=2), 16, Mesh(data=1, fsdp=8, tensor=2)),
+        (Mesh(fsdp=2, sequence=4, slice=2), 8, Mesh(data=1, fsdp=2, sequence=4)),
+        (Mesh(data=4, tensor=3), 5, Mesh(data=5)),
+    ],
+)
+def test_a_mesh_fitted_to_other_devices_splits_what_this_one_splits_as_far_as_they_divide(mesh, devices, fitted):
+    assert mesh.fitting(jax.devices()[:devices] if devices <= 8 else jax.devices() * 2) == fitted
+    assert math.prod(fitted.shape(devices)) == devices
 
 
 def test_build_makes_automatic_axes_over_all_devices():

@@ -59,11 +59,29 @@ def test_a_config_may_import_what_lies_beside_it(tmp_path):
             ["unexpected keyword argument 'learning_rat'", "did you mean 'learning_rate'?"],
         ),
         ("from mmjax.train import AdamW\noptimizer = AdamW(schedule='step')", ["optimizer.schedule='step'"]),
+        ("def experiment():\n    return foo", ["line 2", "NameError", "'foo'"]),
+        ("x = 1\nopen('nowhere.txt')", ["line 2", "No such file", "'nowhere.txt'"]),
+        ("def half(x):\n    return x / 0\nhalf(3)", ["line 2", "ZeroDivisionError"]),
+        ("import sys\nsys.exit('not here')", ["line 2", "not here"]),
+        ("x = 1\0", ["null bytes"]),
     ],
 )
 def test_a_wrong_config_is_one_line_with_its_file(tmp_path, text, words):
     path = config(tmp_path, text)
     refused(lambda: load_config(path), f"config {path}", *words)
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_bytes(b"x = '\xff'\n")
+    refused(lambda: load_config(str(path)), f"config {path}", "'utf-8' codec can't decode")
+    refused(lambda: load_config(str(tmp_path)), f"config {str(tmp_path)!r}", "it is a folder")
+
+
+def test_what_fails_in_our_code_keeps_its_traceback(tmp_path):
+    path = config(tmp_path, "from mmjax.data.sources.splits import hash_split\nhash_split(None, (1, 0, 0))\n")
+    with pytest.raises(AttributeError):
+        load_config(path)
 
 
 def test_flags_set_fields_of_every_kind():

@@ -35,7 +35,8 @@ class TextTransformer(StackFields):
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
 
     Raises:
-      UserError: a text longer than `max_length` when positions are learned, an unknown kind of positions.
+      UserError: an input that is no text, a text longer than `max_length` when positions are learned, an unknown kind of
+        positions.
     """
 
     vocab_size: int = setting(everyday=True, least=1, default=32000)
@@ -75,6 +76,8 @@ class TextTransformer(StackFields):
         words_BTD: Array | None = None,
     ) -> Tokens:
         """`words_BTD` takes the place of the ids' own rows of the word table."""
+        if ids_BT.ndim != 2:
+            raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
         length = ids_BT.shape[1]
         if length > self.max_length and self.positions == "learned":
             raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")

@@ -46,8 +46,8 @@ class ViT(StackFields):
     of the tokens that are left are in the result's `positions`.
 
     Raises:
-      UserError: an image that the patch does not divide, an unknown kind of positions or of `resize`, a mask with `bicubic`,
-        segments without a `mask_token`.
+      UserError: an input that is no image of these `channels`, one that the patch does not divide, an unknown kind of
+        positions or of `resize`, a mask with `bicubic`, segments without a `mask_token`.
     """
 
     image_size: tuple[int, int] = setting(everyday=True, least=1, default=(224, 224))
