@@ -289,8 +289,8 @@ MUTATIONS = (
     # tpu_scripts
     Mutation("words_unquoted", "the words of a training reach the machines without their quotes",
              "tpu_scripts/command.sh", "tests/tpu_scripts/test_training*.py",
-             r'$(show "$@") & child=\$!; "',
-             r'$* & child=\$!; "'),
+             r'$(show "$@") & child=\$!; [',
+             r'$* & child=\$!; ['),
     Mutation("node_prefix", "several slices are asked for without names of their own",
              "tpu_scripts/create.sh", "tests/tpu_scripts/test_machines*.py",
              'request+=("--node-count=$SLICES" "--node-prefix=$NAME")',
