@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,10 +47,11 @@ def load_config(name: str) -> Experiment:
         raise UserError(f"config {name!r}: it is a folder; give a Python file, or one of {', '.join(shipped)}")
     if not path.is_file():
         raise UserError(f"config {name!r}: no such file, and not one of {', '.join(shipped)}{nearest(name, shipped)}")
-    module = _execute(path)
-    if not hasattr(module, "experiment"):
-        raise UserError(f"config {path}: it defines no experiment()")
-    made = _calling(path, module.experiment)
+    with _beside(path):
+        module = _execute(path)
+        if not hasattr(module, "experiment"):
+            raise UserError(f"config {path}: it defines no experiment()")
+        made = _calling(path, module.experiment)
     if not isinstance(made, Experiment):
         raise UserError(f"config {path}: experiment() returned {type(made).__name__}, not an Experiment")
     return made
@@ -69,18 +71,24 @@ def _execute(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of the config's own look their module up
+    _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    return module
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """A config, and its `experiment()`, may import what lies beside it; what they import is noted."""
     here = str(path.resolve().parent)
     forget_changed(here)
-    sys.path.insert(0, here)  # a config may import what lies beside it
+    sys.path.insert(0, here)
     try:
-        _calling(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+        yield
     finally:
         sys.path.remove(here)
     for name, found in list(sys.modules.items()):
         file = getattr(found, "__file__", None)
-        if name == spec.name or (file and file.startswith(f"{here}{os.sep}") and "site-packages" not in file):
+        if name == f"mmjax_config_{path.stem}" or (file and file.startswith(f"{here}{os.sep}") and "site-packages" not in file):
             taken_in(found)
-    return module
 
 
 def _calling(path: Path, fn: Any) -> Any:

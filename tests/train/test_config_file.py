@@ -124,3 +124,10 @@ def test_a_flag_names_a_class_of_a_table_or_of_ones_own():
 )
 def test_a_wrong_flag_is_one_line(words, said):
     refused(lambda: apply_flags(tiny.experiment(), words), *said)
+
+
+def test_experiment_may_import_what_lies_beside_its_config(tmp_path):
+    (tmp_path / "late_neighbour.py").write_text("STEPS = 77\n")
+    made = "import dataclasses\n\n\ndef experiment():\n    import tiny\n    from late_neighbour import STEPS\n\n"
+    (tmp_path / "mine.py").write_text(made + "    return dataclasses.replace(tiny.experiment(), steps=STEPS)\n")
+    assert load_config(str(tmp_path / "mine.py")).steps == 77
