@@ -174,8 +174,8 @@ def lost(run: Path, before: dict[int, str], broken: int | None, ranked: dict[int
     for step, found in sorted(good.items()):
         if now.get(step) == found:
             continue
-        if step in now:
-            return f"checkpoint {step} was written anew"
+        if step in now and len(newer) < 2:  # else it was being deleted, as the policy says, when the kill came
+            return f"checkpoint {step} was changed"
         if not newer and not (best and step not in (best[1], *sorted(good)[-2:])):
             return f"checkpoint {step} is gone, and no newer one is there"
         value = ranked.get(step)
