@@ -167,12 +167,12 @@ class Reader:
 
     def __init__(self, root: Path, real: bool):
         self.real = real
-        self.folder, self.bin, self.library = root / "here", root / "bin", root / "library"
-        for folder in (self.folder, self.bin, self.library / "their_package"):
+        self.folder, self.bin, self.packages = root / "here", root / "bin", root / "packages"
+        for folder in (self.folder, self.bin, self.packages / "their_package"):
             folder.mkdir(parents=True)
         self.ran: list[Ran] = []
         self.ended: dict[int, Any] = {}
-        (self.library / "their_package" / "module.py").write_text(THEIRS)
+        (self.packages / "their_package" / "module.py").write_text(THEIRS)
         self._files()
         names = ("pip", "pytest") if real else ("pip", "pytest", "mmjax")
         for name in names:
@@ -215,7 +215,7 @@ class Reader:
         variables = {name: os.environ[name] for name in kept if name in os.environ}
         variables |= {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder.parent)}
         if self.real:
-            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(self.library)])
+            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(self.packages)])
         said = self.folder.parent / "said"
         with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as server, said.open("w+") as out:
             variables["STAND_IN"] = f"{place}/stand_in"  # a path must be short here
@@ -280,7 +280,7 @@ class Reader:
             patch.chdir(folder)
             for name, value in variables.items():
                 patch.setenv(name, value)
-            patch.syspath_prepend(str(self.library))  # where their package is installed
+            patch.syspath_prepend(str(self.packages))  # where their package is installed
             modules = set(sys.modules)
             yield
             for name in set(sys.modules) - modules:
