@@ -349,7 +349,7 @@ def test_a_module_that_fails_when_imported_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "failing_module.py").write_text("raise RuntimeError('broken')\n")
     monkeypatch.syspath_prepend(tmp_path)
     said = told("--named.one failing_module:X")
-    assert said == "--named.one failing_module:X: importing it failed, RuntimeError: broken"
+    assert said == "--named.one failing_module:X: cannot import 'failing_module' (RuntimeError: broken)"
 
 
 @pytest.mark.parametrize(
