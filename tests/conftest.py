@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 
 from mmjax.parallel.mesh import Mesh, use_mesh
 
@@ -46,6 +47,30 @@ if importlib.util.find_spec("torch") is None:
 
     def pytest_pycollect_makemodule(module_path, parent):
         return _MayNeedTorch.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder of compiled programs, for subprocesses too."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(compiled):
+    """Of a test file that trains: no optimization passes, and nothing is compiled twice."""
+    settings = {
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(compiled),
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def tested(made: Path, words: list[str], timeout: float) -> Outcome:
     python_path = os.pathsep.join([str(made), str(made.parent / "path")])
     # No bytecode: the files change and change back within the resolution of their times.
     environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-rfE", "-p", "no:cacheprovider", *words]
     began = time.monotonic()
     try:
         done = subprocess.run(command, cwd=made, env=environment, capture_output=True, text=True, timeout=timeout)

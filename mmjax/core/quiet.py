@@ -6,9 +6,16 @@ environment variable of the user's process is changed: a filter drops those reco
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import os
+import sys
+import tempfile
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 ORBAX = f"{os.sep}orbax{os.sep}"  # in the path of each of its files
 
@@ -48,6 +55,40 @@ def orbax(owner: object) -> weakref.finalize:
     ending = weakref.finalize(owner, end)
     ending.atexit = False  # what it logs on the way out is dropped too
     return ending
+
+
+def devices() -> list[Any]:
+    """`jax.devices()`, whose first call starts what computes: libtpu, where it is installed, writes half a page of errors on a
+    machine without a TPU, which is where its compiler plans for one."""
+    import jax
+
+    chosen = jax.config.jax_platforms or jax.distributed.is_initialized()  # among processes, one that hangs here is to be heard
+    if chosen or _has_tpu() or importlib.util.find_spec("libtpu") is None:
+        return jax.devices()
+    with _native_lines_dropped():
+        return jax.devices()
+
+
+def _has_tpu() -> bool:
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+@contextlib.contextmanager
+def _native_lines_dropped() -> Iterator[None]:
+    """Keep what libraries write on standard error past Python's back from being seen, unless the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def transformers() -> None:

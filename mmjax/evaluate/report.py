@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import numpy as np
-from sklearn.metrics import classification_report, precision_recall_fscore_support
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
@@ -43,6 +42,8 @@ class Report:
             raise UserError(f"context={self.context} with fusion='': name the fusion that joins them to {self.modality!r}")
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
+        from sklearn.metrics import precision_recall_fscore_support  # it doubles the time of every start
+
         label_N, predicted_N, classes = self._predict(evaluation, params)
         logger.info("%s on %s\n%s", self.head, self.data, _table(label_N, predicted_N, classes))
         precision_C, recall_C, f1_C, support_C = precision_recall_fscore_support(
@@ -88,4 +89,6 @@ class Report:
 
 
 def _table(label_N: np.ndarray, predicted_N: np.ndarray, classes: tuple[str, ...]) -> str:
+    from sklearn.metrics import classification_report
+
     return classification_report(label_N, predicted_N, labels=range(len(classes)), target_names=classes, zero_division=0)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mmjax.core import quiet
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
@@ -47,7 +48,7 @@ class Mesh:
         Raises:
           UserError: the axes do not multiply to the number of devices, or `slice` is not how many slices these lie in.
         """
-        devices = jax.devices() if devices is None else list(devices)
+        devices = quiet.devices() if devices is None else list(devices)
         found = len({getattr(device, "slice_index", 0) for device in devices})
         if found > 1 and self.slice not in (0, found):
             raise UserError(f"mesh.slice={self.slice}: these devices lie in {found} slices; use {found}, or 0 to find out")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from mmjax.core import quiet
 from mmjax.core.config import differences, to_json
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import pairs
@@ -119,7 +120,7 @@ def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:
     except UserError as error:
         if experiment.mesh != trained.mesh:
             raise
-        mesh = experiment.mesh.fitting(jax.devices())
+        mesh = experiment.mesh.fitting(quiet.devices())
         if is_main():
             logger.info("%s: evaluating on %s", error, mesh.said())
         return mesh.build()

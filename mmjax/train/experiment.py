@@ -17,6 +17,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.train.optimizer import OPTIMIZERS, AdamW
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
+TEST = "test"  # the data that `test_data` names where nobody has said anything
 FIGURES = ("loss", "train", "weight")  # first parts of the names of training figures: an evaluator is called otherwise
 
 
@@ -112,7 +113,7 @@ class Experiment:
       seed: of parameters, batches and everything random in training; data splits do not depend on it.
       alternate: names of data, one a step in turn and over again; () takes a batch of each in every step.
       evaluate: evaluators by name, each on the data it names.
-      test_data: data that the finished run and `mmjax evaluate` take instead, where it exists.
+      test_data: data that the finished run and `mmjax evaluate` take instead; "test" need not exist, "" is none.
       evaluate_every: steps between evaluations; 0 for the end alone.
       checkpoint: when to save and what to keep.
       log: what is written while training.
@@ -132,7 +133,7 @@ class Experiment:
     alternate: tuple[str, ...] = ()
     evaluate: Mapping[str, Any] = setting(EVALUATORS, everyday=True, default_factory=dict)
     evaluate_every: int = setting(everyday=True, least=0, default=0)
-    test_data: str = "test"
+    test_data: str = TEST
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     init_from: str = setting(everyday=True, path=True, default="")
@@ -166,6 +167,8 @@ class Experiment:
                     f"not one of {', '.join(FIGURES)}"
                 )
             self._known_data(f"evaluate.{name}.data", evaluator.data)
+        if self.test_data not in ("", TEST):  # a run need not have any
+            self._known_data("test_data", self.test_data)
         for name in self.alternate:
             self._known_data("alternate", name)
         missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core.config import to_json
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
@@ -58,7 +58,8 @@ def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: s
     metrics: dict[str, float] = {}
     for name, evaluator in experiment.evaluate.items():
         chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
-        metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
+        with within(f"evaluate.{name}"):
+            metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
     return metrics
 
 

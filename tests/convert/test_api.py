@@ -144,10 +144,18 @@ def test_an_output_folder_that_holds_a_model_is_refused(tmp_path, capsys):
         assert "already holds files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["from-hf"], ["form-hf", "a", "b"], ["to-hf", "a"]])
-def test_mistaken_words(words, capsys):
+@pytest.mark.parametrize(
+    "words, use",
+    [
+        ([], "convert from-hf HF_DIR RUN"),
+        (["from-hf"], "convert from-hf HF_DIR RUN"),
+        (["form-hf", "a", "b"], "convert from-hf HF_DIR RUN"),
+        (["to-hf", "a"], "convert to-hf RUN HF_DIR"),
+    ],
+)
+def test_mistaken_words(words, use, capsys):
     assert main(["convert", *words]) == 2
-    assert "convert from-hf HF_DIR RUN" in capsys.readouterr().err
+    assert use in capsys.readouterr().err
 
 
 def test_a_model_that_no_class_has_is_refused_by_its_field(tmp_path):

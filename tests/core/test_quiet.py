@@ -2,10 +2,12 @@
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from mmjax.core import quiet
@@ -53,7 +55,9 @@ def heard(name, path, level=logging.WARNING, message="Metadata file does not exi
 
 
 @pytest.mark.parametrize("logger", ["absl", "root"])
-def test_what_orbax_logs_is_dropped_while_it_works_for_us(logger):
+def test_what_orbax_logs_is_dropped_while_it_works_for_us(logger, monkeypatch):
+    for name in ("absl", "root"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])  # other tests' checkpoints may still be open
     assert heard(logger, OURS)
     first, second = Orbax(), Orbax()
     assert not heard(logger, OURS) and not heard(logger, OURS, logging.ERROR)
@@ -74,10 +78,33 @@ def test_the_advice_to_install_pytorch_is_dropped_and_nothing_else():
     assert heard("of the user", "", message="PyTorch was not found")
 
 
+def test_what_is_written_past_python_is_seen_where_it_fails(monkeypatch, capfd):
+    def start():
+        os.write(2, b"no such chip\n")
+        raise RuntimeError("nothing to compute on")
+
+    monkeypatch.setattr(jax, "devices", start)
+    monkeypatch.setattr(quiet, "_has_tpu", lambda: False)
+    monkeypatch.setattr(quiet.importlib.util, "find_spec", lambda name: name)
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    try:
+        with pytest.raises(RuntimeError, match="nothing to compute on"):
+            quiet.devices()
+        assert capfd.readouterr().err == "no such chip\n"
+        monkeypatch.setattr(jax, "devices", lambda: [os.write(2, b"no such chip\n")])
+        assert quiet.devices() == [13] and capfd.readouterr().err == ""
+    finally:
+        jax.config.update("jax_platforms", platforms)
+
+
 def test_a_script_prints_nothing_but_what_is_ours(tmp_path):
     words = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     path = f"{ROOT}:{ROOT / 'tests' / 'train'}"
-    environment = {"PATH": "", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    # JAX finds out by itself what there is to compute on; libtpu is installed here.
+    environment = {"PATH": "", "PYTHONPATH": path, "HOME": str(tmp_path)}
+    environment |= {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     first, *others = done.stderr.splitlines()
