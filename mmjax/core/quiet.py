@@ -62,8 +62,9 @@ def devices() -> list[Any]:
     machine without a TPU, which is where its compiler plans for one."""
     import jax
 
-    chosen = jax.config.jax_platforms or jax.distributed.is_initialized()  # among processes, one that hangs here is to be heard
-    if chosen or _has_tpu() or importlib.util.find_spec("libtpu") is None:
+    chosen = getattr(jax.config, "jax_platforms", None)
+    together = jax.distributed.is_initialized()  # there one may hang here, and is to be heard
+    if chosen or together or _has_tpu() or importlib.util.find_spec("libtpu") is None:
         return jax.devices()
     with _native_lines_dropped():
         return jax.devices()
