@@ -23,8 +23,9 @@ def mutations():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A package of one line, and the test of it, which needs none of pytest's plugins."""
+    """A package of one line, and the test of it, for which only the plugin is loaded that the script has a word for."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
     root = tmp_path / "root"
     for file, text in {
         "pyproject.toml": "[tool.pytest.ini_options]\nfilterwarnings = ['error']\n",

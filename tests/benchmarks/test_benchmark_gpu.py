@@ -1,6 +1,6 @@
 """`benchmarks/gpu.py` without a card: tiny shapes on the CPU, and what it says when something is wrong."""
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -98,6 +98,9 @@ def test_tiny_shapes_on_the_cpu():
     kinds = {row["kind"] for row in found["attention"]["rows"]}
     assert {"plain bfloat16", "fused bfloat16", "splash bfloat16"} <= kinds
     sides = found["captioner"]
+    if importlib.util.find_spec("torch") is None:
+        assert "torch" not in sides and sides["mmjax"]["last_loss"] < sides["mmjax"]["loss"]
+        return
     assert sides["torch"]["loss"] == pytest.approx(sides["mmjax"]["loss"], rel=2e-3)
     assert sides["torch"]["gradient_norm"] == pytest.approx(sides["mmjax"]["gradient_norm"], rel=1e-2)
     for side in ("torch", "mmjax"):
@@ -241,7 +244,7 @@ def test_a_process_that_hangs_is_ended(scripts, monkeypatch):
 
 def test_float64_is_what_torch_gives(scripts):
     """The exact attention, of values and gradients, against PyTorch's own."""
-    import torch
+    torch = pytest.importorskip("torch")
     from torch.nn import functional
 
     attention = scripts["gpu_attention"]
