@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from mmjax.core.config import check_ranges, children, leaves
 from mmjax.core.errors import UserError, within
 from mmjax.core.flops import count_flops
-from mmjax.core.types import Batch
+from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.models.forward import BoundForward, compute_dtype
-from mmjax.models.multimodal import param_shapes
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
 from mmjax.parallel.multihost import is_main
@@ -142,7 +142,6 @@ def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
     """Shapes and shardings of the state."""
-    experiment.optimizer.build(param_shapes(experiment.model), experiment.steps)
     abstract = jax.eval_shape(functools.partial(_init, experiment), jax.ShapeDtypeStruct((), np.uint32))
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings(abstract, mesh)
@@ -151,9 +150,12 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
 
 def _init(experiment: Experiment, seed: Any) -> State:
     e = experiment
-    tx = e.optimizer.build(param_shapes(e.model), e.steps)
     weights = {name: task.weight for name, task in e.tasks.items()}
-    return init_state(e.model, tx, e.weighting, weights, e.optimizer.ema > 0, seed)
+
+    def make_tx(params: Params) -> optax.GradientTransformation:
+        return e.optimizer.build(params, e.steps)
+
+    return init_state(e.model, make_tx, e.weighting, weights, e.optimizer.ema > 0, seed)
 
 
 def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,13 +40,22 @@ class State:
 
 
 def init_state(
-    model: Multimodal, tx: optax.GradientTransformation, weighting: Any, weights: Mapping[str, float], ema: bool, seed: Array
+    model: Multimodal,
+    make_tx: Callable[[Params], optax.GradientTransformation],
+    weighting: Any,
+    weights: Mapping[str, float],
+    ema: bool,
+    seed: Array,
 ) -> State:
-    """The state before the first step. Parameters depend on the model and the seed alone, whatever the tasks."""
+    """The state before the first step. Parameters depend on the model and the seed alone, whatever the tasks.
+
+    Args:
+      make_tx: parameters -> what makes updates of their gradients.
+    """
     key = jax.random.key(seed)
     params = init_params(model, fold_name(key, "params"))
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = tx.init(params)
+        optimizer = make_tx(params).init(params)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
