@@ -31,6 +31,14 @@ settings.register_profile("mmjax", deadline=None, max_examples=20, derandomize=T
 settings.load_profile("mmjax")
 
 
+# Files of few and long tests, some of which wait for other processes: begun first, they do not end last and alone.
+LONG = ("test_processes.py", "test_readme.py", "test_resume.py", "test_benchmark_gpu.py", "test_loop.py", "test_meshes.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 class _MayNeedTorch(pytest.Module):
     """A test file that is skipped where importing it comes to a PyTorch that is not installed."""
 

@@ -81,7 +81,10 @@ def test_losses_are_the_same_with_tokens_split_over_devices():
     check_meshes(two(), alone("fixed"), lambda figures: True, (TOKENS_SPLIT,))
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
+RARE = ("uncertainty", "dynamic")  # their weights are made of losses alone; the others' of gradients
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in WEIGHTINGS])
 def test_losses_over_30_steps_are_the_same_on_every_mesh(name):
     made, meshes = two(weighting=WEIGHTINGS[name]), MESHES if name == "fixed" else (THREE_AXES,)
     if name == "pcgrad":
