@@ -195,6 +195,25 @@ def test_unreadable_files_are_named_counted_and_replaced(image_folder, caplog):
         same(folder_data(image_folder, bad_record_limit=0.1).build(None, 0).batch(step), batch)
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnOver:
+    """Every pixel is the first number drawn."""
+
+    def __call__(self, record, rng, records):
+        return {**record, "image": np.full((4, 4, 3), rng.random(), np.float32)}
+
+
+def test_a_stand_in_is_given_the_draws_of_its_row(image_folder):
+    def drawn():
+        data = Data(Folder(str(image_folder), "all"), (Resize((4, 4)), DrawnOver()), batch_size=5, bad_record_limit=0.1)
+        return np.concatenate([data.build(None, 0).batch(step)["image"][:, 0, 0, 0] for step in range(4)])
+
+    clean = drawn()
+    (image_folder / "cat" / "04.png").write_bytes(b"broken")
+    np.testing.assert_array_equal(drawn(), clean)
+    assert len(set(clean.tolist())) == 20
+
+
 def test_an_evaluation_does_not_count_stand_ins(image_folder):
     (image_folder / "cat" / "09.png").write_bytes(b"broken")
     dataset = folder_data(image_folder, bad_record_limit=0.1).build(None, 0)
