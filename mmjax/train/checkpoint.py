@@ -171,7 +171,9 @@ class Checkpoints:
             if not is_broken(error):
                 raise
             others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
-            raise UserError(f"{what} is broken ({first_line(error)}); other checkpoints: {others}") from error
+            raise UserError(
+                f"{what} is broken ({first_line(error)}); other checkpoints: {others}; to train the run again sets it aside"
+            ) from error
 
     def is_whole(self, step: int) -> bool:
         """Whether a checkpoint says what it is, and names its arrays; False where that is damaged."""
@@ -208,7 +210,7 @@ class Checkpoints:
         _require_metadata(path)
         found = reader.metadata(path).item_metadata
         if found is None:  # orbax has read the names of the arrays, and could not make sense of them
-            raise EOFError(f"{path}/_METADATA is damaged")
+            raise EOFError(f"the list of arrays in {path} is damaged")
         item = found.tree
         wanted = "ema" if item.get("ema") else "params"
         target = {wanted: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), item[wanted])}

@@ -45,6 +45,7 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
       UserError: no run, no checkpoint, no such data, no evaluator, a flag that evaluation does not read or the run's
         parameters do not fit.
     """
+    quiet.devices()
     run = Run(path)
     trained = run.experiment()
     experiment = _flagged(trained, flags)

@@ -11,9 +11,8 @@ from mmjax.core.errors import UserError, nearest, within
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
-from mmjax.train.run import Run
+from mmjax.train.run import FINISHED, Run
 
-FINISHED = "finished.json"
 VALIDATION = "validation"  # the data that `test_data` stands in for at the end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -16,13 +17,14 @@ from mmjax.core.files import write_whole
 from mmjax.core.strict_json import line
 from mmjax.parallel.multihost import is_main
 from mmjax.train.experiment import Log
-from mmjax.train.reading import read_text
+from mmjax.train.reading import names_in, read_text
 
 
 class MetricWriter:
     """Writes a line of figures to every place that was asked for.
 
-    A resumed run first takes back what was written after its checkpoint, so a curve has each step once.
+    A resumed run first takes back what was written after its checkpoint, so a curve has each step once. One that starts from
+    step 0 moves the file of an earlier start aside: there may be no checkpoint that its steps could be had from again.
 
     Args:
       folder: the run folder.
@@ -33,6 +35,7 @@ class MetricWriter:
 
     def __init__(self, folder: Path, log: Log, step: int, total: int, config: Any, identity: str):
         self._path = folder / "metrics.jsonl"
+        before = None if step else set_aside(self._path)
         rewind(self._path, step)
         self._file = self._path.open("a")
         self._board = self._wandb = self._bar = None
@@ -46,6 +49,8 @@ class MetricWriter:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
+        if before is not None:
+            self.say(f"starting from step 0; the metrics.jsonl of an earlier start is {before.name} now")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """One line; floats are written so that reading them back gives the same bits, what is infinite or no number as null."""
@@ -111,6 +116,15 @@ def rewind(path: Path, step: int) -> None:
     text = read_text(path)
     if text is not None:
         write_whole(path, "".join(line(kept) + "\n" for kept in _parsed(text) if kept["step"] <= step))
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a metrics.jsonl in which something stands, and return what it is called now."""
+    if not (read_text(path) or "").strip():
+        return None
+    taken = {name for name in names_in(path.parent) if name.startswith(f"{path.stem}.")}
+    number = next(n for n in itertools.count() if f"{path.stem}.{n}{path.suffix}" not in taken)
+    return path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

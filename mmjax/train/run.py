@@ -32,6 +32,7 @@ PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grai
 FORMAT = (
     1  # of config.json; raise it with every change of what its fields mean, and say in `experiment` how older ones are read
 )
+FINISHED = "finished.json"  # what `finish` writes
 OWN = ("_format", "_folder")  # what config.json holds beside the experiment
 
 
@@ -101,6 +102,7 @@ class Run:
             raise UserError(f"--workdir {self.name}: a file is there, not a folder")
         steps = self.saved_steps()
         if not steps:
+            self._check_unlost()
             return
         kept, folder = self._config()
         different = differing(kept, experiment)
@@ -111,6 +113,16 @@ class Run:
             raise UserError(
                 f"--workdir {self.name}: the run is at step {steps[-1]} and steps={experiment.steps} are asked for; ask for as "
                 "many or more, or use another --workdir"
+            )
+
+    def _check_unlost(self) -> None:
+        """Raises UserError where checkpoints have been here: a start would undo what is left of the run."""
+        if self._bucket is None and self.checkpoints.is_file():
+            raise UserError(f"--workdir {self.name}: {CHECKPOINTS} is a file there, not a folder; use another --workdir")
+        if read_text(self.path / FINISHED) is not None:
+            raise UserError(
+                f"--workdir {self.name}: {FINISHED} says that the run has come to its end, and it has no checkpoint; bring its "
+                f"folder {CHECKPOINTS} back, or use another --workdir"
             )
 
     def open(self, experiment: Experiment, say: Any = None) -> None:
@@ -133,6 +145,7 @@ class Run:
         for line in lost if say is not None else ():
             say(line)
         kept_code.write(self.path, now)
+        (self.path / FINISHED).unlink(missing_ok=True)  # until it is again
         self.write_config(experiment)
 
     def write_config(self, experiment: Experiment) -> None:
@@ -158,7 +171,10 @@ class Run:
         about = {name: data.pop(name, None) for name in OWN} if isinstance(data, dict) else {}
         if isinstance(about.get("_format"), int) and about["_format"] > FORMAT:
             raise UserError(f"{config} has format {about['_format']}, newer than this mmjax reads ({FORMAT}): upgrade mmjax")
-        experiment = from_json(data, "config", find or kept_code.live_first(self.path))
+        try:
+            experiment = from_json(data, "config", find or kept_code.live_first(self.path))
+        except UserError as error:
+            raise UserError(f"{config}: {str(error).removeprefix('config.')}") from error
         if not isinstance(experiment, Experiment):
             raise UserError(f"{config}: holds no experiment")
         return experiment, Path(about.get("_folder") or Path.cwd())

@@ -40,6 +40,18 @@ def test_rewind_drops_what_came_after_the_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_start_from_step_0_moves_what_was_there_aside(tmp_path, capsys):
+    for number in range(3):
+        made = writer(tmp_path)
+        made.write(1, {"loss": float(number)})
+        made.close()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["metrics.0.jsonl", "metrics.1.jsonl", "metrics.jsonl"]
+    assert [read_lines(p)[0]["loss"] for p in sorted(tmp_path.iterdir())] == [0.0, 1.0, 2.0]
+    assert "the metrics.jsonl of an earlier start is metrics.1.jsonl now" in capsys.readouterr().err.splitlines()[-1]
+    writer(tmp_path, step=1).close()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 LINES = [json.dumps({"step": step, "loss": step / 3, "note": "a {} b"}) for step in range(1, 6)]
 
 

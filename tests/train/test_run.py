@@ -92,6 +92,28 @@ def test_what_is_no_run_is_said(tmp_path):
         Run(tmp_path / "file").check(tiny.experiment())
 
 
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_again(tmp_path):
+    run = Run(tmp_path)
+    run.open(tiny.experiment())
+    (tmp_path / "finished.json").write_text("{}")
+    with pytest.raises(UserError, match=r"finished\.json says that the run has come to its end, and it has no checkpoint"):
+        run.check(tiny.experiment())
+    run.open(tiny.experiment())  # as where the only one was broken and is set aside
+    run.check(tiny.experiment())
+    run.checkpoints.write_text("")
+    with pytest.raises(UserError, match=r"checkpoints is a file there, not a folder"):
+        run.check(tiny.experiment())
+
+
+def test_what_is_wrong_in_a_runs_config_is_said_with_its_file(tmp_path):
+    run = Run(tmp_path)
+    run.open(tiny.experiment())
+    text = (tmp_path / "config.json").read_text().replace("contrastive:Contrastive", "contrastive:Contrast")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: tasks\.contrastive\.objective .*did you mean 'Contrastive'"):
+        run.experiment()
+
+
 def test_fewer_steps_than_were_done_are_refused(trained):
     with pytest.raises(UserError, match=r"the run is at step 2 and steps=1 are asked for; ask for as many or more"):
         trained.check(tiny.experiment(steps=1))
