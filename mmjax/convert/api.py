@@ -16,7 +16,6 @@ from mmjax.convert import processor
 from mmjax.convert.huggingface import COMPANIONS, describe_model, read_model, write_model
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.towers import same_class, towers
-from mmjax.core import quiet
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
@@ -44,7 +43,6 @@ def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tupl
       UserError: neither is there; what of the HuggingFace model we cannot represent exactly, by the field's name; a mesh that
         these devices do not make.
     """
-    quiet.devices()
     run = _run_at(path)
     built = mesh.build() if isinstance(mesh, Mesh) else mesh
     if run is not None:
@@ -101,7 +99,6 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
     Raises:
       UserError: as `load`; `target` holds files already.
     """
-    quiet.devices()
     source, target = Path(source), Path(target)
     with staged_folder(target) as folder:
         model, params, unused = read_model(source)
@@ -127,7 +124,6 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     Raises:
       UserError: as `save_hf`; or no part of the model is a HuggingFace class.
     """
-    quiet.devices()
     run = Run(source)
     model, params = _load_run(run)
     same = (model, "") if model.huggingface else same_class(model)

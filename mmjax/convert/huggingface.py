@@ -19,6 +19,7 @@ from mmjax.convert.family import Family, check_exact, explicit, freeze
 from mmjax.convert.layout import Row, Table
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
+from mmjax.core import quiet
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
@@ -84,6 +85,7 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
     config = read_config(folder)
     with open_weights(folder) as weights:
         family, model, rows, files, unused = _match(config, weights)
+        quiet.devices()
         params = _read_params(folder, family, model, rows, files, weights, put or _on_device)
     return model, params, unused
 

@@ -27,7 +27,7 @@ from mmjax.parallel.multihost import barrier, is_main, processes
 from mmjax.parallel.rules import shardings
 from mmjax.train import reading
 from mmjax.train.experiment import Checkpoint
-from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, together
+from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
 from mmjax.train.state import State
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
@@ -62,6 +62,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, spec: Checkpoint, say: Callable[[str], None] = logger.warning, read_only: bool = False):
+        quiet.devices()  # which orbax starts
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
         self._end_quiet = quiet.orbax(self)
         names = names_in(self._folder)
@@ -172,7 +173,7 @@ class Checkpoints:
                 raise
             others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
             raise UserError(
-                f"{what} is broken ({first_line(error)}); other checkpoints: {others}; to train the run again sets it aside"
+                f"{what} is broken ({first_line(error)}); other checkpoints: {others}; going on with the run sets it aside"
             ) from error
 
     def is_whole(self, step: int) -> bool:
@@ -260,7 +261,7 @@ class Checkpoints:
             place = self._folder / ASIDE
             again(str(place), functools.partial(place.mkdir, exist_ok=True))
             for step in steps:
-                source, target = self._folder / str(step), place / f"{step}.{len(names_in(place))}"
+                source, target = self._folder / str(step), numbered(place / str(step))
                 again(str(source), functools.partial(source.rename, target))
                 self._say(f"checkpoint {step} was set aside: {target}")
         barrier("setting checkpoints aside")

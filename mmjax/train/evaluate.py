@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 
-from mmjax.core import quiet
 from mmjax.core.config import differences, to_json
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import pairs
@@ -45,7 +44,6 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
       UserError: no run, no checkpoint, no such data, no evaluator, a flag that evaluation does not read or the run's
         parameters do not fit.
     """
-    quiet.devices()
     run = Run(path)
     trained = run.experiment()
     experiment = _flagged(trained, flags)
@@ -121,7 +119,7 @@ def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:
     except UserError as error:
         if experiment.mesh != trained.mesh:
             raise
-        mesh = experiment.mesh.fitting(quiet.devices())
+        mesh = experiment.mesh.fitting(jax.devices())
         if is_main():
             logger.info("%s: evaluating on %s", error, mesh.said())
         return mesh.build()

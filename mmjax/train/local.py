@@ -24,7 +24,7 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
 from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, Manager, as_dict
 from mmjax.train.experiment import Experiment
-from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, together
+from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, numbered, together
 from mmjax.train.run import differing
 from mmjax.train.state import State
 
@@ -145,7 +145,7 @@ class LocalCheckpoints:
         for step in steps:
             place = self._folder / ASIDE
             place.mkdir(exist_ok=True)
-            source, target = self._folder / str(step), place / f"{step}.{len(names_in(place))}"
+            source, target = self._folder / str(step), numbered(place / str(step))
             again(str(source), functools.partial(source.rename, target))
         if steps:
             self._manager.reload()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from mmjax.core.files import write_whole
 from mmjax.core.strict_json import line
 from mmjax.parallel.multihost import is_main
 from mmjax.train.experiment import Log
-from mmjax.train.reading import names_in, read_text
+from mmjax.train.reading import numbered, read_text
 
 
 class MetricWriter:
@@ -122,9 +121,7 @@ def set_aside(path: Path) -> Path | None:
     """Rename a metrics.jsonl in which something stands, and return what it is called now."""
     if not (read_text(path) or "").strip():
         return None
-    taken = {name for name in names_in(path.parent) if name.startswith(f"{path.stem}.")}
-    number = next(n for n in itertools.count() if f"{path.stem}.{n}{path.suffix}" not in taken)
-    return path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+    return path.rename(numbered(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

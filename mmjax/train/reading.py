@@ -4,6 +4,7 @@ lead to doing without: a disk that times out says nothing about the checkpoint o
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -128,6 +129,17 @@ def names_in(folder: Any) -> list[str]:
             return []
 
     return again(str(folder), look)
+
+
+def numbered(path: Path) -> Path:
+    """The path with the first number that no name beside it has: `code.0` of `code`, `metrics.1.jsonl` of `metrics.jsonl`.
+
+    Raises:
+      UnreachableError: it cannot be told.
+    """
+    taken = set(names_in(path.parent))
+    names = (f"{path.stem}.{number}{path.suffix}" for number in itertools.count())
+    return path.with_name(next(name for name in names if name not in taken))
 
 
 def read_text(path: Path) -> str | None:

@@ -22,7 +22,7 @@ from mmjax.train import kept_code
 from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
 from mmjax.train.experiment import Experiment
 from mmjax.train.lock import locked
-from mmjax.train.reading import names_in, read_json, read_text
+from mmjax.train.reading import names_in, numbered, read_json, read_text
 
 # What may change when a run goes on: none of it changes what was already computed.
 FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "mesh", "test_data", "init_from", "init_fresh")
@@ -180,8 +180,7 @@ class Run:
         return experiment, Path(about.get("_folder") or Path.cwd())
 
     def _keep_old_code(self) -> Path:
-        number = sum(name.startswith(f"{kept_code.FOLDER}.") for name in names_in(self.path))
-        place = self.path / f"{kept_code.FOLDER}.{number}"
+        place = numbered(self.path / kept_code.FOLDER)
         os.replace(self.path / kept_code.FOLDER, place)
         return place
 

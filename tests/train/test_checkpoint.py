@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(folder, monkeypatch)
 def test_a_broken_one_asked_for_by_its_step_is_one_line(folder):
     folder.save(2, 4)
     truncate(folder.path / "4")
-    with pytest.raises(UserError, match=r"^checkpoint 4 of .* is broken \(.*\); other checkpoints: 2; to train the run"):
+    with pytest.raises(UserError, match=r"^checkpoint 4 of .* is broken \(.*\); other checkpoints: 2; going on with the run"):
         folder.open(read_only=True).params(4)
 
 

@@ -97,3 +97,10 @@ def test_absent_is_an_answer_and_trouble_is_none(tmp_path, monkeypatch):
         names_in(tmp_path)
     with pytest.raises(UnreachableError):
         read_json(tmp_path / "a")
+
+
+def test_a_number_is_taken_that_no_name_has(tmp_path):
+    for name in ("code", "code.0", "code.2", "metrics.jsonl", "metrics.0.jsonl"):
+        (tmp_path / name).mkdir()
+    found = [reading.numbered(tmp_path / name).name for name in ("code", "metrics.jsonl", "6")]
+    assert found == ["code.1", "metrics.1.jsonl", "6.0"]
