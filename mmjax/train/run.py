@@ -174,7 +174,7 @@ class Run:
         try:
             experiment = from_json(data, "config", find or kept_code.live_first(self.path))
         except UserError as error:
-            raise UserError(f"{config}: {str(error).removeprefix('config.')}") from error
+            raise UserError(f"{config}: {error}") from error
         if not isinstance(experiment, Experiment):
             raise UserError(f"{config}: holds no experiment")
         return experiment, Path(about.get("_folder") or Path.cwd())

@@ -110,7 +110,7 @@ def test_what_is_wrong_in_a_runs_config_is_said_with_its_file(tmp_path):
     run.open(tiny.experiment())
     text = (tmp_path / "config.json").read_text().replace("contrastive:Contrastive", "contrastive:Contrast")
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: tasks\.contrastive\.objective .*did you mean 'Contrastive'"):
+    with pytest.raises(UserError, match=r"config\.json: config\.tasks\.contrastive\.objective .*did you mean 'Contrastive'"):
         run.experiment()
 
 
