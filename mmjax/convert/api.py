@@ -108,7 +108,7 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         (folder / COMPANION_FOLDER).mkdir()
         _copy_companions(source, folder / COMPANION_FOLDER)
         if any(source.glob("tokenizer*")) or any(source.glob("vocab*")):
-            run.keep_tokenizer(Tokenizer.load(source))
+            run.keep_tokenizers({"": Tokenizer.load(source)})
         save_params(run, params)
     return model, unused
 
@@ -175,11 +175,9 @@ def _write_companions(run: Run, model: Multimodal, folder: Path) -> None:
 
 
 def _with_class_names(run: Run, model: Multimodal) -> Multimodal:
-    """The names of the classes that the run was trained on, where its classifier has as many."""
-    head, file = model.heads.get("classes"), run.path / "environment.json"
-    about = json.loads(file.read_text()).get("data", {}) if file.is_file() else {}
-    names = next((d["classes"] for d in about.values() if head is not None and len(d["classes"]) == head.classes), None)
-    if names is None:
+    """The names of the classes in the order of the classifier's logits, where the run knows them."""
+    head, names = model.heads.get("classes"), run.classes().get("classes")
+    if head is None or names is None or len(names) != head.classes:
         return model
     labels = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
     return model.copy(huggingface={**model.huggingface, **labels})

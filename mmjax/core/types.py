@@ -4,17 +4,23 @@ Shape suffixes, the one legend: B batch, T tokens, S tokens attended to, P patch
 H heads, K head width, F feed-forward width, V vocabulary, C classes, L layers, N examples in the global batch. `x_BTD` is an
 array whose three dims are batch, tokens and model width.
 
-A batch is a flat dict of arrays. A modality's raw input is stored under the modality's own name:
+A batch is a flat dict of arrays. A modality's raw input is stored under the modality's own name, and its parts under
+`MODALITY_PART`: an encoder takes the parts that its `__call__` names, a decoder those of its `decode`. The names are a
+config's: these are what the shipped parts use, and the fields of objectives and evaluators say others.
 
 | key             | shape, dtype       | meaning                                                              |
 |-----------------|--------------------|----------------------------------------------------------------------|
 | `image`         | [B, H, W, 3] f32   | normalised pixels                                                    |
 | `image_keep`    | [B, K] int32       | optional, which patches an encoder reads, in that order; all if absent |
 | `image_mask`    | [B, H, W] bool     | optional, True = a real pixel, images at the top left of their frame |
+| `image_map`     | [B, H, W] int32    | optional, a class for each pixel; below 0 = none (see `core.spatial`) |
+| `image_boxes`   | [B, N, 4] f32      | optional, left, top, right, bottom in pixels; -1 = no box             |
+| `image_points`  | [B, N, 2] f32      | optional, x and y in pixels; -1 = no point                            |
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
-| `label`         | [B] int32          | class                                                                |
+| `MODALITY_added` | [B, T, D] f32     | optional, added to the embeddings of an input before the first layer |
+| `label`         | [B] int32          | class; below 0 = none                                                |
 | `next`          | [B] int32          | 1 = the second sentence follows the first, 0 = not, below 0 = ignored |
 | `group`         | [B] int32          | examples with an equal group are each other's positives              |
 | `index`         | [B] int32          | row in the global batch: the source of per-example randomness        |
@@ -28,6 +34,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+
+from mmjax.core.errors import UserError
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -44,12 +52,43 @@ class Tokens:
       mask: [B, T] bool, True = a real token.
       positions: [B, T] int32 or None, the place of each token in its own sequence.
       segments: [B, T] int32 or None, which part a token came from (sentence A or B; a modality's rank after a fusion).
+      coordinates: [B, T, n] or None, where each token lies (row, column) where rows differ and `grid` is None.
+      taps: layer -> [B, T, D], what that layer of the encoder gave, for each layer that its `taps` name.
+      grid: (height, width, firsts) where all rows share it, else None: after `firsts` other tokens come height * width patches
+        in reading order. Static: it is part of the tree's structure.
     """
 
     embeddings: Array
     mask: Array
     positions: Array | None = None
     segments: Array | None = None
+    coordinates: Array | None = None
+    taps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    grid: tuple[int, int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def raster(self, who: str) -> Array:
+        """[B, height, width, D]: the patches where they lie.
+
+        Args:
+          who: who needs it, for the complaint.
+
+        Raises:
+          UserError: these tokens are no raster.
+        """
+        if self.grid is None:
+            raise UserError(f"{who} needs a raster, and its input's tokens have no grid: use the tokens of an image encoder")
+        height, width, firsts = self.grid
+        return self.embeddings[:, firsts:].reshape(self.embeddings.shape[0], height, width, -1)
+
+    def tapped(self, layer: str, who: str) -> Tokens:
+        """The same tokens as one layer gave them.
+
+        Raises:
+          UserError: that layer is not tapped.
+        """
+        if layer not in self.taps:
+            raise UserError(f"{who}: layer {layer} is not tapped; the encoder's taps are ({', '.join(self.taps) or 'none'})")
+        return dataclasses.replace(self, embeddings=self.taps[layer], taps={})
 
 
 @jax.tree_util.register_dataclass
@@ -61,11 +100,13 @@ class Loss:
       sum: [] float32, summed over what is counted (examples, or tokens).
       count: [] float32, how many were counted; a batch that has none gives sum 0 and count 0, and its value is 0.
       metrics: name -> ([] float32 sum, [] float32 count), averaged in the same way.
+      variables: what an objective that keeps variables has made of them; see `Objective`.
     """
 
     sum: Array
     count: Array
     metrics: dict[str, tuple[Array, Array]] = dataclasses.field(default_factory=dict)
+    variables: Any = None
 
 
 class Forward(Protocol):
@@ -84,8 +125,16 @@ class Forward(Protocol):
         """
         ...
 
-    def view(self, modality: str) -> Array:
-        """The batch's input of a modality as its encoder sees it: augmented when training, in its own dtype."""
+    def view(self, key: str) -> Array:
+        """An input of the batch as encoders see it: augmented when training, in its own dtype. What lies over an image (its
+        mask, maps, boxes, points) has moved with it."""
+        ...
+
+    def tokens(self, name: str, key: str = "") -> Tokens:
+        """What an encoder gives, or a fusion of all its modalities; `NAME:LAYER` is what that layer of an encoder gave.
+
+        `key` is the fusion's: encoders are shared.
+        """
         ...
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
@@ -99,18 +148,49 @@ class Forward(Protocol):
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
-        """[B, T, V] float32 logits of the next token, given `text` and `text_mask` in `inputs` and a context to attend to.
+        """What a decoder gives for `inputs`: the batch key of the modality that it `writes`, and its parts.
 
-        A decoder of pixels is given an `image` of the size to paint, and gives [B, P, pixels of a patch] float32.
+        A decoder of text gives [B, T, V] float32 logits of the next token; one of pixels is given an image of the size to
+        paint, and gives [B, P, pixels of a patch] float32.
         """
         ...
 
-    def head(self, head: str, tokens: Tokens, key: str) -> Array:
-        """Logits of one task, float32: [B, C] from a pooling head, [B, T, V] from a token head."""
+    def head(self, head: str, tokens: Any = None, key: str = "") -> Array:
+        """What a head gives, float32: [B, C] from a pooling head, [B, T, V] from a token head.
+
+        `tokens` None: those that the head's own `input` names.
+        """
+        ...
+
+    def spec(self, path: str) -> Any:
+        """A part of the model as its config says it, by its place (`heads.classes`): its fields can be read."""
+        ...
+
+    def modalities(self, name: str) -> tuple[str, ...]:
+        """The encoders that an encoder (itself) or a fusion reads."""
         ...
 
     def scalar(self, fusion: str, name: str) -> Array:
         """[] float32: a learned scalar of a fusion; `dual` has `scale` (already exponentiated) and `bias`."""
+        ...
+
+    def with_(
+        self,
+        params: Params | None = None,
+        inputs: Mapping[str, Array] | None = None,
+        tokens: Mapping[str, Tokens] | None = None,
+        train: bool | None = None,
+        key: str = "",
+    ) -> Forward:
+        """The same model once more: a teacher, a reference, a perturbed input, an inner step. It writes no variables.
+
+        Args:
+          params: other parameters, of the same shapes.
+          inputs: batch keys that replace the batch's own, or come to it.
+          tokens: encoder -> tokens to take for what it would give.
+          train: whether dropout and augmentation are on; None: as here.
+          key: names its dropout; "" draws as here.
+        """
         ...
 
 
@@ -121,6 +201,13 @@ class Objective(Protocol):
     anything is compiled; `in_batch` is True when the examples of a batch are each other's negatives, so that accumulation would
     change the loss and is refused; unless `embeds_only` is True as well: of the forward it then reads the embeddings of its
     `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
+
+    One that keeps variables (a teacher, a queue, weights of groups) has a method `init_variables(params, batch)`: from the
+    first parameters and the shapes of its batches, a tree of arrays. It is then called with that tree as a fourth argument, and
+    what its `Loss.variables` holds takes its place, micro-batch after micro-batch; None leaves it. A method
+    `after_step(variables, params)` makes of the tree what it is after a step, from the parameters that the step has made: an
+    average of them, for instance. A bad step changes neither. Variables are sharded by the table of parameters, saved and
+    resumed.
     """
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss: ...

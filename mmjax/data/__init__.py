@@ -3,7 +3,9 @@
 A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
 """
 
+from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
+from mmjax.data.kinds import Array, Class, Classes, Number, Pixels, Text
 from mmjax.data.pipeline import Batches, Data, Dataset
 from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
@@ -27,14 +29,18 @@ from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
 
 __all__ = [
     "BPE",
+    "COLUMNS",
     "SOURCES",
     "TFDS",
     "TOKENIZERS",
     "TRANSFORMS",
+    "Array",
     "BadRecordError",
     "Batches",
     "Caption",
     "CenterCrop",
+    "Class",
+    "Classes",
     "ColourJitter",
     "Data",
     "Dataset",
@@ -45,7 +51,9 @@ __all__ = [
     "NextSentence",
     "Noise",
     "Normalise",
+    "Number",
     "PadSquare",
+    "Pixels",
     "Pretrained",
     "RandomCrop",
     "Record",
@@ -55,6 +63,7 @@ __all__ = [
     "ResizeWithin",
     "Rotate",
     "Source",
+    "Text",
     "Tokenizer",
     "Transform",
     "WordPiece",

@@ -1,120 +1,132 @@
-"""Records to the arrays of a batch."""
+"""Records to the arrays of a batch: a column a key."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, within
+from mmjax.core.spatial import KINDS
+from mmjax.data import kinds
+from mmjax.data.kinds import COLUMNS, Array, Class, Column, Lost, Number, Pixels, Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
-
-REMEMBERED = 1 << 16  # texts whose tokens are kept; captions repeat, and a lookup is fifty times faster than the tokenizer
-TEXTS = ("text", "text_pair")
-INT32, FLOAT32, STRING = np.dtype(np.int32), np.dtype(np.float32), np.dtype(str)
-Kind = tuple[tuple[int, ...], np.dtype]
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # ids [T], mask [T], segments [T], truncated
 
 
 class Columns:
     """Stacks records that look like the first one: the same keys, arrays of the same shape and dtype.
 
-    Arrays are stacked, ints become int32, floats float32, `text` and `text_pair` become `text`, `text_mask` and, if there are
-    pairs, `text_segments`; other strings are left out. A record without `group` gets one from its text (a 31-bit CRC-32), or
-    without text from its label.
+    A key that `specs` names becomes what its spec says. Of the others arrays are stacked, ints become int32, floats float32,
+    `label` is a class, `text` and `text_pair` become `text`, `text_mask` and, if there are pairs, `text_segments`; other
+    strings are left out. A record without `group` gets one from its text, or without text from its label.
+
+    Attributes:
+      names: key -> the names of its classes, in the order of their labels, for each column that has them.
     """
 
-    def __init__(self, first: Record, tokenizer: Tokenizer | None, max_length: int) -> None:
+    def __init__(
+        self,
+        first: Record,
+        tokenizers: Mapping[str, Tokenizer],
+        max_length: int,
+        specs: Mapping[str, Any] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
         """Take `first`, a record as the transforms leave it, as the model of all.
 
+        Args:
+          tokenizers: by name; "" is that of texts which name no other.
+          classes: the names of `label`, as the source says them.
+
         Raises:
-          UserError: text without a tokenizer, an image that is still uint8, or nothing that a batch could hold.
+          UserError: text without a tokenizer, a column that no record has, an image that is still uint8, or nothing that a
+            batch could hold.
         """
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.kinds = _kinds(first)
-        self._remembered: dict[tuple[str, str | None], Row] = {}
-        image = self.kinds.get("image")
-        if image is not None and image[1] == np.uint8:
-            raise UserError("transforms: the image is still uint8 at the end; add Normalise() as the last of the image's")
-        if "text" in self.kinds and tokenizer is None:
-            raise UserError("the records have text, and no tokenizer was given")
-        if not self.kinds:
+        specs = specs or {}
+        for key in specs:
+            if key not in first:
+                raise UserError(f"columns.{key}: no record has {key!r}; its keys are {', '.join(first) or 'none'}")
+        self._first = {key: kinds.kind(value) for key, value in first.items()}
+        self._columns: dict[str, Column] = {}
+        about = kinds.About(tokenizers, max_length, classes)
+        for key, value in first.items():
+            spec = specs.get(key) or inferred(key, value, first)
+            if spec is not None:
+                with within(f"columns.{key}" if key in specs else ""):
+                    self._columns[key] = spec.build(key, value, about, first)
+        self._taken = {name for column in self._columns.values() for name in getattr(column, "taken", ())}
+        self._loose = frozenset(specs)
+        if not self._columns:
             raise UserError(f"source: a record has nothing for a batch to hold; its keys are {', '.join(first) or 'none'}")
 
-    def __call__(self, records: Sequence[Record]) -> tuple[dict[str, np.ndarray], int]:
-        """The batch, and how many texts in it were truncated. Raises `UserError` for a record unlike the first."""
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {key: column.names for key, column in self._columns.items() if getattr(column, "names", ())}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The keys that are text."""
+        return tuple(key for key, column in self._columns.items() if isinstance(column, kinds.TextColumn))
+
+    def of(self, key: str) -> Column | None:
+        """The column of a key; None where there is none."""
+        return self._columns.get(key)
+
+    def __call__(self, records: Sequence[Record]) -> tuple[dict[str, np.ndarray], Lost]:
+        """The batch, and what was lost on the way to it. Raises `UserError` for a record unlike the first."""
         for record in records:
-            if _kinds(record) != self.kinds:
-                raise UserError(self._difference(record))
+            self._check(record)
         batch: dict[str, np.ndarray] = {}
-        for key, (shape, dtype) in self.kinds.items():
-            if key not in TEXTS:
-                values = [record[key] for record in records]
-                batch[key] = np.stack(values) if shape else np.array(values, dtype)
-        if "group" not in batch and ("text" in self.kinds or "label" in self.kinds):
-            batch["group"] = np.array([_group(record) for record in records], np.int32)
-        truncated = 0
-        if "text" in self.kinds:
-            rows = self._tokens([(record["text"], record.get("text_pair")) for record in records])
-            batch["text"] = np.stack([row[0] for row in rows])
-            batch["text_mask"] = np.stack([row[1] for row in rows])
-            if "text_pair" in self.kinds:
-                batch["text_segments"] = np.stack([row[2] for row in rows])
-            truncated = sum(row[3] for row in rows)
-        return batch, truncated
+        lost = Lost()
+        for key, column in self._columns.items():
+            with within(f"columns.{key}" if key in self._loose else ""):
+                arrays, own = column([record[key] for record in records], records)
+            batch |= arrays
+            lost += own
+        if "group" not in batch and ("text" in self._columns or "label" in self._columns):
+            batch["group"] = self._groups(records, batch)
+        return batch, lost
 
-    def _tokens(self, keys: Sequence[tuple[str, str | None]]) -> list[Row]:
-        """One row for each (text, pair); texts met before are not tokenized again."""
-        assert self.tokenizer is not None
-        rows = {key: row for key in keys if (row := self._remembered.get(key)) is not None}
-        new = list(dict.fromkeys(key for key in keys if key not in rows))
-        if new:
-            pairs = [pair or "" for _, pair in new] if "text_pair" in self.kinds else None
-            found = self.tokenizer.encode([text for text, _ in new], self.max_length, pairs)
-            made = zip(found["ids"], found["mask"], found["segments"], found["truncated"].tolist(), strict=True)
-            rows |= dict(zip(new, made, strict=True))
-            if len(self._remembered) + len(new) > REMEMBERED:
-                self._remembered.clear()
-            self._remembered |= {key: rows[key] for key in new}
-        return [rows[key] for key in keys]
+    def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[B, 2] int32 from the texts, [B] from the labels where there are none."""
+        if "text" in self._columns:
+            return np.stack([kinds.text_group(record["text"]) for record in records])
+        return batch["label"]
 
-    def _difference(self, record: Record) -> str:
-        """One line on how a record is unlike the first."""
-        kinds = _kinds(record)
-        for key in sorted(kinds.keys() | self.kinds.keys()):
-            here, first = kinds.get(key), self.kinds.get(key)
-            if here == first:
+    def _check(self, record: Record) -> None:
+        """Raises `UserError` for a record that is unlike the first in what no spec leaves open."""
+        for key in (*self._columns, *self._taken):
+            if key not in record:
+                raise UserError(f"source: a record lacks {key!r}, unlike the first record")
+        for key, value in record.items():
+            here = kinds.kind(value)
+            if key in self._loose or (key in self._taken and here == ((), kinds.STRING)):
                 continue
-            if here is None or first is None:
-                return f"source: a record {'lacks' if here is None else 'has'} {key!r}, unlike the first record"
-            tip = "; add Resize(size) or RandomCrop(size) to transforms" if key == "image" else ""
-            return f"{key}: a record's is {_written(here)}, the first record's {_written(first)}{tip}"
-        raise AssertionError("called for a record that is like the first")
+            if key not in self._columns and key not in self._taken:
+                if not kinds.is_left_out(value):
+                    raise UserError(f"source: a record has {key!r}, unlike the first record")
+            elif here != self._first[key]:
+                tip = "; add Resize(size) or RandomCrop(size) to transforms" if key == "image" else ""
+                first = kinds.written(self._first[key])
+                raise UserError(f"{key}: a record's is {kinds.written(here)}, the first record's {first}{tip}")
 
 
-def _kinds(record: Record) -> dict[str, Kind]:
-    """Shape and dtype of what the batch takes from a record."""
-    kinds: dict[str, Kind] = {}
-    for key, value in record.items():
-        if isinstance(value, np.ndarray):
-            kinds[key] = (value.shape, value.dtype)
-        elif isinstance(value, int | np.integer):
-            kinds[key] = ((), INT32)
-        elif isinstance(value, float | np.floating):
-            kinds[key] = ((), FLOAT32)
-        elif key in TEXTS:
-            kinds[key] = ((), STRING)
-    return kinds
+def inferred(key: str, value: Any, first: Record) -> Any:
+    """The column of a key that no spec names; None for what a batch does not hold."""
+    if key == "text":
+        return Text()
+    if key == "text_pair":
+        return None  # `text` takes it
+    if key == "label" and isinstance(value, int | np.integer):
+        return Class()
+    if isinstance(value, np.ndarray):
+        spatial = any(part in KINDS for part in key.split("_")[1:2])
+        return Pixels() if value.ndim == 3 and value.dtype == np.uint8 and not spatial else Array("")
+    if isinstance(value, bool | np.bool_ | int | np.integer):
+        return Array("int32")
+    return Number() if isinstance(value, float | np.floating) else None
 
 
-def _written(kind: Kind) -> str:
-    shape, dtype = kind
-    name = "text" if dtype == STRING else str(dtype)
-    return f"{'x'.join(map(str, shape))} {name}" if shape else f"one {name}"
-
-
-def _group(record: Record) -> int:
-    return zlib.crc32(record["text"].encode()) & 0x7FFFFFFF if "text" in record else record["label"]
+__all__ = ["COLUMNS", "Columns", "Lost", "inferred"]

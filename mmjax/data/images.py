@@ -41,15 +41,16 @@ def from_pil(image: Image.Image) -> np.ndarray:
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 
-def pixels(record: Record, transform: str) -> np.ndarray:
-    """The record's image, uint8 [H, W, 3].
+def pixels(record: Record, transform: str, field: str = "image") -> np.ndarray:
+    """The record's image of that name, uint8 [H, W, 3].
 
     Raises:
       UserError: there is none, or it is no longer uint8.
     """
-    image = record.get("image")
-    if image is None:
-        raise UserError(f"transforms: {transform} needs an image, and the source has none")
+    image = record.get(field)
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        wanted = "an image" if field == "image" else f"an image {field!r}"
+        raise UserError(f"transforms: {transform} needs {wanted}, and the source has none")
     if image.dtype != np.uint8:
         raise UserError(f"transforms: {transform} needs a uint8 image, not {image.dtype}: put it before Normalise")
     return image

@@ -13,14 +13,20 @@ import numpy as np
 class Order:
     """Position in the stream -> index of a record: each epoch is a permutation of its own."""
 
-    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, size: int, seed: int, shuffle: bool, stream: str = "") -> None:
+        """`stream` is the name of the data: two of one size are read in orders, and with draws, of their own."""
         self.size = size
         self.seed = seed
         self.shuffle = shuffle
+        self.stream = stream
         self._permutations: dict[int, np.ndarray] = {}
 
-    def __reduce__(self) -> tuple[type[Order], tuple[int, int, bool]]:
-        return Order, (self.size, self.seed, self.shuffle)
+    def __reduce__(self) -> tuple[type[Order], tuple[int, int, bool, str]]:
+        return Order, (self.size, self.seed, self.shuffle, self.stream)
+
+    def purpose(self, name: str) -> str:
+        """What random numbers of this stream are for; those of `train` as they were before names counted."""
+        return name if self.stream in ("", "train") else f"{name}/{self.stream}"
 
     def indices(self, start: int, stop: int) -> list[int]:
         """Indices of the records at positions [start, stop)."""
@@ -37,14 +43,14 @@ class Order:
     def _permutation(self, epoch: int) -> np.ndarray:
         kept = self._permutations
         if epoch not in kept:
-            permutation = np.random.Generator(_philox(self.seed, "order", epoch)).permutation(self.size)
+            permutation = np.random.Generator(_philox(self.seed, self.purpose("order"), epoch)).permutation(self.size)
             # Assigned whole, never changed: other threads read it. Two, because neighbouring batches meet at an epoch's end.
             self._permutations = kept = dict([*kept.items(), (epoch, permutation)][-2:])
         return kept[epoch]
 
     def replacement(self, index: int, attempt: int) -> int:
         """The record to take for an unreadable one, at the first attempt, the second and so on."""
-        return int(np.random.Generator(_philox(self.seed, "replacement", index, attempt)).integers(self.size))
+        return int(np.random.Generator(_philox(self.seed, self.purpose("replacement"), index, attempt)).integers(self.size))
 
 
 class Draws:

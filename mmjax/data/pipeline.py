@@ -7,9 +7,10 @@ own rows, and any number of processes, threads or workers make the same batches.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -18,13 +19,14 @@ from absl import flags
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
-from mmjax.data.columns import Columns
+from mmjax.data.columns import COLUMNS, Columns, Lost
+from mmjax.data.kinds import ClassColumn, Text, TextColumn
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream
 from mmjax.data.sources import SOURCES
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
-from mmjax.data.types import Records
+from mmjax.data.types import BadRecordError, Records
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Data:
     Attributes:
       source: where the records come from.
       transforms: applied to each record in this order.
+      columns: key of a record -> what becomes of it in a batch: a text by a named tokenizer, a class, several classes, a
+        number, an array. Keys that are not named here become what they look like (see `data.columns`).
       batch_size: rows of the global batch.
       max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
@@ -50,6 +54,7 @@ class Data:
 
     source: Any = setting(SOURCES, everyday=True)
     transforms: tuple[Any, ...] = setting(TRANSFORMS, default=())
+    columns: Mapping[str, Any] = setting(COLUMNS, default_factory=dict)
     batch_size: int = setting(everyday=True, default=128)
     max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
@@ -59,10 +64,14 @@ class Data:
     cache_mb: int = 256
     bad_record_limit: float = 0.01
 
-    def build(self, tokenizer: Tokenizer | None, seed: int, name: str = "") -> Dataset:
+    def build(
+        self, tokenizer: Tokenizer | None, seed: int, name: str = "", tokenizers: Mapping[str, Tokenizer] | None = None
+    ) -> Dataset:
         """Open the source and read its first record.
 
         Args:
+          tokenizer: of texts that name no other; None where there is none.
+          tokenizers: those that columns name.
           name: that of the data in an experiment: it begins every complaint, now and while reading.
 
         Raises:
@@ -74,7 +83,8 @@ class Data:
             records = self.source.build()
             if not len(records):
                 raise UserError(f"source: {self.source!r} has no records")
-            return Dataset(self, records, tokenizer, seed, name)
+            named = {**(tokenizers or {}), **({} if tokenizer is None else {"": tokenizer})}
+            return Dataset(self, records, named, seed, name)
 
     def _check(self, seed: int) -> None:
         least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
@@ -86,17 +96,36 @@ class Data:
         if seed < 0:
             raise UserError(f"seed={seed}: give a whole number from 0 up")
 
-    def texts(self, name: str = "") -> Iterator[str]:
+    def texts(self, name: str = "", tokenizer: str = "") -> Iterator[str]:
         """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write.
 
-        `name` begins every complaint, as in `build`.
+        Args:
+          name: begins every complaint, as in `build`.
+          tokenizer: the name of one that columns name: then the texts of those columns.
         """
         with within(f"data.{name}" if name else ""):
+            own = [key for key, spec in self.columns.items() if getattr(spec, "tokenizer", None) == tokenizer]
+            if tokenizer and not own:
+                return
             records = self.source.build()
-            yield from records.texts()
-            for transform in self.transforms:
-                if hasattr(transform, "texts"):
-                    yield from transform.texts(records)
+            for key in own if tokenizer else [key for key in own if key != "text"]:
+                yield from column_texts(records, key)
+            if not tokenizer and getattr(self.columns.get("text"), "tokenizer", "") == "":
+                yield from records.texts()
+                for transform in self.transforms:
+                    if hasattr(transform, "texts"):
+                        yield from transform.texts(records)
+
+
+def column_texts(records: Records, key: str) -> Iterator[str]:
+    """The texts of one key of the records; a source that can say them without reading its images has `texts_of(key)`."""
+    if hasattr(records, "texts_of"):
+        yield from records.texts_of(key)
+        return
+    for index in range(len(records)):
+        with contextlib.suppress(BadRecordError):
+            text = records[index].get(key, ())
+            yield from (text,) if isinstance(text, str) else text
 
 
 class Dataset:
@@ -108,27 +137,74 @@ class Dataset:
       classes: names in label order, () if there are none.
       batch_size: rows of the global batch.
       fingerprint: hash of exactly which examples it holds.
-      tokenizer: what encodes texts, or None.
-      truncated: truncated captions among the batches taken so far.
+      tokenizers: name -> what encodes texts; "" is that of texts which name no other.
+      lost: what texts lost among the batches taken so far: cut, and unknown tokens.
       bad: path -> reason of the unreadable records met so far. Counted when a batch is taken, also one that a worker made;
         each process of a distributed run counts its own rows.
     """
 
-    def __init__(self, data: Data, records: Records, tokenizer: Tokenizer | None, seed: int, name: str = "") -> None:
+    def __init__(self, data: Data, records: Records, tokenizers: Mapping[str, Tokenizer], seed: int, name: str = "") -> None:
         self.path = f"data.{name}" if name else ""
         self.size = len(records)
-        self.classes = tuple(records.classes)
         self.batch_size = data.batch_size
         self.fingerprint = records.fingerprint()
-        self.tokenizer = tokenizer
-        self.truncated = 0
+        self.tokenizers = dict(tokenizers)
+        self.lost = Lost()
         self.bad: dict[str, str] = {}
         self._data = data
-        self._reader = Reader(records, data.transforms, Order(self.size, seed, data.shuffle), data.cache_mb)
+        named = [key for key, spec in data.columns.items() if isinstance(spec, Text) and key != "text"]
+        order = Order(self.size, seed, data.shuffle, name)
+        self._reader = Reader(records, data.transforms, order, data.cache_mb, ("text", *named))
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
-        self._columns = Columns(first, tokenizer, data.max_length)
+        self._columns = Columns(first, tokenizers, data.max_length, data.columns, tuple(records.classes))
+        self._classes = tuple(records.classes)
         self._first = self._columns([first])[0]
         self._count_bad(bad)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Key -> the names of its classes in the order of their labels, for each column that has them."""
+        return self._columns.names
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes of `label`, in the order of their labels; () where there are none."""
+        return self._columns.names.get("label", self._classes)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What encodes texts that name no other; None where there is none."""
+        return self.tokenizers.get("")
+
+    @property
+    def truncated(self) -> int:
+        """Truncated texts among the batches taken so far."""
+        return self.lost.truncated
+
+    def texts(self) -> dict[str, tuple[Tokenizer, int]]:
+        """Key of a text -> its tokenizer and length."""
+        found = {}
+        for key in self._columns.texts:
+            column = self._columns.of(key)
+            assert isinstance(column, TextColumn)
+            found[key] = (column.tokenizer, column.max_length)
+        return found
+
+    def match(self, key: str, names: tuple[str, ...]) -> None:
+        """Give the labels of a class column as places among `names`, which hold all of its own. Before any batch is read."""
+        column = self._columns.of(key)
+        assert isinstance(column, ClassColumn)
+        column.match(names)
+
+    def limit(self, key: str, classes: int) -> None:
+        """Refuse labels of `classes` and more, of a class column without names. Before any batch is read."""
+        column = self._columns.of(key)
+        if isinstance(column, ClassColumn) and column.limit is None:
+            column.limit = classes
+
+    def unreadable(self, most: int) -> dict[str, str]:
+        """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""
+        return self._reader.unreadable(most) if hasattr(self._reader, "unreadable") else {}
 
     def spec(self, batch_size: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each key of the global batch of `batches`, taken from the first record."""
@@ -169,7 +245,7 @@ class Dataset:
         with within(self.path):
             if isinstance(rows, UserError):
                 raise rows
-            self.truncated += rows.truncated
+            self.lost += rows.lost
             self._count_bad(rows.bad)
         return rows.batch
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.columns import Columns
+from mmjax.data.columns import Columns, Lost
 from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
@@ -23,13 +23,13 @@ class Rows:
     Attributes:
       batch: key -> [B, ...].
       replaced: bool [B], True where another record stands in for an unreadable one.
-      truncated: how many texts were cut.
+      lost: what texts lost.
       bad: path -> reason, of the unreadable records.
     """
 
     batch: dict[str, np.ndarray]
     replaced: np.ndarray
-    truncated: int
+    lost: Lost
     bad: dict[str, str]
 
 
@@ -40,11 +40,19 @@ class Reader:
     `cache_mb` their results are kept, and read and made once.
     """
 
-    def __init__(self, records: Records, transforms: Sequence[Transform], order: Order, cache_mb: int = 0) -> None:
+    def __init__(
+        self,
+        records: Records,
+        transforms: Sequence[Transform],
+        order: Order,
+        cache_mb: int = 0,
+        captions: Sequence[str] = ("text",),
+    ) -> None:
+        """`captions` are the keys of texts, which may be several in a tuple: one is drawn."""
         self.records = records
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
-        self.order = order
+        self.order, self._captions = order, tuple(captions)
         self._cache_bytes = cache_mb * 1_000_000
         self._kept: dict[int, Record] = {}
 
@@ -62,8 +70,8 @@ class Reader:
             found.append(record)
             replaced_B[row] = bool(missed)
             bad |= missed
-        batch, truncated = columns(found)
-        return Rows(batch, replaced_B, truncated, bad)
+        batch, lost = columns(found)
+        return Rows(batch, replaced_B, lost, bad)
 
     def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:
         """The record as the transforms leave it, or the one that stands in for it; and path -> reason of unreadable ones."""
@@ -80,9 +88,9 @@ class Reader:
 
     def _transformed(self, index: int, rng: np.random.Generator) -> Record:
         record = self._before_draws(index, rng)
-        if isinstance(record.get("text"), tuple):
-            texts = record["text"]
-            record = {**record, "text": texts[rng.integers(len(texts))]}
+        for key in self._captions:
+            if isinstance(texts := record.get(key), tuple):
+                record = {**record, key: texts[rng.integers(len(texts))]}
         for transform in self.random:
             record = transform(record, rng, self.records)
         return record
@@ -142,7 +150,7 @@ class Stream:
         around = order.indices(start + self.rows[0], start + self.rows[-1] + 1)
         indices = [around[row - self.rows[0]] for row in self.rows]
         places = [start + row for row in self.rows]
-        return self._with_index(self.reader.stack(self.columns, indices, places, Draws(order.seed, "train")))
+        return self._with_index(self.reader.stack(self.columns, indices, places, Draws(order.seed, order.purpose("train"))))
 
     def _pass(self, step: int) -> Rows:
         places = [step * self.batch_size + row for row in self.rows]

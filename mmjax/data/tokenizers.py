@@ -84,6 +84,16 @@ class Tokenizer:
             segments_NT[n, : len(ids)] = segments
         return {"ids": ids_NT, "mask": mask_NT, "segments": segments_NT, "truncated": truncated_N}
 
+    def unknown(self, ids_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
+        """[N]: how many real tokens of each row stand for what the tokenizer does not know.
+
+        0 where the token for that means something else as well (GPT-2's is the end of a text) or there is none.
+        """
+        unknown = self.huggingface.unk_token_id
+        if unknown is None or unknown in (self.eos_id, self.bos_id, self.pad_id):
+            return np.zeros(len(ids_NT), np.int64)
+        return ((ids_NT == unknown) & mask_NT).sum(axis=1)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids, without the special tokens."""
         return self.huggingface.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -2,8 +2,10 @@
 
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.perplexity import Perplexity
+from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
 from mmjax.evaluate.retrieval import Retrieval
+from mmjax.evaluate.segmentation import Segmentation
 from mmjax.evaluate.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type] = {
@@ -11,6 +13,8 @@ EVALUATORS: dict[str, type] = {
     "retrieval": Retrieval,
     "report": Report,
     "perplexity": Perplexity,
+    "errors": Errors,
+    "segmentation": Segmentation,
 }
 
-__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Perplexity", "Report", "Retrieval", "ZeroShot"]
+__all__ = ["EVALUATORS", "Errors", "Evaluation", "Evaluator", "Perplexity", "Report", "Retrieval", "Segmentation", "ZeroShot"]

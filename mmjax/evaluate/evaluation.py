@@ -7,6 +7,7 @@ taken out again, so a metric does not depend on the batch size or on the mesh. R
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Batch, Forward, Params
 
 HostBatch = dict[str, np.ndarray]
+logger = logging.getLogger("mmjax")
 
 
 class HostBatches(Protocol):
@@ -49,6 +51,12 @@ class Dataset(Protocol):
         ...
 
 
+def class_names(dataset: Any, label: str = "label") -> tuple[str, ...]:
+    """The names of a column's classes in the order of their labels; () where the data does not say them."""
+    own: tuple[str, ...] = dataset.classes if label == "label" else getattr(dataset, "names", {}).get(label, ())
+    return own
+
+
 class Tokenizer(Protocol):
     """The part of a tokenizer that evaluation reads."""
 
@@ -60,17 +68,17 @@ class Tokenizer(Protocol):
 class Evaluation:
     """Runs functions of the bound model over whole datasets. Make one for a run: it remembers what it has compiled.
 
-    Each method takes a `key` that stands for `fn`: the first `fn` seen under a key is compiled and kept, so one key must always
-    mean the same function, and `fn` must not close over values that change between evaluations, such as parameters.
+    Each method takes a `key` that names `fn` in what is said. Two functions are the same where their code and all that they
+    close over are equal; each other one is compiled for itself, so `fn` should not close over what changes from one evaluation
+    to the next, such as parameters.
     """
 
     def __init__(
         self,
         bind: Callable[[Params, Batch], Forward],
         datasets: Mapping[str, Dataset],
-        tokenizer: Tokenizer | None,
+        texts: Mapping[str, tuple[Tokenizer, int]],
         place: Callable[[HostBatch], Batch],
-        max_length: int,
         seed: int = 0,
         rows: Callable[[int], Sequence[int]] = range,
     ):
@@ -78,20 +86,19 @@ class Evaluation:
         Args:
           bind: parameters and a batch -> the model in evaluation mode, as evaluators and objectives see it.
           datasets: what an evaluator's `data` field may name.
-          tokenizer: for `texts`; None in a run without text.
+          texts: modality of text -> its tokenizer, and how many tokens a prompt has.
           place: this process's rows of a batch -> the global batch on the devices.
-          max_length: tokens of a prompt.
           seed: of the random key that `sums` hands on; the same at every evaluation.
           rows: the size of a global batch -> the rows of it that this process reads; all of them in a single process.
         """
         self._bind = bind
         self._datasets = datasets
-        self._tokenizer = tokenizer
+        self._texts = dict(texts)
         self._place = place
-        self._max_length = max_length
         self._seed = seed
         self._local_rows = rows
-        self._compiled: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[str, str], list[tuple[Callable[..., Any], Callable[..., Any]]]] = {}
+        self._told: set[str] = set()
 
     def dataset(self, data: str) -> Dataset:
         """The dataset that an evaluator's `data` field names.
@@ -123,7 +130,8 @@ class Evaluation:
     def sums(
         self, key: str, data: str, params: Params, fn: Callable[[Forward, Batch, Array], Any], needs: Sequence[str] = ()
     ) -> Any:
-        """`fn`'s tree of [] sums, added over the dataset in float64: the same tree of Python floats.
+        """`fn`'s tree of sums, added over the dataset in float64: the same tree of Python floats, and of numpy arrays where a
+        sum has dims (a confusion matrix, a histogram).
 
         `fn` has the signature of an objective and must itself leave out the rows whose `valid` is False. Its random key is
         fixed: a function of the seed and the batch's number.
@@ -133,41 +141,59 @@ class Evaluation:
         """
         total: Any = None
         for output in self._outputs(("sums", key), self._epoch(data, needs), params, fn):
-            output = jax.tree.map(float, output)
+            output = jax.tree.map(lambda x: np.asarray(x, np.float64), output)
             total = output if total is None else jax.tree.map(operator.add, total, output)
-        return total
+        return jax.tree.map(lambda x: float(x) if x.ndim == 0 else x, total)
 
-    def texts(self, key: str, params: Params, texts: Sequence[str], fn: Callable[[Forward, Batch], Any]) -> Any:
-        """Like `rows`, over strings: `fn` sees batches with `text` and `text_mask` of one shape.
+    def texts(
+        self,
+        key: str,
+        params: Params,
+        texts: Sequence[str],
+        fn: Callable[[Forward, Batch], Any],
+        modality: str = "text",
+    ) -> Any:
+        """Like `rows`, over strings: `fn` sees batches with the modality's ids and mask, of one shape.
+
+        Texts that are cut, that are cut to the same, or that hold what the tokenizer does not know, are counted and told once.
 
         Raises:
-          UserError: the run has no tokenizer.
+          UserError: the run has no tokenizer for that.
         """
-        if self._tokenizer is None:
-            raise UserError(f"tokenizer=None: {key} reads text, so the run needs a tokenizer")
+        if modality not in self._texts:
+            raise UserError(f"tokenizer=None: {key} reads {modality}, so the run needs a tokenizer for it")
         assert texts, "no texts"
-        return self._rows(key, self._text_batches(texts), params, fn)
+        return self._rows(key, self._text_batches(key, texts, modality), params, fn)
 
     def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
         dataset = self.dataset(data)
         with contextlib.closing(dataset.epoch(self._local_rows(dataset.batch_size))) as batches:
             for batch in batches:
-                for name in needs:
-                    if name not in batch:
-                        held = ", ".join(batch)
-                        raise UserError(f"data={data!r} has no {name!r}, which this evaluation needs: it has {held}")
+                self.check_needs(data, batch, needs)
                 yield batch
 
-    def _text_batches(self, texts: Sequence[str]) -> Iterator[HostBatch]:
-        assert self._tokenizer is not None
-        tokens = self._tokenizer.encode(texts, self._max_length)
+    @staticmethod
+    def check_needs(data: str, batch: HostBatch, needs: Sequence[str]) -> None:
+        """Raises UserError for a key that the data does not give."""
+        for name in needs:
+            if name not in batch:
+                held = ", ".join(batch)
+                raise UserError(f"data={data!r} has no {name!r}, which this evaluation needs: it has {held}")
+
+    def _text_batches(self, key: str, texts: Sequence[str], modality: str) -> Iterator[HostBatch]:
+        tokenizer, length = self._texts[modality]
+        tokens = tokenizer.encode(texts, length)
+        for line in lost_in(texts, tokens, tokenizer, length):
+            if line not in self._told:
+                self._told.add(line)
+                logger.warning("%s: %s", key, line)
         size = min(dataset.batch_size for dataset in self._datasets.values())  # known to divide over the mesh
         row_B = np.array(self._local_rows(size), np.int32)
         for start in range(0, len(texts), size):
             record_B = np.minimum(start + row_B, len(texts) - 1)
             yield {
-                "text": tokens["ids"][record_B],
-                "text_mask": tokens["mask"][record_B],
+                modality: tokens["ids"][record_B],
+                f"{modality}_mask": tokens["mask"][record_B],
                 "index": row_B,
                 "valid": start + row_B < len(texts),
             }
@@ -182,16 +208,31 @@ class Evaluation:
         ]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def _outputs(
-        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]
-    ) -> Iterator[Any]:
-        """What `fn` returns for each batch, on the host, one batch behind the device so that loading and computing overlap."""
+    def program(self, fn: Callable[..., Any]) -> Callable[[Params, Batch, Array], Any]:
+        """`fn` as it is compiled: of the parameters, a batch and its number."""
 
         def run(params: Params, batch: Batch, number: Array) -> Any:
             rng = jax.random.fold_in(jax.random.key(self._seed), number)
             return fn(self._bind(params, batch), batch, rng)
 
-        compiled = self._compiled.setdefault(key, jax.jit(run))
+        return run
+
+    def _kept(self, key: tuple[str, str], fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled form of `fn`, made once for each function."""
+        known = self._compiled.setdefault(key, [])
+        for other, compiled in known:
+            if same_function(other, fn):
+                return compiled
+        compiled = jax.jit(self.program(fn))
+        known.append((fn, compiled))
+        return compiled
+
+    def _outputs(
+        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]
+    ) -> Iterator[Any]:
+        """What `fn` returns for each batch, on the host, one batch behind the device so that loading and computing overlap."""
+
+        compiled = self._kept(key, fn)
         running: Any = None
         for number, batch in enumerate(batches):
             started = compiled(params, self._place(batch), np.int32(number))
@@ -199,6 +240,55 @@ class Evaluation:
                 yield to_host(running)
             running = started
         yield to_host(running)
+
+
+def lost_in(texts: Sequence[str], tokens: Mapping[str, np.ndarray], tokenizer: Any, length: int) -> list[str]:
+    """What prompts lose on their way to ids, in lines."""
+    lines = []
+    if cut := int(np.sum(tokens.get("truncated", ()))):
+        lines.append(f"{cut} of {len(texts)} prompts are longer than {length} tokens and were cut")
+    rows = dict.fromkeys(texts)
+    same = len(rows) - len(np.unique(tokens["ids"][[texts.index(text) for text in rows]], axis=0))
+    if same:
+        lines.append(f"{same} of {len(rows)} prompts are the same tokens as another: the model cannot tell them apart")
+    if hasattr(tokenizer, "unknown") and (unknown := int(tokenizer.unknown(tokens["ids"], tokens["mask"]).sum())):
+        share = unknown / max(1, int(tokens["mask"].sum()))
+        lines.append(
+            f"{unknown} tokens of the prompts ({share:.1%}) are unknown: train the tokenizer on such texts, or use BPE"
+        )
+    return lines
+
+
+def same_function(a: Callable[..., Any], b: Callable[..., Any]) -> bool:
+    """Whether two functions compute the same: the same code over equal values. False where that cannot be told."""
+    if a is b:
+        return True
+    code = getattr(a, "__code__", None)
+    if code is None or code is not getattr(b, "__code__", None):
+        try:
+            return code is None and type(a) is type(b) and bool(a == b)
+        except Exception:  # an array in a field, for instance
+            return False
+    if not _same_value(getattr(a, "__self__", None), getattr(b, "__self__", None)):
+        return False
+    pairs = [(a.__defaults__, b.__defaults__), (a.__kwdefaults__, b.__kwdefaults__)]  # type: ignore[attr-defined]
+    cells = zip(a.__closure__ or (), b.__closure__ or (), strict=True)  # type: ignore[attr-defined]
+    return all(_same_value(x, y) for x, y in [*pairs, *((x.cell_contents, y.cell_contents) for x, y in cells)])
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if callable(a) and hasattr(a, "__code__"):
+        return same_function(a, b)
+    try:
+        return bool(a == b)
+    except Exception:  # what has no plain truth (a jax array, a data frame) is taken for another value
+        return False
 
 
 def to_host(tree: Any) -> Any:

@@ -36,12 +36,16 @@ class Perplexity:
         if not callable(self.objective) or getattr(self.objective, "in_batch", False):
             name = type(self.objective).__name__
             raise UserError(f"objective={name}: perplexity needs a loss over tokens, such as CausalLM or MaskedLM")
+        if hasattr(self.objective, "init_variables"):
+            raise UserError(
+                f"objective={type(self.objective).__name__}: it keeps variables while training; there are none here"
+            )
         if smoothing := getattr(self.objective, "label_smoothing", 0.0):
             raise UserError(f"objective.label_smoothing={smoothing}: perplexity needs the unsmoothed loss, set it to 0.0")
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         needs = getattr(self.objective, "needs", ())
-        total = evaluation.sums(f"perplexity/{self.objective!r}", self.data, params, self.objective, needs=needs)
+        total = evaluation.sums("perplexity", self.data, params, self.objective, needs=needs)
         if total.count == 0:
             name = type(self.objective).__name__
             raise UserError(f"data={self.data!r} has no token that {name} counts: perplexity needs at least one")

@@ -9,7 +9,9 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
-from mmjax.evaluate.evaluation import Evaluation
+from mmjax.evaluate.evaluation import Evaluation, class_names
+from mmjax.objectives import routes
+from mmjax.objectives.classification import check_places
 
 logger = logging.getLogger("mmjax")
 
@@ -18,28 +20,34 @@ logger = logging.getLogger("mmjax")
 class Report:
     """Accuracy, macro and weighted averages and the F1 of each class. A score whose denominator is 0 is 0.
 
-    Calling it also logs the table. Records without a label (label < 0) do not count.
+    Calling it also logs the table. Records without a label (label < 0) do not count. The head's `input` says what is
+    classified.
 
     Attributes:
       head: the classification head.
-      modality: what is classified.
-      fusion: fuse `modality` with `context` before the head; "" gives the head the encoder's own tokens.
-      context: the other modalities that are fused.
+      modality: what is classified, where that is to be said here too: it is held against the head's `input`. "" says nothing.
+      fusion: the same, for a head that a fusion feeds.
+      context: the other modalities of that fusion; () says nothing.
       data: the dataset.
+      label: the batch key of the labels, one an example.
 
     Raises:
-      UserError: `context` without `fusion`, data without labels, or a label or prediction that has no class name.
+      UserError: `context` without `fusion`, a head that something else feeds or whose classes are not the data's, data without
+        labels, or a label that has no class name.
     """
 
     head: str = "classes"
-    modality: str = "image"
+    modality: str = ""
     fusion: str = ""
     context: tuple[str, ...] = ()
     data: str = "validation"
+    label: str = "label"
 
     def __post_init__(self) -> None:
         if self.context and not self.fusion:
-            raise UserError(f"context={self.context} with fusion='': name the fusion that joins them to {self.modality!r}")
+            raise UserError(
+                f"context={self.context} with fusion='': name the fusion that joins them to modality={self.modality!r}"
+            )
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         from sklearn.metrics import precision_recall_fscore_support  # it doubles the time of every start
@@ -66,22 +74,25 @@ class Report:
     def _predict(self, evaluation: Evaluation, params: Params) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Labels [N], predictions [N] and the name of each class."""
 
-        def predict(forward: Forward, batch: Batch) -> tuple[Array, Array]:
-            tokens = forward.encode(self.modality)
-            if self.fusion:
-                parts = {self.modality: tokens} | {name: forward.encode(name) for name in self.context}
-                tokens = forward.fuse(self.fusion, parts, key="report")
-            return batch["label"], forward.head(self.head, tokens, key="report").argmax(axis=-1)
+        names = class_names(evaluation.dataset(self.data), self.label)
 
-        key = f"report/{self.head}/{self.modality}/{self.fusion}/{self.context}"
-        needs = ("label", self.modality, *self.context)
-        label_N, predicted_N = evaluation.rows(key, self.data, params, predict, needs=needs)
+        def predict(forward: Forward, batch: Batch) -> tuple[Array, Array]:
+            routes.check(forward, self.head, self.modality, self.fusion, self.context)
+            logits = forward.head(self.head)
+            check_places(self.head, logits, self.label, batch[self.label])
+            if logits.ndim != 2:
+                raise UserError(f"head={self.head!r} gives logits of many places of an example; a report reads one an example")
+            if names:
+                routes.check_classes(self.head, logits, len(names), f"data.{self.data} has {len(names)} classes")
+            return batch[self.label], logits.argmax(axis=-1)
+
+        label_N, predicted_N = evaluation.rows("report", self.data, params, predict, needs=(self.label,))
         label_N, predicted_N = label_N[label_N >= 0], predicted_N[label_N >= 0]
         if len(label_N) == 0:
             raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): a report needs at least one")
 
         highest = int(max(label_N.max(), predicted_N.max()))
-        classes = evaluation.dataset(self.data).classes or tuple(str(label) for label in range(highest + 1))
+        classes = names or tuple(str(label) for label in range(highest + 1))
         if highest >= len(classes):
             what = "labels" if label_N.max() == highest else f"head {self.head!r} predictions"
             raise UserError(f"data={self.data!r} has {len(classes)} class names, but its {what} go up to {highest}")

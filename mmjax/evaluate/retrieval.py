@@ -18,13 +18,15 @@ class Retrieval:
     """The share of queries with a right answer among the K nearest of the whole dataset, and the mean of all these shares.
 
     Answers are right when their `group` equals the query's (the query's own pair when the data has no groups). Other right
-    answers do not push one down. Ties are broken against the query, so a collapsed model scores 0.
+    answers do not push one down. Ties are broken against the query, so a collapsed model scores 0. Where the data says which
+    records hold one and the same image (or text), by a key `MODALITY_id`, it is one query and one answer.
 
     Attributes:
       at: the Ks.
       fusion: the fusion whose space is shared.
       modalities: the two that look each other up.
       data: the dataset.
+      group: the batch key whose equal values make right answers.
 
     Raises:
       UserError: `at` is empty or holds a number below 1, or `modalities` are not two different ones.
@@ -34,6 +36,7 @@ class Retrieval:
     fusion: str = "dual"
     modalities: tuple[str, str] = ("image", "text")
     data: str = "validation"
+    group: str = "group"
 
     def __post_init__(self) -> None:
         if not self.at or min(self.at) < 1:
@@ -44,33 +47,51 @@ class Retrieval:
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         def embed(forward: Forward, batch: Batch) -> dict[str, Array]:
             rows = {modality: forward.embed(modality, self.fusion) for modality in self.modalities}
-            return rows | {"group": batch["group"]} if "group" in batch else rows
+            return rows | {key: batch[key] for key in (self.group, *(f"{m}_id" for m in self.modalities)) if key in batch}
 
         first, second = self.modalities
-        rows = evaluation.rows(f"retrieval/{first}/{second}/{self.fusion}", self.data, params, embed, needs=self.modalities)
-        group_N = rows["group"] if "group" in rows else np.arange(len(rows[first]))
+        rows = evaluation.rows("retrieval", self.data, params, embed, needs=self.modalities)
+        group_N = numbered(rows[self.group]) if self.group in rows else np.arange(len(rows[first]))
+        once = {m: first_of_each(rows[f"{m}_id"]) if f"{m}_id" in rows else np.arange(len(group_N)) for m in self.modalities}
 
         metrics: dict[str, float] = {}
         for query, answer in ((first, second), (second, first)):
-            rank_N = best_ranks(rows[query], rows[answer], group_N)
+            asked, given = once[query], once[answer]
+            rank_N = best_ranks(rows[query][asked], rows[answer][given], group_N[asked], answer_group_N=group_N[given])
             metrics |= {f"{query}_to_{answer}_r{k}": float(np.mean(rank_N < k)) for k in self.at}
         return metrics | {"mean_recall": float(np.mean(list(metrics.values())))}
 
 
+def numbered(group_N: np.ndarray) -> np.ndarray:
+    """[N] whole numbers, equal where the rows of [N] or [N, n] are."""
+    return group_N if group_N.ndim == 1 else np.unique(group_N, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def first_of_each(id_N: np.ndarray) -> np.ndarray:
+    """The places of the first record of each id, ascending; each negative id is one of its own."""
+    own_N = np.where(id_N < 0, -1 - np.arange(len(id_N)), id_N)
+    return np.sort(np.unique(own_N, return_index=True)[1])
+
+
 def best_ranks(
-    query_NE: np.ndarray, answer_NE: np.ndarray, group_N: np.ndarray, block_scores: int = BLOCK_SCORES
+    query_NE: np.ndarray,
+    answer_NE: np.ndarray,
+    group_N: np.ndarray,
+    block_scores: int = BLOCK_SCORES,
+    answer_group_N: np.ndarray | None = None,
 ) -> np.ndarray:
     """[N] how many wrong answers score at least as high as the best right one.
 
     Computed for a block of queries at a time: memory is `block_scores` scores, never N x N. A score that is not a number counts
     as high, so that a diverged model cannot look good.
     """
+    answer_group_N = group_N if answer_group_N is None else answer_group_N
     block = max(1, block_scores // len(answer_NE))
     ranks = []
     for start in range(0, len(query_NE), block):
         rows = slice(start, start + block)
         score_QN = query_NE[rows] @ answer_NE.T
-        right_QN = group_N[rows, None] == group_N[None]
+        right_QN = group_N[rows, None] == answer_group_N[None]
         best_Q1 = np.max(score_QN, axis=1, keepdims=True, where=right_QN, initial=-np.inf)
         ranks.append((~right_QN & ~(score_QN < best_Q1)).sum(axis=1))
     return np.concatenate(ranks)

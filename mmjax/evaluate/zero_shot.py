@@ -8,7 +8,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
-from mmjax.evaluate.evaluation import Evaluation
+from mmjax.evaluate.evaluation import Evaluation, class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,8 @@ class ZeroShot:
       fusion: the fusion whose space is shared.
       modality: what is classified.
       data: the dataset.
+      label: the batch key of the labels.
+      text: the modality of the prompts.
 
     Raises:
       UserError: a template without `{}`, no class names, data without labels, or a label that has no class name.
@@ -34,6 +36,8 @@ class ZeroShot:
     fusion: str = "dual"
     modality: str = "image"
     data: str = "validation"
+    label: str = "label"
+    text: str = "text"
 
     def __post_init__(self) -> None:
         if not self.templates:
@@ -44,13 +48,12 @@ class ZeroShot:
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         def embed(forward: Forward, batch: Batch) -> tuple[Array, Array]:
-            return forward.embed(self.modality, self.fusion), batch["label"]
+            return forward.embed(self.modality, self.fusion), batch[self.label]
 
-        classes = self.classes or evaluation.dataset(self.data).classes
+        classes = self.classes or class_names(evaluation.dataset(self.data), self.label)
         if not classes:
             raise UserError(f"classes=() and data={self.data!r} has no class names: give `classes`, or labelled data")
-        key = f"zero_shot/{self.modality}/{self.fusion}"
-        embedding_NE, label_N = evaluation.rows(key, self.data, params, embed, needs=("label",))
+        embedding_NE, label_N = evaluation.rows("zero_shot", self.data, params, embed, needs=(self.label,))
         embedding_NE, label_N = embedding_NE[label_N >= 0], label_N[label_N >= 0]
         if len(label_N) == 0:
             raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): accuracy needs at least one")
@@ -68,10 +71,10 @@ class ZeroShot:
         """[C, E] float32, of unit length."""
 
         def embed(forward: Forward, batch: Batch) -> Array:
-            return forward.embed("text", self.fusion)
+            return forward.embed(self.text, self.fusion)
 
         prompts = [template.replace("{}", name) for name in classes for template in self.templates]
-        prompt_PE = evaluation.texts(f"zero_shot/text/{self.fusion}", params, prompts, embed)
+        prompt_PE = evaluation.texts("zero_shot", params, prompts, embed, self.text)
         mean_CE = prompt_PE.reshape(len(classes), len(self.templates), -1).mean(axis=1)
         return mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
 

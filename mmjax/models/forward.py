@@ -15,11 +15,14 @@ import jax.numpy as jnp
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import example_keys, fold_name
-from mmjax.core.trees import map_with_path
+from mmjax.core.spatial import image_of, over
+from mmjax.core.trees import leaves_by_path, map_with_path
 from mmjax.core.types import Array, Batch, Params, Tokens
-from mmjax.models.multimodal import Multimodal
+from mmjax.models.multimodal import Multimodal, join_inputs
+from mmjax.models.parts import declared, gather, key_of
 from mmjax.parallel.mesh import platform
 
+VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
 FLOAT32 = ("norm", "_logit", "mix")  # parts of a path whose parameters are used in float32 whatever the compute dtype
 
 
@@ -43,13 +46,34 @@ def cast_params(params: Params, dtype: jnp.dtype) -> Params:
     return map_with_path(lambda path, x: x if any(part in path for part in FLOAT32) else x.astype(dtype), params)
 
 
+def augmented(
+    augment: Any, image: str, taken: Mapping[str, Array], over_it: Mapping[str, str], keys_B: Array
+) -> dict[str, Array]:
+    """An image and what lies over it (key -> kind, see `core.spatial`), moved together.
+
+    Raises:
+      UserError: the augmentation moves images alone.
+    """
+    if not over_it:
+        return {image: augment(taken[image], keys_B)}
+    if not hasattr(augment, "together"):
+        keys, name = ", ".join(over_it), type(augment).__name__
+        raise UserError(f"model.augment.{image}: {name} has no `together`, so it cannot move {keys} with the image")
+    pixels, rest = augment.together(taken[image], keys_B, {key: (kind, taken[key]) for key, kind in over_it.items()})
+    return {image: pixels, **rest}
+
+
 class BoundForward:
     """`core.types.Forward` over a model, its parameters and one batch.
 
     Args:
+      params: the model's; under "variables" what its modules keep beside them, Linen collection -> tree, where they keep any.
       rng: key of this step's dropout and augmentation; None when not training.
       part: [] int32, which micro-batch of the step this is: each has dropout of its own. Augmentation is an example's own.
       embedded: (fusion, modality) -> [B, E], embeddings of this batch that are known already.
+
+    Attributes:
+      gave: head -> the shape of what it gave, for each head that was run.
     """
 
     def __init__(
@@ -63,30 +87,47 @@ class BoundForward:
     ):
         self.batch = batch
         self.train = rng is not None
+        self.gave: dict[str, tuple[int, ...]] = {}
         self._model = model
         self._dtype = compute_dtype(model.dtype)
-        self._params = cast_params(params, self._dtype)
+        self._variables = params.get(VARIABLES, {})
+        own = {name: tree for name, tree in params.items() if name != VARIABLES} if self._variables else params
+        self._given, self._params = params, cast_params(own, self._dtype)
         self._rng = rng
         self._part = part
         self._embedded = embedded or {}
+        self._prefix, self._writes = "", self.train
+        self._written: list[dict[str, Array]] = []
+        self._tokens: Mapping[str, Tokens] = {}
         self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
+        if inputs is None and modality in self._tokens:
+            return self._tokens[modality]
         source = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-        raw = {part: source.get(f"{modality}{part}") for part in ("", "_mask", "_segments", "_keep")}
+        parts = gather(modality, declared(type(self._part_named("encoders", modality)).__call__), source)
 
         def compute() -> Tokens:
-            x = self._view(modality, source[modality])
-            x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-            rest = (raw["_mask"], raw["_segments"], raw["_keep"])
-            return self._apply("encode", f"encode/{modality}/{key}", modality, x, *rest)
+            seen = {part: self._cast(self._moved(key_of(modality, part), x)) for part, x in parts.items()}
+            return self._apply("encode", f"encode/{modality}/{key}", modality, seen)
 
-        return self._once(("encode", modality, key), raw, compute)
+        return self._once(("encode", modality, key), parts, compute)
 
-    def view(self, modality: str) -> Array:
-        return self._view(modality, self.batch[modality])
+    def view(self, key: str) -> Array:
+        if key not in self.batch:
+            raise UserError(f"the batch has no {key!r}{nearest(key, self.batch)}; it has {', '.join(self.batch)}")
+        return self._moved(key, self.batch[key])
+
+    def tokens(self, name: str, key: str = "") -> Tokens:
+        name, _, layer = name.partition(":")
+        if layer:
+            return self.tokens(name, key).tapped(layer, f"{name}:{layer}")
+        if name in self._model.encoders:
+            return self.encode(name)
+        fusion = self._part_named("fusions", name, self._model.encoders)
+        return self.fuse(name, {modality: self.encode(modality) for modality in fusion.modalities}, key=key)
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         if inputs is None and not key and (fusion, modality) in self._embedded:
@@ -104,31 +145,102 @@ class BoundForward:
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
-        written = "text" if "text" in inputs else "image"
-        taken, x, mask = dict(context or {}), inputs[written], inputs.get(f"{written}_mask")
+        module = self._part_named("decoders", decoder)
+        parts, taken = gather(module.writes, declared(type(module).decode), inputs), dict(context or {})
 
         def compute() -> Array:
-            return self._apply("decode", f"decode/{decoder}/{key}", decoder, x, mask, taken).astype(jnp.float32)
+            return self._apply("decode", f"decode/{decoder}/{key}", decoder, parts, taken).astype(jnp.float32)
 
-        return self._once(("decode", decoder, key), (x, mask, taken), compute)
+        return self._once(("decode", decoder, key), (parts, taken), compute)
 
-    def head(self, head: str, tokens: Tokens, key: str) -> Array:
-        return self._once(("head", head, key), tokens, lambda: self._apply("head", f"head/{head}/{key}", head, tokens))
+    def head(self, head: str, tokens: Any = None, key: str = "") -> Array:
+        if tokens is None:
+            tokens = join_inputs(self._part_named("heads", head).input, lambda name: self.tokens(name, key))
+        logits: Array = self._once(("head", head, key), tokens, lambda: self._apply("head", f"head/{head}/{key}", head, tokens))
+        self.gave[head] = logits.shape
+        return logits
+
+    def spec(self, path: str) -> Any:
+        return self._part_named(*path.split(".", 1))
+
+    def modalities(self, name: str) -> tuple[str, ...]:
+        name = name.partition(":")[0]
+        if name in self._model.encoders:
+            return (name,)
+        return tuple(self._part_named("fusions", name, self._model.encoders).modalities)
 
     def scalar(self, fusion: str, name: str) -> Array:
         return self._once(("scalar", fusion, name), (), lambda: self._apply("scalar", "scalar", fusion, name))
 
-    def _view(self, modality: str, x: Array) -> Array:
-        """A raw input, augmented when training."""
-        augment, rng = self._model.augment.get(modality), self._rng
-        if augment is None or rng is None or not jnp.issubdtype(x.dtype, jnp.floating):
+    def with_(
+        self,
+        params: Params | None = None,
+        inputs: Mapping[str, Array] | None = None,
+        tokens: Mapping[str, Tokens] | None = None,
+        train: bool | None = None,
+        key: str = "",
+    ) -> BoundForward:
+        rng = self._rng if train is None or train else None
+        if train and rng is None:
+            raise UserError("with_(train=True): an evaluation has no random key; leave it out")
+        given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
+        other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part)
+        other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
+        other._tokens = {**self._tokens, **(tokens or {})}
+        return other
+
+    def written(self) -> list[dict[str, Array]]:
+        """What each use of the model has made of what its modules keep: path -> array, of those that it has written."""
+        return self._written
+
+    def _part_named(self, field: str, name: str, others: Mapping[str, Any] | None = None) -> Any:
+        parts = getattr(self._model, field)
+        if name not in parts:
+            known = [*(others or {}), *parts]
+            raise UserError(f"model.{field}: there is no {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}")
+        return parts[name]
+
+    def _cast(self, x: Array) -> Array:
+        return x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def _moved(self, key: str, x: Array) -> Array:
+        """An input, augmented when training: an image, or what lies over one and moves with it."""
+        image = key if key in self._model.augment else image_of(key, self._model.augment)
+        rng = self._rng
+        if image is None or rng is None or image not in self.batch or x is not self.batch.get(key):
+            return self._moved_alone(key, x) if image == key and rng is not None else x
+        keys = example_keys(fold_name(rng, f"augment/{image}"), self.batch["index"])
+        over_it = over(image, self.batch)
+        taken = {name: self.batch[name] for name in (image, *over_it)}
+        if not jnp.issubdtype(taken[image].dtype, jnp.floating):
             return x
-        keys = example_keys(fold_name(rng, f"augment/{modality}"), self.batch["index"])
-        return self._once(("view", modality), x, lambda: augment(x, keys))
+
+        def compute() -> dict[str, Array]:
+            return augmented(self._model.augment[image], image, taken, over_it, keys)
+
+        return self._once(("view", image), taken, compute)[key]
+
+    def _moved_alone(self, image: str, x: Array) -> Array:
+        """Pixels that are not the batch's own, augmented as those of its row are."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        assert self._rng is not None
+        keys = example_keys(fold_name(self._rng, f"augment/{image}"), self.batch["index"])
+        return self._once(("view alone", image), x, lambda: self._model.augment[image](x, keys))
 
     def _apply(self, method: str, name: str, *args: Any) -> Any:
+        name = f"{self._prefix}{name}"
         rngs = None if self._rng is None else {"dropout": self._dropout(self._rng, name)}
-        return self._model.apply({"params": self._params}, *args, method=method, rngs=rngs)
+        known = {"params": self._params, **self._variables}
+        if not (self._variables and self._writes):
+            return self._model.apply(known, *args, method=method, rngs=rngs)
+        mutable = list(self._variables)
+        given, made = self._model.apply(known, *args, method=method, rngs=rngs, mutable=mutable)
+        old = leaves_by_path(self._variables)
+        # What a use has not touched comes back as the very array that it was given.
+        new = {path: x for path, x in leaves_by_path(dict(made)).items() if x is not old.get(path)}
+        self._written.append(jax.lax.stop_gradient(new))
+        return given
 
     def _dropout(self, rng: Array, name: str) -> Array:
         key = fold_name(rng, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from mmjax.models.decoders import DECODERS
 from mmjax.models.encoders import ENCODERS
 from mmjax.models.fusion import FUSIONS
 from mmjax.models.heads import HEADS
+from mmjax.models.parts import example_of, run
 from mmjax.nn.augment import AUGMENTATIONS
 
 
@@ -25,9 +26,10 @@ class Multimodal(nn.Module):
     """Named parts of a multimodal Transformer. Parts refer to each other by name, never by object.
 
     Attributes:
-      encoders: modality -> encoder; the batch holds the modality's input under the same name.
+      encoders: modality -> encoder; the batch holds the modality's input under the same name, and under `MODALITY_PART` the
+        parts that the encoder's `__call__` names. One that it gives a default may be missing.
       fusions: name -> fusion.
-      decoders: name -> decoder.
+      decoders: name -> decoder of the modality that its field `writes` names.
       heads: name -> head.
       augment: modality -> on-device augmentation, applied when training (see `nn.augment`).
       huggingface: the config.json that the model was converted from; what no field here holds is written back from it.
@@ -47,24 +49,21 @@ class Multimodal(nn.Module):
 
     def __call__(self) -> dict[str, Any]:
         """Run every part once on example inputs: what initialises all parameters, whatever tasks use them."""
-        tokens = {name: self.encode(name, encoder.example()) for name, encoder in self.encoders.items()}
+        tokens = {name: self.encode(name, example_of(encoder)) for name, encoder in self.encoders.items()}
         known = dict(tokens)
         for name, fusion in self.fusions.items():
             known[name] = self.fuse(name, {m: self._named(tokens, m, f"fusions.{name}") for m in fusion.modalities})
         for name, decoder in self.decoders.items():
             context = {m: self._named(known, m, f"decoders.{name}.context") for m in decoder.context}
-            self.decode(name, decoder.example(), None, context)
+            self.decode(name, example_of(decoder), context)
         for name, head in self.heads.items():
-            self.head(name, self._named(known, head.input, f"heads.{name}.input"))
+            self.head(name, join_inputs(head.input, lambda own, name=name: self._input(known, own, f"heads.{name}.input")))
         return known
 
-    def encode(
-        self, modality: str, x: Array, mask: Array | None = None, segments: Array | None = None, keep: Array | None = None
-    ) -> Tokens:
-        """Raw input of one modality -> Tokens; with `keep`, for the encoders that know it, of these parts alone."""
-        known = {} if keep is None else {"keep": keep}
+    def encode(self, modality: str, parts: Mapping[str, Array]) -> Tokens:
+        """Raw input of one modality, by part ("" its own array) -> Tokens."""
         with _part(self, "encoders", modality) as encoder:
-            return encoder(x, mask, segments, **known)
+            return run(encoder, parts)
 
     def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length, in the space of a dual fusion."""
@@ -76,13 +75,13 @@ class Multimodal(nn.Module):
         with _part(self, "fusions", fusion) as module:
             return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
 
-    def decode(self, decoder: str, x: Array, mask: Array | None, context: Mapping[str, Tokens] | None) -> Array:
-        """[B, T, V] logits of the next token of x [B, T]; or pixels, for an image x of which the size alone counts."""
+    def decode(self, decoder: str, parts: Mapping[str, Array], context: Mapping[str, Tokens] | None) -> Array:
+        """What a decoder makes of the parts of the modality it writes: [B, T, V] logits of the next token, or pixels."""
         with _part(self, "decoders", decoder) as module:
-            return module.decode(x, mask, context)
+            return run(module.decode, parts, context=context)
 
-    def head(self, head: str, tokens: Tokens) -> Array:
-        """Logits of one task."""
+    def head(self, head: str, tokens: Any) -> Array:
+        """Logits of one task, from the Tokens of the head's `input`, or a tuple of them where that is one."""
         with _part(self, "heads", head) as module:
             tied_to = getattr(module, "tied_to", "")
             table = self._named(self.encoders, tied_to, f"heads.{head}.tied_to").word_table() if tied_to else None
@@ -98,10 +97,21 @@ class Multimodal(nn.Module):
         first = getattr(fusion, "through", {}).get(modality)
         return tokens if first is None else self.fuse(first, {modality: tokens})
 
+    def _input(self, known: Mapping[str, Tokens], name: str, field: str) -> Tokens:
+        """Tokens by name, or by name and layer."""
+        name, _, layer = name.partition(":")
+        tokens: Tokens = self._named(known, name, field)
+        return tokens.tapped(layer, f"model.{field}={name}:{layer}") if layer else tokens
+
     def _named(self, parts: Mapping[str, Any], name: str, field: str) -> Any:
         if name not in parts:
             raise UserError(f"model.{field}: there is no {name!r}{nearest(name, parts)}; it has {', '.join(parts) or 'none'}")
         return parts[name]
+
+
+def join_inputs(named: str | Sequence[str], find: Callable[[str], Tokens]) -> Any:
+    """What a head is given: the Tokens of its one input, or a tuple of those of several."""
+    return find(named) if isinstance(named, str) else tuple(find(name) for name in named)
 
 
 @contextlib.contextmanager
@@ -114,10 +124,17 @@ def _part(model: Multimodal, field: str, name: str) -> Iterator[Any]:
 
 def init_params(model: Multimodal, key: Array) -> Params:
     """Float32 parameters of every part of the model, a plain nested dict; those under `unread` are zeros."""
-    params = nn.meta.unbox(model.init({"params": key}))["params"]
-    if not model.unread:
-        return params
-    return {**params, "unread": {name: jnp.zeros(shape, jnp.float32) for name, shape in model.unread.items()}}
+    return init_model(model, key)[0]
+
+
+def init_model(model: Multimodal, key: Array) -> tuple[Params, dict[str, Any]]:
+    """The parameters, and the variables that its modules keep: Linen collection -> tree, {} where none keeps any."""
+    made = dict(nn.meta.unbox(model.init({"params": key})))
+    params = made.pop("params", {})
+    made.pop("intermediates", None)
+    if model.unread:
+        params = {**params, "unread": {name: jnp.zeros(shape, jnp.float32) for name, shape in model.unread.items()}}
+    return params, made
 
 
 def param_shapes(model: Multimodal) -> Params:

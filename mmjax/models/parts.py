@@ -1,12 +1,68 @@
-"""Parts of sequences: some of its tokens; several inputs of one modality in an example (NLVR2's two images), side by side in
-the sequence or each a row of its own."""
+"""Parts. Of a modality: the arrays that its encoder or decoder takes. Of a sequence: some of its tokens; several inputs of one
+modality in an example (NLVR2's two images), side by side in the sequence or each a row of its own."""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Tokens
+
+NOT_PARTS = ("self", "context")  # of a decoder, what it attends to comes from the model
+
+
+def declared(call: Callable[..., Any]) -> dict[str, bool]:
+    """The parts that an encoder's `__call__` or a decoder's `decode` declares: name -> whether it must be there.
+
+    The first argument is the modality's own array, under the name ""; every other one is a part.
+    """
+    return dict(_declared(getattr(call, "__func__", call)))
+
+
+@functools.cache
+def _declared(call: Callable[..., Any]) -> tuple[tuple[str, bool], ...]:
+    named = [p for p in inspect.signature(call).parameters.values() if p.name not in NOT_PARTS]
+    plain = [p for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return tuple(("" if p is plain[0] else p.name, p.default is p.empty) for p in plain)
+
+
+def key_of(modality: str, part: str) -> str:
+    """The batch key of a part; "" is the modality's own array."""
+    return f"{modality}_{part}" if part else modality
+
+
+def gather(modality: str, parts: Mapping[str, bool], batch: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays of a batch that a module declares, by the names of its parts.
+
+    Raises:
+      UserError: one that must be there is not.
+    """
+    found = {}
+    for part, needed in parts.items():
+        key = key_of(modality, part)
+        if key in batch:
+            found[part] = batch[key]
+        elif needed:
+            raise UserError(f"the batch has no {key!r}{nearest(key, batch)}; it has {', '.join(batch)}")
+    return found
+
+
+def example_of(module: Any) -> dict[str, Array]:
+    """Parts of the right shapes to initialise a module with: its `example()`, an array or several by part ("" its own)."""
+    example = module.example()
+    return dict(example) if isinstance(example, Mapping) else {"": example}
+
+
+def run(call: Callable[..., Any], parts: Mapping[str, Any], **rest: Any) -> Any:
+    """Call a module with its parts."""
+    return call(parts[""], **{name: part for name, part in parts.items() if name}, **rest)
 
 
 def take(x: Array, places_BK: Array | None) -> Array:
@@ -17,10 +73,12 @@ def take(x: Array, places_BK: Array | None) -> Array:
 
 
 def split(tokens: Tokens, parts: int) -> Tokens:
-    """[B, N * T, D] -> [B * N, T, D]."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:]), tokens)
+    """[B, N * T, D] -> [B * N, T, D]; of N > 1 the result is no raster."""
+    own = jax.tree.map(lambda x: x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:]), tokens)
+    return own if parts == 1 else dataclasses.replace(own, grid=None)
 
 
 def rejoin(tokens: Tokens, parts: int) -> Tokens:
-    """[B * N, T, D] -> [B, N * T, D]."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:]), tokens)
+    """[B * N, T, D] -> [B, N * T, D]; of N > 1 the result is no raster."""
+    joined = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:]), tokens)
+    return joined if parts == 1 else dataclasses.replace(joined, grid=None)

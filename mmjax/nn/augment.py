@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
 from mmjax.core.random import fold_name
+from mmjax.core.spatial import NONE
 from mmjax.core.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageAugment:
     """Mirror, rotate, zoom, shift; then contrast, brightness, noise. All off by default, and what is off costs nothing.
+
+    What lies over the image (masks, maps, boxes, points: see `core.spatial`) moves with it.
 
     Draws are uniform over the ranges below. Rotation, zoom, shift and crop together are one bilinear resampling about the
     image's centre, in pixels, so an image that is not square is not stretched.
@@ -60,17 +64,36 @@ class ImageAugment:
 
     def __call__(self, image_BHWC: Array, keys_B: Array) -> Array:
         """Augment [B, H, W, C] images, each by its own key of [B]; shape and dtype stay."""
-        if self == ImageAugment(fill=self.fill):
-            return image_BHWC
-        return jax.vmap(self._one)(image_BHWC, keys_B)
+        return self.together(image_BHWC, keys_B, {})[0]
 
-    def _one(self, image_HWC: Array, key: Array) -> Array:
+    def together(
+        self, image_BHWC: Array, keys_B: Array, over: Mapping[str, tuple[str, Array]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The same, with what lies over the images: key -> (kind, array [B, ...]), given back as key -> array."""
+        if self == ImageAugment(fill=self.fill):
+            return image_BHWC, {name: x for name, (_, x) in over.items()}
+        kinds = {name: kind for name, (kind, _) in over.items()}
+        arrays = {name: x for name, (_, x) in over.items()}
+        moved: tuple[Array, dict[str, Array]] = jax.vmap(lambda image, key, rest: self._one(image, key, kinds, rest))(
+            image_BHWC, keys_B, arrays
+        )
+        return moved
+
+    def _one(
+        self, image_HWC: Array, key: Array, kinds: Mapping[str, str], over: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
         x_HWC = image_HWC.astype(jnp.float32)
+        size = image_HWC.shape[:2]
         if self.flip:
             # Apart from the resampling: a TPU gathers slowly, and a mirror image needs no gather.
-            x_HWC = jnp.where(jax.random.bernoulli(fold_name(key, "flip"), self.flip), x_HWC[:, ::-1], x_HWC)
+            mirror = jax.random.bernoulli(fold_name(key, "flip"), self.flip)
+            x_HWC = jnp.where(mirror, x_HWC[:, ::-1], x_HWC)
+            over = {name: jnp.where(mirror, mirrored(kinds[name], x, size[1]), x) for name, x in over.items()}
         if self.rotate or self.shift or self.crop or self.scale != (1.0, 1.0):
-            x_HWC = self._move(x_HWC, key)
+            placement = self._placement(size, key)
+            y_HW, x_HW = source_positions(*size, *placement)
+            x_HWC = bilinear(x_HWC, y_HW, x_HW, self.fill)
+            over = {name: moved(kinds[name], x, size, placement) for name, x in over.items()}
         if self.contrast:
             mean = x_HWC.mean()
             x_HWC = (x_HWC - mean) * (1.0 + _either_way(key, "contrast", self.contrast)) + mean
@@ -78,20 +101,17 @@ class ImageAugment:
             x_HWC = x_HWC + _either_way(key, "brightness", self.brightness)
         if self.noise:
             x_HWC = x_HWC + self.noise * jax.random.normal(fold_name(key, "noise"), x_HWC.shape)
-        return x_HWC.astype(image_HWC.dtype)
+        return x_HWC.astype(image_HWC.dtype), over
 
-    def _move(self, image_HWC: Array, key: Array) -> Array:
-        height, width, _ = image_HWC.shape
+    def _placement(self, size: tuple[int, int], key: Array) -> tuple[Array, Array, Array]:
+        """Angle ([] radians), zoom ([]) and shift ([2] pixels), as `source_positions` takes them."""
         low, high = self.scale
-        y_HW, x_HW = source_positions(
-            height,
-            width,
-            angle=_either_way(key, "rotate", math.radians(self.rotate)),
-            zoom=jax.random.uniform(fold_name(key, "scale"), minval=low, maxval=high),
-            shift_2=_either_way(key, "shift", self.shift, (2,)) * jnp.array([height, width], jnp.float32)
-            + jax.random.randint(fold_name(key, "crop"), (2,), -self.crop, self.crop + 1).astype(jnp.float32),
-        )
-        return bilinear(image_HWC, y_HW, x_HW, self.fill)
+        angle = _either_way(key, "rotate", math.radians(self.rotate))
+        zoom = jax.random.uniform(fold_name(key, "scale"), minval=low, maxval=high)
+        shift_2 = _either_way(key, "shift", self.shift, (2,)) * jnp.array(size, jnp.float32) + jax.random.randint(
+            fold_name(key, "crop"), (2,), -self.crop, self.crop + 1
+        ).astype(jnp.float32)
+        return angle, zoom, shift_2
 
 
 AUGMENTATIONS = {"image": ImageAugment}
@@ -108,6 +128,68 @@ def source_positions(height: int, width: int, angle: Array, zoom: Array, shift_2
     x_1W = jnp.arange(width, dtype=jnp.float32)[None, :] - centre_x - shift_2[1]
     cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
     return y_H1 * cos + x_1W * sin + centre_y, x_1W * cos - y_H1 * sin + centre_x
+
+
+def mirrored(kind: str, x: Array, width: int) -> Array:
+    """What lies over an image of this width, left and right exchanged."""
+    if kind in ("mask", "map"):
+        return x[:, ::-1]
+    if kind == "points":
+        there = x.at[:, 0].set(width - x[:, 0])
+    else:
+        there = x.at[:, 0].set(width - x[:, 2]).at[:, 2].set(width - x[:, 0])
+    return jnp.where((x == NONE).all(axis=1, keepdims=True), x, there)
+
+
+def moved(kind: str, x: Array, size: tuple[int, int], placement: tuple[Array, Array, Array]) -> Array:
+    """What lies over an image of `size` (height, width), turned, zoomed and shifted as `source_positions` says."""
+    if kind in ("mask", "map"):
+        y_HW, x_HW = source_positions(*size, *placement)
+        outside = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else NONE
+        return nearest(x, y_HW, x_HW, False if kind == "mask" else outside)
+    if kind == "points":
+        return in_view_points(_forward(x, size, placement), (x == NONE).all(axis=-1), size)
+    left, top, right, bottom = (x[:, i] for i in range(4))
+    corners_N42 = jnp.stack([jnp.stack([a, b], axis=-1) for a in (left, right) for b in (top, bottom)], axis=1)
+    there_N42 = _forward(corners_N42, size, placement)
+    around_N4 = jnp.concatenate([there_N42.min(axis=1), there_N42.max(axis=1)], axis=-1)
+    return in_view_boxes(around_N4, (x == NONE).all(axis=-1), size)
+
+
+def _forward(xy: Array, size: tuple[int, int], placement: tuple[Array, Array, Array]) -> Array:
+    """Where places [..., 2] (x, y) of the old image lie in the new one: the reverse of `source_positions`.
+
+    Pixel centres are at whole numbers there and at halves here, so both centres are half the size.
+    """
+    angle, zoom, shift_2 = placement
+    centre_2 = jnp.array([size[1] / 2, size[0] / 2], jnp.float32)
+    x, y = jnp.moveaxis(xy - centre_2, -1, 0)
+    cos, sin = jnp.cos(angle) * zoom, jnp.sin(angle) * zoom
+    turned = jnp.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)
+    return turned + centre_2 + shift_2[::-1]
+
+
+def in_view_points(xy_N2: Array, none_N: Array, size: tuple[int, int]) -> Array:
+    """[N, 2]: points outside an image of `size`, and those that were none, are -1."""
+    inside_N = (xy_N2 >= 0).all(axis=1) & (xy_N2[:, 0] <= size[1]) & (xy_N2[:, 1] <= size[0])
+    return jnp.where((inside_N & ~none_N)[:, None], xy_N2, NONE)
+
+
+def in_view_boxes(box_N4: Array, none_N: Array, size: tuple[int, int]) -> Array:
+    """[N, 4]: boxes clipped to an image of `size`; those that are then empty, or were none, are -1."""
+    limit_4 = jnp.array([size[1], size[0], size[1], size[0]], jnp.float32)
+    clipped_N4 = jnp.clip(box_N4, 0.0, limit_4)
+    there_N = (clipped_N4[:, 2] > clipped_N4[:, 0]) & (clipped_N4[:, 3] > clipped_N4[:, 1])
+    return jnp.where((there_N & ~none_N)[:, None], clipped_N4, NONE)
+
+
+def nearest(image_HW: Array, y_HW: Array, x_HW: Array, fill: float) -> Array:
+    """[H, W], in its own dtype: the pixel nearest to each fractional position, `fill` outside the image."""
+    height, width = image_HW.shape
+    row_HW, column_HW = jnp.floor(y_HW + 0.5).astype(jnp.int32), jnp.floor(x_HW + 0.5).astype(jnp.int32)
+    inside_HW = (row_HW >= 0) & (row_HW < height) & (column_HW >= 0) & (column_HW < width)
+    pixel_HW = image_HW[jnp.clip(row_HW, 0, height - 1), jnp.clip(column_HW, 0, width - 1)]
+    return jnp.where(inside_HW, pixel_HW, jnp.asarray(fill, image_HW.dtype))
 
 
 def bilinear(image_HWC: Array, y_HW: Array, x_HW: Array, fill: float | None = None) -> Array:

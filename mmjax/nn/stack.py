@@ -171,11 +171,15 @@ class Stack(StackFields):
 
     With `co=True` the carry is a pair of streams, and so is the result.
 
+    `tapped` gives beside the result what each layer of `taps` gave, numbered as for `take_layer`: layer -> [B, T, D]. To have
+    them, what every layer gives is held.
+
     With `take_layer=n` the result is what layer n gives, without the last norm: 0 is x itself, and numbers below 0 count from
     the end, -1 being the last layer. Layers after it have their parameters and are not run.
 
     Raises:
-      UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`, a `take_layer` that is not there.
+      UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`, a `take_layer` or a tap that is not
+        there.
     """
 
     causal: bool = False
@@ -183,10 +187,16 @@ class Stack(StackFields):
     co: bool = False
     final_norm: bool = True
     take_layer: int | None = None
+    taps: tuple[int, ...] = ()
+
+    def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
+        return self.tapped(x, mask, context, positions)[0]
 
     @nn.compact
-    def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
+    def tapped(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> tuple[Any, dict[str, Array]]:
+        """The result, and the taps."""
         self._check()
+        taps = {str(tap): x for tap in self.taps if tap % (self.depth + 1) == 0}
         run = self.depth if self.take_layer is None or self.is_initializing() else self.take_layer % (self.depth + 1)
         if run:
             body: Any = CoBlock if self.co else Block
@@ -194,7 +204,7 @@ class Stack(StackFields):
                 # Inside a rolled scan XLA cannot merge the recomputation away, so nothing needs to prevent it.
                 body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
             layer = nn.scan(
-                lambda block, carry, *rest: (block(carry, *rest), None),
+                lambda block, carry, *rest: _both(block(carry, *rest), bool(self.taps)),
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
@@ -204,13 +214,14 @@ class Stack(StackFields):
             if run < self.depth:
                 layer = nn.map_variables(layer, "params", lambda params: jax.tree.map(lambda p: p[:run], params))
             block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
-            x, _ = layer(block, x, mask, context, positions)
+            x, given = layer(block, x, mask, context, positions)
+            taps |= {str(tap): given[tap % (self.depth + 1) - 1] for tap in self.taps if str(tap) not in taps}
         taken = self.take_layer is not None and not self.is_initializing()
         if taken or not self.final_norm or self.norm_placement == "post":
-            return x
+            return x, taps
         if self.co:
-            return self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])
-        return self._norm("final_norm")(x)
+            return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps
+        return self._norm("final_norm")(x), taps
 
     def _check(self) -> None:
         if self.norm_placement not in ("pre", "post"):
@@ -219,7 +230,16 @@ class Stack(StackFields):
             raise UserError(f"remat={self.remat!r}: use one of {', '.join(REMAT)}")
         if self.take_layer is not None and not -self.depth - 1 <= self.take_layer <= self.depth:
             raise UserError(f"take_layer={self.take_layer}: there are {self.depth} layers; use None, or at most {self.depth}")
+        last = self.depth if self.take_layer is None else self.take_layer % (self.depth + 1)
+        for tap in self.taps:
+            if not -self.depth - 1 <= tap <= self.depth or tap % (self.depth + 1) > last:
+                raise UserError(f"taps={self.taps}: the layers that run are 0 to {last}, or -1 (the last) and below")
         if self.heads < 1 or (not self.head_width and self.width % self.heads):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
         if self.rotary and (self.head_width or self.width // self.heads) % 2:
             raise UserError(f"rotary positions need an even head width, found {self.head_width or self.width // self.heads}")
+
+
+def _both(carry: Any, given: bool) -> tuple[Any, Any]:
+    """A layer's result as the scan's carry, and again as what it collects where that is wanted."""
+    return carry, carry if given else None

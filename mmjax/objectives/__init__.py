@@ -12,6 +12,7 @@ from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
 from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.regression import Regression
 from mmjax.objectives.triplet import Triplet
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -23,5 +24,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_lm": MaskedLM,
     "matching": Matching,
     "next_sentence": NextSentencePrediction,
+    "regression": Regression,
     "triplet": Triplet,
 }

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks
 from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
@@ -18,13 +19,21 @@ class CausalLM:
 
     Attributes:
       decoder: the decoder that reads the text.
-      context: the modalities it attends to; () for a plain language model.
+      context: the encoders and fusions it attends to: None for the decoder's own, fewer of them to leave some away, () for none
+        (a plain language model).
       label_smoothing: the share of the target spread over the vocabulary.
+      text: the modality that is read and predicted, which the decoder `writes`.
+
+    Places of another modality's tokens in the text (`SplicedDecoder.place`) are no words, and are not predicted.
+
+    Raises:
+      UserError: when called: a context that the decoder does not have.
     """
 
     decoder: str = "caption"
-    context: tuple[str, ...] = ("image",)
+    context: tuple[str, ...] | None = None
     label_smoothing: float = 0.0
+    text: str = "text"
 
     in_batch: ClassVar[bool] = False
 
@@ -33,14 +42,20 @@ class CausalLM:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("text", "text_mask", *self.context)
+        return (self.text, f"{self.text}_mask")
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        ids_BT, real_BT = batch["text"], batch["text_mask"]
-        context = {modality: forward.encode(modality) for modality in self.context}
-        inputs = {"text": ids_BT, "text_mask": real_BT}
-        logits_BTV = forward.decode(self.decoder, inputs, context or None, key="+".join(("text", *self.context)))
+        inputs = {key: batch[key] for key in self.needs}
+        ids_BT, real_BT = inputs.values()
+        decoder = forward.spec(f"decoders.{self.decoder}")
+        names = tuple(decoder.context) if self.context is None else self.context
+        if unknown := [name for name in names if name not in decoder.context]:
+            raise UserError(f"context={names}: model.decoders.{self.decoder}.context has no {unknown[0]!r}: {decoder.context}")
+        context = {name: forward.tokens(name) for name in names}
+        logits_BTV = forward.decode(self.decoder, inputs, context or None, key="+".join((self.text, *names)))
         labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None])
+        if (place := getattr(decoder, "place", None)) is not None:
+            counts_BT &= labels_BT != place
         losses_BT = cross_entropy(logits_BTV, labels_BT, self.label_smoothing)
         return Loss(*counted(losses_BT, counts_BT), {"accuracy": counted(correct(logits_BTV, labels_BT), counts_BT)})
 

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks
-from mmjax.objectives.losses import EXCLUDED, counted, positive_pairs, retrieval_metrics, similarity, valid_pairs, valid_rows
+from mmjax.objectives.losses import (
+    EXCLUDED,
+    counted,
+    groups,
+    positive_pairs,
+    retrieval_metrics,
+    similarity,
+    valid_pairs,
+    valid_rows,
+)
 from mmjax.objectives.ring import Ring, ring_loss, ring_size
 from mmjax.parallel.mesh import constrain_batch
 
@@ -39,6 +48,7 @@ class Contrastive:
         `auto` takes the ring where 8 copies of [examples a device, examples in all] float32 logits reach 512 MiB: from a
         global batch of 131,072 at 128 examples a device, of 16,384 at 1,024. A batch that the devices do not divide is plain.
       tile: at most so many columns of logits are held at a time in the ring.
+      group: the batch key whose equal values make examples each other's positives; where the data has none, each is its own.
     """
 
     kind: str = "softmax"
@@ -47,6 +57,7 @@ class Contrastive:
     label_smoothing: float = 0.0
     exchange: str = "auto"
     tile: int = 1024
+    group: str = "group"
 
     in_batch: ClassVar[bool] = True
     embeds_only: ClassVar[bool] = True
@@ -87,7 +98,7 @@ class Contrastive:
 
     def _plain(self, pair: tuple[str, str], a_BE: Array, b_BE: Array, scale: Array, bias: Array | None, batch: Batch) -> Loss:
         valid_B = valid_rows(batch, a_BE.shape[0])
-        positive_BB = constrain_batch(positive_pairs(batch, valid_B))
+        positive_BB = constrain_batch(positive_pairs(batch, valid_B, self.group))
         logits_BB = constrain_batch(scale * similarity(a_BE, b_BE))
         if bias is None:
             there_B = softmax_loss(logits_BB, positive_BB, valid_B, self.label_smoothing)
@@ -101,7 +112,7 @@ class Contrastive:
     def _ring(self, pair: tuple[str, str], a_BE: Array, b_BE: Array, scale: Array, bias: Array | None, batch: Batch) -> Loss:
         ring, bias = Ring(self.kind, self.label_smoothing, self.tile), jnp.zeros_like(scale) if bias is None else bias
         valid_B = valid_rows(batch, a_BE.shape[0])
-        group_B = batch.get("group", jnp.arange(a_BE.shape[0]))
+        group_B = groups(batch, self.group, a_BE.shape[0])
         a_BE, b_BE = a_BE.astype(jnp.float32), b_BE.astype(jnp.float32)
         total, there, back = ring_loss(ring, a_BE, b_BE, scale, bias, group_B, valid_B)
         count = jnp.sum(valid_B.astype(jnp.float32))

@@ -31,12 +31,16 @@ def pick(values: Array, labels: Array) -> Array:
     return jnp.sum(jnp.where(classes == labels[..., None], values, 0.0), axis=-1)
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0, weights: Array | None = None) -> Array:
     """-log softmax(logits)[labels], [..., C] and [...] int -> [...] float32.
 
     Smoothing takes `(1 - s)` of the label and `s` spread evenly over all C classes (Szegedy 2016, sec. 7), as torch does.
+    With `weights` [C] each class's part of it is multiplied by its own; the mean is over the labels' weights.
     """
     logits = logits.astype(jnp.float32)
+    if weights is not None:
+        parts = (jax.nn.logsumexp(logits, axis=-1, keepdims=True) - logits) * weights
+        return (1 - label_smoothing) * pick(parts, labels) + label_smoothing * jnp.mean(parts, axis=-1)
     target = pick(logits, labels)
     if label_smoothing:
         target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
@@ -48,12 +52,22 @@ def correct(logits: Array, labels: Array) -> Array:
     return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
 
 
-def positive_pairs(batch: Batch, valid_B: Array) -> Array:
-    """[B, B] bool: valid rows of an equal `group`; without groups, each valid row with itself."""
-    group_B = batch.get("group")
-    if group_B is None:
-        group_B = jnp.arange(valid_B.shape[0])
-    return (group_B[:, None] == group_B[None, :]) & valid_pairs(valid_B)
+def groups(batch: Batch, key: str, size: int) -> Array:
+    """[B] or [B, n] int32: equal for rows that are each other's positives; without such a key, each row is its own."""
+    found = batch.get(key)
+    return jnp.arange(size) if found is None else found
+
+
+def same_group(a: Array, b: Array) -> Array:
+    """[R, C] bool: whether two rows are of one group, [R] and [C], or [R, n] and [C, n] that must agree in all."""
+    same = a[:, None] == b[None, :]
+    return same if a.ndim == 1 else same.all(axis=-1)
+
+
+def positive_pairs(batch: Batch, valid_B: Array, key: str = "group") -> Array:
+    """[B, B] bool: valid rows of an equal `batch[key]`; without it, each valid row with itself."""
+    group = groups(batch, key, valid_B.shape[0])
+    return same_group(group, group) & valid_pairs(valid_B)
 
 
 def valid_pairs(valid_B: Array) -> Array:

@@ -25,7 +25,7 @@ class MaskedImage:
       patch: (height, width) in pixels, the encoder's and the decoder's.
       mask_ratio: the share of patches that is hidden; the encoder reads the rest alone, rounded down.
       norm_pixels: paint each patch normalised by its own mean and deviation (He 2021, table 1d).
-      modality: whose patches they are.
+      modality: whose patches they are, which the decoder `writes`.
       decoder: a decoder of pixels.
     """
 
@@ -61,7 +61,7 @@ class MaskedImage:
         key = f"masked_image/{self.decoder}/{self.mask_ratio}"
         tokens = forward.encode(self.modality, {f"{self.modality}_keep": keep_BK}, key=key)
         image = forward.view(self.modality)
-        painted_BPX = forward.decode(self.decoder, {"image": image}, {self.modality: tokens}, key=key)
+        painted_BPX = forward.decode(self.decoder, {self.modality: image}, {self.modality: tokens}, key=key)
         target_BPX = self.target(image)
         if painted_BPX.shape != target_BPX.shape:
             found, wanted = painted_BPX.shape[1:], target_BPX.shape[1:]

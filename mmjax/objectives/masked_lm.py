@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmjax.core.errors import UserError
 from mmjax.core.random import example_uniform
 from mmjax.core.types import Array, Batch, Forward, Loss, Tokens
-from mmjax.objectives import checks
+from mmjax.objectives import checks, routes
 from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
 
 
@@ -30,8 +30,12 @@ class MaskedLM:
         vocabulary-sized work; None for no limit.
       modality: whose tokens they are.
       head: a token head over the vocabulary.
-      fusion: a fusion to run first, whose result starts with this modality's tokens; "" for none.
-      context: the other modalities given to that fusion.
+      fusion: the fusion that feeds the head, whose result starts with this modality's tokens; "" for what the head's `input`
+        says.
+      context: the other modalities of that fusion; () for all it has.
+
+    Raises:
+      UserError: when called: a head that something else feeds, or of fewer classes than `vocab_size`.
     """
 
     vocab_size: int
@@ -42,7 +46,7 @@ class MaskedLM:
     modality: str = "text"
     head: str = "masked_lm"
     fusion: str = ""
-    context: tuple[str, ...] = ("image",)
+    context: tuple[str, ...] = ()
 
     in_batch: ClassVar[bool] = False
 
@@ -56,28 +60,36 @@ class MaskedLM:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.modality, f"{self.modality}_mask", "index", *(self.context if self.fusion else ()))
+        return (self.modality, f"{self.modality}_mask", "index", *self.context)
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         labels_BT, real_BT = batch[self.modality], batch[f"{self.modality}_mask"]
         real_BT = real_BT & valid_rows(batch, labels_BT.shape[0])[:, None]
         corrupted_BT, chosen_BT = self.corrupt(labels_BT, real_BT, batch["index"], rng)
-        key = "/".join(
-            ("masked_lm", self.head, self.fusion, *self.context, f"{self.mask_probability}", f"{self.max_predictions}")
-        )
+        fusion, context = self._route(forward)
+        key = "/".join(("masked_lm", self.head, fusion, *context, f"{self.mask_probability}", f"{self.max_predictions}"))
         tokens = forward.encode(self.modality, {self.modality: corrupted_BT}, key=key)
-        if self.fusion:
-            others = {modality: forward.encode(modality) for modality in self.context}
-            fused = forward.fuse(self.fusion, {self.modality: tokens, **others}, key=key)
+        if fusion:
+            others = {modality: forward.encode(modality) for modality in context}
+            fused = forward.fuse(fusion, {self.modality: tokens, **others}, key=key)
             # Ours come first, after a token that the fusion may begin with; a one-way fusion gives nothing but ours.
             given = sum(part.mask.shape[1] for part in (tokens, *others.values()))
             first = max(0, fused.mask.shape[1] - given)
-            tokens = jax.tree.map(lambda x: x[:, first : first + labels_BT.shape[1]], fused)
+            tokens = jax.tree.map(lambda x: x[:, first : first + labels_BT.shape[1]], dataclasses.replace(fused, grid=None))
         if self.max_predictions is not None:
             tokens, labels_BT, chosen_BT = keep_chosen(tokens, labels_BT, chosen_BT, self.max_predictions)
         logits = forward.head(self.head, tokens, key=key)
+        if logits.shape[-1] < self.vocab_size:
+            raise UserError(f"vocab_size={self.vocab_size}: model.heads.{self.head}.classes={logits.shape[-1]} are fewer")
         accuracy = counted(correct(logits, labels_BT), chosen_BT)
         return Loss(*counted(cross_entropy(logits, labels_BT), chosen_BT), {"accuracy": accuracy})
+
+    def _route(self, forward: Forward) -> tuple[str, tuple[str, ...]]:
+        """The fusion that feeds the head, "" for none, and the other modalities it joins."""
+        inputs = routes.named(forward.spec(f"heads.{self.head}").input)
+        routes.check(forward, self.head, self.modality, self.fusion or inputs[0], self.context)
+        others = tuple(name for name in forward.modalities(inputs[0]) if name != self.modality)
+        return ("", ()) if inputs == (self.modality,) else (inputs[0], self.context or others)
 
     def corrupt(self, ids_BT: Array, real_BT: Array, index_B: Array, rng: Array) -> tuple[Array, Array]:
         """The ids the model is shown, [B, T] int, and which of them it must recover, [B, T] bool."""

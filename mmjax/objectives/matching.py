@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.core.random import example_uniform
 from mmjax.core.types import Array, Batch, Forward, Loss, Tokens
-from mmjax.objectives import checks
+from mmjax.objectives import checks, routes
 from mmjax.objectives.losses import correct, counted, cross_entropy, positive_pairs, similarity, valid_pairs, valid_rows
 
 
@@ -29,6 +29,10 @@ class Matching:
       negatives: `hard` draws them in proportion to the softmax of the contrastive similarity, through which no gradient
         flows; `random` draws them evenly.
       scores_from: the fusion whose embeddings and `scale` give that similarity; "" when the model has none (then `random`).
+      group: the batch key whose equal values make examples each other's positives.
+
+    Raises:
+      UserError: when called: a head that another fusion feeds, or of another number of classes.
     """
 
     fusion: str = "cross"
@@ -36,6 +40,7 @@ class Matching:
     modalities: tuple[str, str] = ("text", "image")
     negatives: str = "hard"
     scores_from: str = "dual"
+    group: str = "group"
 
     in_batch: ClassVar[bool] = True
 
@@ -48,10 +53,10 @@ class Matching:
         return (*self.modalities, "index")
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        first, second = self.modalities
+        routes.check(forward, self.head, first := self.modalities[0], self.fusion, (second := self.modalities[1],))
         a, b = forward.encode(first), forward.encode(second)
         valid_B = valid_rows(batch, a.mask.shape[0])
-        allowed_BB = valid_pairs(valid_B) & ~positive_pairs(batch, valid_B)
+        allowed_BB = valid_pairs(valid_B) & ~positive_pairs(batch, valid_B, self.group)
         scores_BB = self._scores(forward, allowed_BB)
         first_key, second_key = jax.random.split(rng)
         second_B = sample_negatives(second_key, batch["index"], scores_BB, allowed_BB)
@@ -64,6 +69,7 @@ class Matching:
         }
         key = "/".join(("matching", self.head, first, second, self.negatives, self.scores_from))
         logits = forward.head(self.head, forward.fuse(self.fusion, pairs, key=key), key=key)
+        routes.check_classes(self.head, logits, 2, "a pair matches or not")
         labels = jnp.repeat(jnp.array([1, 0, 0]), own_B.shape[0])
         counts = jnp.tile(jnp.any(allowed_BB, axis=1), 3)
         return Loss(*counted(cross_entropy(logits, labels), counts), {"accuracy": counted(correct(logits, labels), counts)})

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mmjax.core.types import Array
-from mmjax.objectives.losses import EXCLUDED, similarity
+from mmjax.objectives.losses import EXCLUDED, same_group, similarity
 from mmjax.parallel.mesh import BATCH, axis_size
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -198,7 +198,7 @@ def _tile(ring: Ring, rows: Rows, columns: Rows, scale: Array, bias: Array) -> t
     """[R, C] each: logits, which pairs are positives, and which count at all."""
     logits_RC = scale * similarity(rows.x, columns.x)
     pair_RC = rows.valid[:, None] & columns.valid[None, :]
-    positive_RC = (rows.group[:, None] == columns.group[None, :]) & pair_RC
+    positive_RC = same_group(rows.group, columns.group) & pair_RC
     return logits_RC + bias if ring.kind == "sigmoid" else logits_RC, positive_RC, pair_RC
 
 

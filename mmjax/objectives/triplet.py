@@ -27,12 +27,14 @@ class Triplet:
       mining: which negatives make a hinge. `hard`: the nearest (VSE++: Faghri 2018, eq. 6). `semi_hard`: the nearest of those
         further than the positive (FaceNet: Schroff 2015, eq. 4), or the furthest if all are nearer. `all`: every one, summed
         (Faghri 2018, eq. 5).
+      group: the batch key whose equal values make examples each other's positives.
     """
 
     margin: float = 0.2
     modalities: tuple[str, str] = ("image", "text")
     fusion: str = "dual"
     mining: str = "hard"
+    group: str = "group"
 
     in_batch: ClassVar[bool] = True
     embeds_only: ClassVar[bool] = True
@@ -49,7 +51,7 @@ class Triplet:
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         a_BE, b_BE = (forward.embed(modality, self.fusion) for modality in self.modalities)
         valid_B = valid_rows(batch, a_BE.shape[0])
-        positive_BB = positive_pairs(batch, valid_B)
+        positive_BB = positive_pairs(batch, valid_B, self.group)
         negative_BB = valid_pairs(valid_B) & ~positive_BB
         distance_BB = 1 - similarity(a_BE, b_BE)
         loss_B = self._anchors(distance_BB, positive_BB, negative_BB) + self._anchors(distance_BB.T, positive_BB, negative_BB)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer, WordPiece
+from mmjax.models.parts import example_of
 from mmjax.train.experiment import Experiment
 
 Spec = dict[str, tuple[tuple[int, ...], str]]  # key of a batch -> shape and dtype
@@ -44,20 +45,33 @@ def from_model(experiment: Experiment, name: str) -> Spec:
     """What a batch of one stream must hold for its tasks: an input of each modality they read, and their labels."""
     data, encoders = experiment.data[name], experiment.model.encoders
     rows = data.batch_size
-    read = {
-        key for task in experiment.tasks.values() if task.data == name for key in getattr(task.objective, "needs", encoders)
-    }
+    read = {key for task in experiment.tasks.values() if task.data == name for key in read_by(experiment.model, task.objective)}
     spec: Spec = {}
     for modality in encoders:
         if modality == "text" and read & {"text", "text_mask"}:
             spec |= {"text": ((rows, data.max_length), "int32"), "text_mask": ((rows, data.max_length), "bool")}
         elif modality in read:
-            example = encoders[modality].example()
+            example = example_of(encoders[modality])[""]
             spec[modality] = ((rows, *example.shape[1:]), str(example.dtype))
     if "text_segments" in read:
         spec["text_segments"] = ((rows, data.max_length), "int32")
     labels = {"label", "next"} & read
     return spec | dict.fromkeys(sorted(labels | {"group", "index"}), ((rows,), "int32"))
+
+
+def read_by(model: Any, objective: Any) -> set[str]:
+    """The batch keys that an objective is known to read: those it says, and the modalities that its parts of the model read."""
+    found = set(getattr(objective, "needs", model.encoders)) | set(getattr(objective, "modalities", ()))
+    names: list[str] = []
+    if head := model.heads.get(getattr(objective, "head", "")):
+        names += (head.input,) if isinstance(head.input, str) else head.input
+    if decoder := model.decoders.get(getattr(objective, "decoder", "")):
+        context = getattr(objective, "context", None)
+        names += decoder.context if context is None else context
+    for name in names:
+        fusion = model.fusions.get(name.partition(":")[0])
+        found |= {name.partition(":")[0]} if fusion is None else set(fusion.modalities)
+    return found
 
 
 def rows(shapes: Mapping[str, Spec], name: str) -> int:

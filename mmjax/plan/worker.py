@@ -25,7 +25,7 @@ from mmjax.plan import collectives, hlo, traffic
 from mmjax.plan.batches import Shapes
 from mmjax.plan.depths import plainest
 from mmjax.plan.topology import GIB, parse_topology
-from mmjax.train.setup import Setup, abstract_state, check_mesh
+from mmjax.train.setup import Setup, abstract_state, check_mesh, task_shapes
 from mmjax.train.state import State
 from mmjax.train.step import make_step, task_losses
 
@@ -43,9 +43,9 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     wants, group = job["wants"], tuple(job["group"])
     with use_mesh(mesh):
         check_mesh(experiment, mesh)
-        state = abstract_state(experiment, mesh)
         datasets: dict[str, Any] = {name: Shapes(spec) for name, spec in job["shapes"].items()}
-        setup = Setup(experiment, mesh, None, datasets, state)
+        state = abstract_state(experiment, mesh, task_shapes(experiment, datasets))
+        setup = Setup(experiment, mesh, {}, datasets, state)
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
             found["sizes"] = sizes(state) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}
@@ -83,7 +83,7 @@ def _flops(setup: Setup, group: tuple[str, ...]) -> dict[str, float]:
     tx, rate = e.optimizer.build(state.params, e.steps), e.optimizer.rate(e.steps)
     step = make_step(e.model, setup.tasks_of(group), e.weighting, e.optimizer, tx, rate)
     plain = dataclasses.replace(setup, experiment=plainest(e))
-    forward = functools.partial(task_losses, plain.experiment.model, plain.tasks_of(group))
+    forward = functools.partial(task_losses, plain.experiment.model, plain.tasks_of(group), variables=state.variables)
     traced = jax.make_jaxpr(forward)(state.params, setup.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0)))
     examples = sum(batch["index"].shape[0] for batch in setup.batch_shapes(group).values())
     return {

@@ -28,7 +28,7 @@ from mmjax.parallel.rules import shardings
 from mmjax.train import reading
 from mmjax.train.experiment import Checkpoint
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
-from mmjax.train.state import State
+from mmjax.train.state import State, with_variables
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
 FORMAT = 1  # of what a checkpoint holds; raise it with every change, and say in `RENAMED` what became of old names
@@ -215,11 +215,15 @@ class Checkpoints:
         item = found.tree
         wanted = "ema" if item.get("ema") else "params"
         target = {wanted: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), item[wanted])}
+        if model := (item.get("variables") or {}).get("model"):
+            own = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), model)
+            target["variables"] = {"model": own}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # orbax: no sharding given, which is what we mean here
             args = ocp.args.PyTreeRestore(item=target, restore_args=_restored_as(target, mesh), partial_restore=True)
-            restored = reader.restore(path, args=args)[wanted]
-        return rename(restored, about["format"]), about
+            restored = reader.restore(path, args=args)
+        params = rename(restored[wanted], about["format"])
+        return with_variables(params, restored.get("variables", {}).get("model", {})), about
 
     def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         about = self._about(step)
@@ -337,7 +341,9 @@ def _rename(tree: Any, old: str, new: str) -> Any:
 
 
 def as_dict(state: State) -> dict[str, Any]:
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    """What is saved: every field, but for variables where none are kept."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "variables" or value}
 
 
 def _restored_as(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -25,6 +25,7 @@ from mmjax.train.finish import at_the_end, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
+from mmjax.train.validate import validated
 
 READ = ("data", "evaluate", "mesh", "model", "test_data")  # what evaluation reads of an experiment
 
@@ -63,7 +64,9 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
     experiment = _fitted(experiment, batch_ways(mesh), read)
     agree("the experiment", to_json(experiment))
     with use_mesh(mesh):
-        setup = set_up(experiment, run, mesh, only=read)
+        setup = validated(set_up(experiment, run, mesh, only=read), run)
+        for line in setup.notes if is_main() else ():
+            logger.info("%s", line)
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
         metrics = run_evaluators(experiment, setup.evaluation(), params, data)

@@ -106,6 +106,8 @@ class Experiment:
       tasks: what is trained, by name.
       tokenizer: trained on the corpus of the tasks' data, or opened from a folder. None for no text, or for the tokenizer of
         the run in `init_from`.
+      tokenizers: further ones, by the names that columns of the data give (`Text(tokenizer=NAME)`), each trained on the texts
+        of those columns.
       weighting: how task losses become one update.
       optimizer: what makes updates of gradients.
       mesh: how many devices lie along each axis; -1 takes all that are left.
@@ -125,6 +127,7 @@ class Experiment:
     data: Mapping[str, Any] = setting({"data": Data})
     tasks: Mapping[str, Task] = setting({"task": Task})
     tokenizer: Any = setting(TOKENIZERS, default=None)
+    tokenizers: Mapping[str, Any] = setting(TOKENIZERS, default_factory=dict)
     weighting: Any = setting(WEIGHTINGS, everyday=True, default_factory=Fixed)
     optimizer: Any = setting(OPTIMIZERS, everyday=True, default_factory=AdamW)
     mesh: Mesh = Mesh()

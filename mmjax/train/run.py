@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grai
 FORMAT = (
     1  # of config.json; raise it with every change of what its fields mean, and say in `experiment` how older ones are read
 )
+CLASSES = "classes.json"  # the names of the classes of each head
 FINISHED = "finished.json"  # what `finish` writes
 OWN = ("_format", "_folder")  # what config.json holds beside the experiment
 
@@ -189,16 +190,29 @@ class Run:
         folder = self.path / "tokenizer"
         return Tokenizer.load(folder) if names_in(folder) else None
 
-    def keep_tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        """Write the tokenizer beside, then rename, so that it is never half there; None: a run without one."""
-        folder, beside = self.path / "tokenizer", self.path / "tokenizer.new"
-        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
-        if tokenizer is not None:
-            tokenizer.save(beside)
-        shutil.rmtree(folder, ignore_errors=True)  # a folder that is not empty cannot be replaced
-        if tokenizer is not None:
-            os.replace(beside, folder)
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """All that were kept here, by name; "" is that of texts which name no other."""
+        folder, own = self.path / "tokenizers", self.tokenizer()
+        found = {name: Tokenizer.load(folder / name) for name in sorted(names_in(folder))}
+        return found if own is None else {"": own, **found}
+
+    def keep_tokenizers(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        """Write them beside, then rename, so that none is ever half there; {}: a run without one."""
+        named = {name: tokenizer for name, tokenizer in tokenizers.items() if name}
+        for folder, kept in (("tokenizer", {"": tokenizers[""]} if "" in tokenizers else {}), ("tokenizers", named)):
+            place, beside = self.path / folder, self.path / f"{folder}.new"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
+            for name, tokenizer in kept.items():
+                tokenizer.save(beside / name if name else beside)
+            shutil.rmtree(place, ignore_errors=True)  # a folder that is not empty cannot be replaced
+            if kept:
+                os.replace(beside, place)
         self.send()
+
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Head -> the names of its classes in the order of its logits, of those that the run knows."""
+        kept = self.read_json(CLASSES)
+        return {head: tuple(names) for head, names in kept.items()} if isinstance(kept, dict) else {}
 
     def identity(self) -> str:
         """A name that no other run has, not even a later one in the same folder or a copy; made when first asked for.

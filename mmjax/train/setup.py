@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import optax
 
-from mmjax.core.config import check_ranges, children, leaves
+from mmjax.core.config import check_ranges, children
 from mmjax.core.errors import UserError, within
 from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch, Params
-from mmjax.data import Dataset, Tokenizer
+from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.models.forward import BoundForward, compute_dtype
 from mmjax.nn.stack import StackFields
@@ -34,20 +34,30 @@ class Setup:
     """Everything an experiment's loop needs. Nothing here changes while it runs.
 
     Attributes:
-      abstract: shapes and shardings of the state.
+      tokenizers: by name; "" is that of texts which name no other.
       datasets: every stream of the experiment, built.
+      abstract: shapes and shardings of the state.
+      classes: head -> the names of its classes in the order of its logits, where data or model say them.
+      notes: what the user should see of all this before the first step.
     """
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
-    tokenizer: Tokenizer | None
+    tokenizers: Mapping[str, Tokenizer]
     datasets: Mapping[str, Dataset]
     abstract: State
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """That of texts which name no other; None where there is none."""
+        return self.tokenizers.get("")
 
     def init(self) -> State:
         """The first state, made on the mesh."""
         e = self.experiment
-        make = functools.partial(_init, e)
+        make = functools.partial(_init, e, task_shapes(e, self.datasets))
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         return jax.jit(make, out_shardings=layout)(np.uint32(e.seed))
 
@@ -70,14 +80,14 @@ class Setup:
         tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
         tasks, batches = self.tasks_of(group), self.batch_shapes(group)
         step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
-        _check_needs(tasks, batches)
+        check_needs(tasks, batches)
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
         return jitted.lower(self.abstract, batches)
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
-        forward = functools.partial(task_losses, self.experiment.model, self.tasks_of(group))
+        forward = functools.partial(task_losses, self.experiment.model, self.tasks_of(group), variables=self.abstract.variables)
         return 3 * count_flops(
             forward, self.abstract.params, self.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0))
         )
@@ -88,11 +98,21 @@ class Setup:
         return Evaluation(
             bind=lambda params, batch: BoundForward(model, params, batch),
             datasets=self.datasets,
-            tokenizer=self.tokenizer,
+            texts=self.texts(),
             place=self.place,
-            max_length=max((data.max_length for data in self.experiment.data.values()), default=32),
             rows=functools.partial(local_rows, self.mesh),
         )
+
+    def texts(self) -> dict[str, tuple[Tokenizer, int]]:
+        """Modality of text -> its tokenizer, and the most tokens that any data gives it."""
+        found: dict[str, tuple[Tokenizer, int]] = {}
+        for data in self.experiment.data.values():
+            columns = {key: spec for key, spec in data.columns.items() if isinstance(spec, Text)}
+            for key, spec in {"text": Text(), **columns}.items():
+                if (tokenizer := self.tokenizers.get(spec.tokenizer)) is not None:
+                    longest = found[key][1] if key in found else 0
+                    found[key] = (tokenizer, max(longest, spec.max_length or data.max_length))
+        return found
 
     def tasks_of(self, group: tuple[str, ...]) -> dict[str, Task]:
         """The tasks that train on the streams of `group`."""
@@ -120,11 +140,13 @@ def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, onl
       UserError: anything in the experiment that does not fit together.
     """
     check_mesh(experiment, mesh)
-    tokenizer = _tokenizer(experiment, run)
-    _check_vocabulary(experiment, tokenizer)
+    tokenizers = _tokenizers(experiment, run)
     names = experiment.data if only is None else only
-    datasets = {name: experiment.data[name].build(tokenizer, experiment.seed, name) for name in names}
-    return Setup(experiment, mesh, tokenizer, datasets, abstract_state(experiment, mesh))
+    own = tokenizers.get("")
+    datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
+    check_vocabularies(experiment, datasets, tokenizers)
+    abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets))
+    return Setup(experiment, mesh, tokenizers, datasets, abstract)
 
 
 def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -140,49 +162,81 @@ def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     _check_tensor(experiment.model, mesh.shape["tensor"])
 
 
-def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
-    """Shapes and shardings of the state."""
-    abstract = jax.eval_shape(functools.partial(_init, experiment), jax.ShapeDtypeStruct((), np.uint32))
+def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh, shapes: Mapping[str, Any] | None = None) -> State:
+    """Shapes and shardings of the state; `shapes` of the tasks' batches, for objectives that keep variables."""
+    abstract = jax.eval_shape(functools.partial(_init, experiment, shapes or {}), jax.ShapeDtypeStruct((), np.uint32))
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings(abstract, mesh)
     )
 
 
-def _init(experiment: Experiment, seed: Any) -> State:
+def task_shapes(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Task -> the shapes of its batches, of those whose data is at hand."""
+    return {
+        name: {key: jax.ShapeDtypeStruct(*spec) for key, spec in datasets[task.data].spec().items()}
+        for name, task in experiment.tasks.items()
+        if task.data in datasets
+    }
+
+
+def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State:
     e = experiment
     weights = {name: task.weight for name, task in e.tasks.items()}
 
     def make_tx(params: Params) -> optax.GradientTransformation:
         return e.optimizer.build(params, e.steps)
 
-    return init_state(e.model, make_tx, e.weighting, weights, e.optimizer.ema > 0, seed)
+    objectives = {name: task.objective for name, task in e.tasks.items()}
+    return init_state(e.model, make_tx, e.weighting, weights, e.optimizer.ema > 0, seed, objectives, shapes)
 
 
-def _tokenizer(experiment: Experiment, run: Run | None) -> Tokenizer | None:
-    """The run's own once it has a checkpoint; else the one its config names; else that of the run it starts from.
+def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:
+    """The run's own once it has a checkpoint; else those that its config names; else that of the run it starts from.
 
-    Of several processes only process 0 makes one; the others read it from the run.
+    Of several processes only process 0 makes them; the others read them from the run.
     """
-    kept = run.tokenizer() if run is not None and (run.has_checkpoint() or not is_main()) else None
-    if kept is not None:
+    kept = run.tokenizers() if run is not None and (run.has_checkpoint() or not is_main()) else {}
+    if kept:
         return kept
-    if experiment.tokenizer is not None:
-        texts = (text for name in experiment.task_data() for text in experiment.data[name].texts(name))
-        with within("tokenizer"):
-            return experiment.tokenizer.train(texts)
-    return Run(experiment.init_from).tokenizer() if experiment.init_from else None
+    found: dict[str, Tokenizer] = {}
+    for name, spec in {"": experiment.tokenizer, **experiment.tokenizers}.items():
+        if spec is None:
+            continue
+        texts = (text for data in experiment.task_data() for text in experiment.data[data].texts(data, name))
+        with within(f"tokenizers.{name}" if name else "tokenizer"):
+            found[name] = spec.train(texts)
+    if experiment.init_from:
+        found = {**Run(experiment.init_from).tokenizers(), **found}
+    return found
 
 
-def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
-    if tokenizer is None:
-        return
-    for path, value in leaves(experiment.model).items():
-        if path.endswith(".vocab_size") and value < tokenizer.vocab_size:
-            raise UserError(f"model.{path}={value} is smaller than the tokenizer's vocabulary of {tokenizer.vocab_size}")
+def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Hold each part that reads or writes a text against that text's own tokenizer.
+
+    Raises:
+      UserError: a table too small for the words, or an objective with another mask token.
+    """
+    texts = {key: tokenizer for dataset in datasets.values() for key, (tokenizer, _) in dataset.texts().items()}
+    if "text" not in texts and "" in tokenizers:
+        texts["text"] = tokenizers[""]
+    model = experiment.model
+    parts = {f"encoders.{name}": (name, part) for name, part in model.encoders.items()}
+    parts |= {f"decoders.{name}": (getattr(part, "writes", ""), part) for name, part in model.decoders.items()}
+    for path, (key, part) in parts.items():
+        size = getattr(part, "vocab_size", None)
+        if size is not None and key in texts and size < texts[key].vocab_size:
+            raise UserError(
+                f"model.{path}.vocab_size={size} is smaller than the tokenizer's vocabulary of {texts[key].vocab_size}"
+            )
     for name, task in experiment.tasks.items():
-        said = getattr(task.objective, "mask_id", None)
+        said, tokenizer = getattr(task.objective, "mask_id", None), texts.get(getattr(task.objective, "modality", "text"))
+        if tokenizer is None:
+            continue
         if said is not None and said != tokenizer.mask_id:
             raise UserError(f"tasks.{name}.objective.mask_id={said}, and the tokenizer's is {tokenizer.mask_id}")
+        words = getattr(task.objective, "vocab_size", None)
+        if words is not None and words < tokenizer.vocab_size:
+            raise UserError(f"tasks.{name}.objective.vocab_size={words}, and the tokenizer has {tokenizer.vocab_size} words")
 
 
 def _check_tensor(model: Any, ways: int) -> None:
@@ -199,7 +253,8 @@ def _check_tensor(model: Any, ways: int) -> None:
     walk(model, "model")
 
 
-def _check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any]]) -> None:
+def check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where a task reads a key that its data does not give."""
     for name, task in tasks.items():
         for key in getattr(task.objective, "needs", ()):
             if key not in batches[task.data]:

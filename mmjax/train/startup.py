@@ -14,8 +14,9 @@ from mmjax.core.config import to_json
 from mmjax.parallel.multihost import agree, barrier, is_main
 from mmjax.train.experiment import Experiment
 from mmjax.train.kept_code import collect, digest, read
-from mmjax.train.run import Run, environment
+from mmjax.train.run import CLASSES, Run, environment
 from mmjax.train.setup import Setup, set_up
+from mmjax.train.validate import validated
 
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
@@ -40,17 +41,20 @@ def open_run(
     if not is_main():
         barrier("the run folder")
         run.fetch()
-    setup = set_up(experiment, run, mesh)
+    setup = validated(set_up(experiment, run, mesh), run)
     if is_main():
         run.check(experiment)
         held.enter_context(run.writing())
         run.check(experiment)  # another may have written till now
         run.open(experiment, say)
         if not run.has_checkpoint():
-            run.keep_tokenizer(setup.tokenizer)
+            run.keep_tokenizers(setup.tokenizers)
         run.write_json("environment.json", about | {"data": about_data(setup)})
+        run.write_json(CLASSES, setup.classes)
         barrier("the run folder")
     agree_on_data(setup)
+    for line in setup.notes:
+        say(line)
     return setup
 
 
@@ -63,8 +67,9 @@ def about_data(setup: Setup) -> dict[str, Any]:
 def agree_on_data(setup: Setup) -> None:
     """Raises `UserError` where a process has other data or another tokenizer than process 0."""
     agree("the data", about_data(setup))
-    words = {} if setup.tokenizer is None else setup.tokenizer.huggingface.get_vocab()
-    agree("the tokenizer", {"words": len(words), "crc": zlib.crc32(repr(sorted(words.items())).encode())})
+    for name, tokenizer in sorted(setup.tokenizers.items()):
+        words = sorted(tokenizer.huggingface.get_vocab().items())
+        agree(f"the tokenizer {name}".strip(), {"words": len(words), "crc": zlib.crc32(repr(words).encode())})
 
 
 def compile_steps(setup: Setup, groups: tuple[tuple[str, ...], ...]) -> tuple[dict[tuple[str, ...], Step], str]:

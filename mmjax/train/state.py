@@ -12,7 +12,8 @@ import optax
 
 from mmjax.core.random import fold_name
 from mmjax.core.types import Array, Params
-from mmjax.models.multimodal import Multimodal, init_params
+from mmjax.models.forward import VARIABLES
+from mmjax.models.multimodal import Multimodal, init_model
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +29,8 @@ class State:
       ema: moving average of `params`, or {} when there is none.
       key: [2] uint32, the run's random key; a step folds its number into it.
       watch: running mean of the loss ([] float32) and how many good steps it has seen ([] int32).
+      variables: what no gradient makes: `model`, by Linen collection, what its modules keep; `tasks`, by task, what objectives
+        keep. {} where nothing is kept.
     """
 
     step: Array
@@ -37,6 +40,7 @@ class State:
     ema: Params
     key: Array
     watch: dict[str, Array]
+    variables: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def init_state(
@@ -46,14 +50,18 @@ def init_state(
     weights: Mapping[str, float],
     ema: bool,
     seed: Array,
+    objectives: Mapping[str, Any] | None = None,
+    batches: Mapping[str, Any] | None = None,
 ) -> State:
     """The state before the first step. Parameters depend on the model and the seed alone, whatever the tasks.
 
     Args:
       make_tx: parameters -> what makes updates of their gradients.
+      objectives: task -> objective; those that keep variables make them here.
+      batches: task -> the shapes of its batches.
     """
     key = jax.random.key(seed)
-    params = init_params(model, fold_name(key, "params"))
+    params, kept = init_model(model, fold_name(key, "params"))
     with jax.numpy_dtype_promotion("standard"):
         optimizer = make_tx(params).init(params)
     return State(
@@ -64,9 +72,27 @@ def init_state(
         ema=jax.tree.map(jnp.copy, params) if ema else {},
         key=jax.random.key_data(fold_name(key, "steps")),
         watch={"mean": jnp.zeros((), jnp.float32), "good": jnp.zeros((), jnp.int32)},
+        variables=together(kept, task_variables(objectives or {}, params, batches or {})),
     )
 
 
+def task_variables(objectives: Mapping[str, Any], params: Params, batches: Mapping[str, Any]) -> dict[str, Any]:
+    """Task -> what its objective keeps before the first step, of those that keep something."""
+    keeping = {name: objective for name, objective in objectives.items() if hasattr(objective, "init_variables")}
+    # Copied, so that a teacher and the parameters it starts from are not one array that a step would give away twice.
+    return {name: jax.tree.map(jnp.copy, o.init_variables(params, batches.get(name, {}))) for name, o in keeping.items()}
+
+
+def together(model: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """`State.variables`; what is empty is left out, so that most states have none."""
+    return {name: dict(tree) for name, tree in (("model", model), ("tasks", tasks)) if tree}
+
+
 def evaluated(state: State) -> Params:
-    """The parameters to evaluate and export: the moving average where there is one."""
-    return state.ema or state.params
+    """The parameters to evaluate and export: the moving average where there is one; with what the modules keep, if anything."""
+    return with_variables(state.ema or state.params, state.variables.get("model", {}))
+
+
+def with_variables(params: Params, model: Mapping[str, Any]) -> Params:
+    """Parameters as `BoundForward` takes them, with the variables of the model's modules beside them."""
+    return {**params, VARIABLES: model} if model else params

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,23 +19,31 @@ from mmjax.models.multimodal import Multimodal
 from mmjax.parallel.mesh import constrain_batch
 from mmjax.train.experiment import Task
 from mmjax.train.optimizer import Optimizer
-from mmjax.train.state import State
+from mmjax.train.state import State, together, with_variables
 
 WARM = 20  # good steps before a spike can be told from noise
 WATCH_DECAY = 0.98
 
 Metrics = dict[str, Array]
 Batches = Mapping[str, Batch]
+Variables = dict[str, Any]  # see `State.variables`
 
 
 def task_losses(
-    model: Multimodal, tasks: Mapping[str, Task], params: Params, batches: Batches, rng: Array, train: bool = True
+    model: Multimodal,
+    tasks: Mapping[str, Task],
+    params: Params,
+    batches: Batches,
+    rng: Array,
+    train: bool = True,
+    variables: Variables | None = None,
 ) -> dict[str, Loss]:
     """Each task's loss on its batch. Each stream has one forward, so a modality is encoded once for all its tasks."""
+    bound = with_variables(params, (variables or {}).get("model", {}))
     forwards = {
-        name: BoundForward(model, params, batch, _stream_key(rng, name) if train else None) for name, batch in batches.items()
+        name: BoundForward(model, bound, batch, _stream_key(rng, name) if train else None) for name, batch in batches.items()
     }
-    return _losses(tasks, forwards, rng)
+    return losses_of(tasks, forwards, rng, variables or {})
 
 
 def make_step(
@@ -54,12 +63,12 @@ def make_step(
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def values(params: Params) -> tuple[dict[str, Array], Metrics]:
+        def values(params: Params) -> tuple[dict[str, Array], tuple[Metrics, Variables]]:
             params = map_with_path(lambda p, x: jax.lax.stop_gradient(x) if optimizer.is_frozen(p) else x, params)
-            losses = accumulated(model, tasks, params, batches, rng, optimizer.accumulate)
-            return {name: mean(loss.sum, loss.count) for name, loss in losses.items()}, _flatten(losses)
+            losses, variables = accumulated(model, tasks, params, batches, rng, optimizer.accumulate, state.variables)
+            return {name: mean(loss.sum, loss.count) for name, loss in losses.items()}, (_flatten(losses), variables)
 
-        losses, vjp, metrics = jax.vjp(values, state.params, has_aux=True)
+        losses, vjp, (metrics, variables) = jax.vjp(values, state.params, has_aux=True)
 
         def pullback(cotangents: Mapping[str, Array]) -> Params:
             full = {name: jnp.asarray(cotangents.get(name, 0.0), jnp.float32) for name in losses}
@@ -70,53 +79,106 @@ def make_step(
         )
         metrics |= weighting_metrics | {f"loss/{name}": value for name, value in losses.items()}
         metrics["loss"] = metrics.pop("total")
-        return _apply(state, gradient, weighting_state, metrics, optimizer, tx, rate)
+        return _apply(state, gradient, weighting_state, metrics, optimizer, tx, rate, tasks, variables)
 
     return step
 
 
 def accumulated(
-    model: Multimodal, tasks: Mapping[str, Task], params: Params, batches: Batches, rng: Array, parts: int
-) -> dict[str, Loss]:
-    """Losses of the whole batch, computed in `parts` micro-batches whose activations are not held together.
+    model: Multimodal,
+    tasks: Mapping[str, Task],
+    params: Params,
+    batches: Batches,
+    rng: Array,
+    parts: int,
+    variables: Variables | None = None,
+) -> tuple[dict[str, Loss], Variables]:
+    """Losses of the whole batch, computed in `parts` micro-batches whose activations are not held together; and the variables
+    that modules and objectives have written.
 
     Sums and counts add up, so the result and its gradient are those of one large batch. Objectives that compare the examples
     of a batch by their embeddings alone (`embeds_only`) see the whole batch: the micro-batches leave their embeddings, and the
     derivative goes back through each in turn, encoding it again (GradCache: Gao 2021, sec. 3.2). Augmentation and masking
     belong to the example and are as in the large batch; dropout is drawn for each micro-batch, and is the same both times.
+
+    What a module keeps is written once a step: where it is used several times (in micro-batches, streams, or on other inputs)
+    what each use makes of it is averaged, whole numbers taken from the last. Objectives' variables go from one micro-batch to
+    the next.
     """
+    variables = variables or {}
     if parts == 1:
-        return task_losses(model, tasks, params, batches, rng)
+        bound = with_variables(params, variables.get("model", {}))
+        forwards = {name: BoundForward(model, bound, batch, _stream_key(rng, name)) for name, batch in batches.items()}
+        losses, kept = _kept_apart(losses_of(tasks, forwards, rng, variables), variables.get("tasks", {}))
+        return losses, _settled(variables, _written(forwards), kept)
     compared = {name: task for name, task in tasks.items() if getattr(task.objective, "embeds_only", False)}
     added = {name: task for name, task in tasks.items() if name not in compared}
 
     @jax.checkpoint
-    def one(total: Any, micro: tuple[Array, Batches]) -> tuple[Any, Any]:
-        part, batch = micro
-        forwards = {name: BoundForward(model, params, rows, _stream_key(rng, name), part) for name, rows in batch.items()}
-        losses = _losses(added, forwards, rng)
-        return (losses if total is None else jax.tree.map(jnp.add, total, losses)), _embeddings(compared, forwards)
+    def one(carry: tuple[Any, Any], micro: tuple[Array, Batches]) -> tuple[Any, Any]:
+        (total, kept), (part, batch) = carry, micro
+        bound = with_variables(params, variables.get("model", {}))
+        forwards = {name: BoundForward(model, bound, rows, _stream_key(rng, name), part) for name, rows in batch.items()}
+        losses, kept = _kept_apart(losses_of(added, forwards, rng, {"tasks": kept}), kept)
+        embedded = _embeddings(compared, forwards)
+        return (losses if total is None else jax.tree.map(jnp.add, total, losses), kept), (embedded, _written(forwards))
 
     micro = (jnp.arange(parts), jax.tree.map(lambda x: _split(x, parts), batches))
-    shapes = jax.eval_shape(lambda: one(None, jax.tree.map(lambda x: x[0], micro))[0])
+    kept = {name: tree for name, tree in variables.get("tasks", {}).items() if name in added}
+    shapes = jax.eval_shape(lambda: one((None, kept), jax.tree.map(lambda x: x[0], micro))[0][0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    losses, embedded = jax.lax.scan(one, zeros, micro)
+    (losses, kept), (embedded, written) = jax.lax.scan(one, (zeros, kept), micro)
     forwards = {
         name: BoundForward(model, params, batch, _stream_key(rng, name), embedded=jax.tree.map(_join, embedded[name]))
         for name, batch in batches.items()
     }
-    losses |= _losses(compared, forwards, rng)
-    return {name: losses[name] for name in tasks if name in losses}
+    others, more = _kept_apart(losses_of(compared, forwards, rng, variables), variables.get("tasks", {}))
+    losses |= others
+    written = {path: _combined(list(steps)) for path, steps in written.items()}
+    return {name: losses[name] for name in tasks if name in losses}, _settled(variables, written, {**more, **kept})
 
 
-def _losses(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward], rng: Array) -> dict[str, Loss]:
+def losses_of(
+    tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward], rng: Array, variables: Variables
+) -> dict[str, Loss]:
+    """Each task's loss by the forward of its stream, of those that have one."""
     losses = {}
     for name, task in tasks.items():
         if task.data in forwards:
             forward = forwards[task.data]
+            rest = (variables["tasks"][name],) if hasattr(task.objective, "init_variables") else ()
             with within(f"tasks.{name}"):
-                losses[name] = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"))
+                losses[name] = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"), *rest)
     return losses
+
+
+def _kept_apart(losses: Mapping[str, Loss], kept: Mapping[str, Any]) -> tuple[dict[str, Loss], dict[str, Any]]:
+    """The losses alone, and the variables of tasks as they have left them."""
+    written = {name: jax.lax.stop_gradient(loss.variables) for name, loss in losses.items() if loss.variables is not None}
+    return {name: dataclasses.replace(loss, variables=None) for name, loss in losses.items()}, {**kept, **written}
+
+
+def _written(forwards: Mapping[str, BoundForward]) -> dict[str, Array]:
+    """Path -> what all uses of a module have made of a variable, of those that were written."""
+    found: dict[str, list[Array]] = {}
+    for forward in forwards.values():
+        for written in forward.written():
+            for path, value in written.items():
+                found.setdefault(path, []).append(value)
+    return {path: _combined(values) for path, values in found.items()}
+
+
+def _combined(values: Sequence[Array]) -> Array:
+    """The mean; of whole numbers, which count or point at something, the last."""
+    if len(values) == 1 or not jnp.issubdtype(values[0].dtype, jnp.floating):
+        return values[-1]
+    return jnp.mean(jnp.stack(list(values)), axis=0)
+
+
+def _settled(variables: Variables, written: Mapping[str, Array], tasks: Mapping[str, Any]) -> Variables:
+    """The variables after the losses: what was written in its place, the rest as it was."""
+    model = map_with_path(lambda path, old: written.get(path, old), variables.get("model", {}))
+    return together(model, tasks)
 
 
 def _embeddings(tasks: Mapping[str, Task], forwards: Mapping[str, BoundForward]) -> dict[str, dict[tuple[str, str], Array]]:
@@ -161,6 +223,8 @@ def _apply(
     optimizer: Optimizer,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
+    tasks: Mapping[str, Task],
+    variables: Variables,
 ) -> tuple[State, Metrics]:
     """Take the step, unless it is a bad one: then everything but the step number stays as it was."""
     norm = optax.tree.norm(gradient)
@@ -180,12 +244,21 @@ def _apply(
         "mean": jnp.where(first, loss, WATCH_DECAY * watch["mean"] + (1.0 - WATCH_DECAY) * loss),
         "good": watch["good"] + 1,
     }
-    new = State(state.step, params, opt_state, weighting_state, ema, state.key, seen)
+    new = State(state.step, params, opt_state, weighting_state, ema, state.key, seen, _after_step(tasks, variables, params))
     kept: State = jax.tree.map(lambda old, taken: jnp.where(bad, old, taken), state, new)
     metrics |= {"gradient_norm": norm, "bad_step": bad.astype(jnp.float32)}
-    return State(
-        state.step + 1, *[getattr(kept, f) for f in ("params", "optimizer", "weighting", "ema", "key", "watch")]
-    ), metrics
+    return dataclasses.replace(kept, step=state.step + 1), metrics
+
+
+def _after_step(tasks: Mapping[str, Task], variables: Variables, params: Params) -> Variables:
+    """The variables once the parameters are the new ones."""
+    after = {
+        name: tasks[name].objective.after_step(tree, params)
+        if name in tasks and hasattr(tasks[name].objective, "after_step")
+        else tree
+        for name, tree in variables.get("tasks", {}).items()
+    }
+    return together(variables.get("model", {}), after)
 
 
 def _updates_done(state: State) -> Array:

@@ -136,7 +136,7 @@ def test_a_modality_may_run_through_another_fusions_layers_before_it_is_embedded
     [
         ("encode", ("txt", None), "model.encoders: there is no 'txt' .did you mean 'text'"),
         ("fuse", ("crss", {}), "model.fusions: there is no 'crss' .did you mean 'cross'"),
-        ("decode", ("captoin", None, None, None), "model.decoders: there is no 'captoin' .did you mean 'caption'"),
+        ("decode", ("captoin", {}, None), "model.decoders: there is no 'captoin' .did you mean 'caption'"),
         ("head", ("mach", None), "model.heads: there is no 'mach' .did you mean 'match'"),
         ("scalar", ("daul", "scale"), "model.fusions: there is no 'daul' .did you mean 'dual'"),
     ],
@@ -168,5 +168,9 @@ def test_a_language_model_has_no_encoder():
     assert "cross_attention" not in params["decoders_caption"]["stack"]["layers"]
     ids = np.array([[3, 1, 4, 0]], np.int32)
     decode = functools.partial(alone.apply, method="decode")
-    assert jax.eval_shape(lambda p: decode({"params": p}, "caption", ids, ids > 0, None), params).shape == (1, 4, 11)
+    assert jax.eval_shape(lambda p: decode({"params": p}, "caption", {"": ids, "mask": ids > 0}, None), params).shape == (
+        1,
+        4,
+        11,
+    )
     assert from_json(to_json(alone)) == alone

@@ -44,13 +44,12 @@ def of_decoder(decoder, tokens):
         lambda: decoder.init(
             jax.random.key(0),
             decoder.example(),
-            None,
             {"image": Tokens(jnp.zeros((1, 13, 5)), jnp.ones((1, 13), bool), jnp.arange(13)[None])},
             method="decode",
         )
     )
     params = drawn(shapes["params"])
-    run = jax.jit(lambda params, image: decoder.apply({"params": params}, image, None, {"image": tokens}, method="decode"))
+    run = jax.jit(lambda params, image: decoder.apply({"params": params}, image, {"image": tokens}, method="decode"))
     return params, lambda image=BATCH["image"]: run(params, image)
 
 
@@ -103,7 +102,7 @@ def test_an_image_of_another_size(positions):
 )
 def test_refusals(fields, tokens, said):
     with pytest.raises(UserError, match=said):
-        jax.eval_shape(lambda: bare(**fields).apply({}, BATCH["image"], None, {"image": tokens}, method="decode"))
+        jax.eval_shape(lambda: bare(**fields).apply({}, BATCH["image"], {"image": tokens}, method="decode"))
 
 
 def autoencoder(augment=None, **fields):

@@ -33,7 +33,7 @@ def test_the_step_is_lowered_for_a_gpu(name, on_a_gpu):
     shapes, _ = batch_shapes(experiment)
     with use_mesh(mesh):
         datasets = {data: Shapes(spec) for data, spec in shapes.items()}
-        setup = Setup(experiment, mesh, None, datasets, abstract_state(experiment, mesh))
+        setup = Setup(experiment, mesh, {}, datasets, abstract_state(experiment, mesh))
         tx, rate = experiment.optimizer.build(setup.abstract.params, 100), experiment.optimizer.rate(100)
         step = make_step(experiment.model, experiment.tasks, experiment.weighting, experiment.optimizer, tx, rate)
         traced = jax.jit(step).trace(setup.abstract, setup.batch_shapes(experiment.groups()[0]))

@@ -26,25 +26,27 @@ class ColourJitter:
       brightness: x of its factor, from 0 (off) to 1.
       contrast: x of its factor, from 0 (off) to 1.
       saturation: x of its factor, from 0 (off) to 1.
+      field: the image it changes.
     """
 
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    field: str = "image"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                raise UserError(f"ColourJitter.{field.name}={getattr(self, field.name)} is not between 0 and 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"ColourJitter.{name}={getattr(self, name)} is not between 0 and 1")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        x_HW3 = pixels(record, "ColourJitter").astype(np.float32)
+        x_HW3 = pixels(record, "ColourJitter", self.field).astype(np.float32)
         spread = np.array([self.brightness, self.contrast, self.saturation])
         brightness, contrast, saturation = rng.uniform(1 - spread, 1 + spread).astype(np.float32)
         x_HW3 = np.clip(x_HW3 * brightness, 0, 255)
         x_HW3 = _blend(x_HW3, np.mean(x_HW3 @ LUMA), contrast)
         x_HW3 = _blend(x_HW3, (x_HW3 @ LUMA)[..., None], saturation)
-        return {**record, "image": _to_uint8(x_HW3)}
+        return {**record, self.field: _to_uint8(x_HW3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +55,20 @@ class Noise:
 
     Attributes:
       sigma: its standard deviation as a share of the full range.
+      field: the image it changes.
     """
 
     sigma: float
+    field: str = "image"
 
     def __post_init__(self) -> None:
         if self.sigma < 0:
             raise UserError(f"Noise.sigma={self.sigma} is negative")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "Noise")
+        image = pixels(record, "Noise", self.field)
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(255 * self.sigma)
-        return {**record, "image": _to_uint8(image + noise)}
+        return {**record, self.field: _to_uint8(image + noise)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +78,13 @@ class Normalise:
     Attributes:
       mean: of red, green and blue.
       std: of red, green and blue, each above 0.
+      field: the image it changes.
     """
 
     random: ClassVar[bool] = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    field: str = "image"
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3:
@@ -88,7 +94,7 @@ class Normalise:
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         scale, offset = _affine(tuple(self.mean), tuple(self.std))
-        return {**record, "image": pixels(record, "Normalise") * scale - offset}
+        return {**record, self.field: pixels(record, "Normalise", self.field) * scale - offset}
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,5 @@
-"""Transforms that move pixels. Sizes are (height, width) in pixels; images are uint8 [H, W, 3], before and after."""
+"""Transforms that move pixels, and all that lies over them. Sizes are (height, width) in pixels; images are uint8 [H, W, 3],
+before and after. Each moves the image that its `field` names, with its masks, maps, boxes and points (see `core.spatial`)."""
 
 from __future__ import annotations
 
@@ -7,21 +8,12 @@ import math
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.images import pixels
 from mmjax.data.spelling import nearest
+from mmjax.data.transforms.spatial import RESAMPLE, Cropped, Mirrored, Padded, Resized, Turned, move
 from mmjax.data.types import Record, Records
-
-RESAMPLE = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +23,20 @@ class Resize:
     Attributes:
       size: (height, width).
       resample: a name from `RESAMPLE`, PIL's filters; all but "nearest" average when they shrink.
+      field: the image it moves.
     """
 
     random: ClassVar[bool] = False
     size: tuple[int, int]
     resample: str = "bicubic"
+    field: str = "image"
 
     def __post_init__(self) -> None:
         _check_size("Resize", self.size)
         _check_resample("Resize", self.resample)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        return {**record, "image": _resize(pixels(record, "Resize"), self.size, self.resample)}
+        return move(record, "Resize", self.field, Resized(self.size, self.resample))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +46,23 @@ class ResizeShortest:
     Attributes:
       shortest: pixels of the shorter side.
       resample: a name from `RESAMPLE`.
+      field: the image it moves.
     """
 
     random: ClassVar[bool] = False
     shortest: int
     resample: str = "bicubic"
+    field: str = "image"
 
     def __post_init__(self) -> None:
         _check_positive("ResizeShortest", shortest=self.shortest)
         _check_resample("ResizeShortest", self.resample)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "ResizeShortest")
+        image = pixels(record, "ResizeShortest", self.field)
         short, long = sorted(image.shape[:2])
         size = _oriented(image, self.shortest, int(self.shortest * long / short))
-        return {**record, "image": _resize(image, size, self.resample)}
+        return move(record, "ResizeShortest", self.field, Resized(size, self.resample))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +75,7 @@ class ResizeWithin:
       longest: pixels that the longer side has at most.
       divisor: both sides become a multiple of it, rounded down but never to 0.
       resample: a name from `RESAMPLE`.
+      field: the image it moves.
     """
 
     random: ClassVar[bool] = False
@@ -86,18 +83,19 @@ class ResizeWithin:
     longest: int
     divisor: int = 1
     resample: str = "bicubic"
+    field: str = "image"
 
     def __post_init__(self) -> None:
         _check_positive("ResizeWithin", shortest=self.shortest, longest=self.longest, divisor=self.divisor)
         _check_resample("ResizeWithin", self.resample)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "ResizeWithin")
+        image = pixels(record, "ResizeWithin", self.field)
         short, long = sorted(image.shape[:2])
         scaled = (float(self.shortest), self.shortest / short * long)
         fit = min(1.0, self.longest / scaled[1])
         sides = (max(1, int(fit * side + 0.5) // self.divisor) * self.divisor for side in scaled)
-        return {**record, "image": _resize(image, _oriented(image, *sides), self.resample)}
+        return move(record, "ResizeWithin", self.field, Resized(_oriented(image, *sides), self.resample))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,23 +104,22 @@ class PadSquare:
 
     Attributes:
       fill: red, green and blue, each 0 to 255.
+      field: the image it moves.
     """
 
     random: ClassVar[bool] = False
     fill: tuple[int, int, int] = (0, 0, 0)
+    field: str = "image"
 
     def __post_init__(self) -> None:
         if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
             raise UserError(f"PadSquare.fill={tuple(self.fill)}: give three whole numbers from 0 to 255, red green blue")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "PadSquare")
-        rows, columns = image.shape[:2]
+        rows, columns = pixels(record, "PadSquare", self.field).shape[:2]
         side = max(rows, columns)
-        square = np.full((side, side, 3), self.fill, np.uint8)
-        top, left = (side - rows) // 2, (side - columns) // 2
-        square[top : top + rows, left : left + columns] = image
-        return {**record, "image": square}
+        around = [((side - length) // 2, (side - length + 1) // 2) for length in (rows, columns)]
+        return move(record, "PadSquare", self.field, Padded(around[0], around[1], tuple(self.fill)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,27 +130,29 @@ class CenterCrop:
       size: (height, width).
       pad: what becomes of an image smaller than `size`: True puts black around it, an odd row or column above or to the left;
         False takes it for the user's mistake (put `Resize` first).
+      field: the image it moves.
     """
 
     random: ClassVar[bool] = False
     size: tuple[int, int]
     pad: bool = False
+    field: str = "image"
 
     def __post_init__(self) -> None:
         _check_size("CenterCrop", self.size)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "CenterCrop")
+        image = pixels(record, "CenterCrop", self.field)
         (height, width), (rows, columns) = self.size, image.shape[:2]
         if rows < height or columns < width:
             if not self.pad:
                 raise UserError(
                     f"CenterCrop.size={height}x{width} is larger than an image of {rows}x{columns}: put Resize before it"
                 )
-            image = np.pad(image, (_around(height - rows), _around(width - columns), (0, 0)))
-            rows, columns = image.shape[:2]
-        top, left = (rows - height) // 2, (columns - width) // 2
-        return {**record, "image": image[top : top + height, left : left + width]}
+            record = move(record, "CenterCrop", self.field, Padded(_around(height - rows), _around(width - columns)))
+            rows, columns = record[self.field].shape[:2]
+        window = Cropped((rows - height) // 2, (columns - width) // 2, height, width)
+        return move(record, "CenterCrop", self.field, window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +166,14 @@ class RandomCrop:
       scale: range of the crop's area, as a share of the image's.
       ratio: range of the crop's width / height.
       resample: a name from `RESAMPLE`.
+      field: the image it moves.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     resample: str = "bicubic"
+    field: str = "image"
 
     def __post_init__(self) -> None:
         _check_size("RandomCrop", self.size)
@@ -182,10 +183,10 @@ class RandomCrop:
                 raise UserError(f"RandomCrop.{field}=({low}, {high}): give (low, high) with 0 < low <= high <= {most}")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "RandomCrop")
-        top, left, height, width = self._window(image.shape[0], image.shape[1], rng)
-        part = image[top : top + height, left : left + width]
-        return {**record, "image": _resize(part, self.size, self.resample)}
+        image = pixels(record, "RandomCrop", self.field)
+        window = Cropped(*self._window(image.shape[0], image.shape[1], rng))
+        part = move(record, "RandomCrop", self.field, window)
+        return move(part, "RandomCrop", self.field, Resized(self.size, self.resample))
 
     def _window(self, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) in pixels."""
@@ -206,17 +207,19 @@ class Flip:
 
     Attributes:
       probability: how often, from 0 to 1.
+      field: the image it moves.
     """
 
     probability: float = 0.5
+    field: str = "image"
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise UserError(f"Flip.probability={self.probability} is not between 0 and 1")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "Flip")
-        return {**record, "image": image[:, ::-1]} if rng.random() < self.probability else record
+        pixels(record, "Flip", self.field)
+        return move(record, "Flip", self.field, Mirrored()) if rng.random() < self.probability else record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +229,12 @@ class Rotate:
     Attributes:
       degrees: the largest angle.
       fill: value of the corners that come into view, 0 to 255.
+      field: the image it moves.
     """
 
     degrees: float
     fill: int = 0
+    field: str = "image"
 
     def __post_init__(self) -> None:
         if not 0 <= self.degrees <= 180:
@@ -238,16 +243,7 @@ class Rotate:
             raise UserError(f"Rotate.fill={self.fill} is not between 0 and 255")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = to_pil(pixels(record, "Rotate"))
-        angle = rng.uniform(-self.degrees, self.degrees)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(self.fill,) * 3)
-        return {**record, "image": from_pil(turned)}
-
-
-def _resize(image_HW3: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
-    if image_HW3.shape[:2] == tuple(size):
-        return image_HW3
-    return from_pil(to_pil(image_HW3).resize((size[1], size[0]), RESAMPLE[resample]))
+        return move(record, "Rotate", self.field, Turned(rng.uniform(-self.degrees, self.degrees), self.fill))
 
 
 def _oriented(image_HW3: np.ndarray, short: int, long: int) -> tuple[int, int]:

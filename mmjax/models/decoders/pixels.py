@@ -28,6 +28,7 @@ class PixelDecoder(StackFields):
       channels: of the image.
       context: the name of the one encoder whose tokens it reads.
       firsts: how many tokens that encoder puts before the patches (1: a class token).
+      writes: the modality whose images it paints.
       positions: `sincos` (2-D), `learned` or `fixed` (see `ViT`). Those kept for `image_size` are interpolated along the
         sequence where the number of patches differs, as HuggingFace's ViT-MAE does.
 
@@ -42,9 +43,10 @@ class PixelDecoder(StackFields):
     context: tuple[str, ...] = ("image",)
     firsts: int = setting(least=0, default=0)
     positions: str = "sincos"
+    writes: str = "image"
 
     @nn.compact
-    def decode(self, image: Array, mask: Array | None, context: Mapping[str, Tokens]) -> Array:
+    def decode(self, image: Array, context: Mapping[str, Tokens]) -> Array:
         """`image` [B, H, W, channels] is of the size to paint; nothing else of it is read."""
         if len(self.context) != 1:
             raise UserError(f"context={self.context}: a pixel decoder paints what one encoder saw")

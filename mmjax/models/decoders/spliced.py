@@ -50,9 +50,11 @@ class SplicedDecoder(TextDecoder):
         self.project_in = Linear(width, use_bias=self.project_bias)
         self.project_out = Linear(width, use_bias=self.project_bias)
 
-    def decode(self, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None = None) -> Array:
+    def decode(
+        self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
+    ) -> Array:
         words_BTD = self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :]) if context else None
-        return self.output(self(ids_BT, mask, words_BTD=words_BTD).embeddings)
+        return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD).embeddings)
 
     def output(self, hidden_BTD: Array) -> Array:
         return hidden_BTD if self.headless else super().output(hidden_BTD)

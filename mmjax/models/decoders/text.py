@@ -19,6 +19,7 @@ class TextDecoder(TextTransformer):
 
     Attributes:
       context: names of the encoders or fusions it attends to; () for a language model.
+      writes: the modality whose ids it reads and predicts.
       mask_context: whether the context's mask hides its padding; if not, padding is attended to as well (BLIP's answers).
       tied: take the word table for the output as well (Press & Wolf 2017).
       transform: a dense layer, activation and norm before the output, as BERT's head (BLIP).
@@ -27,6 +28,7 @@ class TextDecoder(TextTransformer):
 
     causal: bool = True
     context: tuple[str, ...] = ("image",)
+    writes: str = "text"
     mask_context: bool = True
     tied: bool = True
     transform: bool = False
@@ -42,10 +44,12 @@ class TextDecoder(TextTransformer):
         elif self.output_bias:
             self.tied_bias = self.param("tied_bias", nn.initializers.zeros, (self.vocab_size,))
 
-    def decode(self, ids_BT: Array, mask: Array | None, context: Mapping[str, Tokens] | None = None) -> Array:
+    def decode(
+        self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
+    ) -> Array:
         if context and not self.mask_context:
             context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
-        return self.output(self(ids_BT, mask, None, context).embeddings)
+        return self.output(self.read(ids_BT, mask, None, added, context).embeddings)
 
     def output(self, hidden_BTD: Array) -> Array:
         """[B, T, V] logits of the stack's result."""

@@ -33,6 +33,10 @@ class TextTransformer(StackFields):
         (SigLIP, whose texts are all padded to one length).
       final_norm: normalise after the last layer.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
+      taps: layers whose result is given beside the last one's, as `Tokens.taps`; see `nn.stack`.
+
+    Its parts: `mask` [B, T] bool, `segments` [B, T] int32, and `added` [B, T, D], added to the embeddings before the first
+    layer.
 
     Raises:
       UserError: an input that is no text, a text longer than `max_length` when positions are learned, an unknown kind of
@@ -50,6 +54,7 @@ class TextTransformer(StackFields):
     embed_dropout: float | None = setting(least=0, below=1, default=None)
     mask_padding: bool = True
     final_norm: bool = True
+    taps: tuple[int, ...] = ()
 
     def setup(self) -> None:
         width = self.embed_width or self.width
@@ -65,17 +70,23 @@ class TextTransformer(StackFields):
         if self.embed_norm:
             self.normalise_embeddings = self._norm("embed_norm")
         rotary, norm = self.positions == "rotary", self.final_norm and self.depth > 0
-        self.layers = self.stack(causal=self.causal, rotary=rotary, final_norm=norm, name="stack")
+        self.layers = self.stack(causal=self.causal, rotary=rotary, final_norm=norm, taps=self.taps, name="stack")
 
     def __call__(
+        self, ids_BT: Array, mask: Array | None = None, segments: Array | None = None, added: Array | None = None
+    ) -> Tokens:
+        return self.read(ids_BT, mask, segments, added)
+
+    def read(
         self,
         ids_BT: Array,
         mask: Array | None = None,
         segments: Array | None = None,
+        added: Array | None = None,
         context: Mapping[str, Tokens] | None = None,
         words_BTD: Array | None = None,
     ) -> Tokens:
-        """`words_BTD` takes the place of the ids' own rows of the word table."""
+        """`context` is attended to; `words_BTD` takes the place of the ids' own rows of the word table."""
         if ids_BT.ndim != 2:
             raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
         length = ids_BT.shape[1]
@@ -94,9 +105,11 @@ class TextTransformer(StackFields):
             x_BTD = x_BTD + self.segment(jnp.zeros_like(ids_BT) if segments is None else segments)
         if self.embed_norm:
             x_BTD = self.normalise_embeddings(x_BTD)
+        if added is not None:
+            x_BTD = x_BTD + added.astype(x_BTD.dtype)
         x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
-        y_BTD = self.layers(x_BTD, mask_BT, join_context(context), places_BT)
-        return Tokens(y_BTD, mask_BT, places_BT, segments)
+        y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT)
+        return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps)
 
     def word_table(self) -> Array:
         """[V, D], for whoever ties its output to it."""

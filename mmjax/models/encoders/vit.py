@@ -38,12 +38,14 @@ class ViT(StackFields):
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
       final_norm: normalise after the last layer.
       take_layer: give what this layer gives, without the last norm (LLaVA's -2); None: the whole stack. See `nn.stack`.
+      taps: layers whose result is given beside that, as `Tokens.taps`.
 
     A mask [B, (N,) H, W], True = a real pixel, hides the padding of images of several sizes in a batch, each at the top left
     of its frame. Learned positions are then those of each image's own size, with `resize="bilinear"` alone.
 
     `keep` [B, (N,) K] int32 names the patches to read, in that order; the others cost nothing (He 2021, section 3). The places
-    of the tokens that are left are in the result's `positions`.
+    of the tokens that are left are in the result's `positions`. `added` [B, T, D] is added to the embeddings before the first
+    layer. The result has a `grid` unless some patches were left out or there are several images.
 
     Raises:
       UserError: an input that is no image of these `channels`, one that the patch does not divide, an unknown kind of
@@ -64,10 +66,16 @@ class ViT(StackFields):
     embed_dropout: float | None = setting(least=0, below=1, default=None)
     final_norm: bool = True
     take_layer: int | None = None
+    taps: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
-        self, image: Array, mask: Array | None = None, segments: Array | None = None, keep: Array | None = None
+        self,
+        image: Array,
+        mask: Array | None = None,
+        segments: Array | None = None,
+        keep: Array | None = None,
+        added: Array | None = None,
     ) -> Tokens:
         if self.images > 1 and (image.ndim != 5 or image.shape[1] != self.images):
             raise UserError(f"images={self.images}: use an input [B, {self.images}, H, W, channels], found {image.shape}")
@@ -94,14 +102,18 @@ class ViT(StackFields):
         x_BTD = self._add_positions(x_BTD, grid, real_BHW, None if keep is None else places_BT)
         if self.embed_norm:
             x_BTD = self._norm("embed_norm")(x_BTD)
+        if added is not None:
+            x_BTD = x_BTD + added.astype(x_BTD.dtype)
         x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
         mask_BT = jnp.ones(x_BTD.shape[:2], bool)
         if real_BHW is not None:
             real_BP = take(real_BHW.reshape(batch, -1), keep_BK)
             mask_BT = jnp.pad(real_BP, ((0, 0), (self._firsts(), 0)), constant_values=True)
         norm, rotary = self.final_norm and self.depth > 0, self.positions == "rotary"
-        stack = self.stack(rotary=rotary, final_norm=norm, take_layer=self.take_layer, name="stack")
-        return rejoin(Tokens(stack(x_BTD, mask_BT, None, places_BT), mask_BT, places_BT), self.images)
+        stack = self.stack(rotary=rotary, final_norm=norm, take_layer=self.take_layer, taps=self.taps, name="stack")
+        y_BTD, taps = stack.tapped(x_BTD, mask_BT, None, places_BT)
+        whole = (*grid, self._firsts()) if keep is None and self.images == 1 else None
+        return rejoin(Tokens(y_BTD, mask_BT, places_BT, taps=taps, grid=whole), self.images)
 
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""

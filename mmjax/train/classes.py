@@ -1,0 +1,127 @@
+"""Which class is which: labels are matched to a head's logits by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.trees import match
+from mmjax.data import Dataset
+from mmjax.train.experiment import Experiment
+from mmjax.train.run import Run
+
+SHOWN = 6  # names in a complaint
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A head that is held against the labels of some data.
+
+    Attributes:
+      who: the field of the experiment that says so.
+    """
+
+    head: str
+    data: str
+    label: str
+    who: str
+    trains: bool
+
+
+def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]:
+    """Every task and evaluator that reads labels of a head: those with the fields `head` and `label`."""
+    for name, task in experiment.tasks.items():
+        spec = task.objective
+        if hasattr(spec, "head") and hasattr(spec, "label"):
+            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True)
+    for name, spec in evaluators.items():
+        if hasattr(spec, "head") and hasattr(spec, "label"):
+            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False)
+
+
+def known_classes(experiment: Experiment, run: Run | None) -> dict[str, tuple[str, ...]]:
+    """Head -> its names, where its logits have an order already: in the run, or in what it starts from."""
+    if run is not None and run.has_checkpoint():
+        return run.classes() or from_huggingface(experiment)
+    if not experiment.init_from:
+        return {}
+    kept = Run(experiment.init_from).classes() or from_huggingface(Run(experiment.init_from).experiment())
+    heads = {head: names for head, names in kept.items() if head in experiment.model.heads}
+    return {head: names for head, names in heads.items() if not _is_fresh(experiment, head)}
+
+
+def _is_fresh(experiment: Experiment, head: str) -> bool:
+    """Whether a head's last layer is initialised anew."""
+    return any(match(pattern, f"heads_{head}/logits/kernel") for pattern in experiment.init_fresh)
+
+
+def from_huggingface(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """The names that a converted model says of its classes, unless they are HuggingFace's LABEL_0, LABEL_1, ..."""
+    names = experiment.model.huggingface.get("id2label") if "classes" in experiment.model.heads else None
+    if not names:
+        return {}
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    if ordered == tuple(f"LABEL_{i}" for i in range(len(ordered))) or len(set(ordered)) < len(ordered):
+        return {}
+    return {"classes": ordered}
+
+
+def match_classes(
+    experiment: Experiment,
+    datasets: Mapping[str, Dataset],
+    known: Mapping[str, tuple[str, ...]],
+    evaluators: Mapping[str, Any],
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Bring the labels of all data that a head is held against into the order of its logits.
+
+    Args:
+      known: head -> its names, where its logits have an order already; else they take that of the data it is trained on.
+
+    Returns:
+      (head -> names, lines about what was put into another order).
+
+    Raises:
+      UserError: data with a class that the head does not know.
+    """
+    found = dict(known)
+    matched: dict[tuple[str, str], str] = {}
+    lines = []
+    for use in sorted(uses(experiment, evaluators), key=lambda use: not use.trains):
+        own = datasets[use.data].names.get(use.label, ()) if use.data in datasets else ()
+        if not own:
+            continue
+        names = found.setdefault(use.head, own)
+        if own == names:
+            matched.setdefault((use.data, use.label), use.head)
+            continue
+        stranger = next((name for name in own if name not in names), None)
+        if stranger is not None:
+            raise UserError(_unknown(use, stranger, own, names, use.head in known))
+        first = matched.setdefault((use.data, use.label), use.head)
+        if first != use.head:
+            raise UserError(
+                f"data.{use.data}: heads {first!r} and {use.head!r} both read its {use.label!r} and have their classes in "
+                "different orders; name the data twice"
+            )
+        datasets[use.data].match(use.label, names)
+        lines.append(
+            f"data.{use.data}: its classes are {_some(own)}; matched by name to those of heads.{use.head}: {_some(names)}"
+        )
+    return found, lines
+
+
+def _unknown(use: Use, stranger: str, own: tuple[str, ...], names: tuple[str, ...], kept: bool) -> str:
+    whose = f"the ones that heads.{use.head} starts with" if kept else f"those that heads.{use.head} is trained on"
+    remedy = f"; init_fresh=('heads_{use.head}/*',) starts the head anew" if kept else ""
+    return (
+        f"{use.who}: data.{use.data} has the class {stranger!r}, which is not one of {whose}{nearest(stranger, names)}: its "
+        f"classes are {_some(own)}, and those are {_some(names)}{remedy}"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

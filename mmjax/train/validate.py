@@ -1,0 +1,265 @@
+"""The one pass that an experiment is put through before its first step: everything that can be bound to shapes is.
+
+Tasks and evaluators are traced on the shapes of the data that they will really read, the test data included. Nothing is
+compiled and no batch is read; of each set of data a few records are, to see that its files are good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Var
+
+from mmjax.core.errors import UserError, within
+from mmjax.core.spatial import image_of
+from mmjax.core.trees import leaves_by_path
+from mmjax.core.types import Array
+from mmjax.evaluate.evaluation import Evaluation, HostBatch
+from mmjax.models.forward import BoundForward
+from mmjax.models.multimodal import Multimodal
+from mmjax.models.parts import declared, key_of
+from mmjax.train.classes import Use, known_classes, match_classes, uses
+from mmjax.train.experiment import Experiment
+from mmjax.train.finish import at_the_end
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup, check_needs
+from mmjax.train.state import evaluated, with_variables
+from mmjax.train.step import losses_of
+
+ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
+OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
+logger = logging.getLogger("mmjax.validate")
+LOOKED_AT = 128  # records of each set of data whose files are opened
+
+
+def validated(setup: Setup, run: Run | None = None) -> Setup:
+    """The same setup, found sound, its labels matched to the heads; `notes` say what the user should see of it.
+
+    Raises:
+      UserError: anything in the experiment that does not fit its data.
+    """
+    evaluators = _evaluators(setup.experiment, setup.datasets)
+    known = known_classes(setup.experiment, run)
+    classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
+    setup = dataclasses.replace(setup, classes=classes)
+    heads, unread = _check_tasks(setup)
+    heads |= _check_evaluators(setup, evaluators)
+    for use in uses(setup.experiment, evaluators):
+        if use.head in heads and use.data in setup.datasets:
+            _check_head(use, heads[use.head], setup)
+    lines += unread + _other_sizes(setup, evaluators) + _unread_keys(setup) + _files(setup)
+    return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
+
+
+def _evaluators(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """All evaluators on the data they are asked on, while training and at the end: by name, or `name (test)`."""
+    found = dict(experiment.evaluate)
+    for name, spec in at_the_end(experiment).evaluate.items():
+        if spec != experiment.evaluate[name]:
+            found[f"{name} ({spec.data})"] = spec
+    return {name: spec for name, spec in found.items() if spec.data in datasets}
+
+
+def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Trace the losses of each step: head -> shape of its logits, and a line about what no task reads."""
+    heads: dict[str, tuple[int, ...]] = {}
+    read: set[str] = set()
+    if not setup.experiment.tasks or not set(setup.experiment.task_data()) <= set(setup.datasets):
+        return heads, []
+    model, variables = setup.experiment.model, setup.abstract.variables
+    paths = list(leaves_by_path(setup.abstract.params))
+    for group in dict.fromkeys(setup.experiment.groups()):
+        tasks, batches = setup.tasks_of(group), setup.batch_shapes(group)
+        check_needs(tasks, batches)
+
+        def losses(params: Any, batches: Any, key: Array, tasks: Mapping[str, Any] = tasks) -> dict[str, Array]:
+            bound = with_variables(params, variables.get("model", {}))
+            forwards = {name: BoundForward(model, bound, batch, key) for name, batch in batches.items()}
+            found = losses_of(tasks, forwards, key, variables)
+            for forward in forwards.values():
+                heads.update(forward.gave)
+            return {name: loss.sum for name, loss in found.items()}
+
+        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, jax.eval_shape(lambda: jax.random.key(0)))
+        read |= {path for path, live in zip(paths, live_inputs(traced.jaxpr), strict=False) if live}
+    spare = unread_parts(model, paths, read)
+    return heads, [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []
+
+
+def live_inputs(jaxpr: Any) -> list[bool]:
+    """For each input of a program whether its results depend on it; what goes into a loop or a call counts as read there."""
+    live = {var for var in jaxpr.outvars if isinstance(var, Var)}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(var in live for var in equation.outvars):
+            live.update(var for var in equation.invars if isinstance(var, Var))
+    return [var in live for var in jaxpr.invars]
+
+
+def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -> list[str]:
+    """`heads.spare`, ...: parts that have parameters, of which none is read."""
+    rooms = {f"{room}_{name}": f"{room}.{name}" for room in ROOMS for name in getattr(model, room)}
+    firsts = {path.split("/")[0] for path in read}
+    return [place for first, place in rooms.items() if first not in firsts and any(p.startswith(f"{first}/") for p in paths)]
+
+
+class DryEvaluation(Evaluation):
+    """An evaluation on shapes: functions are traced, and give zeros. What evaluators make of those is thrown away."""
+
+    def __init__(self, setup: Setup, heads: dict[str, tuple[int, ...]]) -> None:
+        model = setup.experiment.model
+
+        def bind(params: Any, batch: Any) -> BoundForward:
+            self._forwards.append(BoundForward(model, params, batch))
+            return self._forwards[-1]
+
+        super().__init__(bind, setup.datasets, setup.texts(), place=lambda batch: batch)
+        self._forwards: list[BoundForward] = []
+        self._heads = heads
+
+    def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
+        dataset: Any = self.dataset(data)
+        batch = {key: np.zeros(shape, dtype) for key, (shape, dtype) in dataset.spec().items()}
+        self.check_needs(data, batch, needs)
+        yield batch | {"valid": np.ones(dataset.batch_size, bool)}
+
+    def _outputs(
+        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Any, fn: Callable[..., Any]
+    ) -> Iterator[Any]:
+        given: Any = None
+        for batch in batches:
+            if given is None:
+                shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+                found = jax.eval_shape(self.program(fn), params, shapes, jax.ShapeDtypeStruct((), np.int32))
+                for forward in self._forwards:
+                    self._heads.update(forward.gave)
+                # True, so that no row is taken for padding.
+                given = jax.tree.map(lambda x: np.ones(x.shape, bool) if x.dtype == bool else np.zeros(x.shape, x.dtype), found)
+            yield given
+
+
+def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Trace what every evaluator runs. Returns head -> shape of its logits."""
+    heads: dict[str, tuple[int, ...]] = {}
+    params = evaluated(setup.abstract)
+    for name, evaluator in evaluators.items():
+        dry = DryEvaluation(setup, heads)
+        with within(f"evaluate.{name}"), _unheard():
+            try:
+                evaluator(dry, params)
+            except UserError:
+                raise
+            except Exception as error:  # of zeros that the evaluator was given, and that no real data would be
+                logger.debug("evaluate.%s on zeros: %r", name, error)
+    return heads
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without what evaluators log or warn of figures that are not real; what is lost of prompts is told all the same."""
+    package = logging.getLogger("mmjax")
+    heard = lambda record: record.levelno >= logging.WARNING  # noqa: E731
+    package.addFilter(heard)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        package.removeFilter(heard)
+
+
+def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
+    """Raises UserError for a head of other classes than its data; labels beyond it are refused from here on."""
+    names, size = setup.classes.get(use.head, ()), logits[-1]
+    dataset = setup.datasets[use.data]
+    if names and len(names) != size:
+        raise UserError(
+            f"{use.who}: model.heads.{use.head}.classes={size}, and data.{use.data} has {len(dataset.names[use.label])} classes"
+            + (f" of the {len(names)} that the head is trained on" if len(names) != len(dataset.names[use.label]) else "")
+        )
+    dataset.limit(use.label, size)
+
+
+def _other_sizes(setup: Setup, evaluators: Mapping[str, Any]) -> list[str]:
+    """Lines about inputs that are of another size where they are evaluated than where they are trained."""
+    lines = []
+    specs = {name: dataset.spec() for name, dataset in setup.datasets.items()}
+    for modality in setup.experiment.model.encoders:
+        trained = {
+            name: specs[name][modality][0][1:] for name in setup.experiment.task_data() if modality in specs.get(name, {})
+        }
+        for name in dict.fromkeys(spec.data for spec in evaluators.values()):
+            own = (
+                specs[name][modality][0][1:]
+                if modality in specs[name] and modality not in setup.datasets[name].texts()
+                else None
+            )
+            if own is not None and trained and name not in trained and own not in trained.values():
+                other, size = next(iter(trained.items()))
+                lines.append(f"data.{name}: its {modality} is {_size(own)}, and that of data.{other} {_size(size)}")
+    return lines
+
+
+def _unread_keys(setup: Setup) -> list[str]:
+    """Lines about parts of a modality that its encoder does not take."""
+    lines = []
+    encoders = setup.experiment.model.encoders
+    for name in setup.experiment.task_data():
+        dataset = setup.datasets.get(name)
+        if dataset is None:
+            continue
+        keys = dataset.spec()
+        for modality, encoder in encoders.items():
+            taken = {key_of(modality, part) for part in declared(type(encoder).__call__)}
+            read = {key for task in setup.experiment.tasks.values() for key in getattr(task.objective, "needs", ())}
+            for key in keys:
+                part = key.startswith(f"{modality}_") and key not in encoders and image_of(key, [modality]) is None
+                if part and key not in taken | read and not key.endswith("_id"):
+                    lines.append(f"data.{name}: nothing reads {key}; encoders.{modality} takes {', '.join(sorted(taken))}")
+    return lines
+
+
+def _files(setup: Setup) -> list[str]:
+    """Open some files of every set of data. Raises UserError where more cannot be read than the data allows."""
+    lines = []
+    for name, dataset in setup.datasets.items():
+        bad = dataset.unreadable(LOOKED_AT) if hasattr(dataset, "unreadable") else {}
+        if not bad:
+            continue
+        path, reason = next(iter(bad.items()))
+        seen, limit = min(dataset.size, LOOKED_AT), setup.experiment.data[name].bad_record_limit
+        many = f"data.{name}: {len(bad)} of {seen} records looked at cannot be read, the first: {path} ({reason})"
+        if len(bad) > limit * seen:
+            raise UserError(f"{many}; bad_record_limit={limit} allows a share of {limit:g}")
+        lines.append(many)
+    return lines
+
+
+def _table(setup: Setup) -> list[str]:
+    """A line for each set of data: what its batches hold, and for whom."""
+    lines = []
+    for name, dataset in setup.datasets.items():
+        held = ", ".join(f"{key} {_size(shape[1:])}".strip() for key, (shape, _) in dataset.spec().items() if key not in OWN)
+        classes = "; ".join(f"{key}: {len(names)} classes" for key, names in dataset.names.items())
+        tasks = [task for task, spec in setup.experiment.tasks.items() if spec.data == name]
+        asked = [evaluator for evaluator, spec in at_the_end(setup.experiment).evaluate.items() if spec.data == name]
+        asked += [e for e, spec in setup.experiment.evaluate.items() if spec.data == name and e not in asked]
+        uses_ = ", ".join(
+            filter(None, [f"trains {', '.join(tasks)}" * bool(tasks), f"evaluates {', '.join(asked)}" * bool(asked)])
+        )
+        lines.append(
+            f"data.{name}: {dataset.size:,} records ({held}{f'; {classes}' if classes else ''}); {uses_ or 'not read'}"
+        )
+    for head, names in setup.classes.items():
+        lines.append(f"heads.{head}: {len(names)} classes, {names[0]} first and {names[-1]} last")
+    return lines
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
