@@ -39,7 +39,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0, we
     """
     logits = logits.astype(jnp.float32)
     if weights is not None:
-        parts = (jax.nn.logsumexp(logits, axis=-1, keepdims=True) - logits) * weights
+        parts = (jax.nn.logsumexp(logits, axis=-1, keepdims=True) - logits) * jnp.broadcast_to(weights, logits.shape)
         return (1 - label_smoothing) * pick(parts, labels) + label_smoothing * jnp.mean(parts, axis=-1)
     target = pick(logits, labels)
     if label_smoothing:

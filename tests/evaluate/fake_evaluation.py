@@ -1,6 +1,7 @@
 """A dataset in memory, a tokenizer of words and a model of a few matrices, for the tests of evaluators."""
 
 import dataclasses
+import types
 import zlib
 
 import jax
@@ -11,6 +12,7 @@ from mmjax.core.types import Loss, Tokens
 from mmjax.evaluate.evaluation import Evaluation
 
 VOCABULARY = 64
+SPECS = {"heads.classes": types.SimpleNamespace(input="image"), "heads.both": types.SimpleNamespace(input="heard")}
 
 
 @dataclasses.dataclass
@@ -73,7 +75,17 @@ class FakeForward:
             jnp.concatenate([part.mask for part in parts], axis=1),
         )
 
-    def head(self, head, tokens, key):
+    def spec(self, path):
+        return SPECS[path]
+
+    def modalities(self, name):
+        return ("image", "audio") if name == "heard" else (name,)
+
+    def head(self, head, tokens=None, key=""):
+        if tokens is None:
+            names = self.modalities(SPECS[f"heads.{head}"].input)
+            parts = {name: self.encode(name) for name in names}
+            tokens = parts[names[0]] if len(names) == 1 else self.fuse("heard", parts, key)
         return tokens.embeddings.sum(axis=1) @ self.params[head]
 
 
@@ -103,9 +115,8 @@ def make_evaluation(columns, batch_size=4, classes=(), bind=FakeForward, tokeniz
     return Evaluation(
         bind=bind,
         datasets={"validation": FakeDataset(columns, batch_size, classes)},
-        tokenizer=tokenizer or FakeTokenizer(),
+        texts={"text": (tokenizer or FakeTokenizer(), 8)},
         place=place or jax.device_put,
-        max_length=8,
         seed=seed,
     )
 

@@ -1,3 +1,5 @@
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def test_rows_are_every_record_once_in_order(size, batch_size):
 def test_unreadable_records_do_not_count():
     def evaluation(unreadable):
         datasets = {"validation": FakeDataset({"x": np.arange(6)}, unreadable=unreadable)}
-        return Evaluation(FakeForward, datasets, None, jax.device_put, 8)
+        return Evaluation(FakeForward, datasets, {}, jax.device_put)
 
     rows = evaluation((0, 4)).rows("x", "validation", PARAMS, lambda forward, batch: batch["x"])
     np.testing.assert_array_equal(rows, [1, 2, 3, 5])
@@ -51,7 +53,7 @@ def test_a_pass_that_fails_stops_reading():
             finally:
                 closed.append(None)
 
-    evaluation = Evaluation(FakeForward, {"validation": Tracked(images(9))}, None, jax.device_put, 8)
+    evaluation = Evaluation(FakeForward, {"validation": Tracked(images(9))}, {}, jax.device_put)
     with pytest.raises(UserError, match="has no 'label'"):
         evaluation.rows("x", "validation", PARAMS, lambda forward, batch: batch["image"], needs=("label",))
     assert len(closed) == 1
@@ -127,10 +129,60 @@ def test_mistakes_are_named():
         evaluation.rows("x", "validation", PARAMS, nothing, needs=("image", "label"))
     with pytest.raises(UserError, match="data='validation' is empty"):
         make_evaluation(images(0)).rows("x", "validation", PARAMS, nothing)
-    without_text = Evaluation(FakeForward, {"validation": FakeDataset(images(3))}, None, lambda batch: batch, 8)
+    without_text = Evaluation(FakeForward, {"validation": FakeDataset(images(3))}, {}, lambda batch: batch)
     with pytest.raises(UserError, match="tokenizer=None"):
         without_text.texts("x", PARAMS, ["a"], nothing)
 
 
 def test_the_table_of_evaluators_names_its_files():
-    assert {name: cls.__module__ for name, cls in EVALUATORS.items()} == {name: f"mmjax.evaluate.{name}" for name in EVALUATORS}
+    files = {name: {"errors": "regression"}.get(name, name) for name in EVALUATORS}
+    assert {name: cls.__module__ for name, cls in EVALUATORS.items()} == {
+        name: f"mmjax.evaluate.{file}" for name, file in files.items()
+    }
+
+
+def test_two_functions_are_never_taken_for_one():
+    """As a class with a field makes them when it is used twice."""
+    traces = []
+
+    def mean_of(factor, extra):
+        def scaled(forward, batch):
+            traces.append(factor)
+            return jnp.ones(batch["image"].shape[0]) * factor + extra.sum()
+
+        return scaled
+
+    evaluation = make_evaluation(images(5))
+    for _ in range(2):
+        for factor, extra in ((1.0, np.zeros(2)), (10.0, np.zeros(2)), (1.0, np.ones(2))):
+            found = evaluation.rows("mine", "validation", PARAMS, mean_of(factor, extra))
+            assert found.tolist() == [factor + extra.sum()] * 5
+    assert traces == [1.0, 10.0, 1.0]
+
+
+def test_arrays_are_summed_too():
+    def histogram(forward, batch, rng):
+        counts = jnp.zeros(3, jnp.int32).at[batch["label"]].add(batch["valid"].astype(jnp.int32))
+        return {"histogram": counts, "seen": batch["valid"].sum()}
+
+    total = make_evaluation({"label": np.array([0, 2, 2, 1, 2], np.int32)}).sums("x", "validation", PARAMS, histogram)
+    assert total["histogram"].tolist() == [1, 1, 3] and total["seen"] == 5.0 and isinstance(total["seen"], float)
+
+
+def test_what_prompts_lose_is_told_once(caplog):
+    class Cutting(FakeTokenizer):
+        def encode(self, texts, max_length):
+            return super().encode(texts, 2) | {"truncated": np.array([len(text.split()) > 2 for text in texts])}
+
+        def unknown(self, ids, mask):
+            return ((ids == zlib.crc32(b"odd") % 63 + 1) & mask).sum(axis=1)
+
+    evaluation = make_evaluation(images(5), tokenizer=Cutting())
+    for _ in range(2):
+        evaluation.texts("prompts", PARAMS, ["a e c", "a e d", "odd"], lambda forward, batch: batch["text"])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "prompts: 2 of 3 prompts are longer than 8 tokens and were cut",
+        "prompts: 1 of 3 prompts are the same tokens as another: the model cannot tell them apart",
+        "prompts: 1 tokens of the prompts (20.0%) are unknown: train the tokenizer on such texts, or use BPE",
+    ]

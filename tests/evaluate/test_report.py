@@ -57,9 +57,9 @@ def test_the_numbers_and_the_table_are_scikit_learns(batch_size, caplog):
 def test_fused_modalities_and_unlabelled_records():
     columns = labelled()
     columns["label"][[0, 20]] = -1
-    params = PARAMS | {"audio": make_params(seed=1)["image"]}
+    params = PARAMS | {"audio": make_params(seed=1)["image"], "both": PARAMS["classes"]}
     logits = (columns["image"] @ params["image"] + columns["audio"] @ params["audio"]) @ params["classes"]
-    metrics = Report(fusion="cross", context=("audio",))(make_evaluation(columns, classes=CLASSES), params)
+    metrics = Report("both", fusion="heard")(make_evaluation(columns, classes=CLASSES), params)
     kept = columns["label"] >= 0
     assert_report(metrics, columns["label"][kept], logits[kept])
 
@@ -80,5 +80,5 @@ def test_mistakes_are_named():
         Report()(make_evaluation(columns | {"label": np.full(21, -1, np.int32)}), PARAMS)
     with pytest.raises(UserError, match="has 4 class names, but its labels go up to 9"):
         Report()(make_evaluation(columns | {"label": np.full(21, 9, np.int32)}, classes=CLASSES), PARAMS)
-    with pytest.raises(UserError, match="has 1 class names, but its head 'classes' predictions go up to 2"):
+    with pytest.raises(UserError, match=r"model.heads.classes.classes=4: data.validation has 1 classes, so it needs 1"):
         Report()(make_evaluation(columns | {"label": np.zeros(21, np.int32)}, classes=CLASSES[:1]), PARAMS)

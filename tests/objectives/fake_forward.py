@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from functools import partial
 
@@ -15,6 +16,19 @@ WIDTH, EMBED, VOCABULARY, CLASSES = 4, 3, 11, 3
 PAD, CLS, MASK = 0, 1, 2
 
 
+FUSIONS = {"cross": ("text", "image")}
+SPECS = {
+    "heads.classes": types.SimpleNamespace(input="image"),
+    "heads.both": types.SimpleNamespace(input="cross"),
+    "heads.match": types.SimpleNamespace(input="cross"),
+    "heads.masked_lm": types.SimpleNamespace(input="text"),
+    "heads.masked_lm_fused": types.SimpleNamespace(input="cross"),
+    "heads.next_sentence": types.SimpleNamespace(input="text"),
+    "decoders.caption": types.SimpleNamespace(context=("image",), writes="text"),
+    "decoders.pixels": types.SimpleNamespace(context=("image",), writes="image"),
+}
+
+
 def fake_params(seed: int = 0) -> dict[str, Array]:
     draw = np.random.default_rng(seed).normal
     shapes = {
@@ -25,7 +39,9 @@ def fake_params(seed: int = 0) -> dict[str, Array]:
         "match": (WIDTH, 2),
         "next_sentence": (WIDTH, 2),
         "classes": (WIDTH, CLASSES),
+        "both": (WIDTH, CLASSES),
         "masked_lm": (WIDTH, VOCABULARY),
+        "masked_lm_fused": (WIDTH, VOCABULARY),
         "caption": (WIDTH, VOCABULARY),
         "scale": (),
         "bias": (),
@@ -89,8 +105,19 @@ class FakeForward:
             rows = jnp.take_along_axis(rows, batch["image_keep"][:, :, None], axis=1)
         return Tokens(rows @ self.params["encoders_image"], jnp.ones(rows.shape[:2], bool))
 
-    def view(self, modality: str) -> Array:
-        return self.batch[modality]
+    def view(self, key: str) -> Array:
+        return self.batch[key]
+
+    def spec(self, path: str) -> types.SimpleNamespace:
+        return SPECS[path]
+
+    def modalities(self, name: str) -> tuple[str, ...]:
+        return FUSIONS.get(name, (name,))
+
+    def tokens(self, name: str, key: str = "") -> Tokens:
+        if name not in FUSIONS:
+            return self.encode(name)
+        return self.fuse(name, {modality: self.encode(modality) for modality in FUSIONS[name]}, key=key or "head")
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         return unit(mean_tokens(self.encode(modality, inputs, key)) @ self.params[f"{fusion}_{modality}"])
@@ -117,9 +144,11 @@ class FakeForward:
             seen_BTD = seen_BTD + mean_tokens(tokens)[:, None, :]
         return jnp.tanh(seen_BTD) @ self.params[decoder]
 
-    def head(self, head: str, tokens: Tokens, key: str) -> Array:
+    def head(self, head: str, tokens: Tokens | None = None, key: str = "") -> Array:
+        if tokens is None:
+            tokens = self.tokens(SPECS[f"heads.{head}"].input, key)
         self.calls.append((f"head {head}", tokens.embeddings.shape))
-        inputs = tokens.embeddings if head == "masked_lm" else mean_tokens(tokens)
+        inputs = tokens.embeddings if head.startswith("masked_lm") else mean_tokens(tokens)
         return inputs @ self.params[head]
 
     def scalar(self, fusion: str, name: str) -> Array:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_forward import calls, fake_batch, fake_params, fused, run
+from fake_forward import FakeForward, calls, fake_batch, fake_params, fused, run
 from jax.test_util import check_grads
 from pytorch import torch
 
@@ -27,9 +27,65 @@ def test_the_loss_is_cross_entropy_on_known_labels(smoothing):
 
 
 def test_fused_modalities_are_classified_together():
-    objective = Classification(fusion="cross", modality="text", context=("image",))
-    assert set(fused(objective, fake_batch())) == {"text", "image"}
-    assert calls(objective, fake_batch())[-2:] == [("fuse cross", (8, 9, 4)), ("head classes", (8, 9, 4))]
+    for said in ({}, {"fusion": "cross"}, {"fusion": "cross", "modality": "text", "context": ("image",)}):
+        objective = Classification("both", **said)
+        assert set(fused(objective, fake_batch())) == {"text", "image"}
+        assert calls(objective, fake_batch())[-2:] == [("fuse cross", (8, 9, 4)), ("head both", (8, 9, 4))]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"modality": "text"}, "modality='text': model.heads.classes has input='image', which feeds it"),
+        ({"fusion": "cross"}, "fusion='cross': model.heads.classes has input='image', which feeds it"),
+        ({"head": "both", "modality": "image"}, "modality='image': model.heads.both has input='cross', which feeds it"),
+        ({"head": "both", "fusion": "cross", "modality": "audio"}, "modality='audio': fusion 'cross' joins text, image"),
+        (
+            {"head": "both", "fusion": "cross", "modality": "text", "context": ("audio",)},
+            r"context=\('audio',\): beside 'text' fusion 'cross' joins image",
+        ),
+    ],
+)
+def test_another_way_than_the_heads_is_refused(said, message):
+    with pytest.raises(UserError, match=message):
+        calls(Classification(**said), fake_batch())
+
+
+def test_weighted_classes_are_torchs():
+    weights, smoothing = (1.0, 2.0, 4.0), 0.1
+    for rate in (0.0, smoothing):
+        batch = fake_batch() | {"label": jnp.array([0, 0, 1, -1, 2, 2, 1, 0], jnp.int32)}
+        loss = run(Classification(class_weights=weights, label_smoothing=rate), batch)
+        logits = torch.tensor(np.asarray(_logits(batch)))
+        labels = torch.tensor(np.asarray(batch["label"])).long()
+        theirs = torch.nn.functional.cross_entropy(logits, labels, torch.tensor(weights), ignore_index=-1, label_smoothing=rate)
+        np.testing.assert_allclose(loss.sum / loss.count, theirs, rtol=1e-5)
+    for wrong in ((1.0, 2.0), (1.0, 2.0, 3.0, 4.0)):
+        with pytest.raises(UserError, match=f"class_weights has {len(wrong)} weights, the head has 3 classes"):
+            run(Classification(class_weights=wrong), fake_batch())
+    for wrong in ((-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)):
+        with pytest.raises(UserError, match="class_weights"):
+            Classification(class_weights=wrong)
+    with pytest.raises(UserError, match="the focal loss has alpha instead"):
+        Classification(loss="focal", class_weights=weights)
+
+
+def _logits(batch):
+    return FakeForward(batch, fake_params()).head("classes")
+
+
+def test_labels_of_many_places():
+    """One a token: the head gives logits for each, and the labels are as many."""
+    batch = fake_batch()
+    labels = jnp.where(batch["text_mask"], batch["text"], -1)
+    dense = batch | {"tags": labels}
+    loss = run(Classification("masked_lm", label="tags"), dense)
+    logits = FakeForward(batch, fake_params()).head("masked_lm")
+    expected = cross_entropy(logits, labels)[np.asarray(labels) >= 0]
+    assert float(loss.count) == int((labels >= 0).sum())
+    np.testing.assert_allclose(loss.sum, expected.sum(), rtol=1e-5)
+    with pytest.raises(UserError, match="head='masked_lm' gives logits for 5, and the labels of 'label' are one an example"):
+        run(Classification("masked_lm"), batch)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])

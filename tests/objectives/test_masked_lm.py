@@ -56,7 +56,7 @@ def test_draws_belong_to_the_example():
 
 @pytest.mark.parametrize("fusion", ["", "cross"])
 def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
-    batch, spec, params = fake_batch(), objective(fusion=fusion), fake_params()
+    batch, spec, params = fake_batch(), objective(head="masked_lm_fused" if fusion else "masked_lm"), fake_params()
     loss = run(spec, batch, params)
     shown, chosen = corrupt(spec, batch)
     text = np.asarray(params["encoders_text"], np.float64)[shown]
@@ -64,7 +64,7 @@ def test_the_loss_is_cross_entropy_on_the_chosen_tokens(fusion):
         image = np.asarray(batch["image"], np.float64).reshape(8, 4, 12) @ np.asarray(params["encoders_image"], np.float64)
         real = [np.concatenate([t[m], i]) for t, m, i in zip(text, np.asarray(batch["text_mask"]), image, strict=True)]
         text = np.tanh(text + np.stack([tokens.mean(0) for tokens in real])[:, None])
-    logits = torch.tensor((text @ np.asarray(params["masked_lm"], np.float64))[chosen])
+    logits = torch.tensor((text @ np.asarray(params[spec.head], np.float64))[chosen])
     labels = torch.tensor(np.asarray(batch["text"])[chosen]).long()
     assert float(loss.count) == chosen.sum() > 0
     np.testing.assert_allclose(loss.sum, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), rtol=1e-5)
@@ -77,7 +77,7 @@ def test_a_token_that_the_fusion_puts_first_is_passed_over():
             pad = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2), constant_values=1)  # noqa: E731
             return jax.tree.map(pad, super().fuse(fusion, tokens, key))
 
-    batch, spec = fake_batch(), objective(fusion="cross")
+    batch, spec = fake_batch(), objective(head="masked_lm_fused", fusion="cross")
     plain, first = (
         jax.jit(lambda params, forward=forward: spec(forward(batch, params), batch, KEY))(fake_params())
         for forward in (FakeForward, ClsFirst)

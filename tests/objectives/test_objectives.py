@@ -32,12 +32,14 @@ ALL = {
     "matching_hard": Matching(),
     "matching_random": Matching(negatives="random", scores_from=""),
     "masked_lm": MaskedLM(**MASKED),
-    "masked_lm_fused": MaskedLM(**MASKED, fusion="cross", max_predictions=2),
+    "masked_lm_fused": MaskedLM(**MASKED, head="masked_lm_fused", max_predictions=2),
     "masked_image": MaskedImage(patch=(1, 4), mask_ratio=0.5),
     "next_sentence": NextSentencePrediction(),
     "causal_lm": CausalLM(),
     "classification": Classification(label_smoothing=0.1),
-    "classification_focal": Classification(fusion="cross", context=("text",), loss="focal", alpha=(0.2, 0.3, 0.5)),
+    "classification_focal": Classification(
+        head="both", fusion="cross", context=("text", "image"), loss="focal", alpha=(0.2, 0.3, 0.5)
+    ),
     "triplet_hard": Triplet(),
     "triplet_semi_hard": Triplet(mining="semi_hard"),
     "triplet_all": Triplet(mining="all"),
@@ -83,7 +85,8 @@ def test_is_a_frozen_spec_that_declares_what_it_reads(name):
     assert hash(objective) == hash(dataclasses.replace(objective))
     assert set(objective.needs) <= set(fake_batch())
     assert objective.in_batch == name.startswith(("contrastive", "matching", "triplet"))
-    assert calls(objective, {key: value for key, value in fake_batch().items() if key in objective.needs or key == "text_mask"})
+    routed = ("image", "text", "text_mask")  # what the head and the decoder read, which the model says
+    assert calls(objective, {key: value for key, value in fake_batch().items() if key in (*objective.needs, *routed)})
 
 
 @every
@@ -164,10 +167,13 @@ def test_the_order_of_the_batch_does_not_matter(order):
             lambda: Classification(loss="focal", label_smoothing=0.1),
             "classification.label_smoothing=0.1: the focal loss takes 0",
         ),
-        (lambda: Classification(alpha=(1.0,)), "classification.alpha=(1.0,): only loss='focal' takes class weights"),
+        (
+            lambda: Classification(alpha=(1.0,)),
+            "classification.alpha=(1.0,): that is the focal loss's; cross entropy has class_weights",
+        ),
         (
             lambda: Classification(context=("text",)),
-            "classification.context=('text',): name the fusion that joins it to 'image'",
+            "classification.context=('text',): name the fusion that joins it to modality=''",
         ),
         (lambda: MaskedLM(vocab_size=9, mask_id=9), "masked_lm.mask_id=9: use an id below vocab_size=9"),
         (lambda: MaskedLM(**MASKED | {"mask_probability": 0.0}), "masked_lm.mask_probability=0.0: use a number above 0"),
