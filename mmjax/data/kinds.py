@@ -117,6 +117,8 @@ class TextColumn:
 class Class:
     """The class of an example, [B] int32: a whole number, or a name where there are names. Negative, None and "" are none: -1.
 
+    Also an array of classes an example, a label map [H, W] for instance: [B, H, W] int32.
+
     Attributes:
       names: of the classes, in the order of their labels; () for those of the source, where it says them of `label`.
     """
@@ -149,10 +151,21 @@ class ClassColumn:
         self.names = names
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
-        labels = np.array([self.label(value) for value in values], np.int32)
+        many = isinstance(values[0], np.ndarray) and values[0].ndim > 0
+        labels = self._stacked(values) if many else np.array([self.label(value) for value in values], np.int32)
         if self._moved is not None:
             labels = np.where(labels < 0, labels, self._moved[np.maximum(labels, 0)])
         return {self.key: labels}, Lost()
+
+    def _stacked(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """[B, ...] int32 from arrays of one shape."""
+        odd = next((value for value in values if value.shape != values[0].shape or value.dtype.kind not in "iu"), None)
+        if odd is not None:
+            here, first = written(kind(odd)), written(kind(values[0]))
+            raise UserError(f"{self.key}: classes are whole numbers in arrays of one shape, found {here} and {first}")
+        for value in values:
+            self.label(value.max(initial=-1))
+        return np.maximum(np.stack(values).astype(np.int32), -1)
 
     def label(self, value: Any) -> int:
         """The source's label of one value."""
