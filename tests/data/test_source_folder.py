@@ -95,6 +95,13 @@ def test_folders_that_may_be_splits_or_classes(tmp_path, write_image):
     assert Folder(str(tmp_path)).build().classes == ("cat",), "a folder without images is no class"
 
 
+def test_a_folder_of_nothing_but_test_images(tmp_path, write_image):
+    write_image(tmp_path / "test" / "cat" / "0.png")
+    assert Folder(str(tmp_path), "test").build().classes == ("cat",)
+    write_image(tmp_path / "test" / "0.png")
+    assert Folder(str(tmp_path), "all").build().classes == ("test",)
+
+
 def test_linked_folders(tmp_path, write_image, caplog):
     root, store = tmp_path / "photos", tmp_path / "store"
     for i in range(3):

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Folder:
     """Images in class folders: `path/cat/1.jpg`, or already split, `path/train/cat/1.jpg`.
 
-    A path that holds a folder `train` with folders in it, and images in no folders but `train`, `validation` (or `val`) and
-    `test`, is taken as split; the classes are then those of all splits together. Otherwise each class is split by itself, by
+    A path that has images in no folders but `train`, `validation` (or `val`) and `test`, with folders in them, is taken as
+    split; the classes are then those of all splits together. Otherwise each class is split by itself, by
     a hash of each file's path below `path`: by chance where it has many files, so that adding one moves no other, and where it
     has few (less than 200 with the default fractions) so that it is in every split; see `splits.share_out`. A class with too
     few files for that is said.
@@ -107,13 +107,11 @@ class Folder:
         """Whether the folders are splits. Raises `UserError` where they may as well be classes."""
         here = folders(root)
         named = [folder for folder in here if ALIASES.get(folder, folder) in SPLITS and folders(root / folder)]
-        if "train" not in named:
-            return False
-        loose = self._loose(root / "train")
+        loose = any(self._loose(root / folder) for folder in named)
         others = [folder for folder in here if ALIASES.get(folder, folder) not in SPLITS and self._holds_images(root, folder)]
         if not others:
-            return True
-        if loose or len(named) == 1:
+            return "train" in named or (bool(named) and not loose)
+        if "train" not in named or loose or len(named) == 1:
             return False
         both = f"{', '.join(map(repr, named))} look like splits, and {printable(others[0])!r} beside them has images too"
         raise UserError(f"Folder.path={self.path!r}: {both}; say layout='splits' or layout='classes'")
