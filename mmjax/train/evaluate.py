@@ -94,7 +94,7 @@ def inspect_data(experiment: Experiment, say: Callable[[str], None] = print) -> 
         try:
             tokenizer = set_up(experiment, None, mesh, only=()).tokenizer
         except UserError as error:
-            if not str(error).startswith(("data.", "tokenizer")):
+            if not (error.path.startswith("data.") or str(error).startswith("tokenizer")):
                 raise
             missing = str(error)  # the texts that it learns from cannot be had: the other data is looked at without it
             faults[missing] = None
