@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mmjax.data import BadRecordError
+from mmjax.data import BadRecordError, images
 from mmjax.data.images import MAX_PIXELS, decode_image, printable, read_image, read_map
 
 
@@ -27,11 +27,22 @@ def png(values, colour, bits=16):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff(values, order):
+def tiff(values, order, packed=False):
     """The bytes of a TIFF of 16 bits a channel, "<" or ">", which Pillow does not write."""
     height, width, channels = values.shape
-    tags = [(256, width), (257, height), (258, None), (259, 1), (262, 2), (273, None), (277, channels), (278, height)]
-    tags += [(279, values.size * 2), *([(338, 2)] if channels == 4 else [])]
+    data = values.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if packed else data
+    tags = [
+        (256, width),
+        (257, height),
+        (258, None),
+        (259, 8 if packed else 1),
+        (262, 2),
+        (273, None),
+        (277, channels),
+        (278, height),
+    ]
+    tags += [(279, len(data)), *([(338, 2)] if channels == 4 else [])]
     bits_at = 8 + 2 + 12 * len(tags) + 4
     found = {258: bits_at, 273: bits_at + 2 * channels}
     out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
@@ -39,7 +50,7 @@ def tiff(values, order):
         out += struct.pack(order + "HHII", tag, 4, 1, value if value is not None else found[tag])
         if tag == 258:
             out = out[:-10] + struct.pack(order + "HII", 3, channels, bits_at)
-    return out + struct.pack(order + "I" + "H" * channels, 0, *[16] * channels) + values.astype(order + "u2").tobytes()
+    return out + struct.pack(order + "I" + "H" * channels, 0, *[16] * channels) + data
 
 
 @pytest.fixture
@@ -60,6 +71,7 @@ def test_colours_of_16_bits_keep_the_bits_that_are_used(deep, top):
     grey = values[..., [0, 3]]
     files = {"RGB": png(values[..., :3], 2), "RGBA": png(values, 6), "LA": png(grey, 4)}
     files |= {f"TIFF {order}": tiff(values[..., :3], order) for order in "<>"} | {"TIFF RGBA": tiff(values, "<")}
+    files |= {f"packed TIFF {order}": tiff(values[..., :3], order, packed=True) for order in "<>"}
     for name, file in files.items():
         wanted = np.rint(values[..., :3] * (255 / top)) if name != "LA" else np.rint(grey[..., :1] * (255 / top))
         assert np.abs(decode_image(file, name) - wanted).max() <= (top == 65535), name  # where the high bytes are enough
@@ -157,6 +169,24 @@ def test_a_large_image_is_converted_by_bands(tmp_path):
     alpha = values[..., 3:] / 255
     wanted = values[..., :3] * alpha + 255 * (1 - alpha)
     assert np.abs(read_image(tmp_path / "a.png") - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_bands_change_nothing(mode, tmp_path, monkeypatch):
+    pixels = np.random.RandomState(0).randint(0, 255, (9, 7, 4)).astype(np.uint8)
+    image = Image.fromarray(pixels).convert("RGB" if mode in ("CMYK", "YCbCr", "1", "L", "P") else "RGBA").convert(mode)
+    path, options = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "PA") else "a.png"), {}
+    if mode == "P":
+        options["transparency"] = bytes(range(256))
+    image.save(path, **options)
+    with Image.open(path) as opened:
+        clear = opened.has_transparency_data
+        drawn = opened.convert("RGBA")
+        white = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+        wanted = np.asarray((white if clear else opened).convert("RGB"))
+    np.testing.assert_array_equal(read_image(path), wanted)
+    monkeypatch.setattr(images, "BAND", 20)
+    np.testing.assert_array_equal(read_image(path), wanted)
 
 
 def test_label_maps_are_read_as_they_are(tmp_path):
