@@ -155,7 +155,6 @@ def test_what_the_machine_refuses_is_one_line(capsys, tmp_path):
         (["train", "--coordinator", "host:1234"], ["--processes, --process is missing: give --coordinator HOST:PORT"]),
         (["train", "--process", "0", "--processes", "2", "--coordinator", "host"], ["--coordinator host: give HOST:PORT"]),
         (["data", "show"], ["data show", "mmjax data inspect [CONFIG]"]),
-        (["data", "inspect", "digits", "--data.train.source.split", "tset"], ["tset", "test"]),
     ],
 )
 def test_a_mistake_in_the_words(capsys, tmp_path, monkeypatch, words, said):
@@ -235,8 +234,15 @@ def test_data_inspect_shows_what_a_batch_holds(capsys):
     assert main(["data", "inspect", TINY, "--data.train.batch_size", "8"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("train:")
-    for part in ("image", "text_mask", "label", "[8, 8, 8, 3]", "1149"):
+    for part in ("image", "text_mask", "label", "[8, 8, 8, 3]", "1149", "\nvalidation:", "\ntest:"):
         assert part in said, said
+
+
+def test_data_inspect_shows_what_is_right_and_fails_for_what_is_wrong(capsys):
+    assert main(["data", "inspect", TINY, "--data.validation.source.split", "tset"]) == 2
+    said = capsys.readouterr()
+    assert "records      1149" in said.out and "records      360" in said.out
+    assert said.err.startswith("mmjax: data.validation: Digits.split='tset' is not a split (did you mean 'test'?)"), said.err
 
 
 def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):

@@ -1,31 +1,127 @@
-"""What a batch really holds, in words: behind `mmjax data inspect`."""
+"""What data really holds, in words: behind `mmjax data inspect`."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 
+from mmjax.core.errors import UserError
+from mmjax.data.order import Draws
 from mmjax.data.pipeline import Batch, Dataset
+from mmjax.data.reader import THREADS, spaced
+from mmjax.data.tokenizers import Tokenizer
+from mmjax.data.types import Record
 
-SHOWN = 3  # texts, bad files
-NAMED = 20  # classes
+MOST = 4096  # records that are looked at
+SHOWN = 3  # texts
+NAMED = 20  # classes, bad files
+LONGEST = 4096  # tokens that are counted of a text
+REMEDY = "train the tokenizer on such texts, or use BPE, which knows every character"
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """What was found in a dataset.
+
+    Attributes:
+      text: lines about it.
+      faults: what would end a run, one line each.
+    """
+
+    text: str
+    faults: tuple[str, ...]
 
 
 def describe(dataset: Dataset) -> str:
-    """Lines about the dataset and the batch of step 0: shapes, dtypes, ranges, padding, first texts, what went wrong."""
-    batch = dataset.batch(0)
+    """Lines about a dataset, as `look` finds them."""
+    return look(dataset).text
+
+
+def look(dataset: Dataset) -> Looked:
+    """Read a dataset as a pass over it would, all of its records or `MOST` evenly spaced ones, and the batch of step 0.
+
+    The lines say the size, classes, shapes, dtypes and ranges, the lengths of texts and what of them is cut or unknown, which
+    files cannot be read, and which records are unlike the first.
+    """
+    indices = spaced(dataset.size, MOST)
+    with ThreadPoolExecutor(THREADS) as pool:
+        seen = list(pool.map(lambda index: _see(dataset, index), indices))
+    bad = {path: reason for one in seen for path, reason in one.bad.items()}
+    unlike = [f"record {index}: {one.trouble}" for index, one in zip(indices, seen, strict=True) if one.trouble]
+    rows = dataset._stream(dataset.batch_size, None, once=False)[0]  # not counted: a look ends at no limit
+    some = f"{len(indices)} evenly spaced records of {dataset.size}"
     lines = [
         f"records      {dataset.size}, fingerprint {dataset.fingerprint}",
         f"batch        {dataset.batch_size} rows, {dataset.size / dataset.batch_size:.1f} steps an epoch",
+        f"looked at    {'all of them' if len(indices) == dataset.size else some}",
+        *_classes(dataset, seen),
     ]
-    if dataset.classes:
-        more = f", and {len(dataset.classes) - NAMED} more" if len(dataset.classes) > NAMED else ""
-        lines.append(f"classes      {len(dataset.classes)}: {', '.join(dataset.classes[:NAMED])}{more}")
-    lines += [f"{key:<12} {_array(value)}" for key, value in batch.items()]
-    lines += _texts(dataset, batch)
-    lines.append(f"truncated    {dataset.truncated} text(s) met so far")
-    lines.append(f"unreadable   {len(dataset.bad)} record(s) met so far")
-    lines += [f"             {path}: {reason}" for path, reason in list(dataset.bad.items())[:SHOWN]]
-    return "\n".join(lines)
+    faults = []
+    if isinstance(rows, UserError):
+        faults += [] if unlike else [str(rows)]
+    else:
+        lines += [f"{key:<12} {_array(value)}" for key, value in rows.batch.items()]
+        lines += _texts(dataset, rows.batch)
+    lines += _lengths(dataset, seen)
+    lines.append(f"unreadable   {len(bad)} record(s)")
+    lines += _named([f"{path}: {reason}" for path, reason in bad.items()])
+    if unlike:
+        lines += [f"unlike       {len(unlike)} record(s) are unlike the first", *_named(unlike)]
+        faults.append(f"{len(unlike)} of {len(indices)} records are unlike the first; {unlike[0]}")
+    limit = dataset._data.bad_record_limit
+    if len(bad) > limit * len(indices):
+        many = f"{len(bad)} of {len(indices)} records cannot be read, more than bad_record_limit={limit} allows"
+        path, reason = next(iter(bad.items()))
+        faults.insert(0, f"{many}; the first: {path} ({reason})")
+    return Looked("\n".join(lines), tuple(faults))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """One record: what is wrong with it, its class, and of each text how many tokens it has, kept and unknown ones."""
+
+    bad: dict[str, str]
+    trouble: str = ""
+    label: int | None = None
+    texts: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+
+
+def _see(dataset: Dataset, index: int) -> _Seen:
+    try:
+        record, bad, replaced = dataset._reader._record(index, index, Draws(0, "pass"))
+        if replaced:
+            return _Seen(bad)
+        batch, _ = dataset._columns([record])
+    except UserError as error:
+        return _Seen({}, str(error))
+    label = int(batch["label"][0]) if "label" in batch and batch["label"].ndim == 1 else None
+    texts = {}
+    for key, (tokenizer, most) in dataset.texts().items():
+        kept, unknown = int(batch[f"{key}_mask"].sum()), int(tokenizer.unknown(batch[key], batch[f"{key}_mask"])[0])
+        texts[key] = (_length(tokenizer, record, key) if kept == most else kept, kept, unknown)
+    return _Seen(bad, "", label, texts)
+
+
+def _classes(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
+    """Their names, with how many records each has of all, where the source knows, else of those that were looked at."""
+    if not dataset.classes:
+        return []
+    known: Any = getattr(dataset._reader.records, "labels", ())
+    labels = [int(label) for label in known] if len(known) == dataset.size else [s.label for s in seen if s.label is not None]
+    counts = Counter(label if label >= 0 else -1 for label in labels)
+    of = [f"{name} {counts[label]}" for label, name in enumerate(dataset.classes)]
+    more = f", and {len(of) - NAMED} more" if len(of) > NAMED else ""
+    lines = [f"classes      {len(of)}: {', '.join(of[:NAMED])}{more}"]
+    absent = [name for label, name in enumerate(dataset.classes) if not counts[label]]
+    if absent:
+        more = f", and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        lines.append(f"             nothing of {', '.join(absent[:NAMED])}{more}")
+    return [*lines, f"             no class {counts[-1]}"] if counts[-1] else lines
 
 
 def _array(value: np.ndarray) -> str:
@@ -39,9 +135,44 @@ def _array(value: np.ndarray) -> str:
 
 
 def _texts(dataset: Dataset, batch: Batch) -> list[str]:
-    if "text" not in batch or dataset.tokenizer is None:
-        return []
-    lines = [f"padding      {1 - batch['text_mask'].mean():.1%} of the tokens"]
-    for ids, mask in list(zip(batch["text"], batch["text_mask"], strict=True))[:SHOWN]:
-        lines.append(f"             {dataset.tokenizer.decode(ids[mask])!r}")
+    lines = []
+    for key, (tokenizer, _) in dataset.texts().items():
+        lines.append(f"padding      {1 - batch[f'{key}_mask'].mean():.1%} of the tokens{_of(key)}")
+        for ids, mask in list(zip(batch[key], batch[f"{key}_mask"], strict=True))[:SHOWN]:
+            lines.append(f"             {tokenizer.decode(ids[mask])!r}")
     return lines
+
+
+def _of(key: str) -> str:
+    """ " of title", and nothing for the one text that most data has."""
+    return "" if key == "text" else f" of {key}"
+
+
+def _lengths(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
+    """Tokens of the texts before they are cut, and the shares that are cut and unknown."""
+    lines = []
+    for key, (_, most) in dataset.texts().items():
+        told = [one.texts[key] for one in seen if key in one.texts]
+        if not told:
+            continue
+        lengths = [length for length, _, _ in told]
+        at_most = f"{LONGEST} or more" if max(lengths) >= LONGEST else f"{max(lengths)}"
+        cut, kept = sum(length > kept for length, kept, _ in told), sum(kept for _, kept, _ in told)
+        unknown = sum(unknown for _, _, unknown in told)
+        lines += [
+            f"tokens       {min(lengths)} to {at_most} a text, half of them {int(np.median(lengths))} or fewer{_of(key)}",
+            f"cut          {cut / len(told):.1%} of the texts, at max_length={most}",
+            f"unknown      {unknown / max(1, kept):.1%} of the tokens" + f" ({REMEDY})" * bool(unknown),
+        ]
+    return lines
+
+
+def _length(tokenizer: Tokenizer, record: Record, key: str) -> int:
+    """Tokens of a text that may have been cut."""
+    pair = record.get(f"{key}_pair")
+    return int(tokenizer.encode([record[key]], LONGEST, None if pair is None else [pair])["mask"].sum())
+
+
+def _named(lines: Sequence[str]) -> list[str]:
+    more = [f"             and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return [*(f"             {line}" for line in lines[:NAMED]), *more]

@@ -204,7 +204,7 @@ class Dataset:
 
     def unreadable(self, most: int) -> dict[str, str]:
         """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""
-        return self._reader.unreadable(most) if hasattr(self._reader, "unreadable") else {}
+        return self._reader.unreadable(most)
 
     def spec(self, batch_size: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each key of the global batch of `batches`, taken from the first record."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
+THREADS = 4  # that look for unreadable records: reading waits for the disk, decoding lets go of the interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,49 +69,124 @@ class Reader:
         replaced_B = np.zeros(len(indices), bool)
         found = []
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
-            record, missed = self.record(index, place, draws)
+            record, missed, replaced_B[row] = self._record(index, place, draws)
             found.append(record)
-            replaced_B[row] = bool(missed)
             bad |= missed
         batch, lost = columns(found)
         return Rows(batch, replaced_B, lost, bad)
 
     def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:
-        """The record as the transforms leave it, or the one that stands in for it; and path -> reason of unreadable ones."""
+        """The record as the transforms leave it, or the one that stands in for it; and path -> reason of unreadable ones.
+
+        Unreadable ones are also those that a transform asked for, which others have stood in for.
+        """
+        return self._record(index, place, draws)[:2]
+
+    def unreadable(self, most: int) -> dict[str, str]:
+        """Path -> reason of what cannot be read, of all records or, where there are more than `most`, of that many of them.
+
+        These are evenly spaced. Records are read in threads and not transformed; the result has their order.
+        """
+
+        def trouble(index: int) -> BadRecordError | None:
+            try:
+                self.records[index]
+            except BadRecordError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = pool.map(trouble, spaced(self.order.size, most))
+            return {error.path: error.reason for error in found if error is not None}
+
+    def _record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str], bool]:
+        """As `record`, and whether another one stands in for it."""
         bad: dict[str, str] = {}
         chosen = index
+        partners = Partners(self.records, self.order, bad)
         for attempt in range(ATTEMPTS):
             try:
-                return self._transformed(chosen, draws.at(place)), bad
+                return self._transformed(chosen, draws.at(place), partners), bad, attempt > 0
             except BadRecordError as error:
                 bad[error.path] = error.reason
                 chosen = self.order.replacement(index, attempt)
-        path, reason = next(iter(bad.items()))
-        raise UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
+        raise _given_up(bad)
 
-    def _transformed(self, index: int, rng: np.random.Generator) -> Record:
-        record = self._before_draws(index, rng)
+    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
+        record = self._before_draws(index, rng, partners)
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple):
                 record = {**record, key: texts[rng.integers(len(texts))]}
         for transform in self.random:
-            record = transform(record, rng, self.records)
+            record = transform(record, rng, partners)
         return record
 
-    def _before_draws(self, index: int, rng: np.random.Generator) -> Record:
+    def _before_draws(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
         """The record after the leading transforms that draw nothing; kept where all of them fit."""
         kept = self._kept.get(index)
         if kept is not None:
             return dict(kept)
         record = self.records[index]
         for transform in self.fixed:
-            record = transform(record, rng, self.records)
+            record = transform(record, rng, partners)
         if _size(record) * self.order.size <= self._cache_bytes:
             for value in record.values():
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # a transform that wrote into it would change every later epoch
             self._kept[index] = dict(record)  # one of its own, which no later transform can change
         return record
+
+
+class Partners:
+    """The records as a transform sees them: for one that cannot be read another stands in, always the same.
+
+    Whatever else the records show can be asked of it too.
+    """
+
+    def __init__(self, records: Records, order: Order, bad: dict[str, str]) -> None:
+        """`bad` takes path -> reason of those that cannot be read."""
+        self._records, self._order, self._bad = records, order, bad
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._records.classes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int, /) -> Record:
+        chosen, met = index, {}
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._records[chosen]
+            except BadRecordError as error:
+                met[error.path] = error.reason
+                self._bad[error.path] = error.reason
+                chosen = self._order.replacement(index % len(self), attempt)
+        raise _given_up(met)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._records, name)
+
+    def texts(self) -> Iterator[str]:
+        return self._records.texts()
+
+    def fingerprint(self) -> str:
+        return self._records.fingerprint()
+
+
+def spaced(size: int, most: int) -> list[int]:
+    """All indices below `size` or, where these are more than `most`, that many of them, evenly spaced, the last included."""
+    if size <= most:
+        return list(range(size))
+    return [size - 1 - step * size // most for step in reversed(range(most))]
+
+
+def _given_up(bad: dict[str, str]) -> UserError:
+    path, reason = next(iter(bad.items()))
+    return UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
 
 def _size(record: Record) -> int:

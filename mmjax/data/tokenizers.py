@@ -35,6 +35,8 @@ class Tokenizer:
       eos_id: ends a sequence ([SEP] where there is no other).
       mask_id: of the masked token, or None.
       special_ids: all special tokens, ascending.
+      begins, ends: ids that `encode` adds, for a tokenizer that does not write them by itself: GPT-2's writes neither a first
+        nor a last token, Llama's no last one. () where it does: what ends by itself (BERT, CLIP, T5) is left as it is.
     """
 
     def __init__(self, huggingface: Any) -> None:
@@ -49,13 +51,16 @@ class Tokenizer:
         self.bos_id: int = _first(huggingface.bos_token_id, huggingface.cls_token_id, self.pad_id)
         self.mask_id: int | None = huggingface.mask_token_id
         self.special_ids: tuple[int, ...] = tuple(sorted(set(huggingface.all_special_ids)))
+        begun, ended = _writes(huggingface)
+        self.begins: tuple[int, ...] = () if begun or ended else (self.bos_id,)
+        self.ends: tuple[int, ...] = () if ended else (self.eos_id,)
         self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any]]:
         return Tokenizer, (self.huggingface,)
 
     def encode(self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Token ids with the tokenizer's own special tokens, padded on the right.
+        """Token ids with the tokenizer's own special tokens and those of `begins` and `ends`, padded on the right.
 
         A text that is too long loses tokens before its final special token, which stays; of two texts the longer one is cut.
 
@@ -66,19 +71,23 @@ class Tokenizer:
         Raises:
           UserError: max_length leaves no room beside the special tokens.
         """
-        if max_length <= self.huggingface.num_special_tokens_to_add(pair=pairs is not None):
+        room = max_length - len(self.begins) - len(self.ends)
+        if room <= self.huggingface.num_special_tokens_to_add(pair=pairs is not None):
             raise UserError(f"max_length={max_length} leaves no room for text beside the special tokens")
         found = self._encode(list(texts), None if pairs is None else list(pairs))
-        truncated_N = np.array([len(ids) > max_length for ids in found["input_ids"]], bool)
+        truncated_N = np.array([len(ids) > room for ids in found["input_ids"]], bool)
         ids_NT = np.full((len(texts), max_length), self.pad_id, np.int32)
         mask_NT = np.zeros_like(ids_NT, bool)
         segments_NT = np.zeros_like(ids_NT)
         for n, truncated in enumerate(truncated_N):
             if truncated:
-                cut = self._encode([texts[n]], None if pairs is None else [pairs[n]], max_length)
+                cut = self._encode([texts[n]], None if pairs is None else [pairs[n]], room)
                 ids, segments = cut["input_ids"][0], cut["token_type_ids"][0]
             else:
                 ids, segments = found["input_ids"][n], found["token_type_ids"][n]
+            ids = [*self.begins, *ids, *self.ends]
+            last = segments[-1] if segments else 0
+            segments = [0] * len(self.begins) + segments + [last] * len(self.ends)
             ids_NT[n, : len(ids)] = ids
             mask_NT[n, : len(ids)] = True
             segments_NT[n, : len(ids)] = segments
@@ -186,7 +195,7 @@ class BPE:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded.
+    """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded, and no code of the folder is run.
 
     Attributes:
       path: the folder.
@@ -195,18 +204,23 @@ class Pretrained:
     path: str = setting(everyday=True, path=True)
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        """Open the folder; `texts` are not read. Raises `UserError` if it is missing or holds no tokenizer."""
+        """Open the folder; `texts` are not read. Raises `UserError` if it is missing, holds no tokenizer or wants code run."""
         from transformers import AutoTokenizer
 
         if not Path(self.path).is_dir():
             raise UserError(f"Pretrained.path={self.path!r}: no such folder; give a local HuggingFace folder with a tokenizer")
         try:
-            return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True))
+            return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False))
         except UserError as error:
             raise UserError(f"Pretrained.path={self.path!r}: {error}") from None
         except ImportError as error:  # of a package that only some kinds of tokenizer need, with pages of advice
             raise UserError(f"Pretrained.path={self.path!r}: {str(error).strip().partition('. ')[0]}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if "trust_remote_code" in str(error):
+                tip = "use one of a class that transformers has"
+                raise UserError(
+                    f"Pretrained.path={self.path!r}: its tokenizer is code of its own, which is not run; {tip}"
+                ) from None
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Pretrained.path={self.path!r}: no tokenizer can be read from it ({reason})") from error
 
@@ -237,6 +251,17 @@ def _corpus(texts: Iterable[str]) -> list[str]:
 def _check_size(tokenizer: str, asked: int, smallest: int) -> None:
     if smallest > asked:
         raise UserError(f"{tokenizer}.vocab_size={asked}: the characters of the corpus alone take {smallest}")
+
+
+def _writes(huggingface: Any) -> tuple[bool, bool]:
+    """Whether a tokenizer writes special tokens before a text, and after it."""
+    for text in ("a", "1", "."):  # the first that it has tokens for
+        whole, alone = (huggingface(text, add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False))
+        for start in range(len(whole) - len(alone) + 1 if alone else 0):
+            if whole[start : start + len(alone)] == alone:
+                return start > 0, start + len(alone) < len(whole)
+    written = huggingface.num_special_tokens_to_add() > 0
+    return written, written
 
 
 def _first(*ids: int | None) -> Any:

@@ -7,11 +7,12 @@ A record is one example on its way to a batch, a plain dict. Every key is option
 | `image`     | uint8 [H, W, 3], always RGB, as a source gives it; float32 [H, W, 3] once `Normalise` has run      |
 | `text`      | str; from a source also a tuple of str, several captions of which the pipeline draws one           |
 | `text_pair` | str, the second of two texts                                                                       |
-| `label`     | int, the class                                                                                     |
+| `label`     | int, the class; -1 where it has none                                                               |
 | `group`     | int in [0, 2^31), equal for examples that are each other's positives; for classified data the label |
 | `name`      | str, the name of the class                                                                         |
 
-Any other array, int or float that a source or a transform adds becomes a batch key of its own.
+A label map is int32 [H, W] under a key of the user's own. Any other array, int or float that a source or a transform adds
+becomes a batch key of its own.
 """
 
 from __future__ import annotations

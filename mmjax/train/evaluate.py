@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +13,8 @@ from mmjax.core.config import differences, to_json
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import pairs
 from mmjax.core.trees import leaves_by_path
-from mmjax.data import Data, Folder, describe
+from mmjax.data import Data, Folder, Tokenizer
+from mmjax.data.inspect import look
 from mmjax.evaluate import Report
 from mmjax.models import Multimodal, param_shapes
 from mmjax.parallel.mesh import batch_ways, use_mesh
@@ -80,12 +81,40 @@ def example() -> Experiment:
     return Experiment(model=Multimodal(encoders={}), data=data, tasks={}, evaluate={"NAME": Report()})
 
 
-def inspect_data(experiment: Experiment) -> str:
-    """What a batch of each training stream really holds, as text."""
+def inspect_data(experiment: Experiment, say: Callable[[str], None] = print) -> str:
+    """Look at all data of an experiment, and say what it really holds as soon as each is known.
+
+    Returns:
+      The last line.
+
+    Raises:
+      UserError: the experiment does not fit together; or, after all has been said, what would end a run.
+    """
     mesh = experiment.mesh.build()
+    faults: dict[str, None] = {}
+    tokenizers: Mapping[str, Tokenizer] = {}
+    missing = ""
     with use_mesh(mesh):
-        setup = set_up(experiment, None, mesh, only=experiment.task_data())
-    return "\n\n".join(f"{name}:\n{describe(dataset)}" for name, dataset in setup.datasets.items())
+        try:
+            tokenizers = set_up(experiment, None, mesh, only=()).tokenizers
+        except UserError as error:
+            if not (error.path.startswith("data.") or str(error).startswith("tokenizer")):
+                raise
+            missing = str(error)  # the texts that it learns from cannot be had: the other data is looked at without it
+            faults[missing] = None
+    for name, data in experiment.data.items():
+        try:
+            looked = look(data.build(tokenizers.get(""), experiment.seed, name, tokenizers))
+        except UserError as error:
+            reason = f"not looked at without a tokenizer: {missing}" if missing and "tokenizer" in str(error) else str(error)
+            say(f"{name}:\n{reason}\n")
+            faults |= {} if missing and missing in reason else {reason: None}
+        else:
+            say(f"{name}:\n{looked.text}\n")
+            faults |= {f"data.{name}: {fault}": None for fault in looked.faults}
+    if faults:
+        raise UserError(f"{next(iter(faults))}{f' (and {len(faults) - 1} more, see above)' if len(faults) > 1 else ''}")
+    return f"nothing that would end a run was found in {', '.join(experiment.data)}"
 
 
 def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:

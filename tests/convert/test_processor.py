@@ -352,14 +352,26 @@ def test_tokens(name, pairs, tokenizers, tmp_path):
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     theirs.padding_side = "right"  # Llama's own is left; ours is always right, so that token 0 has position 0
     ours = Pretrained(str(tmp_path)).train(())
+    begins, ends = list(ours.begins), list(ours.ends)  # that theirs leaves out
+    assert bool(begins) == bool(ends) == (name in ("gpt2", "llama"))
     lengths = np.array([len(ids) for ids in theirs(TEXTS, pairs)["input_ids"]])
     for length in (6, 13, 200):
-        options = {"padding": "max_length", "truncation": True, "max_length": length, "return_token_type_ids": True}
+        room = length - len(begins + ends)
+        options = {"padding": "max_length", "truncation": True, "max_length": room, "return_token_type_ids": True}
         expected = theirs(TEXTS, pairs, **options, return_tensors="np")
         found = ours.encode(TEXTS, length, pairs)
-        for key, their_key in (("ids", "input_ids"), ("mask", "attention_mask"), ("segments", "token_type_ids")):
-            np.testing.assert_array_equal(found[key], expected[their_key], err_msg=key)
-        np.testing.assert_array_equal(found["truncated"], lengths > length)
+        if not begins:
+            for key, their_key in (("ids", "input_ids"), ("mask", "attention_mask"), ("segments", "token_type_ids")):
+                np.testing.assert_array_equal(found[key], expected[their_key], err_msg=key)
+        for n in range(len(TEXTS)):
+            ids, kinds = (
+                expected[key][n][expected["attention_mask"][n] == 1].tolist() for key in ("input_ids", "token_type_ids")
+            )
+            real = found["mask"][n]
+            assert found["ids"][n][real].tolist() == begins + ids + ends and (found["ids"][n][~real] == ours.pad_id).all()
+            inner = slice(len(begins), len(begins) + len(ids))
+            assert found["segments"][n][inner].tolist() == kinds and not found["segments"][n][~real].any()
+        np.testing.assert_array_equal(found["truncated"], lengths > room)
     assert lengths.max() > 13
 
 
@@ -368,10 +380,11 @@ def test_left_padding_moves_the_tokens_and_changes_none(tokenizers, tmp_path):
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.padding_side == "left"
     expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=13, return_tensors="np")
-    found = Pretrained(str(tmp_path)).train(()).encode(TEXTS, 13)
+    ours = Pretrained(str(tmp_path)).train(())
+    found = ours.encode(TEXTS, 15)
     for n in range(len(TEXTS)):
-        real = expected["attention_mask"][n].astype(bool)
-        np.testing.assert_array_equal(found["ids"][n][found["mask"][n]], expected["input_ids"][n][real])
+        real = expected["input_ids"][n][expected["attention_mask"][n].astype(bool)].tolist()
+        assert found["ids"][n][found["mask"][n]].tolist() == [ours.bos_id, *real, ours.eos_id]
 
 
 def test_without_a_pad_token_the_end_pads(tokenizers, tmp_path):

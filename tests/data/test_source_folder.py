@@ -1,5 +1,6 @@
 """A folder of class folders: classes, splits, and what the user may have got wrong."""
 
+import os
 import pickle
 
 import numpy as np
@@ -72,8 +73,102 @@ def test_unreadable_images_are_named(image_folder):
             records[index]
 
 
+def test_a_class_called_train(tmp_path, write_image, caplog):
+    for file in ("bus/0.png", "car/0.png", "train/freight/0.png", "train/1.png"):
+        write_image(tmp_path / file)
+    records = Folder(str(tmp_path), "all").build()
+    assert records.classes == ("bus", "car", "train") and len(records) == 4
+    assert Folder(str(tmp_path), "all", layout="splits").build().files == ("train/freight/0.png",)
+    assert "1 image(s) lie in no class folder and are left out" in caplog.messages[-1]
+
+
+def test_folders_that_may_be_splits_or_classes(tmp_path, write_image):
+    for file in ("train/cat/0.png", "test/cat/0.png", "more/0.png"):
+        write_image(tmp_path / file)
+    with pytest.raises(
+        UserError, match=r"'test', 'train' look like splits, and 'more' beside them has images too; say layout="
+    ):
+        Folder(str(tmp_path)).build()
+    assert Folder(str(tmp_path), layout="splits").build().files == ("train/cat/0.png",)
+    assert Folder(str(tmp_path), "all", layout="classes").build().classes == ("more", "test", "train")
+    (tmp_path / "more" / "0.png").rename(tmp_path / "more" / "0.txt")
+    assert Folder(str(tmp_path)).build().classes == ("cat",), "a folder without images is no class"
+
+
+def test_a_folder_of_nothing_but_test_images(tmp_path, write_image):
+    write_image(tmp_path / "test" / "cat" / "0.png")
+    assert Folder(str(tmp_path), "test").build().classes == ("cat",)
+    write_image(tmp_path / "test" / "0.png")
+    assert Folder(str(tmp_path), "all").build().classes == ("test",)
+
+
+def test_linked_folders(tmp_path, write_image, caplog):
+    root, store = tmp_path / "photos", tmp_path / "store"
+    for i in range(3):
+        write_image(store / "deep" / f"{i}.png", i)
+    write_image(root / "cat" / "z" / "own.png")
+    (root / "dog").mkdir()
+    for link in (root / "cat" / "a", root / "cat" / "b", root / "dog" / "linked", root / "eel"):
+        link.symlink_to(store)
+    (root / "cat" / "again").symlink_to(root / "cat" / "z")
+    (store / "round").symlink_to(root)  # in a circle
+    (store / "deep" / "round").symlink_to(store)
+    (root / "dog" / "gone").symlink_to(tmp_path / "nowhere")
+    records = Folder(str(root), "all").build()
+    found = {
+        name: [f for f, label in zip(records.files, records.labels, strict=True) if label == rank]
+        for rank, name in enumerate(records.classes)
+    }
+    assert found["cat"][:4] == ["cat/z/own.png", *(f"cat/a/deep/{i}.png" for i in range(3))]
+    assert found["eel"][:3] == [f"eel/deep/{i}.png" for i in range(3)] and "dog/linked/deep/0.png" in found["dog"]
+    assert all(len(records[i]["image"]) for i in range(len(records)))
+    assert any("dog/gone is a link to what is not there" in message for message in caplog.messages)
+
+
+def test_a_file_name_that_is_not_utf8(image_folder):
+    odd = os.fsencode(image_folder / "cat") + b"/caf\xe9.png"
+    with open(odd, "wb") as file:
+        file.write((image_folder / "cat" / "03.png").read_bytes())
+    records = Folder(str(image_folder), "all").build()
+    assert len(records) == 21 and records.fingerprint()
+    index = next(i for i, file in enumerate(records.files) if "caf" in file)
+    assert (records[index]["image"] == 3).all()
+    assert sum(len(Folder(str(image_folder), split).build()) for split in ("train", "validation", "test")) == 21
+    with open(odd, "wb") as file:
+        file.write(b"broken")
+    with pytest.raises(BadRecordError) as raised:
+        records[index]
+    assert str(raised.value).encode().endswith(rb"cat/caf\xe9.png: not an image")
+
+
+def test_every_class_of_a_small_folder_is_in_every_split(image_folder, write_image, caplog):
+    write_image(image_folder / "eel" / "0.png")
+    write_image(image_folder / "eel" / "1.png")
+    counts = {split: Folder(str(image_folder), split).build().labels for split in ("train", "validation", "test")}
+    assert [counts["train"].count(label) for label in range(3)] == [8, 8, 1]
+    assert [counts["validation"].count(label) for label in range(3)] == [1, 1, 1]
+    assert [counts["test"].count(label) for label in range(3)] == [1, 1, 0]
+    assert len(caplog.messages) == 1 and "the split test has nothing of 1 class(es): 'eel' (2 in all)" in caplog.messages[0]
+
+
+def test_a_class_folder_without_images_is_said(image_folder, caplog):
+    (image_folder / "fox").mkdir()
+    assert Folder(str(image_folder), "all").build().classes == ("cat", "dog")
+    assert "no images in fox: no class" in caplog.messages[0]
+
+
+def test_windows_and_limits_reach_the_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((4, 4), 3000, np.uint16)).save(tmp_path / "a" / "0.png")
+    assert (Folder(str(tmp_path), "all", window=(2000, 4000)).build()[0]["image"] == 128).all()
+    with pytest.raises(BadRecordError, match="4 x 4 are 16 pixels, and max_pixels=15"):
+        Folder(str(tmp_path), "all", max_pixels=15).build()[0]
+
+
 def test_mistakes(tmp_path, image_folder):
     cases = [
+        (Folder(str(image_folder), window=(5, 5)), "Folder.window=(5, 5): give (low, high)"),
+        (Folder(str(image_folder), layout="split"), "Folder.layout='split' is not a layout (did you mean 'splits'?)"),
         (Folder("/nowhere"), "Folder.path='/nowhere': no such folder"),
         (Folder(str(image_folder), "valid"), "Folder.split='valid' is not a split (did you mean 'validation'?)"),
         (Folder(str(image_folder), fractions=(0.5, 0.2, 0.2)), "Folder.fractions=(0.5, 0.2, 0.2): give three shares"),

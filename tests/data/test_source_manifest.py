@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data import Manifest
+from mmjax.data import BadRecordError, Manifest
 
 
 @pytest.fixture
@@ -39,14 +41,14 @@ def test_images_captions_and_labels(jsonl, tmp_path, write_image):
     first, second = records[0], records[1]
     assert first["image"].shape == (6, 5, 3) and (first["image"] == 3).all()
     assert (first["text"], first["label"], first["name"]) == (("one", "two"), 1, "dog")
-    assert first["group"] == 0x0CDC1683 and second["group"] == 7  # crc32(b"x") & 0x7FFFFFFF
+    assert (first["group"], second["group"]) == (0, 1)  # numbered, for "x" is no number
     assert list(records.texts()) == ["one", "two", "three"]
 
 
 def test_csv_with_numbers_as_labels_sorts_them_as_numbers(csv):
     records = Manifest(csv('text,label\n"a, b",10\nc,2\n'), split="all").build()
     assert records.classes == ("2", "10")
-    assert records[0] == {"text": "a, b", "label": 1, "name": "10"}
+    assert records[0] == {"text": "a, b", "label": 1, "name": "10", "group": 0}
 
 
 def test_labels_alone_make_groups(csv, tmp_path, write_image):
@@ -57,7 +59,7 @@ def test_labels_alone_make_groups(csv, tmp_path, write_image):
 
 def test_text_only_and_pairs_under_other_names(jsonl):
     records = Manifest(jsonl({"en": "hello", "de": "hallo"}), split="all", text_field="en", pair_field="de").build()
-    assert records[0] == {"text": "hello", "text_pair": "hallo"}
+    assert records[0] == {"text": "hello", "text_pair": "hallo", "group": 0}
     assert list(records.texts()) == ["hello", "hallo"] and records.classes == ()
 
 
@@ -95,7 +97,7 @@ def test_fingerprint(jsonl):
         (['{"text": "a", "label": "x"}', '{"text": "a"}'], "rows.jsonl:2: every line has what the first one has; here label"),
         (
             ['{"text": "a", "label": "x"}', '{"text": "a", "label": 1}'],
-            "rows.jsonl:2: labels are all strings or all whole numbers; 1 here, 'x' in the first line",
+            "rows.jsonl:2: labels are all strings or all whole numbers; 1 here, 'x' in the first line that has one",
         ),
         (['{"text": "a", "split": "tset"}'], "rows.jsonl:1: split='tset' is not a split (did you mean 'test'?)"),
         ([""], "it has no lines"),
@@ -108,9 +110,125 @@ def test_malformed_lines(jsonl, rows, message):
 
 
 def test_malformed_csv(csv):
-    for text, message in (("image,text\na\n", "rows.csv:2: as many values"), ('text\n"a\n', "rows.csv:2: not CSV")):
+    for text, message in (
+        ("image,text\na\n", "rows.csv:2: as many values"),
+        ("text,text\na,b\n", "rows.csv:1: the header has 'text' more than once"),
+        ('text\n"a\n', "rows.csv:2: not CSV"),
+    ):
         with pytest.raises(UserError, match=message):
             Manifest(csv(text), "all").build()
+
+
+def groups(records):
+    return [example["group"] for example in records.examples]
+
+
+def test_lines_of_one_image_or_one_caption_are_one_group(jsonl):
+    lines = [("a.png", "one"), ("b.png", "two"), ("a.png", "three"), ("c.png", "three"), ("d.png", ["four", "two"])]
+    rows = [{"image": image, "text": text} for image, text in lines]
+    assert groups(Manifest(jsonl(*rows), "all").build()) == [0, 1, 0, 0, 1]
+    given = [{**row, "group": group} for row, group in zip(rows, (5, 4, 3, 5, 0), strict=True)]
+    assert groups(Manifest(jsonl(*given), "all").build()) == [5, 4, 3, 5, 0], "the file's own word alone"
+
+
+def test_different_captions_and_groups_never_collide(jsonl):
+    texts = ("blue runs car runs two sea", "flies red big runs play tree", "blue runs car runs two sea", "a dog")
+    assert groups(Manifest(jsonl(*({"text": text} for text in texts)), "all").build()) == [0, 1, 0, 3]  # of equal CRC-32
+    rows = [{"text": str(i), "group": text} for i, text in enumerate(texts)]
+    assert groups(Manifest(jsonl(*rows), "all").build()) == [0, 1, 0, 2]
+    rows = [{"text": str(i), "group": group} for i, group in enumerate((2**40, 7, -1, "7", 2**40))]
+    assert groups(Manifest(jsonl(*rows), "all").build()) == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("none", ["-1", "-20", "", " ", "-1.0"])
+def test_a_negative_or_an_empty_label_is_no_class(csv, none):
+    records = Manifest(csv(f"text,label\na,{none}\nb,0\nc,10\nd,2\ne,{none}\n"), "all").build()
+    assert records.classes == ("0", "2", "10") and records.labels == (-1, 0, 2, 1, -1)
+    assert "name" not in records[0] and records[1]["name"] == "0"
+
+
+def test_null_and_negative_labels_of_jsonl(jsonl):
+    rows = [{"image": f"{i}.png", "label": label} for i, label in enumerate((None, "cat", "dog", "cat", -3, ""))]
+    records = Manifest(jsonl(*rows), "all").build()
+    assert records.classes == ("cat", "dog") and records.labels == (-1, 0, 1, 0, -1, -1)
+    assert groups(records) == [2, 0, 1, 0, 6, 7], "what has no class is nobody's positive"
+    assert Manifest(jsonl(*({"text": "a", "label": None},) * 2), "all").build().labels == ()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "separator", "given"),
+    [
+        (".tsv", "\t", ""),
+        (".tsv", "\t", "\\t"),
+        (".csv", ";", ""),
+        (".csv", "\t", ""),
+        (".csv", "|", ""),
+        (".csv", ";", ";"),
+        (".csv", "~", "~"),
+        (".tsv", ",", ","),
+        (".CSV", ",", ""),
+    ],
+)
+def test_tables_of_any_separator(tmp_path, suffix, separator, given):
+    wanted = [("0.png", "a red; or a blue\tcat, |~"), ("1.png", "a dog, asleep")]
+    quoted = [["image ", " text"], *([f'"{value}"' for value in row] for row in wanted)]
+    (tmp_path / f"table{suffix}").write_text("\n".join(separator.join(row) for row in quoted) + "\n\n")
+    records = Manifest(str(tmp_path / f"table{suffix}"), "all", separator=given).build()
+    assert [(example["image"], example["text"]) for example in records.examples] == wanted
+
+
+def test_a_comma_stays_what_parts_where_it_may(csv):
+    assert [e["text"] for e in Manifest(csv("text,a;b\nx;y,z\n"), "all").build().examples] == ["x;y"]
+    assert [e["text"] for e in Manifest(csv("text\nx;y\n"), "all").build().examples] == ["x;y"]
+
+
+def test_further_fields_and_label_maps(csv, jsonl, tmp_path, write_image):
+    write_image(tmp_path / "a.png", 3)
+    Image.fromarray(np.array([[1, 2], [3, 255]], np.uint8)).save(tmp_path / "m.png")
+    path = csv("image,age,size,code,mask file\na.png,3,-1.5,007,m.png\na.png,4,2e3,8,m.png\n")
+    fields = {"years": "age", "size": "size", "code": "code"}
+    records = Manifest(path, "all", fields=fields, maps={"mask": "mask file"}).build()
+    record = records[1]
+    assert (record["years"], record["size"], record["code"]) == (4, 2000.0, "8") and isinstance(record["size"], float)
+    assert record["mask"].tolist() == [[1, 2], [3, 255]] and record["mask"].dtype == np.int32
+    others = [Manifest(path, "all", fields=fields), Manifest(path, "all", fields={**fields, "mask": "mask file"})]
+    assert len({records.fingerprint(), *(other.build().fingerprint() for other in others)}) == 3
+    rows = Manifest(jsonl({"text": "a", "box": [1, 2.5], "id": "7"}), "all", fields={"box": "box", "id": "id"}).build()
+    assert rows[0] == {"text": "a", "group": 0, "box": [1, 2.5], "id": "7"}
+
+
+def test_mistakes_in_further_fields_and_maps(jsonl, tmp_path):
+    path = jsonl({"text": "a", "age": 3, "odd": {}, "m": "m.png"}, {"text": "b", "age": None, "odd": {}, "m": 3})
+    cases = [
+        ({"fields": {"label": "age"}}, "Manifest.fields.label: a record has a 'label' already"),
+        ({"fields": {"m": "age"}, "maps": {"m": "m"}}, "Manifest.maps.m: a record has a 'm' already"),
+        ({"fields": {"age": "age"}}, "rows.jsonl:2: 'age' is empty, and Manifest.fields.age names it"),
+        ({"fields": {"age": "agee"}}, "rows.jsonl:1: 'agee' is not there (did you mean 'age'?), and Manifest.fields.age"),
+        ({"fields": {"odd": "odd"}}, "rows.jsonl:1: odd={} is not a string, a number or a list (Manifest.fields.odd)"),
+        ({"maps": {"map": "m"}}, "rows.jsonl:2: m=3 is not a path (Manifest.maps.map)"),
+    ]
+    for options, message in cases:
+        with pytest.raises(UserError) as raised:
+            Manifest(path, "all", **options).build()
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_map_that_cannot_be_read_is_a_bad_record(csv, tmp_path, write_image):
+    write_image(tmp_path / "a.png")
+    records = Manifest(csv("image,mask\na.png,a.png\n"), "all", maps={"mask": "mask"}).build()
+    with pytest.raises(BadRecordError, match=r"a.png: a label map has one channel"):
+        records[0]
+
+
+def test_every_class_of_a_small_file_is_in_every_split(csv, caplog):
+    lines = [f"{name}{i}.png,{name}" for name in ("a", "b", "") for i in range(10)] + ["rare.png,rare"]
+    path = csv("image,label\n" + "\n".join(lines) + "\n")
+    for split, count in (("train", 8), ("validation", 1), ("test", 1)):
+        labels = Manifest(path, split).build().labels
+        assert [labels.count(label) for label in (0, 1, -1)] == [count] * 3
+    assert [message.split(": ", 1)[1] for message in caplog.messages] == [
+        f"the split {split} has nothing of 1 class(es): 'rare' (1 in all)" for split in ("validation", "test")
+    ]
 
 
 def test_mistakes(jsonl, tmp_path):
@@ -119,8 +237,11 @@ def test_mistakes(jsonl, tmp_path):
     (tmp_path / "latin.csv").write_bytes("text\nné\n".encode("latin-1"))
     cases = [
         (Manifest("/nowhere.csv"), "Manifest.path='/nowhere.csv': no such file"),
-        (Manifest(str(tmp_path / "rows.txt")), "write .csv or .jsonl, not .txt"),
+        (Manifest(str(tmp_path / "rows.txt")), "write .csv, .tsv or .jsonl, not .txt"),
         (Manifest(str(tmp_path / "latin.csv")), "not UTF-8"),
+        (Manifest(path, separator=";"), "Manifest.separator=';': the lines of"),
+        (Manifest(str(tmp_path / "latin.csv"), separator=";;"), "Manifest.separator=';;': give one character"),
+        (Manifest(path, window=(1, 0)), "Manifest.window=(1, 0): give (low, high)"),
         (Manifest(path, split="dev"), "Manifest.split='dev' is not a split"),
         (Manifest(path, fractions=(1, 1, -1)), "Manifest.fractions=(1, 1, -1)"),
         (Manifest(path, label_field="captoin"), "Manifest.label_field='captoin': no line of"),

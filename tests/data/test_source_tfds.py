@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data import TFDS
+from mmjax.data import TFDS, BadRecordError
 
 
 def png(level):
@@ -30,6 +30,8 @@ class TinyPets(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
+            "deep": tfds.features.Tensor(shape=(2, 2), dtype=np.uint16),
+            "kind": tfds.features.Scalar(np.int64),
             "grey": tfds.features.Tensor(shape=(4, 3, 1), dtype=np.uint8),
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             "caption": tfds.features.Text(),
@@ -44,7 +46,9 @@ class TinyPets(tfds.core.GeneratorBasedBuilder):
         for i in range(count):
             captions = [{"text": f"é {i} {j}", "id": j} for j in range(2)]
             grey = np.full((4, 3, 1), i, np.uint8)
-            yield i, {"image": png(i), "grey": grey, "label": i % 2, "caption": f"caption {i}", "captions": captions}
+            deep = np.full((2, 2), 1000 * i, np.uint16)
+            more = {"caption": f"caption {i}", "captions": captions, "deep": deep, "kind": i % 3 - 2}
+            yield i, {"image": png(i), "grey": grey, "label": i % 2, **more}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,25 @@ def test_nested_captions_and_plain_arrays(prepared):
     level = record["image"][0, 0, 0]
     assert record["image"].shape == (4, 3, 3) and record["text"] == (f"é {level} 0", f"é {level} 1")
     assert "label" not in record and records.classes == ()
+
+
+def test_deep_arrays_windows_and_limits(prepared):
+    records = TFDS(str(prepared.data_dir), image_field="deep", window=(0, 5100)).build()
+    assert sorted(int(records[i]["image"][0, 0, 0]) for i in range(6)) == [0, 50, 100, 150, 200, 250]
+    assert records[0]["image"].shape == (2, 2, 3)
+    for field, count in (("deep", 4), ("image", 30)):
+        with pytest.raises(BadRecordError, match=f"are {count} pixels, and max_pixels=3"):
+            TFDS(str(prepared.data_dir), image_field=field, max_pixels=3).build()[0]
+    with pytest.raises(UserError, match=r"TFDS\.window="):
+        TFDS(str(prepared.data_dir), window=(1, 1)).build()
+
+
+def test_a_negative_label_is_no_class(prepared):
+    records = TFDS(str(prepared.data_dir), label_field="kind").build()
+    found = [records[i] for i in range(6)]
+    assert sorted(record["label"] for record in found) == [-1, -1, -1, -1, 0, 0]
+    unlabelled = [record["group"] for record in found if record["label"] < 0]
+    assert len(set(unlabelled)) == 4 and 0 not in unlabelled and max(unlabelled) < 2**31
 
 
 def test_mistakes(prepared, tmp_path):

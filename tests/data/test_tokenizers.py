@@ -1,5 +1,6 @@
 """Trained and pretrained tokenizers: what they encode, that training is deterministic, and the HuggingFace folder."""
 
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mmjax.core.errors import UserError
 from mmjax.data import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
@@ -131,3 +134,76 @@ def test_mistakes(tmp_path, wordpiece):
             mistake()
         assert message in str(raised.value) and "\n" not in str(raised.value)
     assert set(TOKENIZERS) == {"wordpiece", "bpe", "pretrained"}
+
+
+WORDS = {word: i for i, word in enumerate(("<end>", "<begin>", "<pad>", "a", "red", "cat", "dog"))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a folder of a tokenizer of whole words whose texts stand between what a template says; returns its path."""
+
+    def write(template="$A", **roles):
+        backend = Backend(models.WordLevel(WORDS, unk_token="<end>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        named = [(word, i) for word, i in WORDS.items() if word.startswith("<")]
+        if template != "$A":
+            backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+        PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(tmp_path / "theirs")
+        return str(tmp_path / "theirs")
+
+    return write
+
+
+ENDS = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "wanted"),
+    [
+        ("$A", ENDS, [1, 3, 4, 5, 0]),  # writes nothing, as GPT-2's
+        ("$A", {"bos_token": "<end>", "eos_token": "<end>"}, [0, 3, 4, 5, 0]),
+        ("$A", {"eos_token": "<end>", "pad_token": "<pad>"}, [2, 3, 4, 5, 0]),
+        ("<begin> $A", ENDS, [1, 3, 4, 5, 0]),  # as Llama's
+        ("$A <end>", ENDS, [3, 4, 5, 0]),  # as T5's
+        ("<begin> $A <end>", ENDS, [1, 3, 4, 5, 0]),
+    ],
+)
+def test_every_text_has_an_end(folder, template, roles, wanted):
+    tokenizer = Pretrained(folder(template, **roles)).train(())
+    for there in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        found = there.encode(["a red cat", "dog"], 7)
+        assert found["ids"][0, found["mask"][0]].tolist() == wanted and not found["truncated"].any()
+        assert found["mask"].sum(1).tolist() == [len(wanted), len(wanted) - 2] and not found["segments"].any()
+    cut = tokenizer.encode(["a red cat"], len(wanted) - 1)
+    assert cut["ids"][0].tolist() == [*wanted[:-2], wanted[-1]] and cut["truncated"].all()
+    with pytest.raises(UserError, match="leaves no room"):
+        tokenizer.encode(["a"], len(wanted) - 3)
+    assert tokenizer.decode(found["ids"][0]) == "a red cat"
+
+
+def test_the_ends_of_pairs_and_of_nothing(folder):
+    tokenizer = Pretrained(folder(**ENDS)).train(())
+    found = tokenizer.encode(["a", "a"], 6, pairs=["red cat", ""])
+    assert found["ids"].tolist() == [[1, 3, 4, 5, 0, 2], [1, 3, 0, 2, 2, 2]]
+    assert found["segments"].tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert tokenizer.encode([""], 4)["ids"].tolist() == [[1, 0, 2, 2]]
+
+
+def test_a_tokenizer_that_writes_its_ends_gives_what_it_gave(wordpiece, bpe):
+    for tokenizer in (wordpiece, bpe):
+        assert (tokenizer.begins, tokenizer.ends) == ((), ())
+
+
+def test_no_code_of_a_folder_is_run(folder, tmp_path, monkeypatch):
+    path, mark = folder(**ENDS), tmp_path / "mark"
+    code = f"from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast as Own\nPath({str(mark)!r}).touch()\n"
+    (tmp_path / "theirs" / "own.py").write_text(code)
+    config = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=AssertionError("somebody is asked")))
+    for opened in (lambda: Pretrained(path).train(()), lambda: Tokenizer.load(path)):
+        with pytest.raises(UserError, match=r"its tokenizer is code of its own, which is not run"):
+            opened()
+    assert not mark.exists()

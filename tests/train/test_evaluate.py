@@ -1,18 +1,20 @@
-"""A run evaluated again: with flags, on other data, on machines that its mesh does not fit."""
+"""A run evaluated again: with flags, on other data, on machines that its mesh does not fit; and a config's data, looked at."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import pytest
 import tiny
+from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data import Digits
+from mmjax.data import Data, Digits, Folder, Normalise
 from mmjax.evaluate import Report
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import train
-from mmjax.train.evaluate import evaluate_run
+from mmjax.train.evaluate import evaluate_run, inspect_data
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,78 @@ def test_a_run_is_evaluated_where_it_was_moved_to(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert evaluate_run("elsewhere") == {**metrics, "step": 2}
     assert evaluate_run(moved) == {**metrics, "step": 2}
+
+
+def looked(experiment):
+    """What is said of each of its data, the last line, and the fault that ends it."""
+    said: list[str] = []
+    try:
+        return said, inspect_data(experiment, said.append), ""
+    except UserError as error:
+        return said, "", str(error)
+
+
+def folders(place, *splits):
+    """Two classes of five pictures in each split, and their data."""
+    for split in splits:
+        for level, name in enumerate(("dark", "light")):
+            (place / split / name).mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (8, 8), (level * 255,) * 3).save(place / split / name / f"{i}.png")
+    return {split: Data(Folder(str(place), split), (Normalise(),), batch_size=4, threads=0) for split in splits}
+
+
+@pytest.fixture
+def classifier(monkeypatch):
+    """An experiment that needs no texts, on the data given."""
+    tiny.single_device(monkeypatch)
+    return lambda data: tiny.experiment(data=data, tasks=tiny.tasks("classify"), tokenizer=None, evaluate={}, mesh=tiny.ONE)
+
+
+def test_all_data_is_looked_at(monkeypatch):
+    tiny.single_device(monkeypatch)
+    said, last, fault = looked(tiny.experiment(mesh=tiny.ONE))
+    assert not fault and last == "nothing that would end a run was found in train, validation, test"
+    assert [one.split(":")[0] for one in said] == ["train", "validation", "test"]
+    for one, size in zip(said, (1149, 288, 360), strict=True):
+        assert f"records      {size}," in one and "tokens       " in one and "unreadable   0 record(s)" in one
+
+
+def test_a_broken_file_of_any_split_is_named(tmp_path, classifier):
+    data = folders(tmp_path, "train", "validation", "test")
+    (tmp_path / "test" / "light" / "3.png").write_bytes(b"broken")
+    said, _, fault = looked(classifier(data))
+    name = f"{tmp_path}/test/light/3.png"
+    assert f"             {name}: not an image" in said[2].splitlines() and name not in said[0] + said[1]
+    many = "1 of 10 records cannot be read, more than bad_record_limit=0.01 allows"
+    assert fault == f"data.test: {many}; the first: {name} (not an image)"
+    allowed = {**data, "test": dataclasses.replace(data["test"], bad_record_limit=0.2)}
+    said, _, fault = looked(classifier(allowed))
+    assert name in said[2] and not fault
+
+
+def test_what_cannot_be_opened_hides_nothing_else(tmp_path, classifier):
+    data = folders(tmp_path, "train", "test")
+    more = {"gone": Data(Folder("/nowhere")), "empty": Data(Folder(str(tmp_path), "validation")), **data}
+    Image.new("RGB", (9, 9)).save(tmp_path / "test" / "light" / "9.png")
+    said, _, fault = looked(classifier(more))
+    assert [one.splitlines()[0] for one in said] == ["gone:", "empty:", "train:", "test:"]
+    assert said[0].splitlines()[1] == "data.gone: Folder.path='/nowhere': no such folder"
+    assert "data.empty: Folder.split='validation': none of the 21 images" in said[1]
+    assert "records      10," in said[2] and "1 record(s) are unlike the first" in said[3]
+    assert fault == "data.gone: Folder.path='/nowhere': no such folder (and 2 more, see above)"
+
+
+def test_texts_that_cannot_be_had_are_said_once(tmp_path, monkeypatch):
+    tiny.single_device(monkeypatch)
+    data = tiny.experiment().data | {"test": folders(tmp_path, "train", "test")["test"]}
+    experiment = tiny.experiment(data=data | {"train": tiny.data("tset")}, mesh=tiny.ONE)
+    said, _, fault = looked(experiment)
+    assert "Digits.split='tset' is not a split" in said[0] and "not looked at without a tokenizer: data.train" in said[1]
+    assert "records      10," in said[2] and fault.startswith("data.train: Digits.split='tset'") and "more, see" not in fault
+
+
+def test_an_experiment_that_does_not_fit_is_refused_at_once(monkeypatch):
+    tiny.single_device(monkeypatch)
+    said, _, fault = looked(tiny.experiment(steps=-1, mesh=tiny.ONE))
+    assert not said and "steps=-1" in fault

@@ -1,16 +1,16 @@
-"""Reading a manifest: every line checked, every complaint with the file's name and the line's number."""
+"""The rows of a manifest: every line checked, every complaint with the file's name and the line's number."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.data.sources.splits import ALIASES, SPLITS
-from mmjax.data.spelling import nearest
+from mmjax.data.sources.table import read_lines
+from mmjax.data.spelling import nearest as nearest_of
 
 Row = dict[str, Any]
 
@@ -28,78 +28,67 @@ _KINDS = {
     "label": "a string or a whole number",
     "group": "a string or a whole number",
 }
+_NEGATIVE = re.compile(r"\s*-0*[1-9]\d*(\.0*)?\s*")
+_WHOLE = re.compile(r"\s*[+-]?(0|[1-9]\d*)\s*")  # no leading zeros: 007 is a name
+_NUMBER = re.compile(r"\s*[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 
 
-def read_rows(path: str, fields: Mapping[str, str]) -> list[Row]:
-    """The lines of a `.csv` or `.jsonl` file, checked.
+def read_rows(
+    path: str,
+    fields: Mapping[str, str],
+    further: Mapping[str, str] | None = None,
+    maps: Mapping[str, str] | None = None,
+    separator: str = "",
+) -> list[Row]:
+    """The lines of a `.csv`, `.tsv` or `.jsonl` file, checked.
 
     Args:
       path: the file, UTF-8.
       fields: name in the file for each of "image", "text", "text_pair", "label" and "group".
+      further: record key -> name in the file, of values that pass as they are.
+      maps: record key -> name in the file, of paths.
+      separator: see `table.read_lines`.
 
     Returns:
-      Non-empty; every row has the same ones of the keys "image", "text" (str or tuple of str), "text_pair", "label", "group"
-      and "split", and "fields", all names in its line.
+      Non-empty; every row has the same ones of the keys "image", "text" (str or tuple of str), "text_pair", "label" (None = no
+      class), "group" and "split", and "fields", all names in its line, "further" and "maps", key -> value.
 
     Raises:
-      UserError: no such file, another suffix, no lines, a malformed line, or a line whose fields differ from the first one's.
+      UserError: what `table.read_lines` raises, no lines, or a line whose fields differ from the first one's or are not what
+        they should be.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"Manifest.path={path!r}: no such file")
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
-    if file.suffix.lower() not in readers:
-        raise UserError(f"Manifest.path={path!r}: write .csv or .jsonl, not {file.suffix or 'a name without a suffix'}")
+    further, maps = further or {}, maps or {}
     rows: list[Row] = []
-    try:
-        for line, values in readers[file.suffix.lower()](file):
-            row = _row(f"{path}:{line}", values, fields)
-            if rows and rows[0].keys() != row.keys():
-                differ = ", ".join(sorted(rows[0].keys() ^ row.keys()))
-                raise UserError(f"{path}:{line}: every line has what the first one has; here {differ} differs")
-            if rows and type(rows[0].get("label")) is not type(row.get("label")):
-                pair = f"{row['label']!r} here, {rows[0]['label']!r} in the first line"
-                raise UserError(f"{path}:{line}: labels are all strings or all whole numbers; {pair}")
-            rows.append(row)
-    except UnicodeDecodeError as error:
-        raise UserError(f"Manifest.path={path!r}: not UTF-8 text ({error})") from None
+    labelled: Row | None = None
+    for line, values in read_lines(path, separator, {*fields.values(), *further.values(), *maps.values()}):
+        where = f"{path}:{line}"
+        row = _row(where, values, fields)
+        row["further"] = {key: _further(where, values, key, field) for key, field in further.items()}
+        row["maps"] = {key: _map(where, values, key, field) for key, field in maps.items()}
+        if rows and rows[0].keys() != row.keys():
+            differ = ", ".join(sorted(rows[0].keys() ^ row.keys()))
+            raise UserError(f"{where}: every line has what the first one has; here {differ} differs")
+        if row.get("label") is not None:
+            labelled = labelled or row
+            if type(labelled["label"]) is not type(row["label"]):
+                pair = f"{row['label']!r} here, {labelled['label']!r} in the first line that has one"
+                raise UserError(f"{where}: labels are all strings or all whole numbers; {pair}")
+        rows.append(row)
     if not rows:
         raise UserError(f"Manifest.path={path!r}: it has no lines")
     _number_labels(rows)
+    if Path(path).suffix.lower() != ".jsonl":
+        _number_further(rows)
     return rows
 
 
-def _read_jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
-            if not isinstance(values, dict):
-                raise UserError(f'{file}:{number}: write one object a line, {{"image": ..., "text": ...}}')
-            yield number, {key: value for key, value in values.items() if value is not None}
-
-
-def _read_csv(file: Path) -> Iterator[tuple[int, Row]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for values in reader:
-                if None in values or None in values.values():
-                    names = ", ".join(reader.fieldnames or ())
-                    raise UserError(f"{file}:{reader.line_num}: as many values as the header has are needed ({names})")
-                yield reader.line_num, {key: value for key, value in values.items() if value != ""}
-        except csv.Error as error:
-            raise UserError(f"{file}:{reader.reader.line_num}: not CSV ({error})") from None
-
-
-def _row(where: str, values: Row, fields: Mapping[str, str]) -> Row:
-    row: Row = {"fields": tuple(values)}
+def _row(where: str, given: Row, fields: Mapping[str, str]) -> Row:
+    values = {name: value for name, value in given.items() if value is not None and value != ""}
+    row: Row = {"fields": tuple(given)}
     for key, kinds in _TYPES.items():
-        if fields[key] in values:
+        if key == "label" and fields[key] in given and _no_class(given[fields[key]]):
+            row[key] = None
+        elif fields[key] in values:
             value = values[fields[key]]
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise UserError(f"{where}: {fields[key]}={value!r} is not {_KINDS[key]}")
@@ -115,14 +104,57 @@ def _row(where: str, values: Row, fields: Mapping[str, str]) -> Row:
     if "split" in values:
         split = ALIASES.get(str(values["split"]), str(values["split"]))
         if split not in SPLITS:
-            raise UserError(f"{where}: split={split!r} is not a split{nearest(split, SPLITS)}")
+            raise UserError(f"{where}: split={split!r} is not a split{nearest_of(split, SPLITS)}")
         row["split"] = split
     return row
 
 
+def _no_class(label: Any) -> bool:
+    """Whether a line says that it has no class: nothing, or a negative whole number."""
+    if isinstance(label, str):
+        return not label.strip() or _NEGATIVE.fullmatch(label) is not None
+    return label is None or (isinstance(label, int) and label < 0)
+
+
+def _further(where: str, values: Row, key: str, field: str) -> Any:
+    value = _there(where, values, f"fields.{key}", field)
+    if not isinstance(value, str | int | float | list):
+        raise UserError(f"{where}: {field}={value!r} is not a string, a number or a list (Manifest.fields.{key})")
+    return value
+
+
+def _map(where: str, values: Row, key: str, field: str) -> str:
+    value = _there(where, values, f"maps.{key}", field)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {field}={value!r} is not a path (Manifest.maps.{key})")
+    return value
+
+
+def _there(where: str, values: Row, option: str, field: str) -> Any:
+    if values.get(field) in (None, ""):
+        what = "is empty" if field in values else f"is not there{nearest(field, values)}"
+        raise UserError(f"{where}: {field!r} {what}, and Manifest.{option} names it: every line needs it")
+    return values[field]
+
+
 def _number_labels(rows: list[Row]) -> None:
-    """Labels that are all written as whole numbers become numbers, so that 10 sorts after 2."""
-    labels = [row.get("label") for row in rows]
-    if all(isinstance(label, str) and label.isdecimal() and str(int(label)) == label for label in labels):
+    """Labels that are all written as whole numbers become numbers, so that 10 sorts after 2; where there are none at all, the
+    rows have none."""
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    if not labels:
         for row in rows:
-            row["label"] = int(row["label"])
+            row.pop("label", None)
+    elif all(isinstance(label, str) and label.isdecimal() and str(int(label)) == label for label in labels):
+        for row in rows:
+            row["label"] = None if row["label"] is None else int(row["label"])
+
+
+def _number_further(rows: list[Row]) -> None:
+    """Further columns of a table that hold nothing but numbers become numbers."""
+    for key in rows[0]["further"]:
+        column = [row["further"][key] for row in rows]
+        for pattern, make in ((_WHOLE, int), (_NUMBER, float)):
+            if all(pattern.fullmatch(value) for value in column):
+                for row in rows:
+                    row["further"][key] = make(row["further"][key])
+                break

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data.spelling import nearest
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+SURE = 20  # keys expected of a class in a split: that chance puts none there happens to one class in 500 million
+NAMED = 5  # classes
+log = logging.getLogger(__name__)
 
 
 def check_split(source: str, split: str, allowed: Sequence[str]) -> None:
@@ -26,17 +31,84 @@ def check_fractions(source: str, fractions: Sequence[float]) -> None:
 
 def hash_split(key: str, fractions: Sequence[float]) -> str:
     """The split of one example, from its own key alone: adding an example moves no other."""
-    point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    point = int.from_bytes(_digest(key)[:8], "big") / 2**64
     if point < fractions[0]:
         return "train"
     return "validation" if point < fractions[0] + fractions[1] else "test"
+
+
+def share_out(keys: Mapping[Any, Iterable[str]], fractions: Sequence[float]) -> dict[str, str]:
+    """The split of each key, so that every class with keys enough is in every split whose share is not 0.
+
+    A class so large that chance leaves it out of no split (the smallest share of it is `SURE` keys or more) is split by
+    `hash_split`: adding a key moves no other. The keys of a smaller class are ranked by their hash and cut by the shares, at
+    least one for each split: a new key takes its place in the ranking and may move a key or two across a cut, all of them at
+    the most once, when the class becomes large. A class with fewer keys than there are splits is in the first of them.
+
+    Args:
+      keys: class -> its keys; a key is in one class alone.
+    """
+    found: dict[str, str] = {}
+    shares = {split: share for split, share in zip(SPLITS, fractions, strict=True) if share > 0}
+    for members in keys.values():
+        ranked = sorted(members, key=lambda key: (_digest(key), key))
+        if len(ranked) * min(shares.values()) >= SURE:
+            found |= {key: hash_split(key, fractions) for key in ranked}
+            continue
+        place = 0
+        for split, count in _counts(len(ranked), shares).items():
+            found |= dict.fromkeys(ranked[place : place + count], split)
+            place += count
+    return found
+
+
+def _counts(size: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """How many of a class go to each split: the shares, rounded so that they sum to `size`, at least one where it can be."""
+    least = {split: int(rank < size) for rank, split in enumerate(shares)}
+    counts = {split: max(least[split], int(size * share + 1e-9)) for split, share in shares.items()}
+    while (missing := size - sum(counts.values())) != 0:
+        # The split that is furthest below its share gets one more, the one that is furthest above it gives one up.
+        step = 1 if missing > 0 else -1
+        open_to = [split for split in shares if step > 0 or counts[split] > least[split]]
+        counts[max(open_to, key=lambda split: step * (size * shares[split] - counts[split]))] += step
+    return counts
+
+
+def warn_of_absent(where: str, split: str, present: Iterable[Any], sizes: Mapping[Any, int]) -> None:
+    """Say in the log which classes have nothing in a split. `sizes`: how many examples each class has in all splits."""
+    here = set(present)
+    absent = [name for name in sizes if name not in here]
+    if absent:
+        named = ", ".join(f"{name!r} ({sizes[name]} in all)" for name in absent[:NAMED])
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        log.warning("%s: the split %s has nothing of %d class(es): %s%s", where, split, len(absent), named, more)
+
+
+def check_images(source: str, window: Any, max_pixels: int) -> None:
+    """Raise `UserError` unless `window` is None or two rising numbers and `max_pixels` a number from 1 up."""
+    if window is not None and (len(window) != 2 or not window[0] < window[1]):
+        raise UserError(f"{source}.window={window!r}: give (low, high), the values that become black and white, low < high")
+    if max_pixels < 1:
+        raise UserError(f"{source}.max_pixels={max_pixels}: give a whole number from 1 up")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(_encoded(key)).digest()
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; the name of a file that is none as the bytes it has."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, as JSON may spell one
+        return text.encode("utf-8", "surrogatepass")
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """32 hexadecimal digits that change with any part, with their order and with where one ends."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = _encoded(part) if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()[:32]

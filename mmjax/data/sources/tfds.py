@@ -12,10 +12,13 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.errors import nearest as near
-from mmjax.data.images import decode_image
-from mmjax.data.sources.splits import fingerprint
+from mmjax.data.images import MAX_PIXELS, check_pixels, decode_image
+from mmjax.data.levels import to_bytes
+from mmjax.data.sources.splits import check_images, fingerprint
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record
+
+GROUPS = 2**31  # the numbers that groups have are below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,12 @@ class TFDS:
       name: "mnist", "my_dataset:1.0.0", or a directory that holds `dataset_info.json`.
       data_dir: where datasets by name are kept; default: TFDS's own default.
       split: one of the dataset's own, or a slice such as "train[:90%]".
-      image_field: feature of the image, encoded or a uint8 array; left out if None, or where there is no feature "image".
-      label_field: feature of the class; left out if None, or where there is no feature "label".
+      image_field: feature of the image, encoded or an array of numbers; left out if None, or where there is no feature "image".
+      label_field: feature of the class; left out if None, or where there is no feature "label". Negative ones are no class: -1.
       text_field: feature of the caption, or of a list of captions; "captions/text" reaches into a nested feature.
+      window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the image
+        itself gives, see `levels.to_bytes`.
+      max_pixels: an image of more pixels counts as unreadable.
     """
 
     name: str = setting(everyday=True)
@@ -37,13 +43,17 @@ class TFDS:
     image_field: str | None = "image"
     label_field: str | None = "label"
     text_field: str | None = None
+    window: tuple[float, float] | None = None
+    max_pixels: int = setting(least=1, default=MAX_PIXELS)
 
     def build(self) -> TFDSRecords:
         """Records of the split; grouped by label where there is no text.
 
         Raises:
-          UserError: an unknown dataset, split or feature; a dataset that is not prepared, or not as ArrayRecord.
+          UserError: an unknown dataset, split or feature; a dataset that is not prepared, or not as ArrayRecord; a window that
+            is none.
         """
+        check_images("TFDS", self.window, self.max_pixels)
         import tensorflow_datasets as tfds  # a third of a second and many modules, which other sources need not spend
 
         builder = self._builder(tfds)
@@ -67,7 +77,8 @@ class TFDS:
         if not size:
             raise UserError(f"TFDS.split={self.split!r}: the split is empty")
         names = getattr(info.features[self.label_field], "names", None) if "label" in fields else None
-        return TFDSRecords(info.full_name, self.split, examples, fields, tuple(names or ()))
+        names = tuple(names or ())
+        return TFDSRecords(info.full_name, self.split, examples, fields, names, self.window, self.max_pixels)
 
     def _builder(self, tfds: Any) -> Any:
         if (Path(self.name) / "dataset_info.json").is_file():
@@ -99,6 +110,7 @@ class TFDSRecords:
       examples: TFDS's data source, images left encoded.
       fields: "image", "text" or "label" -> the feature it comes from.
       classes: names in label order, () if the dataset has none.
+      window, max_pixels: as the source has them.
     """
 
     name: str
@@ -106,6 +118,8 @@ class TFDSRecords:
     examples: Sequence[Any]
     fields: dict[str, str]
     classes: tuple[str, ...]
+    window: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -118,14 +132,12 @@ class TFDSRecords:
         if "text" in self.fields:
             record["text"] = _text(_reach(example, self.fields["text"]))
         if "label" in self.fields:
-            label = int(_reach(example, self.fields["label"]))
-            if label < 0:
-                raise UserError(f"TFDS.split={self.split!r}: example {index} has no label; set label_field=None")
+            label = max(-1, int(_reach(example, self.fields["label"])))
             record["label"] = label
-            if self.classes:
+            if self.classes and label >= 0:
                 record["name"] = self.classes[label]
-            if "text" not in self.fields:
-                record["group"] = label
+            if "text" not in self.fields:  # what has no class is a group of its own
+                record["group"] = label if label >= 0 else GROUPS - 1 - index
         return record
 
     def texts(self) -> Iterator[str]:
@@ -140,11 +152,14 @@ class TFDSRecords:
     def _image(self, value: Any, index: int) -> np.ndarray:
         where = f"{self.name} {self.split}[{index}]"
         if isinstance(value, bytes):
-            return decode_image(value, where)
+            return decode_image(value, where, self.window, self.max_pixels)
         image = np.asarray(value)
         image = image[..., None] if image.ndim == 2 else image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-            raise BadRecordError(where, f"an image is uint8 [H, W, 3] or [H, W, 1], not {image.dtype} {list(image.shape)}")
+        if image.dtype.kind not in "uif" or image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+            found = f"{image.dtype} {list(image.shape)}"
+            raise BadRecordError(where, f"an image is [H, W, 3], [H, W, 1] or [H, W] of numbers, not {found}")
+        check_pixels(image.shape[0], image.shape[1], self.max_pixels, where)
+        image = image if image.dtype == np.uint8 else to_bytes(image, self.window, where)
         return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 

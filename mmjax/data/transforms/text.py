@@ -43,7 +43,8 @@ class Caption:
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         if "name" not in record:
-            raise UserError("transforms: Caption needs records with a class name, and the source has none")
+            whose = "this record has none (label below 0)" if "label" in record else "the source has none"
+            raise UserError(f"transforms: Caption needs records with a class name, and {whose}")
         if "text" in record:
             raise UserError("transforms: Caption would replace the captions that the source has; drop one of the two")
         return {**record, "text": _fill(self.templates[rng.integers(len(self.templates))], record["name"])}

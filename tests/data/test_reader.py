@@ -1,0 +1,113 @@
+"""The reader alone: partners that cannot be read, and the search for unreadable records."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from mmjax.core.errors import UserError
+from mmjax.data import BadRecordError, Data
+from mmjax.data.order import Draws, Order
+from mmjax.data.reader import Partners, Reader, spaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Records of their own index, some of which cannot be read; it is its own source."""
+
+    size: int
+    bad: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ("a",)
+
+    def build(self):
+        return self
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadRecordError(f"{index}.jpg", "truncated")
+        return {"value": index}
+
+    def texts(self):
+        return iter(("text",))
+
+    def fingerprint(self):
+        return "numbers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """Adds the value of a record that is drawn."""
+
+    def __call__(self, record, rng, records):
+        return {**record, "other": records[int(rng.integers(len(records)))]["value"], "drawn": float(rng.random())}
+
+
+def batches(bad, steps=60, **fields):
+    dataset = Data(Numbers(100, bad), (Mix(),), batch_size=8, threads=0, bad_record_limit=0.5, **fields).build(None, 0)
+    return [dataset.batch(step) for step in range(steps)], dataset
+
+
+def test_an_unreadable_partner_is_replaced_and_moves_nothing_else():
+    clean, _ = batches(())
+    found, dataset = batches((3,))
+    assert dataset.bad == {"3.jpg": "truncated"}
+    met = 0
+    for before, after in zip(clean, found, strict=True):
+        same = (before["value"] != 3) & (before["other"] != 3)
+        for key in ("value", "other", "drawn"):
+            np.testing.assert_array_equal(after[key][same], before[key][same])
+        partner = (before["value"] != 3) & (before["other"] == 3)
+        np.testing.assert_array_equal(after["value"][partner], before["value"][partner])
+        np.testing.assert_array_equal(after["drawn"][partner], before["drawn"][partner])
+        assert 3 not in after["other"] and 3 not in after["value"]
+        met += partner.sum()
+    assert met
+    again, _ = batches((3,))
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one["other"], other["other"])
+
+
+def test_a_record_whose_partner_is_replaced_stays_valid():
+    dataset = Data(Numbers(100, (3,)), (Mix(),), batch_size=100, threads=0, bad_record_limit=0.5).build(None, 0)
+    reader = dataset._reader
+    for index in range(100):
+        reader.record(index, index, Draws(0, "pass"))
+    with dataset.epoch() as epoch:
+        batch = next(epoch)
+    assert batch["valid"].sum() == 99 and not batch["valid"][3]
+
+
+def test_partners_are_the_records_otherwise():
+    records = Numbers(10, (3,))
+    partners = Partners(records, Order(10, 0, True), {})
+    assert (len(partners), partners.classes, partners.bad, partners.fingerprint()) == (10, ("a",), (3,), "numbers")
+    assert list(partners.texts()) == ["text"] and partners[4] == {"value": 4}
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = partners.nothing_of_the_kind
+    with pytest.raises(IndexError):
+        _ = Partners([], Order(1, 0, True), {})[0]
+    assert pickle.loads(pickle.dumps(Reader(records, (Mix(),), Order(10, 0, True)))).records == records
+
+
+def test_partners_that_can_none_be_read():
+    with pytest.raises(UserError, match=r"64 records drawn in a row cannot be read; the first: 5.jpg \(truncated\)"):
+        Partners(Numbers(10, tuple(range(10))), Order(10, 0, True), {})[5]
+
+
+def test_unreadable_records_are_found_in_their_order():
+    reader = Reader(Numbers(1000, (999, 7, 500)), (Mix(),), Order(1000, 0, True))
+    wanted = {f"{index}.jpg": "truncated" for index in (7, 500, 999)}
+    assert list(reader.unreadable(1000).items()) == list(wanted.items())
+    assert reader.unreadable(2) == {"999.jpg": "truncated"}
+
+
+def test_evenly_spaced():
+    assert spaced(3, 3) == [0, 1, 2] and spaced(10, 5) == [1, 3, 5, 7, 9] and spaced(10, 1) == [9]
+    for size in (7, 100, 101):
+        found = spaced(size, 6)
+        gaps = np.diff(found)
+        assert len(found) == 6 and found[-1] == size - 1 and gaps.max() - gaps.min() <= 1 and found[0] >= 0
