@@ -63,7 +63,8 @@ class Columns:
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
-        return {key: column.names for key, column in self._columns.items() if getattr(column, "names", ())}
+        found = {key: getattr(column, "names", ()) for key, column in self._columns.items()}
+        return {key: names for key, names in found.items() if names}
 
     @property
     def texts(self) -> tuple[str, ...]:

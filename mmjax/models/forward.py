@@ -161,7 +161,8 @@ class BoundForward:
         return logits
 
     def spec(self, path: str) -> Any:
-        return self._part_named(*path.split(".", 1))
+        room, name = path.split(".", 1)
+        return self._part_named(room, name)
 
     def modalities(self, name: str) -> tuple[str, ...]:
         name = name.partition(":")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class Multimodal(nn.Module):
             context = {m: self._named(known, m, f"decoders.{name}.context") for m in decoder.context}
             self.decode(name, example_of(decoder), context)
         for name, head in self.heads.items():
-            self.head(name, join_inputs(head.input, lambda own, name=name: self._input(known, own, f"heads.{name}.input")))
+            self.head(name, join_inputs(head.input, functools.partial(self._input, known, f"heads.{name}.input")))
         return known
 
     def encode(self, modality: str, parts: Mapping[str, Array]) -> Tokens:
@@ -97,7 +98,7 @@ class Multimodal(nn.Module):
         first = getattr(fusion, "through", {}).get(modality)
         return tokens if first is None else self.fuse(first, {modality: tokens})
 
-    def _input(self, known: Mapping[str, Tokens], name: str, field: str) -> Tokens:
+    def _input(self, known: Mapping[str, Tokens], field: str, name: str) -> Tokens:
         """Tokens by name, or by name and layer."""
         name, _, layer = name.partition(":")
         tokens: Tokens = self._named(known, name, field)

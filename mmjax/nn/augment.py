@@ -83,7 +83,7 @@ class ImageAugment:
         self, image_HWC: Array, key: Array, kinds: Mapping[str, str], over: dict[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
         x_HWC = image_HWC.astype(jnp.float32)
-        size = image_HWC.shape[:2]
+        size = (image_HWC.shape[0], image_HWC.shape[1])
         if self.flip:
             # Apart from the resampling: a TPU gathers slowly, and a mirror image needs no gather.
             mirror = jax.random.bernoulli(fold_name(key, "flip"), self.flip)

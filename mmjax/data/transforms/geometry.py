@@ -119,7 +119,7 @@ class PadSquare:
         rows, columns = pixels(record, "PadSquare", self.field).shape[:2]
         side = max(rows, columns)
         around = [((side - length) // 2, (side - length + 1) // 2) for length in (rows, columns)]
-        return move(record, "PadSquare", self.field, Padded(around[0], around[1], tuple(self.fill)))
+        return move(record, "PadSquare", self.field, Padded(around[0], around[1], self.fill))
 
 
 @dataclasses.dataclass(frozen=True)
