@@ -1,4 +1,4 @@
-"""What happens beside the steps, one hook a file: figures, evaluation, patience, saving and the profile in any run, then those that
+"""What happens beside the steps, one hook a file: figures, evaluation, patience, saving and profile in any run, then those that
 a config names."""
 
 from mmjax.train.hooks.hook import Hook, HookSpec
