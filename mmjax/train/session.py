@@ -142,7 +142,7 @@ class Session:
         self.close()
 
     def _step_of(self, group: tuple[str, ...]) -> Callable[..., Any]:
-        if jax.config.jax_disable_jit:
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return self.setup.jit_step(group)
         if group not in self._compiled:
             self._compiled[group] = self.setup.lower_step(group).compile()

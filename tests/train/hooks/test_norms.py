@@ -1,4 +1,4 @@
-"""Norms of the parts of a model, against numpy."""
+"""Norms of the parts of a model, against numpy; on all devices that there are."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,6 @@ from mmjax.train import Checkpoint, Norms, TimeBudget, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.hooks.norms import norms
 from mmjax.train.metrics import read_lines
-
-pytestmark = pytest.mark.usefixtures("single")
 
 
 def written(folder):

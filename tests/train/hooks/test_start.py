@@ -11,6 +11,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.flags import pairs
 from mmjax.evaluate import ZeroShot
 from mmjax.train import Checkpoint, Hook, Norms, TimeBudget, train
+from mmjax.train.hooks import HOOKS
 from mmjax.train.hooks.hook import METHODS
 from mmjax.train.metrics import read_lines
 from mmjax.train.run import Run
@@ -146,6 +147,7 @@ def test_what_is_no_hook_is_refused_by_its_name(tmp_path):
     with pytest.raises(UserError, match=r"^hooks\.mine: Bad\.start gave object, which has no after_step: derive it from"):
         train(made({"mine": Bad()}), tmp_path)
     assert all(getattr(Hook(), name) for name in METHODS)
+    assert {name: cls.__module__ for name, cls in HOOKS.items()} == {name: f"mmjax.train.hooks.{name}" for name in HOOKS}
 
 
 def test_hooks_are_named_by_flags_and_come_back_from_json():
