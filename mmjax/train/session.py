@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import fold_name
@@ -98,7 +100,7 @@ class Session:
         batches = self.batch()
         group = tuple(batches)
         with use_mesh(self.setup.mesh):
-            state, figures = self._step_of(group)(self.state, batches)
+            state, figures = self._step_of(group)(self._whole_key() if _without_jit() else self.state, batches)
             self.state = self._placed(state)
             self.step_number, self._next = self.step_number + 1, {}
             return {name: float(value) for name, value in jax.device_get(figures).items()}
@@ -121,11 +123,11 @@ class Session:
             if data not in batches:
                 raise UserError(f"data={data!r}: the next step takes {', '.join(batches)}{nearest(data, batches)}")
             batch = batches[data]
-        key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), self.state.step) if train else None
-        params = self.state.params if train else evaluated(self.state)
-        rng = None if key is None else fold_name(key, f"data/{data}")
         with use_mesh(self.setup.mesh):
-            return BoundForward(self.experiment.model, params, batch, rng)
+            if not train:
+                return BoundForward(self.experiment.model, evaluated(self.state), batch)
+            key = jax.random.fold_in(jax.random.wrap_key_data(self._whole_key().key), self.step_number)
+            return BoundForward(self.experiment.model, self.state.params, batch, fold_name(key, f"data/{data}"))
 
     def close(self) -> None:
         """End the threads and processes that read data."""
@@ -142,12 +144,20 @@ class Session:
         self.close()
 
     def _step_of(self, group: tuple[str, ...]) -> Callable[..., Any]:
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if _without_jit():
             return self.setup.jit_step(group)
         if group not in self._compiled:
             self._compiled[group] = self.setup.lower_step(group).compile()
         return self._compiled[group]
 
+    def _whole_key(self) -> State:
+        """The state, with its random key on the host: a key that is split over devices cannot be wrapped but by `jit`."""
+        return dataclasses.replace(self.state, key=jnp.asarray(jax.device_get(self.state.key)))
+
     def _placed(self, state: State) -> State:
         """Where a compiled step takes it from: what is computed without `jit` lies where its operands did."""
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.setup.abstract))
+
+
+def _without_jit() -> bool:
+    return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import tiny
 import mmjax
 from mmjax.core.errors import UserError
 from mmjax.data import Digits
+from mmjax.parallel.mesh import Mesh
 from mmjax.train import Log, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.metrics import read_lines
@@ -66,10 +67,20 @@ def test_a_config_flags_and_a_forward_without_training():
     session.close()
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_a_forward_on_several_devices(monkeypatch, train):
+    monkeypatch.undo()  # all eight of them
+    with mmjax.set_up(made(mesh=Mesh(data=2, fsdp=2, tensor=2))) as session:
+        inside = session.forward(train=train).embed("image")
+    assert inside.sharding.mesh.size == 8
+    np.testing.assert_allclose(session.forward(train=train).embed("image"), inside, rtol=1e-5, atol=1e-6)
+    session.close()
+
+
 def test_without_jit_a_step_is_nearly_the_same():
     with mmjax.set_up(made()) as session:
         compiled = session.step()
-    with jax.disable_jit(), mmjax.set_up(made()) as session:
+    with mmjax.set_up(made()) as session, jax.disable_jit():
         one_by_one = session.step()
     assert one_by_one.keys() == compiled.keys()
     for name, value in compiled.items():
