@@ -45,7 +45,8 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
     """All of an experiment that could make its end another one."""
     e, c = experiment, experiment.checkpoint
     told = {"steps": e.steps, "test_data": e.test_data, "best": c.best, "mode": c.mode, "patience": c.patience}
-    return told | {"evaluate": to_json(e.evaluate), "evaluate_every": e.evaluate_every}
+    hooks = {"hooks": to_json(e.hooks)} if e.hooks else {}  # one of them may have stopped it
+    return told | hooks | {"evaluate": to_json(e.evaluate), "evaluate_every": e.evaluate_every}
 
 
 def test_data(experiment: Experiment) -> str | None:

@@ -124,6 +124,10 @@ def test_a_hook_may_end_a_run_for_good(tmp_path, capsys):
     metrics = train(made({"mine": Recording("boundary", 2, "stop")}, evaluate=evaluate), tmp_path)
     assert metrics and list(curve(tmp_path)) == [1, 2] and Run(tmp_path).saved_steps() == [2]
     assert "enough: stopping at step 2" in capsys.readouterr().err
+    assert train(made({"mine": Recording("boundary", 2, "stop")}, evaluate=evaluate), tmp_path) == metrics
+    assert "is finished: 2 steps are done" in capsys.readouterr().err
+    train(made({}, evaluate=evaluate), tmp_path)  # nothing stops it now
+    assert list(curve(tmp_path)) == [1, 2, 3, 4]
 
 
 def test_a_hook_may_interrupt_a_run_which_then_goes_on(tmp_path, capsys):
