@@ -1,9 +1,10 @@
 """mmjax: multimodal Transformers in JAX, from one config file to a TPU pod.
 
 Where things are, from the top: `mmjax.cli` the command line; `mmjax.convert` the bridge to and from HuggingFace, whose `load`
-and `save_hf` are here as well; `mmjax.train` experiments, the step and the loop; `mmjax.evaluate` evaluators; `mmjax.models`
-encoders, fusions, decoders and heads; `mmjax.nn` layers; `mmjax.objectives` losses; `mmjax.data` sources, transforms and
-batches; `mmjax.parallel` the mesh; `mmjax.core` the words all of them share.
+and `save_hf` are here as well; `mmjax.train` experiments, the step and the loop, whose `set_up` is the door of a notebook and
+here too; `mmjax.evaluate` evaluators; `mmjax.models` encoders, fusions, decoders and heads; `mmjax.nn` layers;
+`mmjax.objectives` losses; `mmjax.data` sources, transforms and batches; `mmjax.parallel` the mesh; `mmjax.core` the words all
+of them share.
 """
 
 import importlib
@@ -11,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmjax.convert import load, save_hf
+    from mmjax.train.session import set_up
 
     __version__: str
 
-__all__ = ["load", "save_hf"]
+_PLACES = {"load": "mmjax.convert", "save_hf": "mmjax.convert", "set_up": "mmjax.train.session"}
+
+__all__ = ["load", "save_hf", "set_up"]
 
 
 def __getattr__(name: str) -> Any:
     # Found when first asked for: whoever imports one room does not wait for all of them.
-    if name in __all__:
-        return getattr(importlib.import_module("mmjax.convert"), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     if name == "__version__":
         metadata = importlib.import_module("importlib.metadata")
         try:

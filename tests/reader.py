@@ -30,10 +30,11 @@ from PIL import Image
 
 import mmjax.plan.command
 import mmjax.train
+import mmjax.train.session
 from mmjax.cli import main
 from mmjax.core.config import leaves
 from mmjax.train import Experiment
-from mmjax.train.config_file import apply_flags, shipped_configs
+from mmjax.train.config_file import apply_flags, load_config, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -234,7 +235,11 @@ class Reader:
         """The value of its last expression, as at a prompt."""
         *statements, last = ast.parse(text).body
         names: dict[str, Any] = {"__name__": "__main__"}
-        with self._place(self.folder, {}):
+        with self._place(self.folder, {}), pytest.MonkeyPatch.context() as patch:
+            if not self.real:
+                patch.setattr(
+                    mmjax.train.session, "load_config", lambda name: smaller(load_config(name), name in shipped_configs())
+                )
             exec(compile(ast.Module(statements, []), "<README>", "exec"), names)
             if isinstance(last, ast.Expr):
                 return eval(compile(ast.Expression(last.value), "<README>", "eval"), names)

@@ -14,6 +14,7 @@ from mmjax.evaluate import EVALUATORS
 from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
+from mmjax.train.hooks import HOOKS
 from mmjax.train.optimizer import OPTIMIZERS, AdamW
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
@@ -119,6 +120,7 @@ class Experiment:
       evaluate_every: steps between evaluations; 0 for the end alone.
       checkpoint: when to save and what to keep.
       log: what is written while training.
+      hooks: what else happens beside the steps, by name; see `train.hooks`.
       init_from: folder of a run whose parameters to start from.
       init_fresh: patterns of parameters that are initialised anew all the same.
     """
@@ -139,6 +141,7 @@ class Experiment:
     test_data: str = TEST
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    hooks: Mapping[str, Any] = setting(HOOKS, default_factory=dict)
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
 
@@ -170,6 +173,17 @@ class Experiment:
                     f"not one of {', '.join(FIGURES)}"
                 )
             self._known_data(f"evaluate.{name}.data", evaluator.data)
+        for name, hook in self.hooks.items():
+            if name in (*FIGURES, *self.evaluate):
+                raise UserError(
+                    f"hooks.{name}: its figures would be called {name}/... like others; call it neither like an evaluator nor "
+                    f"{', '.join(FIGURES)}"
+                )
+            if not callable(getattr(hook, "start", None)):
+                known = ", ".join(HOOKS)
+                raise UserError(
+                    f"hooks.{name}: {type(hook).__name__} has no start(name, training); use one of {known}, or your own"
+                )
         if self.test_data not in ("", TEST):  # a run need not have any
             self._known_data("test_data", self.test_data)
         for name in self.alternate:

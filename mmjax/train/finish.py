@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.core.config import to_json
@@ -12,6 +12,7 @@ from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
 from mmjax.train.run import FINISHED, Run
+from mmjax.train.setup import Setup
 
 VALIDATION = "validation"  # the data that `test_data` stands in for at the end
 
@@ -44,7 +45,8 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
     """All of an experiment that could make its end another one."""
     e, c = experiment, experiment.checkpoint
     told = {"steps": e.steps, "test_data": e.test_data, "best": c.best, "mode": c.mode, "patience": c.patience}
-    return told | {"evaluate": to_json(e.evaluate), "evaluate_every": e.evaluate_every}
+    hooks = {"hooks": to_json(e.hooks)} if e.hooks else {}  # one of them may have stopped it
+    return told | hooks | {"evaluate": to_json(e.evaluate), "evaluate_every": e.evaluate_every}
 
 
 def test_data(experiment: Experiment) -> str | None:
@@ -82,3 +84,19 @@ def check_best(experiment: Experiment, metrics: Mapping[str, float], step: int) 
             f"checkpoint.best={name!r}: its evaluator gives {', '.join(given) or 'nothing'}{nearest(name, given)}; step {step} "
             "is saved, and the same command with another checkpoint.best goes on from there"
         )
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line, without those of parts (`evaluator/metric/part`)."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.count("/") == 1)
+
+
+def data_troubles(setup: Setup) -> Iterator[str]:
+    """What the data lost on its way to the model: captions cut to length, files that could not be read."""
+    for name, dataset in setup.datasets.items():
+        if dataset.truncated:
+            cut, length = dataset.truncated, setup.experiment.data[name].max_length
+            yield f"data.{name}: {cut:,} captions were longer than max_length={length} tokens and were cut"
+        if dataset.bad:
+            first, reason = next(iter(dataset.bad.items()))
+            yield f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"

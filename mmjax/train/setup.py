@@ -76,14 +76,17 @@ class Setup:
 
     def lower_step(self, group: tuple[str, ...]) -> jax.stages.Lowered:
         """The training step over the streams of `group`, traced for this mesh and not yet compiled."""
+        return self.jit_step(group).lower(self.abstract, self.batch_shapes(group))
+
+    def jit_step(self, group: tuple[str, ...]) -> Any:
+        """The training step over the streams of `group`: (state, batches) -> (state, figures); the state is donated."""
         e = self.experiment
         tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
-        tasks, batches = self.tasks_of(group), self.batch_shapes(group)
+        tasks = self.tasks_of(group)
         step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
-        check_needs(tasks, batches)
+        check_needs(tasks, self.batch_shapes(group))
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
-        return jitted.lower(self.abstract, batches)
+        return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""

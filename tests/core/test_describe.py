@@ -25,10 +25,11 @@ from mmjax.parallel.multihost import Join
 from mmjax.plan.command import Options
 from mmjax.train import OPTIMIZERS, Checkpoint, Experiment, Log, Task
 from mmjax.train.config_file import load_config, shipped_configs
+from mmjax.train.hooks import HOOKS
 from mmjax.train.weighting import WEIGHTINGS
 
 TABLES = (ENCODERS, DECODERS, FUSIONS, HEADS, AUGMENTATIONS, EVALUATORS, SOURCES, TRANSFORMS, TOKENIZERS, OBJECTIVES)
-LISTED = [cls for table in (*TABLES, WEIGHTINGS, OPTIMIZERS) for cls in table.values()]
+LISTED = [cls for table in (*TABLES, WEIGHTINGS, OPTIMIZERS, HOOKS) for cls in table.values()]
 SINGLE = [Experiment, Task, Data, Mesh, Checkpoint, Log, Multimodal, Join, Options]
 
 

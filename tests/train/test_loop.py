@@ -216,7 +216,7 @@ def test_a_tokenizer_without_a_checkpoint_is_made_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
 def test_patience_ends_a_run(tmp_path, monkeypatch, mode, sign):
     values = iter([0.5, 0.6, float("nan"), -np.inf, 0.9])
-    monkeypatch.setattr(loop, "run_evaluators", lambda *_: {"prompted/accuracy": sign * next(values)})
+    monkeypatch.setattr(ZeroShot, "__call__", lambda *_: {"accuracy": sign * next(values)})
     spec = Checkpoint(every=100, keep=1, best="prompted/accuracy", mode=mode, patience=2)
     train(eight_steps(evaluate_every=1, checkpoint=spec), tmp_path)
     assert list(curve(tmp_path)) == [1, 2, 3, 4]  # the best is step 2, and two evaluations were no better

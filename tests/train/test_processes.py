@@ -143,6 +143,18 @@ def test_a_loss_that_is_not_finite_stops_all_alike(compiled, tmp_path):
     assert lines[1].removeprefix("mmjax: process 0: ").removeprefix("mmjax: ") == lines[0].removeprefix("mmjax: ")
 
 
+@pytest.mark.slow
+def test_a_time_budget_stops_all_at_one_step(compiled, tmp_path):
+    """Process 0 looks at its clock, and JAX's preemption service tells the others."""
+    run = tmp_path / "run"
+    budget = ["--hooks.budget", "time_budget", "--hooks.budget.seconds", "20"]
+    flags = ["--steps", "100000", "--evaluate_every", "0", "--checkpoint.every", "100000", "--workdir", str(run), *budget]
+    (status, _, err), (other, _, silent) = Crowd(compiled, None, ["train", tiny.__file__, *flags]).end()
+    assert (status, other, silent) == (0, 0, ""), err
+    step = int(re.search(r"stopped after hooks\.budget\.seconds=20; saved step (\d+)", err)[1])
+    assert Checkpoints(run / "checkpoints", Checkpoint(), read_only=True).steps() == [step] and step < 100000
+
+
 def words_of(folder):
     """Words of a run in a folder, by one process, and by several that save to disks of their own."""
     words = ["train", tiny.__file__, *FLAGS, "--workdir", str(folder / "run")]

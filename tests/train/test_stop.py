@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +18,22 @@ def test_a_signal_asks_and_what_was_set_before_comes_back(number, capfd):
         assert stop_at(2) and stop_at(3)
     assert signal.getsignal(number) is before
     assert "asked to stop" in capfd.readouterr().err
+
+
+def test_a_stop_may_be_asked_for_in_any_thread(capfd):
+    with ThreadPoolExecutor(1) as pool:
+
+        def asked():
+            with stop_requested() as stop:
+                before = stop(1)
+                stop.ask()
+                return before, stop(2)
+
+        assert pool.submit(asked).result() == (False, True)
+    with stop_requested() as stop:
+        stop.ask()
+        assert stop(1) and stop.asked
+    assert capfd.readouterr().err == ""
 
 
 def test_a_second_interrupt_ends_at_once():

@@ -1,0 +1,71 @@
+"""Each step's figures: read when it is done, written where they are due, and a bad one noticed."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.train.hooks.hook import Hook
+from mmjax.train.speed import Speed
+from mmjax.train.training import Training
+
+LAG = 2  # steps whose figures may still be on the device
+
+
+class Figures(Hook):
+    """Reads a step's figures two steps later, so that the devices always have something to do; other hooks find them in
+    `training.done`."""
+
+    def __init__(self, speed: Speed):
+        self._speed = speed
+        self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+
+    def after_step(self, step: int, training: Training) -> None:
+        self._pending.append((step, training.figures))
+        self._speed.tick(training.group, training.examples)
+        self._read(training, LAG)
+
+    def settle(self, training: Training) -> None:
+        """Read those of every step that was started: from here on the state is known to be good."""
+        self._read(training, 0)
+
+    def _read(self, training: Training, lag: int) -> None:
+        """All but the last `lag` steps; write those that are due; stop at a bad one."""
+        e = training.experiment
+        while len(self._pending) > lag:
+            step, figures = self._pending.popleft()
+            due = step % e.log.every == 0 or step == e.steps
+            read = _floats(figures) if due else {}
+            if read["bad_step"] if due else float(figures["bad_step"]):
+                _bad_step(step, _floats(figures), training)
+            if due:
+                read |= self._speed.figures()
+                training.write(step, read)
+            training.advance_bar(step, read)
+            training.done.append((step, figures))
+
+
+def _floats(figures: Mapping[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(figures).items()}
+
+
+def _bad_step(step: int, figures: Mapping[str, float], training: Training) -> None:
+    """Name the task and the step; stop the run, or say that the step was skipped."""
+    broken = [name.removeprefix("loss/") for name, v in figures.items() if name.startswith("loss/") and not np.isfinite(v)]
+    if broken:
+        what = f"the loss of task {', '.join(broken)} is not finite"
+    elif not np.isfinite(figures["gradient_norm"]):
+        what = "the gradient is not finite"
+    else:
+        what = f"the loss jumped to {figures['loss']:.4g}"
+    if training.experiment.optimizer.on_bad_step == "skip":
+        training.say(f"step {step}: {what}; the step was skipped")
+        return
+    training.checkpoints.wait()
+    kept = training.checkpoints.steps()
+    last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint had been saved yet"
+    raise UserError(f"step {step}: {what}; {last} (optimizer.on_bad_step=skip goes on)")

@@ -1,0 +1,54 @@
+"""The state that a run begins with: from the seed, or with the parameters of another run."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from mmjax.core.errors import UserError
+from mmjax.train.checkpoint import Checkpoints, load_matching
+from mmjax.train.run import Run
+from mmjax.train.setup import Setup
+from mmjax.train.state import State
+
+
+def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
+    """The state before the first step.
+
+    Args:
+      run: where it is written down what was taken of `init_from`; None for nowhere.
+
+    Raises:
+      UserError: `init_from` is no run, or its parameters do not fit.
+    """
+    state, e = setup.init(), setup.experiment
+    if not e.init_from:
+        return state
+    source = Run(e.init_from)
+    kept = Checkpoints(source.checkpoints, source.experiment().checkpoint, say, read_only=True)
+    step = kept.best_step()
+    if step is None:
+        raise UserError(f"init_from={source.name}: the run has no checkpoint")
+    params, _ = kept.params(step, setup.mesh)
+    loaded, new, left = load_matching(state.params, params, e.init_fresh)
+    say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
+    say(f"  {_sorted_out('new', new)}")
+    say(f"  {_sorted_out('left over', left)}")
+    if run is not None:
+        run.write_json(
+            "init_from.json", {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left}
+        )
+    taken = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
+        state.params,
+    )
+    return dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
+
+
+def _sorted_out(word: str, paths: list[str]) -> str:
+    """ "12 loaded (encoders_image 12)": how many arrays of each part."""
+    parts = collections.Counter(path.split("/")[0] for path in paths)
+    return f"{len(paths)} {word}" + (f" ({', '.join(f'{part} {n}' for part, n in parts.items())})" if paths else "")
