@@ -116,15 +116,17 @@ def last_state(folder, experiment, mesh):
         return jax.device_get(state)
 
 
-def test_running_statistics_and_a_teacher(walks, tmp_path):
+def test_running_statistics_and_a_teacher(walks, tmp_path, monkeypatch):
     """On 1 device and on 8, in micro-batches, broken off and resumed: one teacher and one running mean."""
-    states, losses = {}, {}
+    states, losses, build = {}, {}, Mesh.build
     ways = {
-        "one": {"mesh": Mesh(data=1)},
         "eight": {"mesh": Mesh(data=2, fsdp=4)},
         "parts": {"mesh": Mesh(data=1), "optimizer": {"accumulate": 2}},
+        "one": {"mesh": Mesh(data=1)},
     }
     for name, changes in ways.items():
+        count = 8 if name == "eight" else 1
+        monkeypatch.setattr(Mesh, "build", lambda self, devices=None, n=count: build(self, devices or jax.devices()[:n]))
         experiment = walks.teacher_experiment(**changes)
         train(experiment, tmp_path / name)
         states[name] = last_state(tmp_path / name, experiment, experiment.mesh.build())
@@ -134,6 +136,8 @@ def test_running_statistics_and_a_teacher(walks, tmp_path):
     for name in ("eight", "parts"):
         np.testing.assert_allclose(losses[name], losses["one"], rtol=2e-5)
         for path, value in leaves_by_path(one.variables).items():
+            if path.endswith("attention/k/bias"):
+                continue  # its gradient is zero but for rounding, which Adam makes whole updates of
             np.testing.assert_allclose(leaves_by_path(states[name].variables)[path], value, rtol=2e-3, atol=2e-5, err_msg=path)
     mean = one.variables["model"]["statistics"]["encoders_sensor"]["mean"]
     assert 0.2 < mean[0] < 0.5 and abs(mean[2] / mean[0] - 3) < 0.5  # six steps of the way to (0.5, 1.0, 1.5)

@@ -6,7 +6,6 @@ It is a process of its own because libtpu writes to the terminal, holds a lock, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -83,8 +82,13 @@ def _flops(setup: Setup, group: tuple[str, ...]) -> dict[str, float]:
     tx, rate = e.optimizer.build(state.params, e.steps), e.optimizer.rate(e.steps)
     step = make_step(e.model, setup.tasks_of(group), e.weighting, e.optimizer, tx, rate)
     plain = dataclasses.replace(setup, experiment=plainest(e))
-    forward = functools.partial(task_losses, plain.experiment.model, plain.tasks_of(group), variables=state.variables)
-    traced = jax.make_jaxpr(forward)(state.params, setup.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0)))
+    model, tasks = plain.experiment.model, plain.tasks_of(group)
+
+    def forward(params: Any, batches: Any, key: Any, variables: Any) -> Any:
+        return task_losses(model, tasks, params, batches, key, variables=variables)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(forward)(state.params, setup.batch_shapes(group), key, state.variables)
     examples = sum(batch["index"].shape[0] for batch in setup.batch_shapes(group).values())
     return {
         "carried": carried_bytes(traced.jaxpr) / examples,

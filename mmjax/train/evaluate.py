@@ -22,7 +22,7 @@ from mmjax.parallel.multihost import agree, is_main
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.config_file import apply_flags
 from mmjax.train.experiment import Checkpoint, Experiment
-from mmjax.train.finish import at_the_end, run_evaluators
+from mmjax.train.finish import at_the_end, data_troubles, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
@@ -71,6 +71,8 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
         metrics = run_evaluators(experiment, setup.evaluation(), params, data)
+        for line in data_troubles(setup) if is_main() else ():
+            logger.warning("%s", line)
     checkpoints.close()
     return {**metrics, "step": step}
 

@@ -92,11 +92,18 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 
 def data_troubles(setup: Setup) -> Iterator[str]:
-    """What the data lost on its way to the model: captions cut to length, files that could not be read."""
+    """What the data lost on its way to the model: captions cut to length, unknown tokens, files that could not be read."""
     for name, dataset in setup.datasets.items():
-        if dataset.truncated:
-            cut, length = dataset.truncated, setup.experiment.data[name].max_length
-            yield f"data.{name}: {cut:,} captions were longer than max_length={length} tokens and were cut"
+        lost = dataset.lost
+        if lost.truncated:
+            length = setup.experiment.data[name].max_length
+            yield f"data.{name}: {lost.truncated:,} captions were longer than max_length={length} tokens and were cut"
+        if lost.unknown:
+            share = lost.unknown / lost.tokens
+            yield (
+                f"data.{name}: {lost.unknown:,} of its tokens ({share:.1%}) are unknown to the tokenizer, so the model cannot "
+                "read what stood there; train the tokenizer on such texts, or use BPE, which knows every character"
+            )
         if dataset.bad:
             first, reason = next(iter(dataset.bad.items()))
             yield f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path, map_with_path
+from mmjax.core.types import Array
+from mmjax.models.forward import VARIABLES
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup
-from mmjax.train.state import State
+from mmjax.train.setup import Setup, task_shapes
+from mmjax.train.state import State, task_variables, together
 
 
 def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
@@ -33,6 +37,8 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     if step is None:
         raise UserError(f"init_from={source.name}: the run has no checkpoint")
     params, _ = kept.params(step, setup.mesh)
+    variables = params.get(VARIABLES, {})
+    params = {name: tree for name, tree in params.items() if name != VARIABLES}
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
@@ -45,7 +51,24 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
         state.params,
     )
-    return dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
+    state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
+    return dataclasses.replace(state, variables=_variables(setup, state, variables))
+
+
+def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str, Any]:
+    """What modules keep, as it was there where it is of the same shape; what objectives keep, made of the parameters taken."""
+    known = leaves_by_path(there)
+
+    def taken(path: str, own: Array) -> Array:
+        found = known.get(path)
+        return own if found is None or found.shape != own.shape else jax.device_put(found, own.sharding)
+
+    model = map_with_path(taken, state.variables.get("model", {}))
+    e = setup.experiment
+    objectives = {name: task.objective for name, task in e.tasks.items()}
+    tasks = task_variables(objectives, state.params, task_shapes(e, setup.datasets))
+    tasks = jax.tree.map(lambda new, own: jax.device_put(new, own.sharding), tasks, state.variables.get("tasks", {}))
+    return together(model, tasks)
 
 
 def _sorted_out(word: str, paths: list[str]) -> str:

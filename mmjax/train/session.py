@@ -23,7 +23,8 @@ from mmjax.train.feed import Feed
 from mmjax.train.init_from import first_state
 from mmjax.train.setup import Setup
 from mmjax.train.setup import set_up as set_up_experiment
-from mmjax.train.state import State, evaluated
+from mmjax.train.state import State, evaluated, with_variables
+from mmjax.train.validate import validated
 
 
 def set_up(config: str | Path | Experiment, flags: str | Sequence[str] = ()) -> Session:
@@ -48,7 +49,7 @@ def set_up(config: str | Path | Experiment, flags: str | Sequence[str] = ()) -> 
     experiment = apply_flags(experiment, shlex.split(flags) if isinstance(flags, str) else flags)
     mesh = experiment.mesh.build()
     with use_mesh(mesh):
-        return Session(set_up_experiment(experiment, None, mesh))
+        return Session(validated(set_up_experiment(experiment, None, mesh)))
 
 
 class Session:
@@ -59,7 +60,7 @@ class Session:
     one, which what is computed with a forward on several devices needs, and closes it at the end.
 
     Attributes:
-      setup: mesh, tokenizer, datasets, and shapes of the state.
+      setup: mesh, tokenizers, datasets, and shapes of the state; its `notes` say what a run says before its first step.
       state: parameters and all else that a step changes. The next step takes its arrays over: copy what is to be kept.
       step_number: steps done.
     """
@@ -127,7 +128,8 @@ class Session:
             if not train:
                 return BoundForward(self.experiment.model, evaluated(self.state), batch)
             key = jax.random.fold_in(jax.random.wrap_key_data(self._whole_key().key), self.step_number)
-            return BoundForward(self.experiment.model, self.state.params, batch, fold_name(key, f"data/{data}"))
+            params = with_variables(self.state.params, self.state.variables.get("model", {}))
+            return BoundForward(self.experiment.model, params, batch, fold_name(key, f"data/{data}"))
 
     def close(self) -> None:
         """End the threads and processes that read data."""

@@ -90,10 +90,13 @@ class Setup:
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
-        forward = functools.partial(task_losses, self.experiment.model, self.tasks_of(group), variables=self.abstract.variables)
-        return 3 * count_flops(
-            forward, self.abstract.params, self.batch_shapes(group), jax.eval_shape(lambda: jax.random.key(0))
-        )
+        model, tasks = self.experiment.model, self.tasks_of(group)
+
+        def forward(params: Params, batches: Any, key: Any, variables: Any) -> Any:
+            return task_losses(model, tasks, params, batches, key, variables=variables)
+
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return 3 * count_flops(forward, self.abstract.params, self.batch_shapes(group), key, self.abstract.variables)
 
     def evaluation(self) -> Evaluation:
         """What evaluators are handed."""

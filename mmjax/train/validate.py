@@ -73,13 +73,13 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     read: set[str] = set()
     if not setup.experiment.tasks or not set(setup.experiment.task_data()) <= set(setup.datasets):
         return heads, []
-    model, variables = setup.experiment.model, setup.abstract.variables
+    model = setup.experiment.model
     paths = list(leaves_by_path(setup.abstract.params))
     for group in dict.fromkeys(setup.experiment.groups()):
         tasks, batches = setup.tasks_of(group), setup.batch_shapes(group)
         check_needs(tasks, batches)
 
-        def losses(params: Any, batches: Any, key: Array, tasks: Mapping[str, Any] = tasks) -> dict[str, Array]:
+        def losses(params: Any, batches: Any, key: Array, variables: Any, tasks: Mapping[str, Any] = tasks) -> dict[str, Array]:
             bound = with_variables(params, variables.get("model", {}))
             forwards = {name: BoundForward(model, bound, batch, key) for name, batch in batches.items()}
             found = losses_of(tasks, forwards, key, variables)
@@ -87,7 +87,8 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str]]:
                 heads.update(forward.gave)
             return {name: loss.sum for name, loss in found.items()}
 
-        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, jax.eval_shape(lambda: jax.random.key(0)))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, key, setup.abstract.variables)
         read |= {path for path, live in zip(paths, live_inputs(traced.jaxpr), strict=False) if live}
     spare = unread_parts(model, paths, read)
     return heads, [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []
@@ -122,6 +123,8 @@ class DryEvaluation(Evaluation):
         super().__init__(bind, setup.datasets, setup.texts(), place=jax.device_put)  # which is never called
         self._forwards: list[BoundForward] = []
         self._heads = heads
+        self.answered = False  # whether zeros were given out: what an evaluator says of those is no mistake of the user's
+        self.mistake: UserError | None = None
 
     def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
         dataset: Any = self.dataset(data)
@@ -141,7 +144,24 @@ class DryEvaluation(Evaluation):
                     self._heads.update(forward.gave)
                 # True, so that no row is taken for padding.
                 given = jax.tree.map(lambda x: np.ones(x.shape, bool) if x.dtype == bool else np.zeros(x.shape, x.dtype), found)
+            self.answered = True
             yield given
+
+    def rows(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked(super().rows, *args, **kwargs)
+
+    def sums(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked(super().sums, *args, **kwargs)
+
+    def texts(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked(super().texts, *args, **kwargs)
+
+    def _asked(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except UserError as error:
+            self.mistake = self.mistake or error
+            raise
 
 
 def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -153,10 +173,10 @@ def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, 
         with within(f"evaluate.{name}"), _unheard():
             try:
                 evaluator(dry, params)
-            except UserError:
-                raise
-            except Exception as error:  # of zeros that the evaluator was given, and that no real data would be
-                logger.debug("evaluate.%s on zeros: %r", name, error)
+            except Exception as error:
+                if dry.mistake is not None or (isinstance(error, UserError) and not dry.answered):
+                    raise dry.mistake or error from None
+                logger.debug("evaluate.%s on zeros: %r", name, error)  # which no real data is
     return heads
 
 
