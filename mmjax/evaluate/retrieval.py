@@ -50,7 +50,8 @@ class Retrieval:
             return rows | {key: batch[key] for key in (self.group, *(f"{m}_id" for m in self.modalities)) if key in batch}
 
         first, second = self.modalities
-        rows = evaluation.rows("retrieval", self.data, params, embed, needs=self.modalities)
+        needs = (*self.modalities, *((self.group,) if self.group != "group" else ()))
+        rows = evaluation.rows("retrieval", self.data, params, embed, needs=needs)
         group_N = numbered(rows[self.group]) if self.group in rows else np.arange(len(rows[first]))
         once = {m: first_of_each(rows[f"{m}_id"]) if f"{m}_id" in rows else np.arange(len(group_N)) for m in self.modalities}
 

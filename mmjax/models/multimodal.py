@@ -69,6 +69,7 @@ class Multimodal(nn.Module):
     def embed(self, fusion: str, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length, in the space of a dual fusion."""
         with _part(self, "fusions", fusion) as dual:
+            _require(dual, "embed", "no space that modalities share; Dual has one")
             return dual.embed(modality, self._through(dual, modality, tokens))
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens]) -> Tokens:
@@ -85,12 +86,17 @@ class Multimodal(nn.Module):
         """Logits of one task, from the Tokens of the head's `input`, or a tuple of them where that is one."""
         with _part(self, "heads", head) as module:
             tied_to = getattr(module, "tied_to", "")
-            table = self._named(self.encoders, tied_to, f"heads.{head}.tied_to").word_table() if tied_to else None
-            return module(tokens, table)
+            if not tied_to:
+                return module(tokens, None)
+            encoder = self._named(self.encoders, tied_to, f"heads.{head}.tied_to")
+            _require(encoder, "word_table", f"no words that tied_to={tied_to!r} could tie to")
+            return module(tokens, encoder.word_table())
 
     def scalar(self, fusion: str, name: str) -> Array:
         """A learned scalar of a dual fusion: `scale` or `bias`."""
         module = self._named(self.fusions, fusion, "fusions")
+        with within(f"model.fusions.{fusion}"):
+            _require(module, "scale", "no learned scale; Dual has one")
         return module.scale() if name == "scale" else module.bias_value()
 
     def _through(self, fusion: Any, modality: str, tokens: Tokens) -> Tokens:
@@ -113,6 +119,12 @@ class Multimodal(nn.Module):
 def join_inputs(named: str | Sequence[str], find: Callable[[str], Tokens]) -> Any:
     """What a head is given: the Tokens of its one input, or a tuple of those of several."""
     return find(named) if isinstance(named, str) else tuple(find(name) for name in named)
+
+
+def _require(part: Any, method: str, lacks: str) -> None:
+    """Raises UserError for a part that cannot do what is asked of it."""
+    if not hasattr(part, method):
+        raise UserError(f"{type(part).__name__} has {lacks}")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Batch
 
 EXCLUDED = -1e30  # a logit that no softmax sees; finite, so that a row with nothing left stays free of NaN
@@ -53,8 +54,14 @@ def correct(logits: Array, labels: Array) -> Array:
 
 
 def groups(batch: Batch, key: str, size: int) -> Array:
-    """[B] or [B, n] int32: equal for rows that are each other's positives; without such a key, each row is its own."""
+    """[B] or [B, n] int32: equal for rows that are each other's positives; without `group`, each row is its own.
+
+    Raises:
+      UserError: another key than `group` that the batch does not have.
+    """
     found = batch.get(key)
+    if found is None and key != "group":
+        raise UserError(f"group={key!r}: the batch has {', '.join(batch)}{nearest(key, batch)}")
     return jnp.arange(size) if found is None else found
 
 
