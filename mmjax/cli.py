@@ -197,7 +197,8 @@ def to_hf(words: list[str]) -> int:
 def inspect_data(words: list[str]) -> int:
     """mmjax data inspect [CONFIG] [--any.field value ...]
 
-    What a batch really holds.
+    Opens all data of the config: classes, lengths of texts, what is cut or unknown, files that cannot be read.
+    The exit status is 2 for what would end a run.
     """
     _, experiment = _experiment(words)
     from mmjax.train.evaluate import inspect_data as text

@@ -19,6 +19,7 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
+| `MODALITY_id`   | [B] int32          | optional, equal where records hold one and the same image (or text)   |
 | `MODALITY_added` | [B, T, D] f32     | optional, added to the embeddings of an input before the first layer |
 | `label`         | [B] int32          | class; below 0 = none                                                |
 | `next`          | [B] int32          | 1 = the second sentence follows the first, 0 = not, below 0 = ignored |

@@ -123,8 +123,10 @@ def inferred(key: str, value: Any, first: Record) -> Any:
     if key == "label" and isinstance(value, int | np.integer):
         return Class()
     if isinstance(value, np.ndarray):
-        spatial = any(part in KINDS for part in key.split("_")[1:2])
-        return Pixels() if value.ndim == 3 and value.dtype == np.uint8 and not spatial else Array("")
+        part = next(iter(key.split("_")[1:2]), "")
+        if part == "map" and value.dtype.kind in "iu":
+            return Class()
+        return Pixels() if value.ndim == 3 and value.dtype == np.uint8 and part not in KINDS else Array("")
     if isinstance(value, bool | np.bool_ | int | np.integer):
         return Array("int32")
     return Number() if isinstance(value, float | np.floating) else None

@@ -55,12 +55,12 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
     for flag, name in (("data", data), ("test_data", changed)):
         if name is not None and name not in experiment.data:
             raise UserError(f"--{flag} {name}: the run has {', '.join(experiment.data)}{nearest(name, experiment.data)}")
-    experiment = at_the_end(experiment)
+    experiment = at_the_end(experiment) if data is None else _asked_on(experiment, data)
     checkpoints = Checkpoints(run.checkpoints, trained.checkpoint, read_only=True) if run.has_checkpoint() else None
     step = checkpoints.best_step() if checkpoints else None
     if checkpoints is None or step is None:
         raise UserError(f"{path}: the run has no checkpoint yet")
-    read = _data_read(experiment, data)
+    read = tuple(dict.fromkeys(evaluator.data for evaluator in experiment.evaluate.values()))
     mesh = _mesh(experiment, trained)
     experiment = _fitted(experiment, batch_ways(mesh), read)
     agree("the experiment", to_json(experiment))
@@ -70,7 +70,7 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
             logger.info("%s", line)
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
-        metrics = run_evaluators(experiment, setup.evaluation(), params, data)
+        metrics = run_evaluators(experiment, setup.evaluation(), params)
         for line in data_troubles(setup) if is_main() else ():
             logger.warning("%s", line)
     checkpoints.close()
@@ -140,10 +140,11 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
     return experiment
 
 
-def _data_read(experiment: Experiment, data: str | None) -> tuple[str, ...]:
-    """Names of the data that evaluators read: no other need be at hand."""
-    own = [e.data for e in experiment.evaluate.values() if data is None or e.data != "validation"]
-    return tuple(dict.fromkeys(name for name in ([] if data is None else [data]) + own if name in experiment.data))
+def _asked_on(experiment: Experiment, data: str) -> Experiment:
+    """The same with all its evaluators on this data; no other need be at hand."""
+    return dataclasses.replace(
+        experiment, evaluate={name: dataclasses.replace(own, data=data) for name, own in experiment.evaluate.items()}
+    )
 
 
 def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:

@@ -186,6 +186,9 @@ class Experiment:
                 )
         if self.test_data not in ("", TEST):  # a run need not have any
             self._known_data("test_data", self.test_data)
+        for name in self.tokenizers:
+            if not name.isidentifier():
+                raise UserError(f"tokenizers.{name}: call it by letters, digits and _ alone; it becomes the name of a folder")
         for name in self.alternate:
             self._known_data("alternate", name)
         missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]

@@ -54,13 +54,12 @@ def test_data(experiment: Experiment) -> str | None:
     return experiment.test_data if experiment.test_data in experiment.data else None
 
 
-def run_evaluators(experiment: Experiment, evaluation: Any, params: Any, data: str | None = None) -> dict[str, float]:
-    """Every evaluator's metrics, named `evaluator/metric`, each on the data that it names; on `data` where given."""
+def run_evaluators(experiment: Experiment, evaluation: Any, params: Any) -> dict[str, float]:
+    """Every evaluator's metrics, named `evaluator/metric`, each on the data that it names."""
     metrics: dict[str, float] = {}
     for name, evaluator in experiment.evaluate.items():
-        chosen = evaluator if data is None else dataclasses.replace(evaluator, data=data)
         with within(f"evaluate.{name}"):
-            metrics |= {f"{name}/{metric}": value for metric, value in chosen(evaluation, params).items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in evaluator(evaluation, params).items()}
     return metrics
 
 

@@ -212,7 +212,21 @@ class Run:
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Head -> the names of its classes in the order of its logits, of those that the run knows."""
         kept = self.read_json(CLASSES)
-        return {head: tuple(names) for head, names in kept.items()} if isinstance(kept, dict) else {}
+        if isinstance(kept, dict):
+            return {head: tuple(names) for head, names in kept.items()}
+        # A run of before there was that file: the names were those of the data that the head was trained on.
+        about: dict[str, Any] = self.about_data()
+        found: dict[str, tuple[str, ...]] = {}
+        for task in self.experiment().tasks.values() if about else ():
+            names = about.get(task.data, {}).get("classes") if hasattr(task.objective, "label") else None
+            if names:
+                found.setdefault(getattr(task.objective, "head", ""), tuple(names))
+        return found
+
+    def about_data(self) -> dict[str, Any]:
+        """Name of each set of data -> its size, classes, fingerprint and shapes, as it was when the run was opened last."""
+        kept = self.read_json("environment.json")
+        return kept.get("data", {}) if isinstance(kept, dict) else {}
 
     def identity(self) -> str:
         """A name that no other run has, not even a later one in the same folder or a copy; made when first asked for.

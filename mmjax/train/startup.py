@@ -59,9 +59,16 @@ def open_run(
 
 
 def about_data(setup: Setup) -> dict[str, Any]:
-    """What identifies each dataset."""
-    found = setup.datasets.items()
-    return {name: {"size": d.size, "classes": list(d.classes), "fingerprint": d.fingerprint} for name, d in found}
+    """What identifies each dataset, and the shape of a row of each key."""
+    return {
+        name: {
+            "size": d.size,
+            "classes": list(d.classes),
+            "fingerprint": d.fingerprint,
+            "shapes": {key: list(shape[1:]) for key, (shape, _) in d.spec().items()},
+        }
+        for name, d in setup.datasets.items()
+    }
 
 
 def agree_on_data(setup: Setup) -> None:

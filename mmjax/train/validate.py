@@ -54,7 +54,8 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     for use in uses(setup.experiment, evaluators):
         if use.head in heads and use.data in setup.datasets:
             _check_head(use, heads[use.head], setup)
-    lines += unread + _other_sizes(setup, evaluators) + _unread_keys(setup) + _files(setup)
+    known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
+    lines += unread + _other_sizes(setup, evaluators, known_shapes) + _unread_keys(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -206,23 +207,24 @@ def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
     dataset.limit(use.label, size)
 
 
-def _other_sizes(setup: Setup, evaluators: Mapping[str, Any]) -> list[str]:
-    """Lines about inputs that are of another size where they are evaluated than where they are trained."""
+def _other_sizes(setup: Setup, evaluators: Mapping[str, Any], known: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+    """Lines about inputs that are of another size where they are evaluated than where they are trained.
+
+    Args:
+      known: set of data -> key -> shape of a row, of data that is not at hand: it was there when the run was trained.
+    """
     lines = []
-    specs = {name: dataset.spec() for name, dataset in setup.datasets.items()}
+    shapes = {name: {key: tuple(shape) for key, shape in own.items()} for name, own in known.items()}
+    for name, dataset in setup.datasets.items():
+        shapes[name] = {key: shape[1:] for key, (shape, _) in dataset.spec().items()}
     for modality in setup.experiment.model.encoders:
-        trained = {
-            name: specs[name][modality][0][1:] for name in setup.experiment.task_data() if modality in specs.get(name, {})
-        }
+        trained = {name: shapes[name][modality] for name in setup.experiment.task_data() if modality in shapes.get(name, {})}
         for name in dict.fromkeys(spec.data for spec in evaluators.values()):
-            own = (
-                specs[name][modality][0][1:]
-                if modality in specs[name] and modality not in setup.datasets[name].texts()
-                else None
-            )
+            is_text = modality in setup.datasets[name].texts()
+            own = None if is_text else shapes[name].get(modality)
             if own is not None and trained and name not in trained and own not in trained.values():
                 other, size = next(iter(trained.items()))
-                lines.append(f"data.{name}: its {modality} is {_size(own)}, and that of data.{other} {_size(size)}")
+                lines.append(f"data.{name}: its {modality} is {_size(own)}, and that of data.{other} is {_size(size)}")
     return lines
 
 
