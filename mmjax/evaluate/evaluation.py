@@ -71,7 +71,12 @@ class Evaluation:
     Each method takes a `key` that names `fn` in what is said. Two functions are the same where their code and all that they
     close over are equal; each other one is compiled for itself, so `fn` should not close over what changes from one evaluation
     to the next, such as parameters.
+
+    Attributes:
+      dry: True in the pass before the first step, which traces what evaluators run on the shapes of their data and gives zeros.
     """
+
+    dry = False
 
     def __init__(
         self,

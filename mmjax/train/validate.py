@@ -114,6 +114,8 @@ def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -
 class DryEvaluation(Evaluation):
     """An evaluation on shapes: functions are traced, and give zeros. What evaluators make of those is thrown away."""
 
+    dry = True
+
     def __init__(self, setup: Setup, heads: dict[str, tuple[int, ...]]) -> None:
         model = setup.experiment.model
 

@@ -212,8 +212,8 @@ def compared(model: Multimodal, params: Params, tokens: Mapping[str, Any]) -> An
 def layered(model: Multimodal, params: Params, batch: Batch, name: str) -> list[Any]:
     """The outputs of each layer of an encoder on a batch, or of a fusion on what the encoders give."""
     if name in model.encoders:
-        raw = [batch.get(f"{name}{key}") for key in ("", "_mask", "_segments", "_keep")]
-        return hidden_states(model, params, "encode", name, *raw)
+        keys = {"": name} | {part: f"{name}_{part}" for part in ("mask", "segments", "keep")}
+        return hidden_states(model, params, "encode", name, {part: batch[key] for part, key in keys.items() if key in batch})
     tokens = {modality: bound(model, params, batch).encode(modality) for modality in model.fusions[name].modalities}
     return hidden_states(model, params, "fuse", name, tokens)
 

@@ -87,7 +87,7 @@ def digits_run(path):
     run = Run(path)
     run.open(dataclasses.replace(e, model=model, tasks={"contrastive": e.tasks["contrastive"]}, evaluate={}))
     run.write_json("environment.json", environment())
-    run.keep_tokenizer(e.tokenizer.train(e.data["train"].texts()))
+    run.keep_tokenizers({"": e.tokenizer.train(e.data["train"].texts())})
     save_params(run, params_of(model))
 
 

@@ -77,7 +77,7 @@ def test_each_part_has_its_own_dropout_the_same_in_both_passes():
     task, key, parts = {"pairs": Task(Contrastive("sigmoid"))}, fold_name(rng, "data/train"), 2
 
     def cached(params):
-        return accumulated(model, task, params, {"train": batch}, rng, parts)["pairs"].sum
+        return accumulated(model, task, params, {"train": batch}, rng, parts)[0]["pairs"].sum
 
     def kept(params):
         found = {}
@@ -111,9 +111,8 @@ def test_activations_of_one_part_at_a_time():
 
     def temporaries(parts):
         def loss(params, batch):
-            return accumulated(model, tiny.tasks("contrastive"), params, {"train": batch}, jax.random.key(0), parts)[
-                "contrastive"
-            ].sum
+            made = accumulated(model, tiny.tasks("contrastive"), params, {"train": batch}, jax.random.key(0), parts)
+            return made[0]["contrastive"].sum
 
         return jax.jit(jax.grad(loss)).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
 

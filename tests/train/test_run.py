@@ -198,10 +198,11 @@ def test_a_tokenizer_that_was_being_written_is_not_taken(tmp_path):
     (tmp_path / "tokenizer.new").mkdir()
     (tmp_path / "tokenizer.new" / "old.json").write_text("{}")
     assert run.tokenizer() is None
-    run.keep_tokenizer(made)
+    run.keep_tokenizers({"": made, "titles": made})
+    assert run.tokenizers().keys() == {"", "titles"}
     assert "old.json" not in [path.name for path in (tmp_path / "tokenizer").iterdir()]
-    run.keep_tokenizer(None)
-    assert run.tokenizer() is None
+    run.keep_tokenizers({})
+    assert run.tokenizer() is None and run.tokenizers() == {}
 
 
 def test_environment_names_versions():

@@ -27,5 +27,5 @@ def test_a_second_start_finds_its_step_in_the_cache_and_says_so(tmp_path):
     agree_on_data(setup)
     assert about_data(setup)["test"]["size"] == 360
     assert run.tokenizer().vocab_size == setup.tokenizer.vocab_size
-    run.keep_tokenizer(None)
+    run.keep_tokenizers({})
     assert run.tokenizer() is None

@@ -134,7 +134,7 @@ VIT_MAE = Case(
         BASE,
         lambda model, batch: {"image": run(model, batch, output_hidden_states=True).hidden_states[1:]},
         ours=lambda model, params, batch: {
-            "image": hidden_states(model, params, "encode", "image", batch["image"], None, None, keep(model, batch))
+            "image": hidden_states(model, params, "encode", "image", {"": batch["image"], "keep": keep(model, batch)})
         },
     ),
     gradient=PAINT.of({"norm_pix_loss": True}),
