@@ -79,7 +79,7 @@ class MaskedImage:
           UserError: nothing would be left to see.
         """
         count = noise_BP.shape[1]
-        kept = int(count * (1 - self.mask_ratio))
+        kept = int(count * (1 - self.mask_ratio) + 1e-6)  # 10 * (1 - 0.9) is a hair less than 1
         if not kept:
             raise UserError(f"masked_image.mask_ratio={self.mask_ratio}: of {count} patches none would be left to see")
         order_BP = jnp.argsort(noise_BP, axis=1)
