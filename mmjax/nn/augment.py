@@ -145,6 +145,8 @@ def moved(kind: str, x: Array, size: tuple[int, int], placement: tuple[Array, Ar
     """What lies over an image of `size` (height, width), turned, zoomed and shifted as `source_positions` says."""
     if kind in ("mask", "map"):
         y_HW, x_HW = source_positions(*size, *placement)
+        if kind == "map" and x.dtype.kind in "ub":
+            x = x.astype(jnp.int32)  # which holds a -1
         outside = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else NONE
         return nearest(x, y_HW, x_HW, False if kind == "mask" else outside)
     if kind == "points":
