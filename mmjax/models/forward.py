@@ -187,7 +187,9 @@ class BoundForward:
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
         other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part)
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
-        other._tokens = {**self._tokens, **(tokens or {})}
+        # Tokens taken for what an encoder would give are no longer that once it is given other inputs.
+        kept = {m: own for m, own in self._tokens.items() if not any(f"{key}_".startswith(f"{m}_") for key in inputs or ())}
+        other._tokens = {**kept, **(tokens or {})}
         return other
 
     def written(self) -> list[dict[str, Array]]:
