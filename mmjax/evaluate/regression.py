@@ -6,16 +6,20 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.objectives.regression import errors
 
+ROUNDING = 1e-7  # of float32: numbers that differ by less are the same
+
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Mean absolute error, root mean square error and the share of the variance explained (R^2), over all known numbers.
+    """Mean absolute error, root mean square error and the share of the variance explained (R^2; NaN where there is none), over
+    all known numbers.
 
     Attributes:
       head: the head whose logits are the prediction.
@@ -33,22 +37,31 @@ class Errors:
     scale: float = 1.0
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
-        def sums(forward: Forward, batch: Batch, rng: Array) -> dict[str, Array]:
+        def moments(forward: Forward, batch: Batch) -> dict[str, Array]:
+            """[B] each: of the numbers of an example, so that what is added up over many is added in float64."""
             target = batch[self.target]
             error, known = errors(self.head, forward.head(self.head), self.target, target)
-            known &= batch["valid"].reshape(-1, *[1] * (target.ndim - 1))
-            values = {"absolute": jnp.abs(error), "squared": jnp.square(error), "target": target, "target_2": target**2}
-            added = {name: jnp.sum(jnp.where(known, value, 0.0)) for name, value in values.items()}
-            return {**added, "count": jnp.sum(known.astype(jnp.float32))}
+            rest = tuple(range(1, target.ndim))
+            count = jnp.sum(known.astype(jnp.float32), axis=rest, keepdims=True)
+            mean = jnp.sum(jnp.where(known, target, 0.0), axis=rest, keepdims=True) / jnp.maximum(count, 1.0)
+            off = jnp.square(target.astype(jnp.float32) - mean)
+            values = {"absolute": jnp.abs(error), "squared": jnp.square(error), "off": off}
+            added = {name: jnp.sum(jnp.where(known, value, 0.0), axis=rest) for name, value in values.items()}
+            return {**added, "count": count.reshape(-1), "mean": mean.reshape(-1)}
 
-        total = evaluation.sums("errors", self.data, params, sums, needs=(self.target,))
+        found = evaluation.rows("errors", self.data, params, moments, needs=(self.target,))
+        rows = {name: np.asarray(value, np.float64) for name, value in found.items()}
+        total = {name: float(value.sum()) for name, value in rows.items()}
         count = total["count"]
         if not count:
             raise UserError(f"data={self.data!r} has no known {self.target!r} (all NaN): errors need at least one")
-        variance = total["target_2"] / count - (total["target"] / count) ** 2
+        # Each example's own spread and that of the examples: a difference of squares would lose a spread that is small
+        # beside the numbers.
+        mean = float((rows["count"] * rows["mean"]).sum()) / count
+        variance = (total["off"] + float((rows["count"] * (rows["mean"] - mean) ** 2).sum())) / count
         squared = total["squared"] / count
         return {
             "mean_absolute_error": self.scale * total["absolute"] / count,
             "root_mean_square_error": self.scale * math.sqrt(squared),
-            "r2": 1.0 - squared / variance if variance > 0 else math.nan,
+            "r2": 1.0 - squared / variance if variance > (ROUNDING * mean) ** 2 else math.nan,
         }

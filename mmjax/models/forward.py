@@ -187,7 +187,9 @@ class BoundForward:
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
         other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part)
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
-        other._tokens = {**self._tokens, **(tokens or {})}
+        # Tokens taken for what an encoder would give are no longer that once it is given other inputs.
+        kept = {m: own for m, own in self._tokens.items() if not any(f"{key}_".startswith(f"{m}_") for key in inputs or ())}
+        other._tokens = {**kept, **(tokens or {})}
         return other
 
     def written(self) -> list[dict[str, Array]]:
@@ -233,10 +235,12 @@ class BoundForward:
         name = f"{self._prefix}{name}"
         rngs = None if self._rng is None else {"dropout": self._dropout(self._rng, name)}
         known = {"params": self._params, **self._variables}
-        if not (self._variables and self._writes):
+        if not self._variables or not self.train:
             return self._model.apply(known, *args, method=method, rngs=rngs)
         mutable = list(self._variables)
         given, made = self._model.apply(known, *args, method=method, rngs=rngs, mutable=mutable)
+        if not self._writes:  # what a module writes when training it may write here too, and nobody reads it
+            return given
         old = leaves_by_path(self._variables)
         # What a use has not touched comes back as the very array that it was given.
         new = {path: x for path, x in leaves_by_path(dict(made)).items() if x is not old.get(path)}

@@ -145,6 +145,8 @@ def moved(kind: str, x: Array, size: tuple[int, int], placement: tuple[Array, Ar
     """What lies over an image of `size` (height, width), turned, zoomed and shifted as `source_positions` says."""
     if kind in ("mask", "map"):
         y_HW, x_HW = source_positions(*size, *placement)
+        if kind == "map" and x.dtype.kind in "ub":
+            x = x.astype(jnp.int32)  # which holds a -1
         outside = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else NONE
         return nearest(x, y_HW, x_HW, False if kind == "mask" else outside)
     if kind == "points":
@@ -163,10 +165,10 @@ def _forward(xy: Array, size: tuple[int, int], placement: tuple[Array, Array, Ar
     """
     angle, zoom, shift_2 = placement
     centre_2 = jnp.array([size[1] / 2, size[0] / 2], jnp.float32)
-    x, y = jnp.moveaxis(xy - centre_2, -1, 0)
+    x, y = xy[..., 0] - centre_2[0], xy[..., 1] - centre_2[1]
     cos, sin = jnp.cos(angle) * zoom, jnp.sin(angle) * zoom
-    turned = jnp.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)
-    return turned + centre_2 + shift_2[::-1]
+    there_2 = centre_2 + shift_2[::-1]
+    return jnp.stack([x * cos + y * sin + there_2[0], y * cos - x * sin + there_2[1]], axis=-1)
 
 
 def in_view_points(xy_N2: Array, none_N: Array, size: tuple[int, int]) -> Array:
@@ -177,8 +179,8 @@ def in_view_points(xy_N2: Array, none_N: Array, size: tuple[int, int]) -> Array:
 
 def in_view_boxes(box_N4: Array, none_N: Array, size: tuple[int, int]) -> Array:
     """[N, 4]: boxes clipped to an image of `size`; those that are then empty, or were none, are -1."""
-    limit_4 = jnp.array([size[1], size[0], size[1], size[0]], jnp.float32)
-    clipped_N4 = jnp.clip(box_N4, 0.0, limit_4)
+    limit_14 = jnp.array([[size[1], size[0], size[1], size[0]]], jnp.float32)
+    clipped_N4 = jnp.clip(box_N4, 0.0, limit_14)
     there_N = (clipped_N4[:, 2] > clipped_N4[:, 0]) & (clipped_N4[:, 3] > clipped_N4[:, 1])
     return jnp.where((there_N & ~none_N)[:, None], clipped_N4, NONE)
 

@@ -67,6 +67,6 @@ def errors(head: str, logits: Array, key: str, target: Array) -> tuple[Array, Ar
     if logits.shape != target.shape and logits.shape != (*target.shape, 1):
         there, own = ("x".join(map(str, shape[1:])) or "one an example" for shape in (logits.shape, target.shape))
         raise UserError(f"head={head!r} gives {there} and {key!r} is {own}: a regression needs one logit for each number")
-    predicted = logits.reshape(target.shape).astype(jnp.float32)
-    known = jnp.isfinite(target.astype(jnp.float32))
+    predicted, target = logits.reshape(target.shape).astype(jnp.float32), target.astype(jnp.float32)
+    known = jnp.isfinite(target)
     return jnp.where(known, predicted - jnp.where(known, target, 0.0), 0.0), known

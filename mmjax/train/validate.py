@@ -173,9 +173,10 @@ def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, 
     params = evaluated(setup.abstract)
     for name, evaluator in evaluators.items():
         dry = DryEvaluation(setup, heads)
-        with within(f"evaluate.{name}"), _unheard():
+        with within(f"evaluate.{name}"):
             try:
-                evaluator(dry, params)
+                with _unheard():
+                    evaluator(dry, params)
             except Exception as error:
                 if dry.mistake is not None or (isinstance(error, UserError) and not dry.answered):
                     raise dry.mistake or error from None
@@ -186,15 +187,14 @@ def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
     """Without what evaluators log or warn of figures that are not real; what is lost of prompts is told all the same."""
-    package = logging.getLogger("mmjax")
-    heard = lambda record: record.levelno >= logging.WARNING  # noqa: E731
-    package.addFilter(heard)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))  # of every logger: a user's evaluator has one of its own
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             yield
     finally:
-        package.removeFilter(heard)
+        logging.disable(before)
 
 
 def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:

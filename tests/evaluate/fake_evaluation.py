@@ -12,7 +12,8 @@ from mmjax.core.types import Loss, Tokens
 from mmjax.evaluate.evaluation import Evaluation
 
 VOCABULARY = 64
-SPECS = {"heads.classes": types.SimpleNamespace(input="image"), "heads.both": types.SimpleNamespace(input="heard")}
+INPUTS = {"classes": "image", "value": "image", "both": "heard"}
+SPECS = {f"heads.{head}": types.SimpleNamespace(input=name) for head, name in INPUTS.items()}
 
 
 @dataclasses.dataclass

@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from mmjax.core.flops import count_flops
 from mmjax.core.trees import leaves_by_path
+from mmjax.core.types import Loss, Tokens
 from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer
@@ -17,9 +20,11 @@ from mmjax.models.forward import BoundForward
 from mmjax.models.heads import Classifier, TokenClassifier
 from mmjax.models.multimodal import param_shapes
 from mmjax.nn.augment import ImageAugment
+from mmjax.nn.linear import Linear
 from mmjax.objectives import CausalLM
 from mmjax.train import SGD, Task
-from mmjax.train.step import WARM, task_losses
+from mmjax.train.state import init_state
+from mmjax.train.step import WARM, make_step, task_losses
 
 RAW = {"schedule": "constant", "clip_norm": 0.0}
 
@@ -214,3 +219,102 @@ def test_each_modality_is_encoded_once_in_the_compiled_program():
     alone, both = compiled("contrastive"), compiled("contrastive", "classify")
     assert alone > encoder
     assert 0 < both - alone < 0.1 * encoder
+
+
+# Variables: what no gradient makes.
+
+
+class Keeping(nn.Module):
+    """[B, n] -> one token; keeps the mean of what it was given last, and a whole number of it."""
+
+    @nn.compact
+    def __call__(self, x):
+        mean = self.variable("seen", "mean", jnp.zeros, ())
+        first = self.variable("seen", "first", lambda: jnp.zeros((), jnp.int32))
+        if self.has_rng("dropout"):
+            mean.value, first.value = x.mean() + 0.5 * mean.value, x[0, 0].astype(jnp.int32)
+        return Tokens(Linear(4, name="project")(x)[:, None], jnp.ones((x.shape[0], 1), bool))
+
+    def example(self):
+        return jnp.zeros((1, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class InTurn:
+    """Writes down the first number of each batch it is called with, in their order: the newest first, of five."""
+
+    head: str = "classes"
+
+    def init_variables(self, params, batch):
+        return {"line": jnp.full(5, -1.0), "steps": jnp.zeros((), jnp.int32)}
+
+    def __call__(self, forward, batch, rng, variables):
+        line = jnp.concatenate([batch["sensor"][:1, 0], variables["line"][:-1]])
+        values = jnp.sum(jnp.square(forward.head(self.head)))
+        return Loss(values, jnp.float32(len(batch["sensor"])), variables={**variables, "line": line})
+
+    def after_step(self, variables, params):
+        return {**variables, "steps": variables["steps"] + 1}
+
+
+@functools.cache
+def keeping_step(parts, streams):
+    """A jitted step over so many streams, each with a task of its own, and the first state."""
+    model = Multimodal(encoders={"sensor": Keeping()}, heads={"classes": Classifier(classes=2, input="sensor")})
+    tasks = {name: Task(InTurn(), data=name) for name in streams}
+    optimizer = SGD(learning_rate=0.1, accumulate=parts, on_bad_step="skip", **RAW)
+    weighting = tiny.experiment().weighting
+    batches = {name: {} for name in tasks}
+    objectives = {name: task.objective for name, task in tasks.items()}
+    weights = dict.fromkeys(tasks, 1.0)
+    make = functools.partial(optimizer.build, steps=5)
+    state = init_state(model, make, weighting, weights, False, np.uint32(0), objectives, batches)
+    step = make_step(model, tasks, weighting, optimizer, make(state.params), optimizer.rate(5))
+    return jax.jit(step), state
+
+
+def sensor(*firsts):
+    """A batch whose rows are these numbers thrice."""
+    rows = np.repeat(np.array(firsts, np.float32)[:, None], 3, axis=1)
+    return {"sensor": rows, "index": np.arange(len(firsts), dtype=np.int32)}
+
+
+def kept_of(state):
+    own = tiny.host(state.variables["model"])["seen"]["encoders_sensor"]
+    return float(own["mean"]), int(own["first"])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_modules_variables_are_averaged_over_micro_batches_and_whole_numbers_are_the_last(parts):
+    step, state = keeping_step(parts, ("a",))
+    after, _ = step(state, {"a": sensor(1, 2, 3, 4)})
+    # Row i goes to micro-batch i mod parts, so the last one begins with row parts - 1.
+    assert kept_of(state) == (0.0, 0) and kept_of(after) == (2.5, parts)
+    again, _ = step(after, {"a": sensor(5, 6, 7, 8)})
+    assert kept_of(again) == (6.5 + 0.5 * 2.5, parts + 4)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_modules_variables_are_averaged_over_streams(parts):
+    step, state = keeping_step(parts, ("a", "b"))
+    after, _ = step(state, {"a": sensor(1, 2, 3, 4), "b": sensor(11, 12, 13, 14)})
+    assert kept_of(after) == (7.5, 10 + parts)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_objectives_variables_go_from_micro_batch_to_micro_batch_and_then_after_the_step_once(parts):
+    step, state = keeping_step(parts, ("a",))
+    after, _ = step(state, {"a": sensor(1, 2, 3, 4)})
+    line = [float(i) for i in range(parts, 0, -1)] + [-1.0] * (5 - parts)
+    own = tiny.host(after.variables["tasks"]["a"])
+    assert own["line"].tolist() == line and own["steps"] == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_bad_step_leaves_variables_alone(parts):
+    step, state = keeping_step(parts, ("a",))
+    good, _ = step(state, {"a": sensor(1, 2, 3, 4)})
+    bad, figures = step(good, {"a": sensor(1, 2, np.nan, 4)})
+    assert figures["bad_step"] == 1 and bad.step == good.step + 1
+    tiny.assert_identical(tiny.host(bad.variables), tiny.host(good.variables))
+    assert kept_of(step(bad, {"a": sensor(5, 6, 7, 8)})[0])[0] == 6.5 + 0.5 * 2.5

@@ -88,6 +88,17 @@ def _moved_places(key: str, kind: str, value: np.ndarray, how: Move, size: tuple
     return np.where(there_N[:, None], np.concatenate([low_N2, high_N2], axis=1), NONE).astype(np.float32)
 
 
+def _holding(plane_HW: np.ndarray, outside: float) -> np.ndarray:
+    """The plane in a dtype that holds `outside` as well: -1 is nothing that an unsigned number or a bool could be."""
+    return plane_HW.astype(np.int32) if plane_HW.dtype.kind in "ub" and outside < 0 else plane_HW
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """[new]: the pixel that PIL's own nearest takes for each; where two are equally near, its rounding decides."""
+    row = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return np.asarray(row.resize((new, 1), Image.Resampling.NEAREST))[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Resized:
     """Stretched to (height, width)."""
@@ -101,11 +112,7 @@ class Resized:
         return from_pil(to_pil(image_HW3).resize((self.size[1], self.size[0]), RESAMPLE[self.resample]))
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
-        # The pixel whose middle is nearest, as PIL's own nearest takes it.
-        rows, columns = (
-            ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-            for new, old in zip(self.size, plane_HW.shape[:2], strict=True)
-        )
+        rows, columns = (_nearest(old, new) for new, old in zip(self.size, plane_HW.shape[:2], strict=True))
         return plane_HW[rows[:, None], columns[None, :]]
 
     def places(self, xy_N2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -146,7 +153,7 @@ class Padded:
         return padded
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
-        return np.pad(plane_HW, (self.rows, self.columns), constant_values=outside)
+        return np.pad(_holding(plane_HW, outside), (self.rows, self.columns), constant_values=outside)
 
     def places(self, xy_N2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return xy_N2 + np.array([self.columns[0], self.rows[0]], np.float32)
@@ -182,6 +189,7 @@ class Turned:
         return from_pil(turned)
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
+        plane_HW = _holding(plane_HW, outside)
         height, width = plane_HW.shape[:2]
         y_H1, x_1W = np.arange(height)[:, None] + 0.5 - height / 2, np.arange(width)[None, :] + 0.5 - width / 2
         cos, sin = self._cos_sin()
