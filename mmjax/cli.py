@@ -18,7 +18,7 @@ import absl.logging
 
 from mmjax.core.config import setting
 from mmjax.core.describe import fields, first_sentence, options, page
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, said_of
 from mmjax.core.flags import pairs, take
 from mmjax.core.strict_json import line
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(words)
     except UserError as error:
-        print(f"mmjax: {' '.join('; '.join([str(error), *getattr(error, '__notes__', ())]).split())}", file=sys.stderr)
+        print(f"mmjax: {' '.join('; '.join([str(error), *said_of(error)]).split())}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
         if error.errno not in REFUSED:

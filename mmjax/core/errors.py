@@ -45,3 +45,8 @@ def within(path: str) -> Iterator[None]:
         named = type(error)(f"{path}: {error}")
         named.path = path
         raise named from error
+
+
+def said_of(error: BaseException) -> list[str]:
+    """What was noted of an error on its way: not what JAX says of the traceback that it has shortened."""
+    return [note for note in getattr(error, "__notes__", ()) if "JAX has removed its internal frames" not in note]

@@ -5,9 +5,10 @@ A record goes source -> transforms -> pipeline; `types.py` says what a record is
 
 from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
-from mmjax.data.kinds import Array, Class, Classes, Number, Pixels, Text
+from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
 from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest
+from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
 from mmjax.data.transforms import (
     TRANSFORMS,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmjax.core.errors import UserError, within
-from mmjax.core.spatial import KINDS
-from mmjax.data import kinds
-from mmjax.data.kinds import COLUMNS, Array, Class, Column, Lost, Number, Pixels, Text
+from mmjax.core.spatial import image_of, over
+from mmjax.data import kinds, texts
+from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
+from mmjax.data.texts import Text, TextColumn
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
+
+COLUMNS = {"text": Text, "pixels": Pixels, "class": Class, "classes": Classes, "number": Number, "array": Array}
+OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 
 
 class Columns:
@@ -45,6 +50,9 @@ class Columns:
             batch could hold.
         """
         specs = specs or {}
+        for key in OWN:
+            if key in first:
+                raise UserError(f"source: a record has {key!r}, which is the pipeline's own; call it otherwise")
         for key in specs:
             if key not in first:
                 raise UserError(f"columns.{key}: no record has {key!r}; its keys are {', '.join(first) or 'none'}")
@@ -57,7 +65,9 @@ class Columns:
                 with within(f"columns.{key}" if key in specs else ""):
                     self._columns[key] = spec.build(key, value, about, first)
         self._taken = {name for column in self._columns.values() for name in getattr(column, "taken", ())}
-        self._loose = frozenset(specs)
+        self._named = frozenset(specs)
+        # What a spec or its kind says is made so whatever the record holds, number by number.
+        self._loose = self._named | {key for key, column in self._columns.items() if getattr(column, "dtype", "") == "float32"}
         if not self._columns:
             raise UserError(f"source: a record has nothing for a batch to hold; its keys are {', '.join(first) or 'none'}")
 
@@ -69,7 +79,7 @@ class Columns:
     @property
     def texts(self) -> tuple[str, ...]:
         """The keys that are text."""
-        return tuple(key for key, column in self._columns.items() if isinstance(column, kinds.TextColumn))
+        return tuple(key for key, column in self._columns.items() if isinstance(column, TextColumn))
 
     def of(self, key: str) -> Column | None:
         """The column of a key; None where there is none."""
@@ -82,7 +92,7 @@ class Columns:
         batch: dict[str, np.ndarray] = {}
         lost = Lost()
         for key, column in self._columns.items():
-            with within(f"columns.{key}" if key in self._loose else ""):
+            with within(f"columns.{key}" if key in self._named else ""):
                 arrays, own = column([record[key] for record in records], records)
             batch |= arrays
             lost += own
@@ -93,8 +103,13 @@ class Columns:
     def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[B, 2] int32 from the texts, [B] from the labels where there are none."""
         if "text" in self._columns:
-            return np.stack([kinds.text_group(record["text"]) for record in records])
-        return batch["label"]
+            return np.stack([texts.text_group(record["text"]) for record in records])
+        label = batch["label"]
+        group: np.ndarray = label.copy() if label.ndim == 1 else np.full(len(records), -1, np.int32)
+        for row in np.flatnonzero(group < 0).tolist():  # what has no class is a group of its own
+            arrays = b"".join(value.tobytes() for value in records[row].values() if isinstance(value, np.ndarray))
+            group[row] = zlib.crc32(arrays) & 0x7FFFFFFF | 0x40000000
+        return group
 
     def _check(self, record: Record) -> None:
         """Raises `UserError` for a record that is unlike the first in what no spec leaves open."""
@@ -123,13 +138,13 @@ def inferred(key: str, value: Any, first: Record) -> Any:
     if key == "label" and isinstance(value, int | np.integer):
         return Class()
     if isinstance(value, np.ndarray):
-        part = next(iter(key.split("_")[1:2]), "")
-        if part == "map" and value.dtype.kind in "iu":
+        image = image_of(key, (name for name in first if name != key))
+        kind = "" if image is None else over(image, [key])[key]
+        if kind in ("points", "boxes"):
+            return Array("float32")
+        if (kind == "map" or key == "label") and value.dtype.kind in "iu":
             return Class()
-        return Pixels() if value.ndim == 3 and value.dtype == np.uint8 and part not in KINDS else Array("")
+        return Pixels() if value.ndim == 3 and value.dtype == np.uint8 and not kind else Array("")
     if isinstance(value, bool | np.bool_ | int | np.integer):
         return Array("int32")
     return Number() if isinstance(value, float | np.floating) else None
-
-
-__all__ = ["COLUMNS", "Columns", "Lost", "inferred"]

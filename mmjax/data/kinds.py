@@ -4,7 +4,6 @@ the table, a test."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -16,11 +15,9 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
 
-REMEMBERED = 1 << 16  # texts whose tokens are kept; captions repeat, and a lookup is fifty times faster than the tokenizer
 INT32, FLOAT32, STRING, OTHER = "int32", "float32", "text", "other"
 Kind = tuple[tuple[int, ...], str] | str
 Arrays = dict[str, np.ndarray]
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]  # ids [T], mask [T], segments [T], truncated, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,76 +54,30 @@ class Column(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """Token ids of a text: `KEY` and `KEY_mask` [B, T], and `KEY_segments` where records have a second text `KEY_pair`.
-
-    A tuple of texts is several captions, of which one is drawn each time.
-
-    Attributes:
-      tokenizer: the name of one of the experiment's `tokenizers`; "" for its `tokenizer`.
-      max_length: T; 0 for that of the data.
-    """
-
-    tokenizer: str = ""
-    max_length: int = setting(least=0, default=0)
-
-    def build(self, key: str, value: Any, about: About, first: Record) -> TextColumn:
-        if self.tokenizer not in about.tokenizers:
-            if not self.tokenizer:
-                raise UserError(f"the records have {key}, and no tokenizer was given")
-            known = ", ".join(name for name in about.tokenizers if name) or "none"
-            raise UserError(f"tokenizer={self.tokenizer!r}: the experiment's tokenizers are {known}")
-        if not isinstance(value, str | tuple):
-            raise UserError(f"a text is a string, found {value!r}")
-        return TextColumn(key, about.tokenizers[self.tokenizer], self.max_length or about.max_length, f"{key}_pair" in first)
-
-
-class TextColumn:
-    """See `Text`."""
-
-    def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool) -> None:
-        self.key, self.tokenizer, self.max_length, self.pairs = key, tokenizer, max_length, pairs
-        self.taken = (f"{key}_pair",) if pairs else ()
-        self._remembered: dict[tuple[str, str | None], Row] = {}
-
-    def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
-        rows = self._tokens([(text, record.get(f"{self.key}_pair")) for text, record in zip(values, records, strict=True)])
-        arrays = {self.key: np.stack([row[0] for row in rows]), f"{self.key}_mask": np.stack([row[1] for row in rows])}
-        if self.pairs:
-            arrays[f"{self.key}_segments"] = np.stack([row[2] for row in rows])
-        tokens = int(arrays[f"{self.key}_mask"].sum())
-        return arrays, Lost(sum(row[3] for row in rows), sum(row[4] for row in rows), tokens)
-
-    def _tokens(self, keys: Sequence[tuple[str, str | None]]) -> list[Row]:
-        """One row for each (text, pair); texts met before are not tokenized again."""
-        rows = {key: row for key in keys if (row := self._remembered.get(key)) is not None}
-        new = list(dict.fromkeys(key for key in keys if key not in rows))
-        if new:
-            pairs = [pair or "" for _, pair in new] if self.pairs else None
-            found = self.tokenizer.encode([text for text, _ in new], self.max_length, pairs)
-            unknown = self.tokenizer.unknown(found["ids"], found["mask"])
-            parts = (found["ids"], found["mask"], found["segments"], found["truncated"].tolist(), unknown.tolist())
-            rows |= dict(zip(new, zip(*parts, strict=True), strict=True))
-            if len(self._remembered) + len(new) > REMEMBERED:
-                self._remembered.clear()
-            self._remembered |= {key: rows[key] for key in new}
-        return [rows[key] for key in keys]
-
-
-@dataclasses.dataclass(frozen=True)
 class Class:
     """The class of an example, [B] int32: a whole number, or a name where there are names. Negative, None and "" are none: -1.
 
     Also an array of classes an example, a label map [H, W] for instance: [B, H, W] int32.
 
     Attributes:
-      names: of the classes, in the order of their labels; () for those of the source, where it says them of `label`.
+      names: of the classes, in the order of their labels; () for those of the source, where it says them of `label`. Where they
+        are numbers themselves ("1", "2", "5"), a number in a record is a name.
+      ignore: numbers that are no class either: 255 in many label maps.
     """
 
     names: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
 
     def build(self, key: str, value: Any, about: About, first: Record) -> ClassColumn:
-        return ClassColumn(key, self.names or (about.classes if key == "label" else ()))
+        names = _different(self.names)
+        ranked = about.classes if key == "label" else ()
+        if not names or not ranked:
+            return ClassColumn(key, names or ranked, by_name=bool(names), ignore=self.ignore)
+        if stranger := next((name for name in ranked if name not in names), None):
+            raise UserError(f"names={names}: the source has the class {stranger!r}, which is not one of them")
+        column = ClassColumn(key, ranked, ignore=self.ignore)  # numbered by the source in an order of its own
+        column.match(names)
+        return column
 
 
 class ClassColumn:
@@ -137,9 +88,12 @@ class ClassColumn:
       limit: labels from here up are refused; None for no limit.
     """
 
-    def __init__(self, key: str, names: tuple[str, ...]) -> None:
+    def __init__(self, key: str, names: tuple[str, ...], by_name: bool = False, ignore: tuple[int, ...] = ()) -> None:
+        """`by_name`: where the names are numbers ("1", "2", "5"), a number in a record is a name and no place."""
         self.key, self.names = key, names
         self.limit: int | None = len(names) or None
+        self._ignore = ignore
+        self._by_name = by_name and any(name.isdecimal() for name in names)
         self._rank = {name: label for label, name in enumerate(names)}
         self._own = names
         self._moved: np.ndarray | None = None
@@ -163,9 +117,13 @@ class ClassColumn:
         if odd is not None:
             here, first = written(kind(odd)), written(kind(values[0]))
             raise UserError(f"{self.key}: classes are whole numbers in arrays of one shape, found {here} and {first}")
-        for value in values:
-            self.label(value.max(initial=-1))
-        return np.maximum(np.stack(values).astype(np.int32), -1)
+        if self._by_name:
+            raise UserError(f"{self.key}: names that are numbers stand for single labels, and these are arrays of places")
+        labels = np.stack(values).astype(np.int64)
+        if self._ignore:
+            labels[np.isin(labels, self._ignore)] = -1
+        self.label(int(labels.max()) if labels.size else -1)
+        return np.maximum(labels, -1).astype(np.int32)
 
     def label(self, value: Any) -> int:
         """The source's label of one value."""
@@ -179,6 +137,10 @@ class ClassColumn:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise UserError(f"{self.key}={value!r}: a class is a whole number or a name")
         label = whole(self.key, value)
+        if label in self._ignore:
+            return -1
+        if self._by_name and label >= 0:
+            return self.label(str(label))
         if self.limit is not None and label >= self.limit:
             raise UserError(f"{self.key}={label}: there are {self.limit} classes, 0 to {self.limit - 1}")
         return max(label, -1)
@@ -197,9 +159,9 @@ class Classes:
     names: tuple[str, ...]
 
     def build(self, key: str, value: Any, about: About, first: Record) -> ClassesColumn:
-        if not self.names or isinstance(self.names, str):
+        if not self.names:
             raise UserError(f"names={self.names!r}: give the classes that {key} may hold")
-        return ClassesColumn(key, tuple(self.names))
+        return ClassesColumn(key, _different(self.names))
 
 
 class ClassesColumn:
@@ -207,7 +169,7 @@ class ClassesColumn:
 
     def __init__(self, key: str, names: tuple[str, ...]) -> None:
         self.key, self.names = key, names
-        self._one = ClassColumn(key, names)
+        self._one = ClassColumn(key, names, by_name=True)
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
         rows = np.zeros((len(values), len(self.names)), np.float32)
@@ -217,6 +179,10 @@ class ClassesColumn:
                 continue
             if isinstance(value, str) or not isinstance(value, list | tuple | np.ndarray):
                 raise UserError(f"{self.key}={value!r}: give a list of classes, for instance [{self.names[0]!r}]")
+            if len({str(one) for one in value}) < len(value):
+                raise UserError(
+                    f"{self.key}={list(value)!r}: name each class once; a vector of zeros and ones is an Array('float32')"
+                )
             for one in value:
                 if (label := self._one.label(one)) >= 0:
                     row[label] = 1.0
@@ -225,7 +191,7 @@ class ClassesColumn:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number an example, [B] float32: (value - mean) / deviation. None, "" and what is no number are NaN, which never counts.
+    """A number an example, [B] float32: (value - mean) / deviation. None, "" and NaN are NaN, which never counts.
 
     Attributes:
       mean: taken off.
@@ -253,9 +219,12 @@ class NumberColumn:
         if value is None or value == "":
             return math.nan
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
             raise UserError(f"{self.key}={value!r} is not a number") from None
+        if math.isinf(number) or (isinstance(value, str) and "_" in value):
+            raise UserError(f"{self.key}={value!r} is not a number that can be predicted")
+        return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,8 +233,8 @@ class Array:
 
     Attributes:
       dtype: `float32`, `int32` or `bool`; "" for the record's own.
-      rows: the first dim, for arrays of different lengths (boxes, points): shorter ones are filled up with -1, longer ones
-        refused. 0 for arrays that all have one.
+      rows: the first dim, for arrays of different lengths (boxes, points): shorter ones are filled up with -1 (of bool with
+        False), longer ones refused. 0 for arrays that all have one.
     """
 
     dtype: str = ""
@@ -282,13 +251,10 @@ class ArrayColumn:
 
     def __init__(self, key: str, dtype: str, rows: int) -> None:
         self.key, self.dtype, self.rows = key, dtype, rows
+        self.limit: int | None = None  # numbers from here up are refused: they are labels of a head
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
-        if self.dtype == "int32":
-            for value in values:
-                for number in (value,) if np.ndim(value) == 0 else (np.min(value, initial=0), np.max(value, initial=0)):
-                    whole(self.key, number)
-        arrays = [np.asarray(value, self.dtype or None) for value in values]
+        arrays = [self._array(value) for value in values]
         if self.rows:
             arrays = [self._filled(array) for array in arrays]
         if any(array.shape != arrays[0].shape for array in arrays):
@@ -296,10 +262,30 @@ class ArrayColumn:
             raise UserError(f"{self.key}: shapes {arrays[0].shape} and {odd} in one batch; rows=N fills the first dim up")
         return {self.key: np.stack(arrays)}, Lost()
 
+    def _array(self, value: Any) -> np.ndarray:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # rows of different lengths
+            raise UserError(f"{self.key}: {value!r} is no array ({error})") from None
+        if array.dtype.kind not in "biuf":
+            raise UserError(f"{self.key}={value!r}: an array is of numbers")
+        wanted = np.dtype(self.dtype) if self.dtype else array.dtype
+        if wanted.kind in "iu" and array.size:
+            if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+                raise UserError(f"{self.key}: {array.flat[0]} and others of its numbers are not whole")
+            for number in (array.min(), array.max()):
+                whole(self.key, number)
+            wanted = np.dtype(np.int32) if wanted.itemsize > 4 or self.dtype else wanted
+        if self.limit is not None and array.size and array.max() >= self.limit:
+            raise UserError(f"{self.key}={array.max()}: there are {self.limit} classes, 0 to {self.limit - 1}")
+        return array.astype(wanted)
+
     def _filled(self, array: np.ndarray) -> np.ndarray:
         if array.ndim < 1 or len(array) > self.rows:
             raise UserError(f"rows={self.rows}: a record has {len(array) if array.ndim else 'one number'} of {self.key}")
-        filled = np.full((self.rows, *array.shape[1:]), -1, array.dtype)
+        if array.dtype.kind == "u":
+            array = array.astype(np.int32)
+        filled = np.full((self.rows, *array.shape[1:]), False if array.dtype == bool else -1, array.dtype)
         filled[: len(array)] = array
         return filled
 
@@ -317,9 +303,6 @@ class Pixels:
         return ArrayColumn(key, "float32", 0)
 
 
-COLUMNS = {"text": Text, "pixels": Pixels, "class": Class, "classes": Classes, "number": Number, "array": Array}
-
-
 def kind(value: Any) -> Kind:
     """Shape and dtype of a record's value, for comparing records."""
     if isinstance(value, np.ndarray):
@@ -329,6 +312,13 @@ def kind(value: Any) -> Kind:
     if isinstance(value, float | np.floating):
         return (), FLOAT32
     return ((), STRING) if isinstance(value, str) else OTHER
+
+
+def _different(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes. Raises `UserError` for one text, or a name that stands twice."""
+    if isinstance(names, str) or len(set(names)) < len(names):
+        raise UserError(f"names={names!r}: give a tuple of names, each once")
+    return tuple(names)
 
 
 def is_left_out(value: Any) -> bool:
@@ -349,8 +339,3 @@ def whole(key: str, value: Any) -> int:
     if not -(2**31) <= int(value) < 2**31:
         raise UserError(f"{key}={int(value)} does not fit into 32 bits: numbers go from -2^31 to 2^31 - 1; number them anew")
     return int(value)
-
-
-def text_group(text: str) -> np.ndarray:
-    """[2] int32, equal for equal texts alone: 62 bits of a hash, of which two differ in all but one of 10^18 pairs."""
-    return np.frombuffer(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), np.int32) & 0x7FFFFFFF

@@ -20,10 +20,11 @@ from absl import flags
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.columns import COLUMNS, Columns, Lost
-from mmjax.data.kinds import ClassColumn, Text, TextColumn
+from mmjax.data.kinds import ArrayColumn, ClassColumn, NumberColumn
 from mmjax.data.order import Draws, Order
-from mmjax.data.reader import Reader, Rows, Stream
+from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
+from mmjax.data.texts import Text, TextColumn
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.types import BadRecordError, Records
@@ -110,8 +111,9 @@ class Data:
             records = self.source.build()
             for key in own if tokenizer else [key for key in own if key != "text"]:
                 yield from column_texts(records, key)
-            if not tokenizer and getattr(self.columns.get("text"), "tokenizer", "") == "":
-                yield from records.texts()
+            if getattr(self.columns.get("text"), "tokenizer", "") == tokenizer:
+                if not tokenizer:
+                    yield from records.texts()
                 for transform in self.transforms:
                     if hasattr(transform, "texts"):
                         yield from transform.texts(records)
@@ -124,8 +126,8 @@ def column_texts(records: Records, key: str) -> Iterator[str]:
         return
     for index in range(len(records)):
         with contextlib.suppress(BadRecordError):
-            text = records[index].get(key, ())
-            yield from (text,) if isinstance(text, str) else text
+            text = records[index].get(key) or ()
+            yield from (text,) if isinstance(text, str) else (str(one) for one in text)
 
 
 class Dataset:
@@ -196,11 +198,27 @@ class Dataset:
         assert isinstance(column, ClassColumn)
         column.match(names)
 
+    def can_match(self, key: str) -> bool:
+        """Whether the labels of a key are single classes, which `match` can number anew."""
+        return isinstance(self._columns.of(key), ClassColumn)
+
     def limit(self, key: str, classes: int) -> None:
-        """Refuse labels of `classes` and more, of a class column without names. Before any batch is read."""
+        """Refuse labels of `classes` and more, where no names say how many there are. Before any batch is read.
+
+        Raises:
+          UserError: the key holds numbers that are no labels.
+        """
         column = self._columns.of(key)
-        if isinstance(column, ClassColumn) and column.limit is None:
+        if isinstance(column, NumberColumn):
+            raise UserError(f"{self.path}: {key!r} is a number, and a label is a class: give it the column Class()")
+        if isinstance(column, ClassColumn | ArrayColumn) and column.limit is None:
             column.limit = classes
+
+    def try_records(self, most: int) -> None:
+        """Make batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""
+        for index in spaced(self.size, most):
+            record, _ = self._reader.record(index, index, Draws(0, "pass"))
+            self._columns([record])
 
     def unreadable(self, most: int) -> dict[str, str]:
         """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""

@@ -115,7 +115,9 @@ class Reader:
     def _transformed(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
         record = self._before_draws(index, rng, partners)
         for key in self._captions:
-            if isinstance(texts := record.get(key), tuple):
+            if isinstance(texts := record.get(key), tuple | list):
+                if not texts:
+                    raise UserError(f"{key}: a record has no text of the several that one is drawn of")
                 record = {**record, key: texts[rng.integers(len(texts))]}
         for transform in self.random:
             record = transform(record, rng, partners)
@@ -232,9 +234,14 @@ class Stream:
 
     def _pass(self, step: int) -> Rows:
         places = [step * self.batch_size + row for row in self.rows]
-        indices = [min(place, self.reader.order.size - 1) for place in places]
+        there = [place for place in places if place < self.reader.order.size]
+        indices = there or [self.reader.order.size - 1]
         # The seed stays out of it: every run evaluates the same captions and crops.
-        rows = self._with_index(self.reader.stack(self.columns, indices, indices, Draws(0, "pass")))
+        rows = self.reader.stack(self.columns, indices, indices, Draws(0, "pass"))
+        filled = len(places) - len(indices)  # rows that only fill the batch up count nowhere
+        batch = {key: np.concatenate([x, np.repeat(x[-1:], filled, axis=0)]) for key, x in rows.batch.items()}
+        replaced_B = np.concatenate([rows.replaced, np.repeat(rows.replaced[-1:], filled)])
+        rows = self._with_index(Rows(batch, replaced_B, rows.lost if there else Lost(), rows.bad))
         rows.batch["valid"] = (np.array(places) < self.reader.order.size) & ~rows.replaced
         return rows
 

@@ -36,7 +36,12 @@ class Segmentation:
     data: str = "validation"
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
-        names = self.classes or class_names(evaluation.dataset(self.data), self.label)
+        own = class_names(evaluation.dataset(self.data), self.label)
+        if self.classes and own and self.classes != own:
+            raise UserError(
+                f"classes={self.classes}: data.{self.data} calls the classes of {self.label!r} {own}, in this order"
+            )
+        names = self.classes or own
         confusion_CC = self.confusion(evaluation, params, names)
         seen = confusion_CC.sum()
         if not seen:

@@ -50,13 +50,15 @@ class ZeroShot:
         def embed(forward: Forward, batch: Batch) -> tuple[Array, Array]:
             return forward.embed(self.modality, self.fusion), batch[self.label]
 
-        classes = self.classes or class_names(evaluation.dataset(self.data), self.label)
+        own = class_names(evaluation.dataset(self.data), self.label)
+        classes = self.classes or own
         if not classes:
             raise UserError(f"classes=() and data={self.data!r} has no class names: give `classes`, or labelled data")
         embedding_NE, label_N = evaluation.rows("zero_shot", self.data, params, embed, needs=(self.label,))
         embedding_NE, label_N = embedding_NE[label_N >= 0], label_N[label_N >= 0]
         if len(label_N) == 0:
             raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): accuracy needs at least one")
+        label_N = self._by_name(label_N, own)
         if label_N.max() >= len(classes):
             raise UserError(f"data={self.data!r} has label {label_N.max()}, but there are {len(classes)} class names")
 
@@ -66,6 +68,15 @@ class ZeroShot:
         if len(classes) > 5:
             metrics["top5_accuracy"] = float(np.mean(rank_N < 5))
         return metrics
+
+    def _by_name(self, label_N: np.ndarray, own: tuple[str, ...]) -> np.ndarray:
+        """Labels as places among `classes`, where those hold the data's own names; names of their own go by place."""
+        if not self.classes or not own or self.classes == own or not set(own) & set(self.classes):
+            return label_N
+        stranger = next((name for name in own if name not in self.classes), None)
+        if stranger is not None:
+            raise UserError(f"classes={self.classes}: data.{self.data} has the class {stranger!r}, which is not one of them")
+        return np.array([self.classes.index(name) for name in own])[label_N]
 
     def class_embeddings(self, evaluation: Evaluation, params: Params, classes: tuple[str, ...]) -> np.ndarray:
         """[C, E] float32, of unit length."""

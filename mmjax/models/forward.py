@@ -218,6 +218,13 @@ class BoundForward:
         if not jnp.issubdtype(taken[image].dtype, jnp.floating):
             return x
 
+        kept = getattr(self._model.encoders.get(image), "positions", "none")
+        if "mask" in over_it.values() and kept in ("learned", "fixed"):
+            raise UserError(
+                f"model.augment.{image} moves {image}_mask as well, and encoders.{image}.positions={kept!r} begin at the "
+                "top left of what is real; mirror and crop on the host before images are padded, or use other positions"
+            )
+
         def compute() -> dict[str, Array]:
             return augmented(self._model.augment[image], image, taken, over_it, keys)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from mmjax.core.config import setting
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
@@ -13,6 +16,12 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.norm import Norm
 from mmjax.nn.pool import Pool
+
+
+def _one_input(tokens: Any, said: Any) -> None:
+    """Raises UserError where a head that reads one sequence is given several."""
+    if isinstance(tokens, tuple):
+        raise UserError(f"input={tuple(said)}: this head reads one; name it alone, or a fusion of them")
 
 
 class Classifier(nn.Module):
@@ -46,6 +55,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        _one_input(tokens, self.input)
         x_BD = Pool(self.pool, self.heads, name="pool")(split(tokens, self.parts))
         if self.hidden_width:
             x_BD = activation(self.activation)(Linear(self.hidden_width, name="project")(x_BD))
@@ -73,6 +83,7 @@ class DistilledClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        _one_input(tokens, self.input)
         both = [tokens.embeddings[:, place] for place in (0, 1)]
         if self.classes:
             both = [Linear(self.classes, name=name)(x_BD) for name, x_BD in zip(("logits", "second_logits"), both, strict=True)]
@@ -100,6 +111,7 @@ class TokenClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        _one_input(tokens, self.input)
         x_BTD = tokens.embeddings
         if self.transform:
             width = x_BTD.shape[-1] if table is None else table.shape[-1]
@@ -107,6 +119,8 @@ class TokenClassifier(nn.Module):
             x_BTD = Norm(epsilon=self.norm_epsilon, name="norm")(x_BTD)
         if table is None:
             return Linear(self.classes, name="logits")(x_BTD).astype(jnp.float32)
+        if table.shape[0] != self.classes:
+            raise UserError(f"classes={self.classes}: the words of tied_to={self.tied_to!r} are {table.shape[0]}")
         bias = self.param("tied_bias", nn.initializers.zeros, (self.classes,))
         return (x_BTD @ table.astype(x_BTD.dtype).T).astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
 

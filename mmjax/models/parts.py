@@ -54,6 +54,15 @@ def gather(modality: str, parts: Mapping[str, bool], batch: Mapping[str, Array])
     return found
 
 
+def with_added(x_BTD: Array, added: Array | None) -> Array:
+    """Embeddings with what is added to them before the first layer. Raises `UserError` for another shape."""
+    if added is None:
+        return x_BTD
+    if added.shape != x_BTD.shape:
+        raise UserError(f"added: what is added to embeddings {x_BTD.shape} has their shape, found {added.shape}")
+    return x_BTD + added.astype(x_BTD.dtype)
+
+
 def example_of(module: Any) -> dict[str, Array]:
     """Parts of the right shapes to initialise a module with: its `example()`, an array or several by part ("" its own)."""
     example = module.example()

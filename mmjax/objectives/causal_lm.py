@@ -51,6 +51,8 @@ class CausalLM:
         names = tuple(decoder.context) if self.context is None else self.context
         if unknown := [name for name in names if name not in decoder.context]:
             raise UserError(f"context={names}: model.decoders.{self.decoder}.context has no {unknown[0]!r}: {decoder.context}")
+        if self.text in names:
+            raise UserError(f"context={names}: it would see the words of {self.text!r} that it is to predict")
         context = {name: forward.tokens(name) for name in names}
         logits_BTV = forward.decode(self.decoder, inputs, context or None, key="+".join((self.text, *names)))
         labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None])

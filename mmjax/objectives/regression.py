@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
+from mmjax.core.spatial import NONE
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks
 from mmjax.objectives.losses import counted, valid_rows
@@ -69,4 +70,6 @@ def errors(head: str, logits: Array, key: str, target: Array) -> tuple[Array, Ar
         raise UserError(f"head={head!r} gives {there} and {key!r} is {own}: a regression needs one logit for each number")
     predicted, target = logits.reshape(target.shape).astype(jnp.float32), target.astype(jnp.float32)
     known = jnp.isfinite(target)
+    if any(part in ("points", "boxes") for part in key.split("_")):  # -1 throughout is no point, no box
+        known &= ~jnp.all(target == NONE, axis=-1, keepdims=True)
     return jnp.where(known, predicted - jnp.where(known, target, 0.0), 0.0), known

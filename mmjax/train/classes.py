@@ -109,7 +109,21 @@ def match_classes(
         lines.append(
             f"data.{use.data}: its classes are {_some(own)}; matched by name to those of heads.{use.head}: {_some(names)}"
         )
-    return found, lines
+    return found, lines + _other_keys(experiment, datasets, matched)
+
+
+def _other_keys(experiment: Experiment, datasets: Mapping[str, Dataset], matched: Mapping[tuple[str, str], str]) -> list[str]:
+    """Bring classes that no known head is held against into one order as well: whoever reads them means them by name."""
+    lines = []
+    for key in dict.fromkeys(key for dataset in datasets.values() for key in dataset.names):
+        having = [name for name in (*experiment.task_data(), *datasets) if name in datasets and key in datasets[name].names]
+        first = datasets[having[0]].names[key]
+        for name in dict.fromkeys(having[1:]):
+            own = datasets[name].names[key]
+            if (name, key) not in matched and own != first and set(own) <= set(first) and datasets[name].can_match(key):
+                datasets[name].match(key, first)
+                lines.append(f"data.{name}: its {key} is {_some(own)}; matched by name to {_some(first)} of data.{having[0]}")
+    return lines
 
 
 def _unknown(use: Use, stranger: str, own: tuple[str, ...], names: tuple[str, ...], kept: bool) -> str:

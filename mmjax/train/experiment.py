@@ -189,6 +189,7 @@ class Experiment:
         for name in self.tokenizers:
             if not name.isidentifier():
                 raise UserError(f"tokenizers.{name}: call it by letters, digits and _ alone; it becomes the name of a folder")
+        self._check_tokenizers()
         for name in self.alternate:
             self._known_data("alternate", name)
         missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]
@@ -211,6 +212,31 @@ class Experiment:
             if size % (ways * micro):
                 parts = f"{ways} devices" + (f" x accumulate={micro}" * (micro > 1))
                 raise UserError(f"data.{name}.batch_size={size} does not divide over {parts} (the mesh's data x fsdp)")
+
+    def _check_tokenizers(self) -> None:
+        asked = {
+            f"data.{name}.columns.{key}": spec.tokenizer
+            for name, data in self.data.items()
+            for key, spec in data.columns.items()
+            if getattr(spec, "tokenizer", "")
+        }
+        for path, name in asked.items():
+            if name not in self.tokenizers and not self.init_from:
+                known = ", ".join(self.tokenizers) or "none"
+                raise UserError(f"{path}.tokenizer={name!r}: tokenizers has {known}{nearest(name, self.tokenizers)}")
+        for name in self.tokenizers:
+            if name not in asked.values():
+                raise UserError(f"tokenizers.{name}: no column of the data names it; say Text({name!r}) where it is to be used")
+        tokenizers: dict[str, tuple[str, str]] = {}
+        for name, data in self.data.items():
+            for key, spec in data.columns.items():
+                if hasattr(spec, "tokenizer"):
+                    first = tokenizers.setdefault(key, (name, spec.tokenizer))
+                    if first[1] != spec.tokenizer:
+                        raise UserError(
+                            f"data.{name}.columns.{key}.tokenizer={spec.tokenizer!r}, and data.{first[0]} has {first[1]!r}: "
+                            "one encoder reads both, so say the same"
+                        )
 
     def _known_data(self, field: str, name: str) -> None:
         if name not in self.data:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mmjax.core.errors import UserError
-from mmjax.core.trees import leaves_by_path, map_with_path
+from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array
 from mmjax.models.forward import VARIABLES
 from mmjax.train.checkpoint import Checkpoints, load_matching
@@ -61,6 +61,8 @@ def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str
 
     def taken(path: str, own: Array) -> Array:
         found = known.get(path)
+        if match_any(setup.experiment.init_fresh, path.partition("/")[2]):  # a part that begins anew
+            return own
         return own if found is None or found.shape != own.shape else jax.device_put(found, own.sharding)
 
     model = map_with_path(taken, state.variables.get("model", {}))

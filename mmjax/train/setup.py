@@ -235,6 +235,12 @@ def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], 
                 f"model.{path}.vocab_size={size} is smaller than the tokenizer's vocabulary of {texts[key].vocab_size}"
             )
     for name, task in experiment.tasks.items():
+        table = getattr(model.encoders.get(getattr(task.objective, "modality", "")), "vocab_size", None)
+        asked = getattr(task.objective, "vocab_size", None)
+        if table is not None and asked is not None and asked > table:
+            raise UserError(
+                f"tasks.{name}.objective.vocab_size={asked}: model.encoders.{task.objective.modality}.vocab_size={table}"
+            )
         said, tokenizer = getattr(task.objective, "mask_id", None), texts.get(getattr(task.objective, "modality", "text"))
         if tokenizer is None:
             continue

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax.core.errors import within
+from mmjax.core.errors import UserError, within
 from mmjax.core.random import fold_name
-from mmjax.core.trees import map_with_path
+from mmjax.core.trees import leaves_by_path, map_with_path
 from mmjax.core.types import Array, Batch, Loss, Params
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
@@ -148,8 +148,40 @@ def losses_of(
             forward = forwards[task.data]
             rest = (variables["tasks"][name],) if hasattr(task.objective, "init_variables") else ()
             with within(f"tasks.{name}"):
-                losses[name] = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"), *rest)
+                loss = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"), *rest)
+                check_loss(type(task.objective).__name__, loss, *rest)
+                losses[name] = loss
     return losses
+
+
+def check_loss(who: str, loss: Any, kept: Any = None) -> None:
+    """Raises UserError where what an objective has returned is no `Loss` of one number and one count, or its variables are of
+    another shape than those it was given."""
+    right = "return Loss(sum, count, {name: (sum, count)}), each one float32 number"
+    if not isinstance(loss, Loss):
+        raise UserError(f"{who} returned {type(loss).__name__}: {right}")
+    pairs = {"sum": loss.sum, "count": loss.count}
+    for name, pair in loss.metrics.items():
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UserError(f"{who}: metric {name!r} is {type(pair).__name__} and not (sum, count): {right}")
+        pairs |= {f"{name} sum": pair[0], f"{name} count": pair[1]}
+    for name, value in pairs.items():
+        if jnp.shape(value) != ():
+            raise UserError(f"{who}: {name} has shape {jnp.shape(value)}: {right}")
+    if loss.variables is not None:
+        check_variables(who, kept, loss.variables)
+
+
+def check_variables(who: str, kept: Any, made: Any) -> None:
+    """Raises UserError unless variables keep their names, shapes and dtypes."""
+    old, new = (
+        {path: (jnp.shape(x), jnp.result_type(x).name) for path, x in leaves_by_path(tree).items()} for tree in (kept, made)
+    )
+    for path in old | new:
+        if old.get(path) != new.get(path):
+            raise UserError(
+                f"{who}: variable {path!r} is {new.get(path)} after a step, and init_variables made {old.get(path)}"
+            )
 
 
 def _kept_apart(losses: Mapping[str, Loss], kept: Mapping[str, Any]) -> tuple[dict[str, Loss], dict[str, Any]]:
@@ -252,12 +284,12 @@ def _apply(
 
 def _after_step(tasks: Mapping[str, Task], variables: Variables, params: Params) -> Variables:
     """The variables once the parameters are the new ones."""
-    after = {
-        name: tasks[name].objective.after_step(tree, params)
-        if name in tasks and hasattr(tasks[name].objective, "after_step")
-        else tree
-        for name, tree in variables.get("tasks", {}).items()
-    }
+    after = {}
+    for name, tree in variables.get("tasks", {}).items():
+        after[name] = tree
+        if name in tasks and hasattr(tasks[name].objective, "after_step"):
+            after[name] = tasks[name].objective.after_step(tree, params)
+            check_variables(f"tasks.{name}: {type(tasks[name].objective).__name__}.after_step", tree, after[name])
     return together(variables.get("model", {}), after)
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import Var
 
-from mmjax.core.errors import UserError, within
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
@@ -36,6 +36,8 @@ from mmjax.train.step import losses_of
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
 logger = logging.getLogger("mmjax.validate")
+TRIED = 32  # records of each set of data that go through its transforms and columns
+MOVING = ("RandomCrop", "Flip", "Rotate")  # transforms whose draws a label map would have to share
 LOOKED_AT = 128  # records of each set of data whose files are opened
 
 
@@ -55,7 +57,8 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
         if use.head in heads and use.data in setup.datasets:
             _check_head(use, heads[use.head], setup)
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
-    lines += unread + _other_sizes(setup, evaluators, known_shapes) + _unread_keys(setup) + _files(setup)
+    _check_columns(setup)
+    lines += unread + _unmoved(setup) + _other_sizes(setup, evaluators, known_shapes) + _unread_keys(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -127,7 +130,7 @@ class DryEvaluation(Evaluation):
         self._forwards: list[BoundForward] = []
         self._heads = heads
         self.answered = False  # whether zeros were given out: what an evaluator says of those is no mistake of the user's
-        self.mistake: UserError | None = None
+        self.mistake: Exception | None = None  # what was wrong in what was traced
 
     def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
         dataset: Any = self.dataset(data)
@@ -162,7 +165,7 @@ class DryEvaluation(Evaluation):
     def _asked(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except UserError as error:
+        except Exception as error:
             self.mistake = self.mistake or error
             raise
 
@@ -176,12 +179,26 @@ def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, 
         with within(f"evaluate.{name}"):
             try:
                 with _unheard():
-                    evaluator(dry, params)
+                    metrics = evaluator(dry, params)
             except Exception as error:
-                if dry.mistake is not None or (isinstance(error, UserError) and not dry.answered):
-                    raise dry.mistake or error from None
+                mistake = dry.mistake or (error if isinstance(error, UserError) and not dry.answered else None)
+                if mistake is not None:
+                    if not isinstance(mistake, UserError):
+                        mistake.add_note(f"in evaluate.{name}, which was traced before the first step")
+                    raise mistake from None
                 logger.debug("evaluate.%s on zeros: %r", name, error)  # which no real data is
+            else:
+                _check_best(setup.experiment, name, metrics)
     return heads
+
+
+def _check_best(experiment: Experiment, name: str, metrics: Any) -> None:
+    """Raises UserError where `checkpoint.best` is no metric of its evaluator's; those of classes show on real data only."""
+    best = experiment.checkpoint.best
+    given = [f"{name}/{metric}" for metric in metrics] if isinstance(metrics, Mapping) else []
+    if given and best.count("/") == 1 and best.startswith(f"{name}/") and best not in given:
+        shown = ", ".join(metric for metric in given if metric.count("/") == 1)
+        raise UserError(f"checkpoint.best={best!r}: its evaluator gives {shown}{nearest(best, given)}")
 
 
 @contextlib.contextmanager
@@ -195,6 +212,50 @@ def _unheard() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _check_columns(setup: Setup) -> None:
+    """Put some records of every set of data through its transforms and columns, and hold numbers of one key to one scale.
+
+    Raises:
+      UserError: a record that cannot be made a batch of, or a number in another unit than elsewhere.
+    """
+    for name, dataset in setup.datasets.items():
+        with within(f"data.{name}"):
+            dataset.try_records(TRIED)
+    scales: dict[str, tuple[str, Any]] = {}
+    for name in setup.datasets:
+        for key in setup.datasets[name].spec():
+            spec = setup.experiment.data[name].columns.get(key)
+            scale = (getattr(spec, "mean", 0.0), getattr(spec, "deviation", 1.0))
+            first = scales.setdefault(key, (name, scale))
+            if first[1] != scale:
+                raise UserError(
+                    f"data.{name}: the numbers {key!r} have mean and deviation {scale}, and data.{first[0]} has {first[1]}: "
+                    "say the same, or what is measured on one is in another unit"
+                )
+
+
+def _unmoved(setup: Setup) -> list[str]:
+    """Lines about label maps that stay where they are while the image is moved, since they are not called after it."""
+    lines = []
+    for name, task in setup.experiment.tasks.items():
+        label, dataset = getattr(task.objective, "label", None), setup.datasets.get(task.data)
+        spec = {} if dataset is None else dataset.spec()
+        if label not in spec or len(spec[label][0]) < 3:
+            continue
+        for image in setup.experiment.model.encoders:
+            same = image in spec and spec[image][0][1:3] == spec[label][0][1:3]
+            moving = image in setup.experiment.model.augment or any(
+                getattr(transform, "field", "") == image and type(transform).__name__ in MOVING
+                for transform in setup.experiment.data[task.data].transforms
+            )
+            if same and moving and image_of(label, [image]) is None:
+                lines.append(
+                    f"tasks.{name}: {label!r} is as large as {image!r} and does not move with it; call it {image}_map if it "
+                    "lies over it"
+                )
+    return lines
 
 
 def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
@@ -219,7 +280,14 @@ def _other_sizes(setup: Setup, evaluators: Mapping[str, Any], known: Mapping[str
     shapes = {name: {key: tuple(shape) for key, shape in own.items()} for name, own in known.items()}
     for name, dataset in setup.datasets.items():
         shapes[name] = {key: shape[1:] for key, (shape, _) in dataset.spec().items()}
-    for modality in setup.experiment.model.encoders:
+    for modality, encoder in setup.experiment.model.encoders.items():
+        own_size = getattr(encoder, "image_size", None)
+        for name in setup.experiment.task_data():
+            size = shapes.get(name, {}).get(modality)
+            if own_size is not None and size is not None and tuple(size[-3:-1]) != tuple(own_size):
+                lines.append(
+                    f"data.{name}: its {modality} is {_size(size)}, and encoders.{modality}.image_size={tuple(own_size)}"
+                )
         trained = {name: shapes[name][modality] for name in setup.experiment.task_data() if modality in shapes.get(name, {})}
         for name in dict.fromkeys(spec.data for spec in evaluators.values()):
             is_text = modality in setup.datasets[name].texts()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data import Array, Class, Classes, Number, Text, WordPiece, kinds
+from mmjax.data import Array, Class, Classes, Number, Text, WordPiece
 from mmjax.data import columns as columns_module
+from mmjax.data import texts as texts_module
 from mmjax.data.columns import Lost
 
 TEXTS = ["a cat", "a dog", "a cat and a dog and a cat", "the end"]
@@ -66,7 +67,7 @@ def test_pairs_bring_segments(tokenizer):
 
 
 def test_texts_met_before_are_remembered_within_bounds(tokenizer, monkeypatch):
-    monkeypatch.setattr(kinds, "REMEMBERED", 3)
+    monkeypatch.setattr(texts_module, "REMEMBERED", 3)
     asked = []
     monkeypatch.setattr(
         tokenizer, "encode", lambda texts, *rest: asked.append(list(texts)) or type(tokenizer).encode(tokenizer, texts, *rest)
@@ -140,7 +141,15 @@ def test_texts_of_two_tokenizers_a_number_and_classes():
     [
         ({"size": Number()}, {}, "columns.size: no record has 'size'; its keys are text, value"),
         ({"value": Text("titles")}, {"value": "x"}, "columns.value: tokenizer='titles': the experiment's tokenizers are none"),
-        ({"value": Text()}, {"value": 3}, "columns.value: a text is a string, found 3"),
+        ({"value": Text()}, {"value": 3.5}, "columns.value: value=3.5: a text is a string"),
+        ({"value": Classes(("a", "b", "c"))}, {"value": [0, 0, 1]}, "name each class once; a vector of zeros and ones"),
+        ({"value": Class(("a", "b", "a"))}, {"value": "a"}, "names=('a', 'b', 'a'): give a tuple of names, each once"),
+        ({"value": Class("ab")}, {"value": "a"}, "give a tuple of names"),
+        ({"value": Array("bool")}, {"value": "False"}, "value='False': an array is of numbers"),
+        ({"value": Array("int32")}, {"value": 2.7}, "2.7 and others of its numbers are not whole"),
+        ({"value": Number()}, {"value": "1_000"}, "is not a number that can be predicted"),
+        ({}, {"value": np.array([3_000_000_000])}, "value=3000000000 does not fit into 32 bits"),
+        ({}, {"index": 3}, "a record has 'index', which is the pipeline's own"),
         ({"value": Class(("a", "b"))}, {"value": "c"}, "columns.value: value='c' is no class; they are a, b"),
         ({"value": Class(("a", "b"))}, {"value": 2}, "columns.value: value=2: there are 2 classes, 0 to 1"),
         ({"value": Class()}, {"value": "c"}, "they are none: give Class(names)"),
@@ -179,3 +188,45 @@ def test_unknown_tokens_are_counted(tokenizer):
     records = [{"text": "a cat"}, {"text": "a 日本"}]
     _, lost = made(records[0], tokenizer, 9)(records)
     assert lost.unknown == 2 and lost.tokens == 4 + 5
+
+
+def test_names_given_to_labels_that_a_source_has_numbered():
+    """The source's class 0 is cat, the head's is dog: labels follow the names, never the places."""
+    records = [{"label": label} for label in (0, 1, -1)]
+    columns = columns_module.Columns(records[0], {}, 6, {"label": Class(("dog", "eel", "cat"))}, ("cat", "dog"))
+    assert columns(records)[0]["label"].tolist() == [2, 0, -1]
+    assert columns.names == {"label": ("dog", "eel", "cat")}
+    with pytest.raises(UserError, match="the source has the class 'cat', which is not one of them"):
+        columns_module.Columns(records[0], {}, 6, {"label": Class(("dog", "eel"))}, ("cat", "dog"))
+
+
+def test_names_that_are_numbers_are_names():
+    records = [{"stars": value} for value in (20, 10, "20", -1)]
+    columns = columns_module.Columns(records[0], {}, 6, {"stars": Class(("10", "20"))})
+    assert columns(records)[0]["stars"].tolist() == [1, 0, 1, -1]
+    with pytest.raises(UserError, match="stars='1' is no class"):
+        columns([{"stars": 1}])
+
+
+def test_what_has_no_class_is_a_group_of_its_own():
+    records = [{"image": image(level), "label": label} for level, label in enumerate((0, -1, -1, 0))]
+    group = made(records[0], None, 6)(records)[0]["group"]
+    assert group[0] == group[3] == 0 and len(set(group.tolist())) == 3
+
+
+def test_rows_of_bool_are_filled_up_with_false():
+    records = [{"m": np.ones(2, bool)}, {"m": np.ones(3, bool)}]
+    batch, _ = columns_module.Columns(records[0], {}, 6, {"m": Array("bool", rows=4)})(records)
+    assert batch["m"].tolist() == [[True, True, False, False], [True, True, True, False]]
+
+
+def test_a_label_map_of_bytes():
+    """Under any name of an image; numbers from the head's classes up are refused, and those that are to be ignored are none."""
+    there = {"left_eye": image(size=(2, 2)), "left_eye_map": np.array([[0, 1], [2, 255]], np.uint8)}
+    columns = made(there, None, 6)
+    assert columns([there])[0]["left_eye_map"].tolist() == [[[0, 1], [2, 255]]]
+    columns.of("left_eye_map").limit = 3
+    with pytest.raises(UserError, match="left_eye_map=255: there are 3 classes, 0 to 2"):
+        columns([there])
+    ignoring = columns_module.Columns(there, {}, 6, {"left_eye_map": Class(("a", "b", "c"), ignore=(255,))})
+    assert ignoring([there])[0]["left_eye_map"].tolist() == [[[0, 1], [2, -1]]]

@@ -13,7 +13,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, printable, read_image
 from mmjax.data.sources import splits
-from mmjax.data.sources.splits import ALIASES, SPLITS
+from mmjax.data.sources.splits import SPLITS, split_of
 from mmjax.data.sources.walk import folders, images
 from mmjax.data.spelling import nearest
 from mmjax.data.types import Record
@@ -96,7 +96,7 @@ class Folder:
         self._say_left_out(root)
         found: Found = []
         for folder in folders(root):
-            split = ALIASES.get(folder, folder)
+            split = split_of(folder)
             if split in SPLITS:
                 self._say_left_out(root / folder)
                 for name in folders(root / folder):
@@ -106,9 +106,9 @@ class Folder:
     def _is_split(self, root: Path) -> bool:
         """Whether the folders are splits. Raises `UserError` where they may as well be classes."""
         here = folders(root)
-        named = [folder for folder in here if ALIASES.get(folder, folder) in SPLITS and folders(root / folder)]
+        named = [folder for folder in here if split_of(folder) in SPLITS and folders(root / folder)]
         loose = any(self._loose(root / folder) for folder in named)
-        others = [folder for folder in here if ALIASES.get(folder, folder) not in SPLITS and self._holds_images(root, folder)]
+        others = [folder for folder in here if split_of(folder) not in SPLITS and self._holds_images(root, folder)]
         if not others:
             return "train" in named or (bool(named) and not loose)
         if "train" not in named or loose or len(named) == 1:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
@@ -171,6 +173,12 @@ class ManifestRecords:
         if "image" in record:
             record["image"] = read_image(os.path.join(self.root, record["image"]), self.window, self.max_pixels)
         for key in self.maps:
+            if record[key] is None:  # nothing of this image is labelled
+                image = record.get("image")
+                if image is None:
+                    raise UserError(f"Manifest.maps.{key}: a line without a map needs an image, whose size an empty one has")
+                record[key] = np.full(image.shape[:2], -1, np.int32)
+                continue
             record[key] = read_map(os.path.join(self.root, record[key]), self.max_pixels)
         return record
 
@@ -184,8 +192,8 @@ class ManifestRecords:
     def texts_of(self, key: str) -> Iterator[str]:
         """The texts of one of the `fields`."""
         for example in self.examples:
-            text = example[key]
-            yield from text if isinstance(text, list | tuple) else (str(text),)
+            text = example.get(key) or ()
+            yield from (str(one) for one in text) if isinstance(text, list | tuple) else (str(text),)
 
     def fingerprint(self) -> str:
         return splits.fingerprint([*self.maps, *(json.dumps(example, sort_keys=True) for example in self.examples)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
-from mmjax.data.sources.splits import ALIASES, SPLITS
+from mmjax.data.sources.splits import SPLITS, split_of
 from mmjax.data.sources.table import read_lines
 from mmjax.data.spelling import nearest as nearest_of
 
@@ -77,8 +77,7 @@ def read_rows(
     if not rows:
         raise UserError(f"Manifest.path={path!r}: it has no lines")
     _number_labels(rows)
-    if Path(path).suffix.lower() != ".jsonl":
-        _number_further(rows)
+    _number_further(rows)
     return rows
 
 
@@ -102,7 +101,7 @@ def _row(where: str, given: Row, fields: Mapping[str, str]) -> Row:
     if "image" not in row and "text" not in row:
         raise UserError(f"{where}: neither {fields['image']!r} nor {fields['text']!r}; it has {', '.join(values) or 'nothing'}")
     if "split" in values:
-        split = ALIASES.get(str(values["split"]), str(values["split"]))
+        split = split_of(str(values["split"]))
         if split not in SPLITS:
             raise UserError(f"{where}: split={split!r} is not a split{nearest_of(split, SPLITS)}")
         row["split"] = split
@@ -117,23 +116,28 @@ def _no_class(label: Any) -> bool:
 
 
 def _further(where: str, values: Row, key: str, field: str) -> Any:
+    """What a line says of a further field; None where it is left empty."""
     value = _there(where, values, f"fields.{key}", field)
-    if not isinstance(value, str | int | float | list):
+    if value is not None and not isinstance(value, str | int | float | list):
         raise UserError(f"{where}: {field}={value!r} is not a string, a number or a list (Manifest.fields.{key})")
     return value
 
 
-def _map(where: str, values: Row, key: str, field: str) -> str:
+def _map(where: str, values: Row, key: str, field: str) -> str | None:
+    """The path of a label map; None where it is left empty: nothing of that image is labelled."""
     value = _there(where, values, f"maps.{key}", field)
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: {field}={value!r} is not a path (Manifest.maps.{key})")
     return value
 
 
 def _there(where: str, values: Row, option: str, field: str) -> Any:
-    if values.get(field) in (None, ""):
-        what = "is empty" if field in values else f"is not there{nearest(field, values)}"
-        raise UserError(f"{where}: {field!r} {what}, and Manifest.{option} names it: every line needs it")
+    if field in values and values[field] in (None, ""):
+        return None
+    if field not in values:
+        raise UserError(
+            f"{where}: {field!r} is not there{nearest(field, values)}, and Manifest.{option} names it: each line has it"
+        )
     return values[field]
 
 
@@ -150,11 +154,17 @@ def _number_labels(rows: list[Row]) -> None:
 
 
 def _number_further(rows: list[Row]) -> None:
-    """Further columns of a table that hold nothing but numbers become numbers."""
+    """Further columns that hold nothing but numbers become numbers: floats where one is, or is missing (NaN)."""
     for key in rows[0]["further"]:
         column = [row["further"][key] for row in rows]
-        for pattern, make in ((_WHOLE, int), (_NUMBER, float)):
-            if all(pattern.fullmatch(value) for value in column):
-                for row in rows:
-                    row["further"][key] = make(row["further"][key])
-                break
+        there = [value for value in column if value is not None]
+        if not there:
+            continue
+        if all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
+            there = [int(value) if _WHOLE.fullmatch(value) else float(value) for value in there]
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+            continue
+        mixed = len(there) < len(column) or any(isinstance(value, float) for value in there)
+        numbers = iter([float(value) for value in there] if mixed else there)
+        for row in rows:
+            row["further"][key] = math.nan if row["further"][key] is None else next(numbers)

@@ -11,7 +11,20 @@ from mmjax.core.errors import UserError
 from mmjax.data.spelling import nearest
 
 SPLITS = ("train", "validation", "test")
-ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+ALIASES = {
+    **dict.fromkeys(("val", "valid", "dev", "eval", "evaluation"), "validation"),
+    "training": "train",
+    "testing": "test",
+}
+
+
+def split_of(name: str) -> str:
+    """The split that a folder or a field names, whatever its case; another name as it is."""
+    lower = name.lower()
+    found = ALIASES.get(lower, lower)
+    return found if found in SPLITS else name
+
+
 SURE = 20  # keys expected of a class in a split: that chance puts none there happens to one class in 500 million
 NAMED = 5  # classes
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
+from mmjax.models.parts import with_added
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import Table, sincos_1d
@@ -105,9 +106,7 @@ class TextTransformer(StackFields):
             x_BTD = x_BTD + self.segment(jnp.zeros_like(ids_BT) if segments is None else segments)
         if self.embed_norm:
             x_BTD = self.normalise_embeddings(x_BTD)
-        if added is not None:
-            x_BTD = x_BTD + added.astype(x_BTD.dtype)
-        x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
+        x_BTD = dropout(self, with_added(x_BTD, added), self.dropout if self.embed_dropout is None else self.embed_dropout)
         y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT)
         return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps)
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
-from mmjax.models.parts import rejoin, take
+from mmjax.models.parts import rejoin, take, with_added
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import grid_table, resize_grid, resize_grid_linear, sincos_2d
@@ -102,9 +102,7 @@ class ViT(StackFields):
         x_BTD = self._add_positions(x_BTD, grid, real_BHW, None if keep is None else places_BT)
         if self.embed_norm:
             x_BTD = self._norm("embed_norm")(x_BTD)
-        if added is not None:
-            x_BTD = x_BTD + added.astype(x_BTD.dtype)
-        x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
+        x_BTD = dropout(self, with_added(x_BTD, added), self.dropout if self.embed_dropout is None else self.embed_dropout)
         mask_BT = jnp.ones(x_BTD.shape[:2], bool)
         if real_BHW is not None:
             real_BP = take(real_BHW.reshape(batch, -1), keep_BK)
@@ -155,7 +153,11 @@ class ViT(StackFields):
     def _resized(self, table_TD: Array, old: tuple[int, int], new: tuple[int, int], real_BHW: Array | None) -> Array:
         extra = self._firsts()
         if self.resize == "bilinear":
-            sizes = ([new[0]], [new[1]]) if real_BHW is None else (real_BHW[:, :, 0].sum(axis=1), real_BHW[:, 0].sum(axis=1))
+            sizes = (
+                ([new[0]], [new[1]])
+                if real_BHW is None
+                else (real_BHW.any(axis=2).sum(axis=1), real_BHW.any(axis=1).sum(axis=1))
+            )
             patches = resize_grid_linear(table_TD[extra:], old, new, sizes)
         elif self.resize == "bicubic":
             if real_BHW is not None:
