@@ -130,6 +130,9 @@ def _array(value: np.ndarray) -> str:
     if value.dtype == bool:
         return f"{line}, {value.mean():.1%} true"
     if np.issubdtype(value.dtype, np.floating):
+        known = value[np.isfinite(value)]
+        line += f", {value.size - known.size} not known" if known.size < value.size else ""
+        value = known if known.size else np.zeros(1, value.dtype)
         return f"{line}, {value.min():.3g} to {value.max():.3g}, mean {value.mean():.3g}, std {value.std():.3g}"
     return f"{line}, {value.min()} to {value.max()}, {len(np.unique(value))} different"
 

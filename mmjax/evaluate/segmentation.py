@@ -37,7 +37,7 @@ class Segmentation:
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         own = class_names(evaluation.dataset(self.data), self.label)
-        if self.classes and own and self.classes != own:
+        if self.classes and self.classes != own and set(self.classes) & set(own):
             raise UserError(
                 f"classes={self.classes}: data.{self.data} calls the classes of {self.label!r} {own}, in this order"
             )

@@ -114,6 +114,10 @@ def inspect_data(experiment: Experiment, say: Callable[[str], None] = print) -> 
         else:
             say(f"{name}:\n{looked.text}\n")
             faults |= {f"data.{name}: {fault}": None for fault in looked.faults}
+    if not faults:  # then the experiment as a whole, as a run would look at it
+        with use_mesh(mesh):
+            for line in validated(set_up(experiment, None, mesh)).notes:
+                say(line)
     if faults:
         raise UserError(f"{next(iter(faults))}{f' (and {len(faults) - 1} more, see above)' if len(faults) > 1 else ''}")
     return f"nothing that would end a run was found in {', '.join(experiment.data)}"

@@ -197,12 +197,24 @@ def test_further_fields_and_label_maps(csv, jsonl, tmp_path, write_image):
     assert rows[0] == {"text": "a", "group": 0, "box": [1, 2.5], "id": "7"}
 
 
+def test_what_is_left_empty_is_not_known(csv, jsonl, tmp_path, write_image):
+    write_image(tmp_path / "a.png", 3)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "m.png")
+    path = csv("image,kg,note,map\na.png,3,x,m.png\na.png,,,\n")
+    fields = {"kg": "kg", "note": "note"}
+    first, second = Manifest(path, "all", fields=fields, maps={"image_map": "map"}).build()
+    assert (first["kg"], first["note"]) == (3.0, "x") and isinstance(first["kg"], float)
+    assert np.isnan(second["kg"]) and second["note"] is None
+    assert second["image_map"].shape == second["image"].shape[:2] and (second["image_map"] == -1).all()
+    rows = Manifest(jsonl({"text": "a", "kg": 3}, {"text": "b", "kg": None}), "all", fields={"kg": "kg"}).build()
+    assert rows[0]["kg"] == 3.0 and np.isnan(rows[1]["kg"])
+
+
 def test_mistakes_in_further_fields_and_maps(jsonl, tmp_path):
     path = jsonl({"text": "a", "age": 3, "odd": {}, "m": "m.png"}, {"text": "b", "age": None, "odd": {}, "m": 3})
     cases = [
         ({"fields": {"label": "age"}}, "Manifest.fields.label: a record has a 'label' already"),
         ({"fields": {"m": "age"}, "maps": {"m": "m"}}, "Manifest.maps.m: a record has a 'm' already"),
-        ({"fields": {"age": "age"}}, "rows.jsonl:2: 'age' is empty, and Manifest.fields.age names it"),
         ({"fields": {"age": "agee"}}, "rows.jsonl:1: 'agee' is not there (did you mean 'age'?), and Manifest.fields.age"),
         ({"fields": {"odd": "odd"}}, "rows.jsonl:1: odd={} is not a string, a number or a list (Manifest.fields.odd)"),
         ({"maps": {"map": "m"}}, "rows.jsonl:2: m=3 is not a path (Manifest.maps.map)"),

@@ -572,7 +572,7 @@ OVER = BATCH | {
 
 
 def flipped(augment=None):
-    bare = ViT(image_size=(4, 4), patch=(2, 2), resize="bilinear", **(SIZE | {"depth": 0, "dropout": 0.0}))
+    bare = ViT(image_size=(4, 4), patch=(2, 2), resize="bilinear", positions="none", **(SIZE | {"depth": 0, "dropout": 0.0}))
     return Multimodal(encoders={"image": bare}, augment={"image": augment or ImageAugment(flip=1.0)}, dtype="float32")
 
 

@@ -114,7 +114,7 @@ def test_another_size_where_it_is_evaluated_is_told(tmp_path):
     made = pictures(folder(tmp_path, ("train", "validation")))
     other = dataclasses.replace(made.data["validation"], transforms=(Resize((12, 8)), Normalise()))
     said = notes(dataclasses.replace(made, data={**made.data, "validation": other}))
-    assert "data.validation: its image is 12x8x3, and that of data.train 8x8x3" in said
+    assert "data.validation: its image is 12x8x3, and that of data.train is 8x8x3" in said
     assert "its image is" not in notes(made)
 
 

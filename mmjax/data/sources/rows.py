@@ -77,7 +77,7 @@ def read_rows(
     if not rows:
         raise UserError(f"Manifest.path={path!r}: it has no lines")
     _number_labels(rows)
-    _number_further(rows)
+    _number_further(rows, written=not path.lower().endswith(".jsonl"))
     return rows
 
 
@@ -153,14 +153,15 @@ def _number_labels(rows: list[Row]) -> None:
             row["label"] = None if row["label"] is None else int(row["label"])
 
 
-def _number_further(rows: list[Row]) -> None:
-    """Further columns that hold nothing but numbers become numbers: floats where one is, or is missing (NaN)."""
+def _number_further(rows: list[Row], written: bool) -> None:
+    """Further columns that hold nothing but numbers (in a table, `written` out) are numbers: floats where one is, or is missing
+    (NaN)."""
     for key in rows[0]["further"]:
         column = [row["further"][key] for row in rows]
         there = [value for value in column if value is not None]
         if not there:
             continue
-        if all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
+        if written and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
             there = [int(value) if _WHOLE.fullmatch(value) else float(value) for value in there]
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
             continue
