@@ -68,8 +68,8 @@ def made(size=3, **changes):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The folder of a finished run, and its last state on the host."""
-    folder, patch = tmp_path_factory.mktemp("source") / "run", pytest.MonkeyPatch()
-    with patch.context():
+    folder = tmp_path_factory.mktemp("source") / "run"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmjax.train.kept_code.collect", lambda experiment: ({}, []))  # this file is no config's
         tiny.single_device(patch)
         train(made(), folder)
