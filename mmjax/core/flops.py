@@ -17,10 +17,11 @@ CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix products and convolutions of `fn(*args)`; a multiply and an add are two. Arguments may be shapes."""
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
+    return flops_of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _jaxpr_flops(jaxpr: Any) -> int:
+def flops_of(jaxpr: Any) -> int:
+    """The same of a program that is traced already."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -39,7 +40,7 @@ def _equation_flops(equation: Any) -> int:
         return 2 * CUDNN_PRODUCTS[name] * batch * heads * tokens * attended * width
     if name == "pallas_call" and params["cost_estimate"] is not None:
         return params["cost_estimate"].flops
-    return _times(name, params) * sum(_jaxpr_flops(inner) for value in params.values() for inner in _inner(value))
+    return _times(name, params) * sum(flops_of(inner) for value in params.values() for inner in _inner(value))
 
 
 def _times(name: str, params: Any) -> int:

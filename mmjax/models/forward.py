@@ -110,7 +110,7 @@ class BoundForward:
         parts = gather(modality, declared(type(self._part_named("encoders", modality)).__call__), source)
 
         def compute() -> Tokens:
-            seen = {part: self._cast(self._moved(key_of(modality, part), x)) for part, x in parts.items()}
+            seen = {part: self._cast(self._moved(key_of(modality, part), source)) for part in parts}
             return self._apply("encode", f"encode/{modality}/{key}", modality, seen)
 
         return self._once(("encode", modality, key), parts, compute)
@@ -118,7 +118,7 @@ class BoundForward:
     def view(self, key: str) -> Array:
         if key not in self.batch:
             raise UserError(f"the batch has no {key!r}{nearest(key, self.batch)}; it has {', '.join(self.batch)}")
-        return self._moved(key, self.batch[key])
+        return self._moved(key, self.batch)
 
     def tokens(self, name: str, key: str = "") -> Tokens:
         name, _, layer = name.partition(":")
@@ -206,37 +206,25 @@ class BoundForward:
     def _cast(self, x: Array) -> Array:
         return x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    def _moved(self, key: str, x: Array) -> Array:
-        """An input, augmented when training: an image, or what lies over one and moves with it."""
-        image = key if key in self._model.augment else image_of(key, self._model.augment)
-        rng = self._rng
-        if image is None or rng is None or image not in self.batch or x is not self.batch.get(key):
-            return self._moved_alone(key, x) if image == key and rng is not None else x
-        keys = example_keys(fold_name(rng, f"augment/{image}"), self.batch["index"])
-        over_it = over(image, self.batch)
-        taken = {name: self.batch[name] for name in (image, *over_it)}
-        if not jnp.issubdtype(taken[image].dtype, jnp.floating):
-            return x
-
+    def _moved(self, key: str, source: Batch) -> Array:
+        """An input among others, augmented when training: an image, or what lies over one and moves with it."""
+        image, rng = key if key in self._model.augment else image_of(key, self._model.augment), self._rng
+        if image is None or rng is None or image not in source or not jnp.issubdtype(source[image].dtype, jnp.floating):
+            return source[key]
+        over_it = over(image, source)
         kept = getattr(self._model.encoders.get(image), "positions", "none")
         if "mask" in over_it.values() and kept in ("learned", "fixed"):
             raise UserError(
                 f"model.augment.{image} moves {image}_mask as well, and encoders.{image}.positions={kept!r} begin at the "
                 "top left of what is real; mirror and crop on the host before images are padded, or use other positions"
             )
+        taken = {name: source[name] for name in (image, *over_it)}
+        keys = example_keys(fold_name(rng, f"augment/{image}"), self.batch["index"])
 
         def compute() -> dict[str, Array]:
             return augmented(self._model.augment[image], image, taken, over_it, keys)
 
         return self._once(("view", image), taken, compute)[key]
-
-    def _moved_alone(self, image: str, x: Array) -> Array:
-        """Pixels that are not the batch's own, augmented as those of its row are."""
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        assert self._rng is not None
-        keys = example_keys(fold_name(self._rng, f"augment/{image}"), self.batch["index"])
-        return self._once(("view alone", image), x, lambda: self._model.augment[image](x, keys))
 
     def _apply(self, method: str, name: str, *args: Any) -> Any:
         name = f"{self._prefix}{name}"

@@ -11,6 +11,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer, WordPiece
 from mmjax.models.parts import example_of
+from mmjax.objectives.routes import named
 from mmjax.train.experiment import Experiment
 
 Spec = dict[str, tuple[tuple[int, ...], str]]  # key of a batch -> shape and dtype
@@ -64,7 +65,7 @@ def read_by(model: Any, objective: Any) -> set[str]:
     found = set(getattr(objective, "needs", model.encoders)) | set(getattr(objective, "modalities", ()))
     names: list[str] = []
     if head := model.heads.get(getattr(objective, "head", "")):
-        names += (head.input,) if isinstance(head.input, str) else head.input
+        names += named(head.input)
     if decoder := model.decoders.get(getattr(objective, "decoder", "")):
         context = getattr(objective, "context", None)
         names += decoder.context if context is None else context

@@ -37,6 +37,7 @@ class Setup:
       tokenizers: by name; "" is that of texts which name no other.
       datasets: every stream of the experiment, built.
       abstract: shapes and shardings of the state.
+      flops: the model's FLOPs in a step over each group of streams, where that was counted already.
       classes: head -> the names of its classes in the order of its logits, where data or model say them.
       notes: what the user should see of all this before the first step.
     """
@@ -46,6 +47,7 @@ class Setup:
     tokenizers: Mapping[str, Tokenizer]
     datasets: Mapping[str, Dataset]
     abstract: State
+    flops: Mapping[tuple[str, ...], int] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -90,6 +92,8 @@ class Setup:
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
+        if group in self.flops:
+            return self.flops[group]
         model, tasks = self.experiment.model, self.tasks_of(group)
 
         def forward(params: Params, batches: Any, key: Any, variables: Any) -> Any:

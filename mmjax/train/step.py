@@ -38,12 +38,31 @@ def task_losses(
     train: bool = True,
     variables: Variables | None = None,
 ) -> dict[str, Loss]:
-    """Each task's loss on its batch. Each stream has one forward, so a modality is encoded once for all its tasks."""
-    bound = with_variables(params, (variables or {}).get("model", {}))
-    forwards = {
-        name: BoundForward(model, bound, batch, _stream_key(rng, name) if train else None) for name, batch in batches.items()
+    """Each task's loss on its batch."""
+    variables = variables or {}
+    return losses_of(tasks, forwards_of(model, params, batches, rng if train else None, variables), rng, variables)
+
+
+def forwards_of(
+    model: Multimodal,
+    params: Params,
+    batches: Batches,
+    rng: Array | None,
+    variables: Variables,
+    part: Array | None = None,
+    embedded: Mapping[str, Any] | None = None,
+) -> dict[str, BoundForward]:
+    """The model bound to the batch of each stream: one forward each, so a modality is encoded once for all its tasks.
+
+    Args:
+      rng: the step's key; None when not training.
+      part, embedded: as `BoundForward` takes them, the latter by stream.
+    """
+    bound = with_variables(params, variables.get("model", {}))
+    keys = {name: None if rng is None else _stream_key(rng, name) for name in batches}
+    return {
+        name: BoundForward(model, bound, rows, keys[name], part, (embedded or {}).get(name)) for name, rows in batches.items()
     }
-    return losses_of(tasks, forwards, rng, variables or {})
 
 
 def make_step(
@@ -107,8 +126,7 @@ def accumulated(
     """
     variables = variables or {}
     if parts == 1:
-        bound = with_variables(params, variables.get("model", {}))
-        forwards = {name: BoundForward(model, bound, batch, _stream_key(rng, name)) for name, batch in batches.items()}
+        forwards = forwards_of(model, params, batches, rng, variables)
         losses, kept = _kept_apart(losses_of(tasks, forwards, rng, variables), variables.get("tasks", {}))
         return losses, _settled(variables, _written(forwards), kept)
     compared = {name: task for name, task in tasks.items() if getattr(task.objective, "embeds_only", False)}
@@ -117,8 +135,7 @@ def accumulated(
     @jax.checkpoint
     def one(carry: tuple[Any, Any], micro: tuple[Array, Batches]) -> tuple[Any, Any]:
         (total, kept), (part, batch) = carry, micro
-        bound = with_variables(params, variables.get("model", {}))
-        forwards = {name: BoundForward(model, bound, rows, _stream_key(rng, name), part) for name, rows in batch.items()}
+        forwards = forwards_of(model, params, batch, rng, variables, part)
         losses, kept = _kept_apart(losses_of(added, forwards, rng, {"tasks": kept}), kept)
         embedded = _embeddings(compared, forwards)
         return (losses if total is None else jax.tree.map(jnp.add, total, losses), kept), (embedded, _written(forwards))
@@ -128,10 +145,7 @@ def accumulated(
     shapes = jax.eval_shape(lambda: one((None, kept), jax.tree.map(lambda x: x[0], micro))[0][0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (losses, kept), (embedded, written) = jax.lax.scan(one, (zeros, kept), micro)
-    forwards = {
-        name: BoundForward(model, params, batch, _stream_key(rng, name), embedded=jax.tree.map(_join, embedded[name]))
-        for name, batch in batches.items()
-    }
+    forwards = forwards_of(model, params, batches, rng, variables, embedded=jax.tree.map(_join, embedded))
     others, more = _kept_apart(losses_of(compared, forwards, rng, variables), variables.get("tasks", {}))
     losses |= others
     written = {path: _combined(list(steps)) for path, steps in written.items()}

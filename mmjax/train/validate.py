@@ -6,36 +6,30 @@ compiled and no batch is read; of each set of data a few records are, to see tha
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend.core import Var
 
-from mmjax.core.errors import UserError, nearest, within
+from mmjax.core.errors import UserError, within
+from mmjax.core.flops import flops_of
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
-from mmjax.evaluate.evaluation import Evaluation, HostBatch
-from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.classes import Use, known_classes, match_classes, uses
+from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
-from mmjax.train.state import evaluated, with_variables
-from mmjax.train.step import losses_of
+from mmjax.train.step import forwards_of, losses_of
 
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
-logger = logging.getLogger("mmjax.validate")
 TRIED = 32  # records of each set of data that go through its transforms and columns
 MOVING = ("RandomCrop", "Flip", "Rotate")  # transforms whose draws a label map would have to share
 LOOKED_AT = 128  # records of each set of data whose files are opened
@@ -50,9 +44,9 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     evaluators = _evaluators(setup.experiment, setup.datasets)
     known = known_classes(setup.experiment, run)
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
-    setup = dataclasses.replace(setup, classes=classes)
-    heads, unread = _check_tasks(setup)
-    heads |= _check_evaluators(setup, evaluators)
+    heads, unread, flops = _check_tasks(setup)
+    setup = dataclasses.replace(setup, classes=classes, flops=flops)
+    heads |= check_evaluators(setup, evaluators)
     for use in uses(setup.experiment, evaluators):
         if use.head in heads and use.data in setup.datasets:
             _check_head(use, heads[use.head], setup)
@@ -71,12 +65,13 @@ def _evaluators(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str
     return {name: spec for name, spec in found.items() if spec.data in datasets}
 
 
-def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Trace the losses of each step: head -> shape of its logits, and a line about what no task reads."""
+def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], dict[tuple[str, ...], int]]:
+    """Trace the losses of each step: head -> shape of its logits, a line about what no task reads, and the steps' FLOPs."""
     heads: dict[str, tuple[int, ...]] = {}
     read: set[str] = set()
+    flops: dict[tuple[str, ...], int] = {}
     if not setup.experiment.tasks or not set(setup.experiment.task_data()) <= set(setup.datasets):
-        return heads, []
+        return heads, [], flops
     model = setup.experiment.model
     paths = list(leaves_by_path(setup.abstract.params))
     for group in dict.fromkeys(setup.experiment.groups()):
@@ -84,18 +79,19 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str]]:
         check_needs(tasks, batches)
 
         def losses(params: Any, batches: Any, key: Array, variables: Any, tasks: Mapping[str, Any] = tasks) -> dict[str, Array]:
-            bound = with_variables(params, variables.get("model", {}))
-            forwards = {name: BoundForward(model, bound, batch, key) for name, batch in batches.items()}
+            forwards = forwards_of(model, params, batches, key, variables)
             found = losses_of(tasks, forwards, key, variables)
             for forward in forwards.values():
                 heads.update(forward.gave)
             return {name: loss.sum for name, loss in found.items()}
 
         key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, key, setup.abstract.variables)
-        read |= {path for path, live in zip(paths, live_inputs(traced.jaxpr), strict=False) if live}
+        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, key, setup.abstract.variables).jaxpr
+        flops[group] = 3 * flops_of(traced)  # as `Setup.step_flops` counts them
+        read |= {path for path, live in zip(paths, live_inputs(traced), strict=False) if live}
     spare = unread_parts(model, paths, read)
-    return heads, [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []
+    told = [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []
+    return heads, told, flops
 
 
 def live_inputs(jaxpr: Any) -> list[bool]:
@@ -112,106 +108,6 @@ def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -
     rooms = {f"{room}_{name}": f"{room}.{name}" for room in ROOMS for name in getattr(model, room)}
     firsts = {path.split("/")[0] for path in read}
     return [place for first, place in rooms.items() if first not in firsts and any(p.startswith(f"{first}/") for p in paths)]
-
-
-class DryEvaluation(Evaluation):
-    """An evaluation on shapes: functions are traced, and give zeros. What evaluators make of those is thrown away."""
-
-    dry = True
-
-    def __init__(self, setup: Setup, heads: dict[str, tuple[int, ...]]) -> None:
-        model = setup.experiment.model
-
-        def bind(params: Any, batch: Any) -> BoundForward:
-            self._forwards.append(BoundForward(model, params, batch))
-            return self._forwards[-1]
-
-        super().__init__(bind, setup.datasets, setup.texts(), place=jax.device_put)  # which is never called
-        self._forwards: list[BoundForward] = []
-        self._heads = heads
-        self.answered = False  # whether zeros were given out: what an evaluator says of those is no mistake of the user's
-        self.mistake: Exception | None = None  # what was wrong in what was traced
-
-    def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
-        dataset: Any = self.dataset(data)
-        batch = {key: np.zeros(shape, dtype) for key, (shape, dtype) in dataset.spec().items()}
-        self.check_needs(data, batch, needs)
-        yield batch | {"valid": np.ones(dataset.batch_size, bool)}
-
-    def _outputs(
-        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Any, fn: Callable[..., Any]
-    ) -> Iterator[Any]:
-        given: Any = None
-        for batch in batches:
-            if given is None:
-                shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-                found = jax.eval_shape(self.program(fn), params, shapes, jax.ShapeDtypeStruct((), np.int32))
-                for forward in self._forwards:
-                    self._heads.update(forward.gave)
-                # True, so that no row is taken for padding.
-                given = jax.tree.map(lambda x: np.ones(x.shape, bool) if x.dtype == bool else np.zeros(x.shape, x.dtype), found)
-            self.answered = True
-            yield given
-
-    def rows(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked(super().rows, *args, **kwargs)
-
-    def sums(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked(super().sums, *args, **kwargs)
-
-    def texts(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked(super().texts, *args, **kwargs)
-
-    def _asked(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except Exception as error:
-            self.mistake = self.mistake or error
-            raise
-
-
-def _check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Trace what every evaluator runs. Returns head -> shape of its logits."""
-    heads: dict[str, tuple[int, ...]] = {}
-    params = evaluated(setup.abstract)
-    for name, evaluator in evaluators.items():
-        dry = DryEvaluation(setup, heads)
-        with within(f"evaluate.{name}"):
-            try:
-                with _unheard():
-                    metrics = evaluator(dry, params)
-            except Exception as error:
-                mistake = dry.mistake or (error if isinstance(error, UserError) and not dry.answered else None)
-                if mistake is not None:
-                    if not isinstance(mistake, UserError):
-                        mistake.add_note(f"in evaluate.{name}, which was traced before the first step")
-                    raise mistake from None
-                logger.debug("evaluate.%s on zeros: %r", name, error)  # which no real data is
-            else:
-                _check_best(setup.experiment, name, metrics)
-    return heads
-
-
-def _check_best(experiment: Experiment, name: str, metrics: Any) -> None:
-    """Raises UserError where `checkpoint.best` is no metric of its evaluator's; those of classes show on real data only."""
-    best = experiment.checkpoint.best
-    given = [f"{name}/{metric}" for metric in metrics] if isinstance(metrics, Mapping) else []
-    if given and best.count("/") == 1 and best.startswith(f"{name}/") and best not in given:
-        shown = ", ".join(metric for metric in given if metric.count("/") == 1)
-        raise UserError(f"checkpoint.best={best!r}: its evaluator gives {shown}{nearest(best, given)}")
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Without what evaluators log or warn of figures that are not real; what is lost of prompts is told all the same."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.INFO))  # of every logger: a user's evaluator has one of its own
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _check_columns(setup: Setup) -> None:

@@ -1,6 +1,7 @@
 """Before the first step: programs that were compiled before are found again, and said to be."""
 
 import contextlib
+import dataclasses
 import re
 
 import jax
@@ -24,6 +25,8 @@ def test_a_second_start_finds_its_step_in_the_cache_and_says_so(tmp_path):
     assert re.fullmatch(r"compiled in \d+\.\d s, from the compilation cache", second[1])
     assert re.fullmatch(r"compiled in \d+\.\d s(, from the compilation cache)?", first[1])
     assert second[0]["train",][1] == setup.step_flops(("train",)) > 0
+    counted = dataclasses.replace(setup, flops={}).step_flops(("train",))
+    assert setup.flops == {("train",): counted}, "counted in the trace that set-up makes anyway"
     agree_on_data(setup)
     assert about_data(setup)["test"]["size"] == 360
     assert run.tokenizer().vocab_size == setup.tokenizer.vocab_size
