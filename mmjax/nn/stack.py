@@ -6,6 +6,7 @@ Layers are stored stacked, `[L, ...]` under `layers`, rolled or not: `unroll` is
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.core.stacked import Run, is_stacked, layers_of, segments
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import Mlp, dropout
@@ -177,6 +179,9 @@ class Stack(StackFields):
     With `take_layer=n` the result is what layer n gives, without the last norm: 0 is x itself, and numbers below 0 count from
     the end, -1 being the last layer. Layers after it have their parameters and are not run.
 
+    Parameters that come in parts (`core.stacked`) make a loop of its own of each run of layers, so that layers whose parameters
+    are not differentiated form no gradient of them.
+
     Raises:
       UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`, a `take_layer` or a tap that is not
         there.
@@ -203,25 +208,32 @@ class Stack(StackFields):
             if self.remat != "none":
                 # Inside a rolled scan XLA cannot merge the recomputation away, so nothing needs to prevent it.
                 body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
-            layer = nn.scan(
-                lambda block, carry, *rest: _both(block(carry, *rest), bool(self.taps)),
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=run,
-                unroll=run if self.unroll else 1,
-            )
-            if run < self.depth:
-                layer = nn.map_variables(layer, "params", lambda params: jax.tree.map(lambda p: p[:run], params))
             block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
-            x, given = layer(block, x, mask, context, positions)
-            taps |= {str(tap): given[tap % (self.depth + 1) - 1] for tap in self.taps if str(tap) not in taps}
+            for first, last in segments({} if self.is_initializing() else self.variables["params"]["layers"], run):
+                x, given = self._scan(first, last)(block, x, mask, context, positions)
+                numbers = {str(tap): tap % (self.depth + 1) - 1 for tap in self.taps}
+                taps |= {tap: given[n - first] for tap, n in numbers.items() if first <= n < last}
         taken = self.take_layer is not None and not self.is_initializing()
         if taken or not self.final_norm or self.norm_placement == "post":
             return x, taps
         if self.co:
             return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps
         return self._norm("final_norm")(x), taps
+
+    def _scan(self, first: int, last: int) -> Any:
+        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions) -> (carry, given)."""
+        loop = nn.scan(
+            lambda block, carry, *rest: _both(block(carry, *rest), bool(self.taps)),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=last - first,
+            unroll=last - first if self.unroll else 1,
+            data_transform=functools.partial(_later, first) if first else None,
+        )
+        if (first, last) == (0, self.depth):
+            return loop
+        return nn.map_variables(loop, "params", functools.partial(_taken, (first, last)))
 
     def _check(self) -> None:
         if self.norm_placement not in ("pre", "post"):
@@ -238,6 +250,16 @@ class Stack(StackFields):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
         if self.rotary and (self.head_width or self.width // self.heads) % 2:
             raise UserError(f"rotary positions need an even head width, found {self.head_width or self.width // self.heads}")
+
+
+def _taken(run: Run, params: Any) -> Any:
+    """The parameters of some layers."""
+    return jax.tree.map(lambda leaf: layers_of(leaf, run), params, is_leaf=is_stacked)
+
+
+def _later(first: int, variables: Any, rngs: Any) -> Any:
+    """Keys of a loop that begins at layer `first`: not those of the loop before it."""
+    return variables, jax.tree.map(lambda key: jax.random.fold_in(key, first), rngs)
 
 
 def _both(carry: Any, given: bool) -> tuple[Any, Any]:

@@ -10,13 +10,11 @@ import functools
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from mmjax.core import quiet
@@ -25,14 +23,15 @@ from mmjax.core.strict_json import plain
 from mmjax.core.trees import leaves_by_path, match
 from mmjax.parallel.multihost import barrier, is_main, processes
 from mmjax.parallel.rules import shardings
-from mmjax.train import reading
+from mmjax.train import frozen, reading
+from mmjax.train.array_folder import require_metadata, restored, shapes_in
 from mmjax.train.experiment import Checkpoint
+from mmjax.train.formats import FORMAT, FROZEN_APART, rename, watch_of, widened
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
 from mmjax.train.state import State, with_variables
+from mmjax.train.trained import Trained
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
-FORMAT = 1  # of what a checkpoint holds; raise it with every change, and say in `RENAMED` what became of old names
-RENAMED: tuple[tuple[int, str, str], ...] = ()  # (last format with it, old name of a part of a path, new name)
 ASIDE = "set_aside"  # the folder of those that could not be read, beside the good ones
 
 logger = logging.getLogger("mmjax")
@@ -56,14 +55,24 @@ class Checkpoints:
       folder: `RUN/checkpoints`, made when missing.
       spec: what to keep.
       say: called with one line where the user should know (a broken checkpoint was passed over).
+      trained: which parameters are, of the states that are saved and restored; None for all of them. What is frozen is written
+        once, in the folder `frozen`, and read from there.
 
     Raises:
       UnreachableError: here and from each method that reads: storage does not answer.
     """
 
-    def __init__(self, folder: Path, spec: Checkpoint, say: Callable[[str], None] = logger.warning, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        spec: Checkpoint,
+        say: Callable[[str], None] = logger.warning,
+        read_only: bool = False,
+        trained: Trained | None = None,
+    ):
         quiet.devices()  # which orbax starts
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
+        self._trained = trained or Trained()
         self._end_quiet = quiet.orbax(self)
         names = names_in(self._folder)
         for name in (name for name in names if "orbax-checkpoint-tmp" in name):
@@ -92,10 +101,14 @@ class Checkpoints:
           UnreachableError: storage took it at no attempt.
         """
         about = {"format": FORMAT, "step": step, "metrics": plain(metrics), "config": config}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(state)), about=ocp.args.JsonSave(about))
+        own, rest = dataclasses.replace(state, params=self._trained.of(state.params)), self._trained.rest(state.params)
         self._values[step] = self._rank(metrics)
         for pause in (*reading.WAITS, None):
             try:
+                if rest:  # before what needs it
+                    name = frozen.write(self._folder / frozen.FOLDER, rest)
+                    about["frozen"] = {"name": name, "layers": self._trained.to_json()}
+                args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(own)), about=ocp.args.JsonSave(about))
                 self._manager.save(step, args=args, force=True)
                 if wait:
                     self.wait()
@@ -180,8 +193,11 @@ class Checkpoints:
         """Whether a checkpoint says what it is, and names its arrays; False where that is damaged."""
         what = f"checkpoint {step} of {self._folder.parent}"
         try:
-            again(what, lambda: _require_metadata(self._folder / str(step) / "state"))
-            return again(what, lambda: self._about(step))["step"] == step
+            again(what, lambda: require_metadata(self._folder / str(step) / "state"))
+            about = again(what, lambda: self._about(step))
+            if about.get("frozen"):
+                again(what, lambda: require_metadata(self._frozen(about)))
+            return bool(about["step"] == step)
         except Exception as error:
             if not is_broken(error):
                 raise
@@ -208,29 +224,40 @@ class Checkpoints:
     def _params(self, step: int, mesh: jax.sharding.Mesh | None) -> tuple[Any, dict[str, Any]]:
         about = self._about(step)
         reader, path = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), self._folder / str(step) / "state"
-        _require_metadata(path)
-        found = reader.metadata(path).item_metadata
-        if found is None:  # orbax has read the names of the arrays, and could not make sense of them
-            raise EOFError(f"the list of arrays in {path} is damaged")
-        item = found.tree
+        item = shapes_in(reader, path)
         wanted = "ema" if item.get("ema") else "params"
-        target = {wanted: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), item[wanted])}
+        target = {wanted: item[wanted]}
         if model := (item.get("variables") or {}).get("model"):
-            own = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), model)
-            target["variables"] = {"model": own}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # orbax: no sharding given, which is what we mean here
-            args = ocp.args.PyTreeRestore(item=target, restore_args=_restored_as(target, mesh), partial_restore=True)
-            restored = reader.restore(path, args=args)
-        params = rename(restored[wanted], about["format"])
-        return with_variables(params, restored.get("variables", {}).get("model", {})), about
+            target["variables"] = {"model": model}
+        found = restored(reader, path, target, mesh)
+        params = found[wanted]
+        if about.get("frozen"):
+            rest = frozen.read(self._frozen(about), mesh)
+            params = _placed(Trained.from_json(about["frozen"]["layers"]).join(params, rest), mesh)
+        return with_variables(rename(params, about["format"]), found.get("variables", {}).get("model", {})), about
 
     def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
-        about = self._about(step)
-        _require_metadata(self._folder / str(step) / "state")
-        target = rename(as_dict(abstract), about["format"], back=True)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-        return State(**rename(restored, about["format"])), about
+        about, trained = self._about(step), self._trained
+        require_metadata(self._folder / str(step) / "state")
+        if about["format"] < FROZEN_APART and trained.rest(abstract.params):
+            raise UserError(
+                f"checkpoint {step} of {self._folder.parent} is of an older mmjax, which kept optimizer state for frozen "
+                f"parameters too; to start from its parameters give a new run --init_from {self._folder.parent}"
+            )
+        own = dataclasses.replace(abstract, params=trained.of(abstract.params), watch=watch_of(abstract, about["format"]))
+        target = rename(as_dict(own), about["format"], back=True)
+        found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        state = State(**rename(found, about["format"]))
+        if about.get("frozen"):
+            path, meshes = self._frozen(about), [leaf.sharding.mesh for leaf in jax.tree.leaves(abstract.params)]
+            rest = frozen.read(path, meshes[0])
+            if frozen.fingerprint(rest) != path.name:
+                raise EOFError(f"the frozen parameters in {path} are damaged")
+            state = dataclasses.replace(state, params=_placed(trained.join(state.params, rest), meshes[0]))
+        return dataclasses.replace(state, watch=widened(state.watch, abstract.watch)), about
+
+    def _frozen(self, about: Mapping[str, Any]) -> Path:
+        return self._folder / frozen.FOLDER / about["frozen"]["name"]
 
     def _about(self, step: int) -> dict[str, Any]:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
@@ -317,39 +344,15 @@ class _Keep:
         return [step in kept or step not in self.values for step in steps]
 
 
-def _require_metadata(state: Path) -> None:
-    """Without this file orbax reads a tree of nothing, and complains of the tree."""
-    if "_METADATA" not in names_in(state):
-        raise FileNotFoundError(f"{state} has no _METADATA")
-
-
-def rename(tree: Any, found: int, back: bool = False) -> Any:
-    """A tree saved in the format `found` under today's names; with `back`, today's tree under the names it had then."""
-    steps = [(old, new) for last, old, new in RENAMED if found <= last]
-    for old, new in [(new, old) for old, new in reversed(steps)] if back else steps:
-        tree = _rename(tree, old, new)
-    return tree
-
-
-def _rename(tree: Any, old: str, new: str) -> Any:
-    if isinstance(tree, Mapping):
-        return {(new if name == old else name): _rename(child, old, new) for name, child in tree.items()}
-    if isinstance(tree, tuple):  # optax's states are named tuples
-        children = [_rename(child, old, new) for child in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
-    return tree
-
-
 def as_dict(state: State) -> dict[str, Any]:
     """What is saved: every field, but for variables where none are kept."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if name != "variables" or value}
 
 
-def _restored_as(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    if mesh is None:
-        return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return jax.tree.map(lambda place: ocp.ArrayRestoreArgs(sharding=place), shardings(tree, mesh))
+def _placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Each array in its place on the mesh, where those put together of parts may not be."""
+    return params if mesh is None else jax.tree.map(jax.device_put, params, shardings(params, mesh))
 
 
 def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:

@@ -16,7 +16,7 @@ from mmjax.evaluate.evaluation import Evaluation, HostBatch
 from mmjax.models.forward import BoundForward
 from mmjax.train.experiment import Experiment
 from mmjax.train.setup import Setup
-from mmjax.train.state import evaluated
+from mmjax.train.state import with_variables
 
 logger = logging.getLogger("mmjax.dry")
 
@@ -80,7 +80,7 @@ class DryEvaluation(Evaluation):
 def check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Trace what every evaluator runs. Returns head -> shape of its logits."""
     heads: dict[str, tuple[int, ...]] = {}
-    params = evaluated(setup.abstract)
+    params = with_variables(setup.abstract.params, setup.abstract.variables.get("model", {}))
     for name, evaluator in evaluators.items():
         dry = DryEvaluation(setup, heads)
         with within(f"evaluate.{name}"):

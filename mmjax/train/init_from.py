@@ -51,7 +51,8 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
         state.params,
     )
-    state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, taken) if state.ema else {})
+    own = setup.trained().of(taken) if state.ema else {}
+    state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
     return dataclasses.replace(state, variables=_variables(setup, state, variables))
 
 

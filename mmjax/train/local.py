@@ -22,8 +22,9 @@ from mmjax.core import quiet
 from mmjax.core.config import from_json
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
-from mmjax.train.checkpoint import ASIDE, FORMAT, READ_TIMEOUT, Manager, as_dict
+from mmjax.train.checkpoint import ASIDE, READ_TIMEOUT, Manager, as_dict
 from mmjax.train.experiment import Experiment
+from mmjax.train.formats import FORMAT
 from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, numbered, together
 from mmjax.train.run import differing
 from mmjax.train.state import State

@@ -109,9 +109,10 @@ def _steps(training: Training, hooks: dict[str, Hook], stop: Stop, profile: bool
     e, setup = training.experiment, training.setup
     compiled, how = compile_steps(setup, e.groups())
     saving = start_hooks(training, hooks, {group: flops for group, (_, flops) in compiled.items()}, profile)
+    total, own = count(setup.abstract.params), count(setup.trained_shapes())
     training.say(
-        f"{count(training.state.params):,} parameters, {e.steps - training.step:,} steps on {setup.mesh.size} "
-        f"{jax.devices()[0].device_kind} device(s); {how}"
+        f"{total:,} parameters, {f'{own:,} of them trained, ' * (own < total)}{e.steps - training.step:,} steps on "
+        f"{setup.mesh.size} {jax.devices()[0].device_kind} device(s); {how}"
     )
     interrupted = False
     with contextlib.closing(Feed(setup, training.step)) as feed, contextlib.closing(Watchdog(e.log.watchdog)) as watchdog:

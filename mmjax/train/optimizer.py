@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,10 +15,9 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
+from mmjax.train.trained import Trained, trained_of
 
 NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias", "*/fixed_*")
-
-UNREAD = "unread/*"  # parameters that no forward pass reads: see `Multimodal.unread`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +33,13 @@ class Optimizer:
       no_decay: patterns of parameters that are not decayed.
       clip_norm: largest global gradient norm; 0 for no clipping.
       accumulate: micro-batches a step.
-      ema: decay of the moving average of parameters that is evaluated and kept; 0 for none.
+      ema: decay of the moving average of parameters that is evaluated and kept; 0 for none. It is a mean of what the steps
+        have made: the parameters before the first step are no part of it (the correction of Kingma & Ba 2015, section 3).
       layer_decay: rate of layer l of L in an encoder is times layer_decay ** (L - l), embeddings ** (L + 1) (Bao 2021).
       rates: pattern -> factor on the learning rate, for instance a slower backbone.
-      freeze: patterns of parameters that stay as they are; "encoders_image/*[:6]" freezes the first six layers of a stack.
+      train: patterns of the parameters that are trained; all unless it says fewer.
+      freeze: patterns of parameters that stay as they are all the same; "encoders_image/*[:6]", here and in `train`, is of the
+        first six layers of a stack. What is frozen has no gradient, no optimizer state and no moving average.
       on_bad_step: what a non-finite or spiking step does: `stop` the run, or `skip` that step.
       spike_factor: a loss above this many times its running mean is a spike; 0 for never.
     """
@@ -55,6 +55,7 @@ class Optimizer:
     ema: float = 0.0
     layer_decay: float = setting(above=0, default=1.0)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    train: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
     on_bad_step: str = "stop"
     spike_factor: float = setting(least=0, default=0.0)
@@ -88,38 +89,32 @@ class Optimizer:
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
     def build(self, params: Params, steps: int) -> optax.GradientTransformation:
-        """The whole chain for these parameters (arrays or their shapes).
+        """The whole chain for the trained ones of these parameters (arrays or their shapes).
 
         Raises:
-          UserError: a pattern of `freeze` or `rates` that matches no parameter.
+          UserError: a pattern of `train`, `freeze` or `rates` that matches no parameter.
         """
         self._check_patterns(params)
-        factors = rate_factors(self, params)
-        decayed = map_with_path(lambda path, _: not match_any(self.no_decay, path), params)
-        chain = [
+        trained = self.trained(params)
+        factors = trained.of(rate_factors(self, params))
+        decayed = map_with_path(lambda path, _: not match_any(self.no_decay, path), trained.of(params))
+        return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             self.core(),
             optax.add_decayed_weights(self.weight_decay, decayed) if self.weight_decay else optax.identity(),
             _scale_by_tree(factors),
             optax.scale_by_learning_rate(self.rate(steps)),
-        ]
-        frozen = map_with_path(lambda path, _: "frozen" if self.is_frozen(path) else "trained", params)
-        if "frozen" not in jax.tree.leaves(frozen):
-            return optax.chain(*chain)
-        return optax.partition({"trained": optax.chain(*chain), "frozen": _stand_still()}, frozen)
-
-    def is_frozen(self, path: str) -> bool:
-        """Whether a parameter is frozen as a whole; what no forward pass reads always is."""
-        return match(UNREAD, path) or any(
-            layers is None and match(pattern, path) for pattern, layers in map(split_layers, self.freeze)
         )
+
+    def trained(self, params: Params) -> Trained:
+        """Which of these parameters, or of their shapes, are trained."""
+        return trained_of(self.train, self.freeze, params)
 
     def _check_patterns(self, params: Params) -> None:
         paths = list(leaves_by_path(params))
-        wanted = [("freeze", split_layers(p)[0]) for p in self.freeze] + [("rates", p) for p in self.rates]
-        for field, pattern in wanted:
+        for pattern in self.rates:
             if not any(match(pattern, path) for path in paths):
-                raise UserError(f"optimizer.{field}: {pattern!r} matches no parameter; one is {paths[0]!r}")
+                raise UserError(f"optimizer.rates: {pattern!r} matches no parameter; one is {paths[0]!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,15 +189,6 @@ class Adafactor(Optimizer):
 OPTIMIZERS = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "adafactor": Adafactor}
 
 
-def split_layers(pattern: str) -> tuple[str, slice | None]:
-    """ "a/*[:6]" -> ("a/*", layers 0 to 5); a pattern without a slice -> (pattern, None)."""
-    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", pattern)
-    if not found:
-        return pattern, None
-    start, stop = (int(number) if number else None for number in found.groups()[1:])
-    return found.group(1), slice(start, stop)
-
-
 def rate_factors(optimizer: Optimizer, params: Params) -> Any:
     """For each parameter, the factor on its rate: a number, or one a layer shaped [L, 1, ...] for a stacked one."""
     depths = {path.split("/")[0]: x.shape[0] for path, x in leaves_by_path(params).items() if "/layers/" in path}
@@ -218,10 +204,6 @@ def rate_factors(optimizer: Optimizer, params: Params) -> Any:
         for pattern, rate in optimizer.rates.items():
             if match(pattern, path):
                 factor = factor * np.float32(rate)
-        for pattern, layers in map(split_layers, optimizer.freeze):
-            if layers is not None and stacked and match(pattern, path):
-                factor = np.array(factor)
-                factor[layers] = 0.0
         return np.asarray(factor, np.float32)
 
     return map_with_path(factor, params)
@@ -239,14 +221,5 @@ def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return map_with_path(lambda path, u: scale(u, by_path[path]), updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _stand_still() -> optax.GradientTransformation:
-    """Updates that leave every bit of a parameter: -0.0, because adding 0.0 to -0.0 gives 0.0."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

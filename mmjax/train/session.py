@@ -23,7 +23,7 @@ from mmjax.train.feed import Feed
 from mmjax.train.init_from import first_state
 from mmjax.train.setup import Setup
 from mmjax.train.setup import set_up as set_up_experiment
-from mmjax.train.state import State, evaluated, with_variables
+from mmjax.train.state import State, with_variables
 from mmjax.train.validate import validated
 
 
@@ -126,7 +126,7 @@ class Session:
             batch = batches[data]
         with use_mesh(self.setup.mesh):
             if not train:
-                return BoundForward(self.experiment.model, evaluated(self.state), batch)
+                return BoundForward(self.experiment.model, self.setup.evaluated(self.state), batch)
             key = jax.random.fold_in(jax.random.wrap_key_data(self._whole_key().key), self.step_number)
             params = with_variables(self.state.params, self.state.variables.get("model", {}))
             return BoundForward(self.experiment.model, params, batch, fold_name(key, f"data/{data}"))

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from mmjax.core.config import check_ranges, children
 from mmjax.core.errors import UserError, within
@@ -25,8 +24,9 @@ from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
-from mmjax.train.state import State, init_state
+from mmjax.train.state import State, evaluated, init_state
 from mmjax.train.step import make_step, task_losses
+from mmjax.train.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +85,27 @@ class Setup:
         e = self.experiment
         tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
         tasks = self.tasks_of(group)
-        step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate)
+        step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate, self.group_number(group))
         check_needs(tasks, self.batch_shapes(group))
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
+
+    def group_number(self, group: tuple[str, ...]) -> int | None:
+        """Which of the groups that alternate it is; None where there is one."""
+        different = tuple(dict.fromkeys(self.experiment.groups()))
+        return None if len(different) == 1 else different.index(group)
+
+    def trained(self) -> Trained:
+        """Which parameters are trained."""
+        return self.experiment.optimizer.trained(self.abstract.params)
+
+    def trained_shapes(self) -> Params:
+        """Shapes and shardings of the trained ones alone."""
+        return self.trained().of(self.abstract.params)
+
+    def evaluated(self, state: State) -> Params:
+        """The parameters to evaluate and export, with what the modules keep beside them."""
+        return evaluated(state, self.trained())
 
     def step_flops(self, group: tuple[str, ...]) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
@@ -193,11 +210,9 @@ def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State
     e = experiment
     weights = {name: task.weight for name, task in e.tasks.items()}
 
-    def make_tx(params: Params) -> optax.GradientTransformation:
-        return e.optimizer.build(params, e.steps)
-
     objectives = {name: task.objective for name, task in e.tasks.items()}
-    return init_state(e.model, make_tx, e.weighting, weights, e.optimizer.ema > 0, seed, objectives, shapes)
+    groups = len(set(e.groups()))
+    return init_state(e.model, e.optimizer, e.steps, e.weighting, weights, seed, groups, objectives, shapes)
 
 
 def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmjax.core.random import fold_name
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.multimodal import Multimodal, init_model
+from mmjax.train.optimizer import Optimizer
+from mmjax.train.trained import Trained
 
 
 @jax.tree_util.register_dataclass
@@ -24,11 +25,12 @@ class State:
     Attributes:
       step: [] int32, steps done.
       params: float32.
-      optimizer: optax's state.
+      optimizer: optax's state, for the trained ones of `params` (see `train.trained`).
       weighting: the weighting's state.
-      ema: moving average of `params`, or {} when there is none.
+      ema: moving average of the trained ones of `params`, or {} when there is none.
       key: [2] uint32, the run's random key; a step folds its number into it.
-      watch: running mean of the loss ([] float32) and how many good steps it has seen ([] int32).
+      watch: `good`, how many good steps there were ([] int32), and `mean`, a running mean of their losses ([] float32). Where
+        streams alternate, groups of them have losses of their own: `mean` is [G], and so is `seen`, how many each has had.
       variables: what no gradient makes: `model`, by Linen collection, what its modules keep; `tasks`, by task, what objectives
         keep. {} where nothing is kept.
     """
@@ -45,35 +47,46 @@ class State:
 
 def init_state(
     model: Multimodal,
-    make_tx: Callable[[Params], optax.GradientTransformation],
+    optimizer: Optimizer,
+    steps: int,
     weighting: Any,
     weights: Mapping[str, float],
-    ema: bool,
     seed: Array,
+    groups: int = 1,
     objectives: Mapping[str, Any] | None = None,
     batches: Mapping[str, Any] | None = None,
 ) -> State:
     """The state before the first step. Parameters depend on the model and the seed alone, whatever the tasks.
 
     Args:
-      make_tx: parameters -> what makes updates of their gradients.
+      steps: of the run, which the learning rate follows.
+      groups: how many groups of streams alternate.
       objectives: task -> objective; those that keep variables make them here.
       batches: task -> the shapes of its batches.
     """
     key = jax.random.key(seed)
     params, kept = init_model(model, fold_name(key, "params"))
+    own = optimizer.trained(params).of(params)
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = make_tx(params).init(params)
+        optimizer_state = optimizer.build(params, steps).init(own)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=optimizer,
+        optimizer=optimizer_state,
         weighting=weighting.init(tuple(weights), weights),
-        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        ema=jax.tree.map(jnp.copy, own) if optimizer.ema else {},
         key=jax.random.key_data(fold_name(key, "steps")),
-        watch={"mean": jnp.zeros((), jnp.float32), "good": jnp.zeros((), jnp.int32)},
+        watch=init_watch(groups),
         variables=together(kept, task_variables(objectives or {}, params, batches or {})),
     )
+
+
+def init_watch(groups: int) -> dict[str, Array]:
+    """`State.watch` before the first step."""
+    good = {"good": jnp.zeros((), jnp.int32)}
+    if groups == 1:
+        return good | {"mean": jnp.zeros((), jnp.float32)}
+    return good | {"mean": jnp.zeros(groups, jnp.float32), "seen": jnp.zeros(groups, jnp.int32)}
 
 
 def task_variables(objectives: Mapping[str, Any], params: Params, batches: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,9 +101,10 @@ def together(model: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, An
     return {name: dict(tree) for name, tree in (("model", model), ("tasks", tasks)) if tree}
 
 
-def evaluated(state: State) -> Params:
+def evaluated(state: State, trained: Trained) -> Params:
     """The parameters to evaluate and export: the moving average where there is one; with what the modules keep, if anything."""
-    return with_variables(state.ema or state.params, state.variables.get("model", {}))
+    params = trained.put(state.params, state.ema) if state.ema else state.params
+    return with_variables(params, state.variables.get("model", {}))
 
 
 def with_variables(params: Params, model: Mapping[str, Any]) -> Params:

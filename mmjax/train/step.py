@@ -72,22 +72,29 @@ def make_step(
     optimizer: Optimizer,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
+    group: int | None = None,
 ) -> Callable[[State, Batches], tuple[State, Metrics]]:
     """The step of an experiment, to be jitted with shardings.
 
     The gradient comes from one vector-Jacobian product whose cotangents the weighting chooses, so the forward pass runs
-    once for any weighting, and once more for each task only where the weighting looks at task gradients.
+    once for any weighting, and once more for each task only where the weighting looks at task gradients. It is of the trained
+    parameters alone: weighting, norm, clipping and optimizer never see the others.
+
+    Args:
+      group: which of the groups of streams that alternate this is the step of; None where there is one.
     """
 
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        trained = optimizer.trained(state.params)
+        own = trained.of(state.params)
 
-        def values(params: Params) -> tuple[dict[str, Array], tuple[Metrics, Variables]]:
-            params = map_with_path(lambda p, x: jax.lax.stop_gradient(x) if optimizer.is_frozen(p) else x, params)
+        def values(own: Params) -> tuple[dict[str, Array], tuple[Metrics, Variables]]:
+            params = trained.bind(own, state.params)
             losses, variables = accumulated(model, tasks, params, batches, rng, optimizer.accumulate, state.variables)
             return {name: mean(loss.sum, loss.count) for name, loss in losses.items()}, (_flatten(losses), variables)
 
-        losses, vjp, (metrics, variables) = jax.vjp(values, state.params, has_aux=True)
+        losses, vjp, (metrics, variables) = jax.vjp(values, own, has_aux=True)
 
         def pullback(cotangents: Mapping[str, Array]) -> Params:
             full = {name: jnp.asarray(cotangents.get(name, 0.0), jnp.float32) for name in losses}
@@ -98,7 +105,8 @@ def make_step(
         )
         metrics |= weighting_metrics | {f"loss/{name}": value for name, value in losses.items()}
         metrics["loss"] = metrics.pop("total")
-        return _apply(state, gradient, weighting_state, metrics, optimizer, tx, rate, tasks, variables)
+        made = _Made(gradient, weighting_state, variables, metrics)
+        return _apply(state, own, made, optimizer, tx, rate, tasks, group)
 
     return step
 
@@ -261,39 +269,77 @@ def _flatten(losses: Mapping[str, Loss]) -> Metrics:
     return {f"train/{name}/{metric}": mean(*pair) for name, loss in losses.items() for metric, pair in loss.metrics.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What the losses of a step have come to."""
+
+    gradient: Params  # of the trained ones
+    weighting: Any
+    variables: Variables
+    metrics: Metrics
+
+
 def _apply(
     state: State,
-    gradient: Params,
-    weighting_state: Any,
-    metrics: Metrics,
+    own: Params,
+    made: _Made,
     optimizer: Optimizer,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     tasks: Mapping[str, Task],
-    variables: Variables,
+    group: int | None,
 ) -> tuple[State, Metrics]:
     """Take the step, unless it is a bad one: then everything but the step number stays as it was."""
-    norm = optax.tree.norm(gradient)
-    loss, watch = metrics["loss"], state.watch
+    metrics = dict(made.metrics)
+    norm, loss = optax.tree.norm(made.gradient), metrics["loss"]
+    mean, seen = _watched(state.watch, group)
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
     if optimizer.spike_factor:
         # The mean may be negative (an uncertainty-weighted total), so a spike is a rise by the mean's size.
-        limit = watch["mean"] + (optimizer.spike_factor - 1.0) * jnp.abs(watch["mean"])
-        bad |= (watch["good"] >= WARM) & (loss > limit)
+        limit = mean + (optimizer.spike_factor - 1.0) * jnp.abs(mean)
+        bad |= (seen >= WARM) & (loss > limit)
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = tx.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda e, p: e - (1.0 - optimizer.ema) * (e - p), state.ema, params) if state.ema else {}
+        updates, opt_state = tx.update(made.gradient, state.optimizer, own)
+        after = optax.apply_updates(own, updates)
+        ema = moving_average(state.ema, after, optimizer.ema, state.watch["good"]) if state.ema else {}
         metrics["learning_rate"] = jnp.asarray(rate(_updates_done(state)), jnp.float32)
-    first = watch["good"] == 0
-    seen = {
-        "mean": jnp.where(first, loss, WATCH_DECAY * watch["mean"] + (1.0 - WATCH_DECAY) * loss),
-        "good": watch["good"] + 1,
-    }
-    new = State(state.step, params, opt_state, weighting_state, ema, state.key, seen, _after_step(tasks, variables, params))
-    kept: State = jax.tree.map(lambda old, taken: jnp.where(bad, old, taken), state, new)
+    trained = optimizer.trained(state.params)
+    variables = _after_step(tasks, made.variables, trained.put(state.params, after))
+    watch = _watch(state.watch, group, loss)
+    old = dataclasses.replace(state, params=own)
+    new = State(state.step, after, opt_state, made.weighting, ema, state.key, watch, variables)
+    kept: State = jax.tree.map(lambda old, taken: jnp.where(bad, old, taken), old, new)
     metrics |= {"gradient_norm": norm, "bad_step": bad.astype(jnp.float32)}
-    return dataclasses.replace(kept, step=state.step + 1), metrics
+    return dataclasses.replace(kept, step=state.step + 1, params=trained.put(state.params, kept.params)), metrics
+
+
+def moving_average(ema: Params, params: Params, decay: float, updates: Array) -> Params:
+    """The mean of the parameters that `updates` + 1 updates have made, weighted by powers of `decay`.
+
+    That is Kingma & Ba 2015, section 3, whose correction 1 / (1 - decay^t) is folded into the share of the newest: what was
+    there before the first update has none.
+
+    Args:
+      ema: after the updates before this one; of no weight before the first.
+      updates: [] int32, how many there were before this one.
+    """
+    share = (1.0 - decay) / (1.0 - decay ** (updates + 1).astype(jnp.float32))
+    return jax.tree.map(lambda e, p: jnp.where(updates == 0, p, e - share * (e - p)), ema, params)
+
+
+def _watched(watch: Mapping[str, Array], group: int | None) -> tuple[Array, Array]:
+    """The running mean of the losses of a group of streams, and how many good steps it has had."""
+    return (watch["mean"], watch["good"]) if group is None else (watch["mean"][group], watch["seen"][group])
+
+
+def _watch(watch: Mapping[str, Array], group: int | None, loss: Array) -> dict[str, Array]:
+    """`State.watch` after a good step."""
+    mean, seen = _watched(watch, group)
+    mean = jnp.where(seen == 0, loss, WATCH_DECAY * mean + (1.0 - WATCH_DECAY) * loss)
+    good = {"good": watch["good"] + 1}
+    if group is None:
+        return good | {"mean": mean}
+    return good | {"mean": watch["mean"].at[group].set(mean), "seen": watch["seen"].at[group].add(1)}
 
 
 def _after_step(tasks: Mapping[str, Task], variables: Variables, params: Params) -> Variables:

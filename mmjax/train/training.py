@@ -46,7 +46,7 @@ class Training:
         self._notes = notes
         self._writer: MetricWriter | Quiet | None = None
         e = self.experiment
-        self.checkpoints = Checkpoints(run.checkpoints, e.checkpoint, self.say)
+        self.checkpoints = Checkpoints(run.checkpoints, e.checkpoint, self.say, trained=setup.trained())
         self.config = to_json(e)
         self.local = self._local()
         self.evaluation = setup.evaluation()

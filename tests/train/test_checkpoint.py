@@ -20,7 +20,7 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import shardings
-from mmjax.train import Checkpoint, checkpoint, reading
+from mmjax.train import Checkpoint, checkpoint, formats, reading
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.state import State
 
@@ -377,10 +377,10 @@ def test_an_error_of_ours_keeps_its_name_and_is_not_tried_again(folder, monkeypa
 
 
 def test_a_newer_format_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     folder.save(2)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"checkpoint 2 has format 2, newer than this mmjax reads \(1\): upgrade mmjax"):
+    with pytest.raises(UserError, match=r"checkpoint 2 has format 3, newer than this mmjax reads \(2\): upgrade mmjax"):
         folder.restore()
 
 
@@ -397,7 +397,7 @@ def test_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path):
 
 def test_renamed_parameters_of_an_older_format(folder, monkeypatch):
     folder.save(3)
-    monkeypatch.setattr(checkpoint, "RENAMED", ((1, "attention", "self_attention"), (0, "kernel", "weight")))
+    monkeypatch.setattr(formats, "RENAMED", ((2, "attention", "self_attention"), (1, "kernel", "weight")))
     params, _ = folder.open(read_only=True).params(3)
     layers = params["encoders_image"]["stack"]["layers"]
     np.testing.assert_array_equal(
@@ -409,9 +409,9 @@ def test_renamed_parameters_of_an_older_format(folder, monkeypatch):
 
 def test_a_run_of_an_older_format_goes_on(folder, monkeypatch):
     folder.save(3)
-    table = ((1, "attention", "self_attention"), (1, "q", "query"), (0, "kernel", "weight"))
-    monkeypatch.setattr(checkpoint, "RENAMED", table)
-    today = State(**checkpoint.rename({f.name: getattr(state(3), f.name) for f in dataclasses.fields(State)}, 1))
+    table = ((2, "attention", "self_attention"), (2, "q", "query"), (1, "kernel", "weight"))
+    monkeypatch.setattr(formats, "RENAMED", table)
+    today = State(**formats.rename({f.name: getattr(state(3), f.name) for f in dataclasses.fields(State)}, 2))
     assert list(leaves_by_path(today.params)) == ["encoders_image/stack/layers/self_attention/query/kernel"]
     restored, step, _ = folder.open().restore(abstract(today))
     assert step == 3
@@ -430,7 +430,7 @@ def test_reading_changes_nothing_on_disk(folder):
 def test_what_a_checkpoint_says_of_itself(folder):
     folder.save(2, metrics={2: {"a/b": 0.5}})
     text = next((folder.path / "2" / "about").rglob("*metadata*")).read_text()
-    assert json.loads(text) == {"format": 1, "step": 2, "metrics": {"a/b": 0.5}, "config": {"some": "config"}}
+    assert json.loads(text) == {"format": 2, "step": 2, "metrics": {"a/b": 0.5}, "config": {"some": "config"}}
 
 
 TARGET = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "head": {"kernel": np.zeros((3, 4))}}

@@ -24,7 +24,7 @@ from mmjax.nn.linear import Linear
 from mmjax.objectives import CausalLM
 from mmjax.train import SGD, Task
 from mmjax.train.state import init_state
-from mmjax.train.step import WARM, make_step, task_losses
+from mmjax.train.step import WARM, make_step, moving_average, task_losses
 
 RAW = {"schedule": "constant", "clip_norm": 0.0}
 
@@ -79,21 +79,36 @@ def test_a_frozen_encoder_has_no_gradient(careful):
         return sum(value.sum / value.count for value in losses.values())
 
     gradients = leaves_by_path(jax.jit(jax.grad(loss))(start.params))
-    trained = [np.sum(np.square(g)) for path, g in gradients.items() if not path.startswith("encoders_text/")]
+    own = {path: g[1:] if "encoders_image" in path and "/layers/" in path else g for path, g in gradients.items()}
+    trained = [np.sum(np.square(g)) for path, g in own.items() if not path.startswith("encoders_text/")]
     assert any(np.any(g) for path, g in gradients.items() if path.startswith("encoders_text/"))
     _, _, figures = take(careful)
     assert figures["gradient_norm"] == pytest.approx(np.sqrt(sum(trained)), rel=1e-5)
 
 
 def test_the_moving_average_by_formula(careful):
+    """The mean of what the steps have made, weighted by powers of the decay; of the trained parameters alone."""
+    trained = careful[0].trained()
     before, after, _ = take(careful)
-    tiny.assert_identical(before.ema, before.params)
+    tiny.assert_identical(before.ema, trained.of(before.params))
+    tiny.assert_identical(after.ema, trained.of(after.params))
     _, later, _ = take(careful, after)
-    for e0, e1, p1, e2, p2 in zip(
-        *map(jax.tree.leaves, (before.ema, after.ema, after.params, later.ema, later.params)), strict=True
-    ):
-        np.testing.assert_allclose(e1, 0.9 * e0 + 0.1 * p1, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(e2, 0.81 * e0 + 0.09 * p1 + 0.1 * p2, rtol=1e-5, atol=1e-7)
+    trees = (trained.of(after.params), later.ema, trained.of(later.params))
+    for p1, e2, p2 in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(e2, (0.9 * p1 + p2) / 1.9, rtol=1e-5, atol=1e-7)
+    _, skipped, _ = take(careful, later, {**careful[3], "image": np.full_like(careful[3]["image"], np.nan)})
+    tiny.assert_identical(skipped.ema, later.ema)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999, 0.99999])
+def test_the_moving_average_is_a_mean_of_all_updates(decay):
+    drawn = np.random.default_rng(0).normal(size=60)
+    ema = jnp.float32(1000.0)  # of no weight
+    update = jax.jit(moving_average)
+    for n, value in enumerate(drawn):
+        ema = update(ema, jnp.float32(value), jnp.float32(decay), jnp.int32(n))
+    weights = decay ** np.arange(60)[::-1]
+    np.testing.assert_allclose(ema, np.sum(weights * drawn) / np.sum(weights), atol=2e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -267,9 +282,8 @@ def keeping_step(parts, streams):
     batches = {name: {} for name in tasks}
     objectives = {name: task.objective for name, task in tasks.items()}
     weights = dict.fromkeys(tasks, 1.0)
-    make = functools.partial(optimizer.build, steps=5)
-    state = init_state(model, make, weighting, weights, False, np.uint32(0), objectives, batches)
-    step = make_step(model, tasks, weighting, optimizer, make(state.params), optimizer.rate(5))
+    state = init_state(model, optimizer, 5, weighting, weights, np.uint32(0), 1, objectives, batches)
+    step = make_step(model, tasks, weighting, optimizer, optimizer.build(state.params, 5), optimizer.rate(5))
     return jax.jit(step), state
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mmjax.train.finish import run_evaluators, shown
 from mmjax.train.hooks.figures import Figures
 from mmjax.train.hooks.hook import Hook
-from mmjax.train.state import evaluated
 from mmjax.train.training import Training
 
 
@@ -20,6 +19,6 @@ class Evaluation(Hook):
         if not (e.evaluate and e.evaluate_every > 0 and (step % e.evaluate_every == 0 or training.last)):
             return
         self._figures.settle(training)
-        training.metrics = run_evaluators(e, training.evaluation, evaluated(training.state))
+        training.metrics = run_evaluators(e, training.evaluation, training.setup.evaluated(training.state))
         training.write(step, training.metrics)
         training.say(f"step {step}: " + shown(training.metrics))
