@@ -12,7 +12,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, children
 from mmjax.core.errors import UserError, within
-from mmjax.core.flops import count_flops
+from mmjax.core.flops import flops_of, step_flops_of
 from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation
@@ -108,16 +108,22 @@ class Setup:
         return evaluated(state, self.trained())
 
     def step_flops(self, group: tuple[str, ...]) -> int:
-        """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward."""
+        """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward; where something
+        is frozen, of the backward what the trained ones need."""
         if group in self.flops:
             return self.flops[group]
-        model, tasks = self.experiment.model, self.tasks_of(group)
+        model, tasks, trained = self.experiment.model, self.tasks_of(group), self.trained()
 
-        def forward(params: Params, batches: Any, key: Any, variables: Any) -> Any:
-            return task_losses(model, tasks, params, batches, key, variables=variables)
+        def forward(own: Params, params: Params, batches: Any, key: Any, variables: Any) -> Any:
+            return task_losses(model, tasks, trained.bind(own, params), batches, key, variables=variables)
 
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return 3 * count_flops(forward, self.abstract.params, self.batch_shapes(group), key, self.abstract.variables)
+        key, params = jax.eval_shape(lambda: jax.random.key(0)), self.abstract.params
+        own = self.trained_shapes()
+        jaxpr = jax.make_jaxpr(forward)(own, params, self.batch_shapes(group), key, self.abstract.variables).jaxpr
+        if not trained.rest(params):
+            return 3 * flops_of(jaxpr)
+        count = len(jax.tree.leaves(own))
+        return step_flops_of(jaxpr, [i < count for i in range(len(jaxpr.invars))])
 
     def evaluation(self) -> Evaluation:
         """What evaluators are handed."""

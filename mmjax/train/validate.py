@@ -74,6 +74,7 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], d
         return heads, [], flops
     model = setup.experiment.model
     paths = list(leaves_by_path(setup.abstract.params))
+    all_trained = not setup.trained().rest(setup.abstract.params)
     for group in dict.fromkeys(setup.experiment.groups()):
         tasks, batches = setup.tasks_of(group), setup.batch_shapes(group)
         check_needs(tasks, batches)
@@ -87,7 +88,8 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], d
 
         key = jax.eval_shape(lambda: jax.random.key(0))
         traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, key, setup.abstract.variables).jaxpr
-        flops[group] = 3 * flops_of(traced)  # as `Setup.step_flops` counts them
+        if all_trained:
+            flops[group] = 3 * flops_of(traced)  # as `Setup.step_flops` counts them
         read |= {path for path, live in zip(paths, live_inputs(traced), strict=False) if live}
     spare = unread_parts(model, paths, read)
     told = [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []

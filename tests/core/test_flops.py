@@ -4,7 +4,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
-from mmjax.core.flops import count_flops
+from mmjax.core.flops import count_flops, step_flops_of
 
 
 def shape(*dims):
@@ -116,3 +116,28 @@ def test_xla_counts_the_same_in_an_unrolled_program():
     x, w = shape(16, 8), [shape(8, 8)] * 3
     compiled = jax.jit(both_ways).lower(x, w, x).compile().cost_analysis()["flops"]
     assert count_flops(both_ways, x, w, x) == compiled == 9 * 2 * 16 * 8 * 8
+
+
+def trained_flops(fn, trained, *args):
+    return step_flops_of(jax.make_jaxpr(fn)(*args).jaxpr, trained)
+
+
+def layers(x, w):
+    return jax.lax.scan(lambda x, w: (jax.nn.relu(jax.checkpoint(jnp.matmul)(x, w)), None), x, w)[0]
+
+
+@pytest.mark.parametrize("trained, times", [((False, False), 1), ((True, False), 2), ((False, True), 3), ((True, True), 3)])
+def test_a_loop_costs_what_its_derivatives_need(trained, times):
+    """What goes from step to step depends on the kernels of the steps before."""
+    one = 5 * 2 * 3 * 4 * 4
+    assert trained_flops(layers, trained, shape(3, 4), shape(5, 4, 4)) == times * one
+
+
+@pytest.mark.parametrize("trained", [(True, True, False), (False, True, False), (True, False, True), (False, False, True)])
+def test_what_a_step_costs_is_what_jax_forms(trained):
+    def loss(x, a, b):
+        return jnp.sum(jnp.tanh(jax.jit(jnp.matmul)(jnp.sin(x @ a), b)))
+
+    args = (shape(3, 4), shape(4, 5), shape(5, 6))
+    grad = jax.grad(loss, argnums=[i for i, own in enumerate(trained) if own])
+    assert trained_flops(loss, trained, *args) == count_flops(grad, *args)

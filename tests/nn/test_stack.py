@@ -10,7 +10,8 @@ from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
-from mmjax.core.trees import leaves_by_path
+from mmjax.core.stacked import Stacked
+from mmjax.core.trees import leaves_by_path, map_with_path
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import Block, Stack
 
@@ -32,6 +33,16 @@ def drawn(module, *args):
 @functools.partial(jax.jit, static_argnums=0)
 def apply(module, params, *args):
     return module.apply({"params": params}, *args)
+
+
+def in_parts(params, *edges):
+    """The layers' parameters, each in parts that end at other layers."""
+
+    def parted(path, leaf):
+        own = edges if "mlp" in path else edges[:1]
+        return Stacked(tuple(leaf[a:b] for a, b in zip((0, *own), (*own, leaf.shape[0]), strict=True)))
+
+    return {**params, "layers": map_with_path(parted, params["layers"])}
 
 
 # One block against PyTorch's layers.
@@ -317,3 +328,32 @@ def test_bfloat16_goes_in_and_comes_out(fields):
 def test_settings_that_make_no_sense_are_refused(fields, said):
     with pytest.raises(UserError, match=said):
         jax.eval_shape(deep(**fields).init, jax.random.key(0), X, MASK)
+
+
+# Parameters in parts.
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("options", [{}, {"take_layer": 3, "taps": (0, 2, 3)}, {"norm_placement": "post", "remat": "cheap"}])
+def test_a_stack_whose_parameters_come_in_parts_gives_the_same(options, unroll):
+    stack = Stack(**SIZE, depth=5, unroll=unroll, **options)
+    params = drawn(stack, X, MASK)
+
+    def run(params):
+        return stack.apply({"params": params}, X, MASK, method="tapped")
+
+    whole, parts = jax.jit(run)(params), jax.jit(run)(in_parts(params, 2, 4))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_loops_over_parts_draw_dropout_of_their_own():
+    """Layers of equal parameters: what the second loop drops is not what the first one drops."""
+    stack = Stack(**SIZE, depth=2, dropout=0.5, final_norm=False, taps=(1, 2))
+    params = drawn(stack, X, MASK)
+    params["layers"] = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:1]]), params["layers"])
+    nothing = {**params, "layers": map_with_path(lambda p, x: x * float("bias" in p), params["layers"])}  # a branch gives its bias
+    run = functools.partial(stack.apply, mutable=False, method="tapped", rngs={"dropout": jax.random.key(0)})
+    taps = run({"params": in_parts(nothing, 1)}, X, MASK)[1]
+    first, second = taps["1"] - X, taps["2"] - taps["1"]
+    assert (np.abs(first - second) > 1e-6).mean() > 0.2

@@ -190,3 +190,14 @@ def test_nothing_is_kept_for_what_is_frozen():
     assert sorted(momentum) == sorted(shape for shape in expected.values() if shape)
     assert not any("encoders_text" in path for path in expected)
     assert all(shape[0] == 1 for path, shape in expected.items() if "/layers/" in path)
+
+
+@pytest.mark.parametrize("freeze", [(), ("encoders_image/*[:2]", *BELOW), ("encoders_*",)], ids=["none", "half", "towers"])
+def test_the_figure_of_flops_is_what_the_step_has(freeze):
+    """As `model_flops_used` counts them; all trained, three times the forward's, patches' own input included."""
+    optimizer = SGD(learning_rate=0.1, clip_norm=0.0, schedule="constant", freeze=freeze)
+    setup, _ = tiny.prepared(
+        tiny.experiment(model=tiny.small_model(depth=4), tasks=tiny.tasks("classify"), optimizer=optimizer)
+    )
+    counted = count_flops(setup.jit_step(("train",)), setup.abstract, setup.batch_shapes(("train",)))
+    assert setup.step_flops(("train",)) == pytest.approx(counted, rel=0.0 if freeze else 0.05)
