@@ -18,6 +18,7 @@ from mmjax.plan.compile import Measured
 from mmjax.plan.fit import STATE
 from mmjax.plan.topology import Topology
 from mmjax.train.state import State
+from mmjax.train.trained import ALL, Trained
 
 # Of what an example keeps and moves in a layer, the part that a `tensor` axis does not split: the residual stream and its
 # norms, about 4 D of the 12 D that they and queries, keys, values, their mix and a feed-forward layer 4 D wide make together.
@@ -41,11 +42,12 @@ class Calibration:
     measured: Measured
 
 
-def state_sizes(state: State, axes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes a chip of each part of the state on a mesh, by the one table of `parallel.rules`."""
+def state_sizes(state: State, axes: Mapping[str, int], trained: Trained = ALL) -> dict[str, int]:
+    """Bytes a chip of each part of the state, and of a gradient, on a mesh, by the one table of `parallel.rules`."""
+    trees = {name: getattr(state, name) for name in STATE} | {"gradients": trained.of(state.params)}
     return {
-        name: sum(_share(f"{name}/{path}", leaf, axes) for path, leaf in leaves_by_path(getattr(state, name)).items())
-        for name in STATE
+        name: sum(_share(f"{name}/{path}", leaf, axes) for path, leaf in leaves_by_path(tree).items())
+        for name, tree in trees.items()
     }
 
 
@@ -74,7 +76,7 @@ def estimate(candidate: Candidate, base: Calibration, sizes: Mapping[str, int], 
     known, old = base.measured, base.candidate
     more = candidate.batch_per_chip / old.batch_per_chip
     times = more * (1 + WHOLE * (candidate.mesh.tensor - 1))
-    gradients, old_gradients = sizes["params"], known.sizes["params"]
+    gradients, old_gradients = sizes["gradients"], known.sizes["gradients"]
     kept = max(0.0, known.hbm - sum(known.sizes[name] for name in STATE) - old_gradients - logits_bytes(old, topology))
     moved = sum(known.traffic.values())
     update = min(_fixed_traffic(old_gradients, old.mesh.fsdp), moved)
@@ -92,7 +94,7 @@ def estimate(candidate: Candidate, base: Calibration, sizes: Mapping[str, int], 
             "temporaries": int(gradients + kept * times + logits_bytes(candidate, topology)),
         },
         traffic={name: size / moved * traffic for name, size in known.traffic.items()},
-        collectives=sent_bytes(candidate, sizes["params"], known.carried),
+        collectives=sent_bytes(candidate, gradients, known.carried),
     )
 
 

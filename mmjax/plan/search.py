@@ -106,7 +106,8 @@ class Search:
         one = Mesh().build(jax.devices()[:1])
         with use_mesh(one):
             state = abstract_state(self._experiment, one)
-        return {mesh: state_sizes(state, axes_of(mesh)) for mesh in meshes}
+        trained = self._experiment.optimizer.trained(state.params)
+        return {mesh: state_sizes(state, axes_of(mesh), trained) for mesh in meshes}
 
     def _calibrate(self, every: list[Candidate], sizes: Mapping[Mesh, Mapping[str, int]]) -> dict[Choice, Calibration]:
         """A calibration of each choice that the time allows, the experiment's own choice first."""

@@ -27,6 +27,7 @@ from mmjax.plan.topology import GIB, parse_topology
 from mmjax.train.setup import Setup, abstract_state, check_mesh, task_shapes
 from mmjax.train.state import State
 from mmjax.train.step import make_step, task_losses
+from mmjax.train.trained import ALL, Trained
 
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB, "T": GIB << 10}
 
@@ -47,7 +48,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         setup = Setup(experiment, mesh, {}, datasets, state)
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
-            found["sizes"] = sizes(state) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}
+            found["sizes"] = sizes(state, setup.trained()) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}
         if "flops" in wants:
             found["flops"] = _flops(setup, group)
         if "memory" in wants or "traffic" in wants:
@@ -55,9 +56,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def sizes(state: State) -> dict[str, int]:
-    """Bytes a chip of each part of the state, and how many parameters there are in all."""
+def sizes(state: State, trained: Trained = ALL) -> dict[str, int]:
+    """Bytes a chip of each part of the state and of a gradient of what is trained, and how many parameters there are in all."""
     parts = {name: _bytes_per_chip(getattr(state, name)) for name in ("params", "optimizer", "ema")}
+    parts["gradients"] = _bytes_per_chip(trained.of(state.params))
     return parts | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
 
 

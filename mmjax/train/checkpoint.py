@@ -29,7 +29,7 @@ from mmjax.train.experiment import Checkpoint
 from mmjax.train.formats import FORMAT, FROZEN_APART, rename, watch_of, widened
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
 from mmjax.train.state import State, with_variables
-from mmjax.train.trained import Trained
+from mmjax.train.trained import ALL, Trained
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
 ASIDE = "set_aside"  # the folder of those that could not be read, beside the good ones
@@ -72,7 +72,7 @@ class Checkpoints:
     ):
         quiet.devices()  # which orbax starts
         self._folder, self._spec, self._say, self._read_only = folder.absolute(), spec, say, read_only
-        self._trained = trained or Trained()
+        self._trained = trained or ALL
         self._end_quiet = quiet.orbax(self)
         names = names_in(self._folder)
         for name in (name for name in names if "orbax-checkpoint-tmp" in name):

@@ -7,6 +7,7 @@ each of them can read. Anything that does not fit is passed over and set aside: 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -22,12 +23,15 @@ from mmjax.core import quiet
 from mmjax.core.config import from_json
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.parallel.multihost import gather, process, processes
+from mmjax.train import frozen
+from mmjax.train.array_folder import METADATA
 from mmjax.train.checkpoint import ASIDE, READ_TIMEOUT, Manager, as_dict
 from mmjax.train.experiment import Experiment
 from mmjax.train.formats import FORMAT
 from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, numbered, together
 from mmjax.train.run import differing
 from mmjax.train.state import State
+from mmjax.train.trained import ALL, Trained
 
 KEEP = 2  # the older one is good everywhere while the newer one may have been cut short somewhere
 
@@ -39,10 +43,11 @@ class LocalCheckpoints:
       folder: on that disk, for this run alone.
       abstract: shapes and shardings of the state.
       config: the experiment as JSON.
+      trained: which parameters are; what is frozen is written once.
     """
 
-    def __init__(self, folder: Path, abstract: State, config: Any, say: Callable[[str], None]):
-        self._abstract, self._config, self._say = abstract, config, say
+    def __init__(self, folder: Path, abstract: State, config: Any, say: Callable[[str], None], trained: Trained = ALL):
+        self._abstract, self._config, self._say, self._trained = abstract, config, say, trained
         self._end_quiet = quiet.orbax(self)
         self._layout = [_held(leaf) for leaf in jax.tree.leaves(abstract)]
         self._folder = folder.absolute() / f"process_{process()}_of_{processes()}"
@@ -70,7 +75,13 @@ class LocalCheckpoints:
 
     def _save(self, step: int, state: State) -> None:
         about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(state)), about=ocp.args.JsonSave(about))
+        if rest := self._trained.rest(state.params):
+            about["frozen"] = frozen.fingerprint(rest)
+            if METADATA not in names_in(self._folder / frozen.FOLDER / about["frozen"]):
+                with self._frozen() as writer:
+                    writer.save(self._folder / frozen.FOLDER / about["frozen"], args=ocp.args.PyTreeSave(rest), force=True)
+        own = dataclasses.replace(state, params=self._trained.of(state.params))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(own)), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
 
     def restore(self, newer_than: int) -> tuple[State, int] | None:
@@ -108,14 +119,8 @@ class LocalCheckpoints:
             self._end_quiet()
 
     def _open(self) -> Manager:
-        alone = MultiprocessingOptions(None, {process()}, f"local_{process()}")
-        registry = create_type_handler_registry(
-            (jax.Array, ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False))
-        )
-        handlers: dict[str, Any] = {
-            "state": ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone, type_handler_registry=registry),
-            "about": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        }
+        alone = _alone()
+        handlers: dict[str, Any] = {"state": _arrays(), "about": ocp.JsonCheckpointHandler(multiprocessing_options=alone)}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEEP,
             cleanup_tmp_directories=True,
@@ -135,10 +140,24 @@ class LocalCheckpoints:
         changed = differing(then, now)
         if changed:
             raise UnfitError(f"it is of another experiment ({changed[0]})")
-        target = as_dict(self._abstract)
-        places = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), target)
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=target, restore_args=places))
-        return State(**self._manager.restore(step, args=args)["state"])
+        abstract, trained = self._abstract, self._trained
+        target = as_dict(dataclasses.replace(abstract, params=trained.of(abstract.params)))
+        args = ocp.args.Composite(state=_wanted(target))
+        state = State(**self._manager.restore(step, args=args)["state"])
+        if rest := trained.rest(abstract.params):
+            with self._frozen() as reader:
+                found = reader.restore(self._folder / frozen.FOLDER / about["frozen"], args=_wanted(rest))
+            if frozen.fingerprint(found) != about["frozen"]:
+                raise EOFError("the frozen parameters beside it are damaged")
+            params = jax.tree.map(
+                lambda x, a: jax.device_put(x, a.sharding), trained.join(state.params, found), abstract.params
+            )
+            state = dataclasses.replace(state, params=params)
+        return state
+
+    def _frozen(self) -> ocp.Checkpointer:
+        """What writes and reads the frozen parameters: this process's parts of them, as of the rest."""
+        return ocp.Checkpointer(_arrays(), multiprocessing_options=_alone())
 
     def _set_aside(self, after: int) -> None:
         """Out of the way of the steps that will be saved again."""
@@ -162,6 +181,24 @@ class LocalCheckpoints:
             except Exception:  # the save that will be tried next tells of it
                 return
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _alone() -> MultiprocessingOptions:
+    """Each process saves for itself."""
+    return MultiprocessingOptions(None, {process()}, f"local_{process()}")
+
+
+def _arrays() -> ocp.PyTreeCheckpointHandler:
+    """Of what this process's devices hold."""
+    handler = ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False)
+    registry = create_type_handler_registry((jax.Array, handler))
+    return ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=_alone(), type_handler_registry=registry)
+
+
+def _wanted(target: Any) -> ocp.args.PyTreeRestore:
+    """A tree of this shape, in the places that it names."""
+    places = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), target)
+    return ocp.args.PyTreeRestore(item=target, restore_args=places)
 
 
 def _held(leaf: Any) -> list[str]:

@@ -114,6 +114,9 @@ class Trained:
         return nested(found)
 
 
+ALL = Trained()
+
+
 def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> Trained:
     """What patterns make of parameters, or of their shapes: trained is what matches one of `train` and none of `freeze`.
 

@@ -125,7 +125,8 @@ class Training:
         spec = self.experiment.checkpoint
         if not spec.local:
             return None
-        return LocalCheckpoints(Path(spec.local) / self.run.identity(), self.setup.abstract, self.config, self.say)
+        folder, trained = Path(spec.local) / self.run.identity(), self.setup.trained()
+        return LocalCheckpoints(folder, self.setup.abstract, self.config, self.say, trained)
 
     def _start(self) -> tuple[State, int]:
         """From the newest good checkpoint, or from another run's parameters, or from the seed."""

@@ -352,7 +352,10 @@ def test_loops_over_parts_draw_dropout_of_their_own():
     stack = Stack(**SIZE, depth=2, dropout=0.5, final_norm=False, taps=(1, 2))
     params = drawn(stack, X, MASK)
     params["layers"] = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:1]]), params["layers"])
-    nothing = {**params, "layers": map_with_path(lambda p, x: x * float("bias" in p), params["layers"])}  # a branch gives its bias
+    nothing = {
+        **params,
+        "layers": map_with_path(lambda p, x: x * float("bias" in p), params["layers"]),
+    }  # a branch gives its bias
     run = functools.partial(stack.apply, mutable=False, method="tapped", rngs={"dropout": jax.random.key(0)})
     taps = run({"params": in_parts(nothing, 1)}, X, MASK)[1]
     first, second = taps["1"] - X, taps["2"] - taps["1"]

@@ -13,7 +13,7 @@ from mmjax.train.setup import abstract_state
 
 V5E = parse_topology("v5e:2x2")
 DATA, FSDP = Mesh(4, 1, 1, 1, 1), Mesh(1, 4, 1, 1, 1)
-STATE = {"params": 1000, "optimizer": 2000, "ema": 0}
+STATE = {"params": 1000, "optimizer": 2000, "ema": 0, "gradients": 1000}
 
 
 def candidate(mesh=DATA, batch=8, **changes):
@@ -60,7 +60,7 @@ def test_twice_the_batch_adds_an_example_s_share_and_no_more_of_the_state():
 
 
 def test_sharding_the_state_shrinks_it_its_gradients_and_its_update():
-    split = {"params": 250, "optimizer": 500, "ema": 0}
+    split = {"params": 250, "optimizer": 500, "ema": 0, "gradients": 250}
     found = estimate(candidate(FSDP), base(), split, V5E)
     assert found.hbm == 750 + 250 + 80 * 8
     assert sum(found.traffic.values()) == 8.5 * 250 + 2.5 * 1000 + 500 * 8  # each chip still reads all weights

@@ -132,7 +132,7 @@ def test_a_batch_that_is_given_is_kept():
 
 
 def test_a_state_that_no_mesh_holds_is_one_line(monkeypatch):
-    monkeypatch.setattr(searching, "state_sizes", lambda state, axes: dict.fromkeys(("params", "optimizer", "ema"), 1 << 34))
+    monkeypatch.setattr(searching, "state_sizes", lambda *_: dict.fromkeys(("params", "optimizer", "ema"), 1 << 34))
     with pytest.raises(UserError, match="the smallest v5e where it could be held is v5e:4x4"):
         run(FakeWorker(V5E, state()))
 

@@ -151,3 +151,27 @@ def test_a_write_that_fails_does_not_end_the_run(whole, tmp_path, monkeypatch, c
 def test_how_often_is_checked():
     with pytest.raises(UserError, match=r"checkpoint\.local_every=0: use 1 or more steps"):
         Checkpoint(local="x", local_every=0)
+
+
+def test_what_is_frozen_is_on_the_disk_once_and_the_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
+    optimizer = tiny.SGD(learning_rate=0.05, schedule="constant", clip_norm=0.0, freeze=("encoders_image/*",))
+    train(small(optimizer=optimizer), tmp_path / "whole")
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk, optimizer=optimizer), run, 6)
+    assert len(list(disk.glob("*/*/frozen/*"))) == 1
+    assert not any("project_patches" in file.read_text() for file in disk.glob("*/*/6/state/_METADATA"))
+    capsys.readouterr()
+    train(made(disk, optimizer=optimizer), run)
+    assert f"going on from step 6 in {disk}" in capsys.readouterr().err
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_frozen_parameters_that_are_damaged_are_passed_over(tmp_path, monkeypatch, capsys):
+    optimizer = tiny.SGD(learning_rate=0.05, schedule="constant", clip_norm=0.0, freeze=("encoders_image/*",))
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    break_off(monkeypatch, made(disk, optimizer=optimizer), run, 6)
+    shutil.rmtree(next(disk.glob("*/*/frozen/*")))
+    capsys.readouterr()
+    train(made(disk, optimizer=optimizer), run)
+    told = capsys.readouterr().err
+    assert "local checkpoint 6 is passed over" in told and f"going on from step 4 in {run}" in told
