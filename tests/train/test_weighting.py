@@ -83,7 +83,7 @@ def test_uncertainty_rests_at_its_stationary_point(regression, rest):
     np.testing.assert_allclose(metrics[-1]["total"], 0.5 + rest / 2, atol=1e-4)
 
 
-@given(s=st.floats(-3, 3), loss=st.floats(0, 10), base=st.floats(0.1, 3), regression=st.booleans())
+@given(s=st.floats(-3, 3), loss=st.floats(1e-6, 10), base=st.floats(0.1, 3), regression=st.booleans())
 def test_uncertainty_slopes_are_the_derivative_of_its_total(s, loss, base, regression):
     weighting = Uncertainty(regression=("a",) if regression else ())
 
@@ -94,8 +94,20 @@ def test_uncertainty_slopes_are_the_derivative_of_its_total(s, loss, base, regre
     np.testing.assert_allclose(found, (total(s + 1e-5) - total(s - 1e-5)) / 2e-5, rtol=1e-4, atol=1e-5)
 
 
-def test_uncertainty_survives_a_loss_of_zero():
-    _, state, metrics = run(Uncertainty(learning_rate=1.0), [{"a": 0.0}] * 30, vectors(a=[1.0]))
+@pytest.mark.parametrize("regression", [(), ("a",)])
+@pytest.mark.parametrize("start", [1.0, 0.01])
+def test_uncertainty_leaves_a_loss_of_zero_and_draws_back_one_below(start, regression):
+    """Both have no best s but minus infinity, where the weight of the task would drown every other."""
+    weighting = Uncertainty(learning_rate=0.05, regression=regression)
+    history = [{"a": start}] * 60 + [{"a": 0.0}] * 60 + [{"a": -0.3}] * 400
+    _, _, metrics = run(weighting, history, vectors(a=[1.0]))
+    weights = np.array([m["weight/a"] for m in metrics])
+    assert abs(weights[119] / weights[100] - 1) < 0.01  # by then Adam has no momentum left
+    np.testing.assert_allclose(weights[-1], 0.5 if regression else 1.0, rtol=1e-2)
+
+
+def test_uncertainty_is_bounded_where_a_loss_nears_zero():
+    _, state, metrics = run(Uncertainty(learning_rate=1.0), [{"a": 1e-12}] * 30, vectors(a=[1.0]))
     assert state["s"]["a"] == -10 and np.isfinite(metrics[-1]["weight/a"])
 
 
@@ -183,6 +195,23 @@ def test_gradnorm_says_what_it_lacks():
         GradNorm().update(state, scalars(a=1.0), linear(vectors(a=[1.0])), KEY)
 
 
+def test_gradnorm_counts_a_loss_below_zero_as_one_that_has_fallen_furthest():
+    """Beside a task that has not moved it has a rate of 0, so a target of 0: its weight falls by Adam's rate a step."""
+    weighting, w = GradNorm(learning_rate=0.1), scalars(a=1.0, b=1.0)
+    initial = scalars(a=0.5, b=2.0)
+    below, zero = (weighting.targets(w, w, scalars(a=loss, b=2.0), initial) for loss in (-0.2, 0.0))
+    assert below == zero and float(below["a"]) == 0
+    np.testing.assert_allclose(float(below["b"]), 2.0**1.5, rtol=1e-6)
+    _, _, metrics = run(weighting, [{"a": 0.5, "b": 2.0}, {"a": -0.2, "b": 2.0}, {"a": 0.5, "b": 2.0}], vectors(a=[1], b=[1]))
+    assert metrics[2]["weight/a"] < metrics[1]["weight/a"] == metrics[0]["weight/a"] == 1.0
+
+
+def test_gradnorm_takes_the_first_loss_above_zero_as_a_tasks_first():
+    history = [{"a": -0.5, "b": 2.0}, {"a": 0.0, "b": 2.0}, {"a": 4.0, "b": 2.0}, {"a": 3.0, "b": 2.0}]
+    _, state, _ = run(GradNorm(), history, vectors(a=[1.0], b=[1.0]))
+    assert (float(state["initial"]["a"]), float(state["initial"]["b"])) == (4.0, 2.0)
+
+
 # PCGrad
 
 
@@ -223,6 +252,8 @@ def test_pcgrad_projects_shared_parameters_and_sums_the_rest():
 def test_opposite_and_vanishing_gradients_stay_finite():
     gradient, _, _ = run(PCGrad(), [{"a": 1.0, "b": 1.0, "c": 1.0}], vectors(a=[1, 2], b=[-1, -2], c=[0, 0]))
     np.testing.assert_allclose(gradient["encoders_image"]["w"], [0, 0], atol=1e-6)
+    gradient, _, _ = run(PCGrad(), [{"a": 1.0, "b": 1.0}], vectors(a=[1e10, 0], b=[-1e-25, 0]))  # the square of b is 0
+    np.testing.assert_allclose(gradient["encoders_image"]["w"], [1e10, 0])
 
 
 @given(seed=st.integers(0, 1000))
@@ -290,6 +321,67 @@ def test_a_step_may_bring_some_of_the_tasks(name):
     np.testing.assert_allclose(gradient["encoders_image"]["w"], [2.0])
     assert float(metrics["total"]) == 1.0 and "weight/a" not in metrics
     assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+ANY_LOSS = st.sampled_from([0.0, -0.0, TINY, -TINY, 1e-42, -0.3, 1.0, 1e30, HUGE, -HUGE]) | st.floats(-10, 10, width=32)
+ANY_NORM = st.sampled_from([0.0, TINY, 1e-25, 1.0, 1e10, 1e18]) | st.floats(-10, 10, width=32)
+SOME = st.tuples(*([ANY_LOSS] * 3))
+
+
+@partial(jax.jit, static_argnums=0)
+def scaled(weighting, state, losses, sizes, key):
+    """A step whose gradients, one of them against the others, have the given sizes."""
+    directions = {"a": [1.0, 0.5], "b": [-1.0, 0.25], "c": [-0.5, -1.0]}
+    gradients = {t: {"encoders_image": {"w": jnp.asarray(directions[t]) * sizes[t]}} for t in directions}
+    return weighting.update(state, losses, linear(gradients), key)
+
+
+def figures(tree):
+    return np.array([float(x) for x in jax.tree.leaves(tree)])
+
+
+@given(history=st.lists(SOME, min_size=1, max_size=8), sizes=st.tuples(*([ANY_NORM] * 3)))
+@pytest.mark.parametrize("name", ALL)
+def test_no_finite_loss_makes_a_weighting_anything_but_finite(name, history, sizes):
+    weighting = ALL[name]
+    state = weighting.init(tuple(BASE), BASE)
+    named = scalars(a=sizes[0], b=sizes[1], c=sizes[2])
+    for losses in history:
+        _, state, metrics = scaled(weighting, state, scalars(a=losses[0], b=losses[1], c=losses[2]), named, KEY)
+        weights = figures({key: value for key, value in metrics.items() if key.startswith("weight/")})
+        assert np.isfinite(figures(state)).all() and np.isfinite(weights).all()
+        if name in ("gradnorm", "uncertainty"):  # a softmax may vanish, and a factor of a projection may be below 0
+            assert (weights > 0).all()
+
+
+@given(good=SOME, bad=st.sampled_from([np.nan, np.inf, -np.inf]), task=st.integers(0, 2), in_gradient=st.booleans())
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_not_finite_is_told_and_never_kept(name, good, bad, task, in_gradient):
+    """The step sees it in the total or in the gradient; the state is as before, and goes on from there."""
+    weighting, ones = ALL[name], scalars(a=1.0, b=1.0, c=1.0)
+    named = dict(zip("abc", np.clip(good, -10, 10), strict=True))
+    _, state, _ = scaled(weighting, weighting.init(tuple(BASE), BASE), scalars(**named), ones, KEY)
+    sizes = dict(zip("abc", [bad if in_gradient and i == task else 1.0 for i in range(3)], strict=True))
+    losses = {t: bad if not in_gradient and i == task else named[t] for i, t in enumerate("abc")}
+    gradient, after, metrics = scaled(weighting, state, scalars(**losses), scalars(**sizes), KEY)
+    seen = [metrics["total"], jnp.sum(gradient["encoders_image"]["w"])]
+    assert not np.isfinite(figures(seen)).all()
+    assert np.isfinite(figures(after)).all()
+    if not in_gradient:
+        np.testing.assert_array_equal(figures(after), figures(state))
+    _, after, _ = scaled(weighting, after, scalars(**named), ones, KEY)
+    assert np.isfinite(figures(after)).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_reaches_the_total(name, bad):
+    weighting = ALL[name]
+    state = jax.tree.map(lambda x: jnp.full_like(x, bad) if x.dtype == jnp.float32 else x, weighting.init(tuple(BASE), BASE))
+    ones = scalars(a=1.0, b=1.0, c=1.0)
+    gradient, _, metrics = scaled(weighting, state, ones, ones, KEY)
+    assert not np.isfinite(float(metrics["total"])) or not np.isfinite(figures(gradient)).all()
 
 
 @pytest.mark.parametrize(

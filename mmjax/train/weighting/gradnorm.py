@@ -13,10 +13,12 @@ import optax
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Params
 from mmjax.objectives import checks
-from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, weighted
+from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, sound, weighted
 from mmjax.train.weighting.shared import combine, inner, shared_paths, task_gradients
 
 LEAST = 1e-3  # no weight falls below it: Adam's steps know no sign, and a negative weight would climb its loss
+TINY = float(jnp.finfo(jnp.float32).tiny)
+MOST = 1e30  # largest ratio of a loss to its first: sums of them are finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,9 @@ class GradNorm:
     the mean over tasks, w follows (by Adam) the derivative of `sum_t |w_t n_t - mean(w n) r_t^alpha|` with the second part held
     constant (Chen 2018, eq. 1-2 and algorithm 1). The base weights stay outside, or w would undo them. Every step must bring
     every task.
+
+    The paper's losses are positive. Here the first loss above 0 is a task's first one, until which its rate is 1; a loss below
+    0 has a rate of 0, as one that has reached 0; and where no task has anything left to fall, all are as fast.
 
     Attributes:
       alpha: how strongly a slow task is pulled along; 0 makes all norms equal.
@@ -63,16 +68,17 @@ class GradNorm:
         total = combine(gradients, weights)
         paths = shared_paths(self.shared, total)
         norms = {task: jnp.sqrt(inner(gradient, gradient, paths)) for task, gradient in gradients.items()}
-        return total, self._learn(state, losses, norms), weighted(losses, weights)
+        return total, sound(state, self._learn(state, losses, norms), losses), weighted(losses, weights)
 
     def targets(self, weights: Scalars, norms: Scalars, losses: Scalars, initial: Scalars) -> Scalars:
         """The norm each task should have: `mean(w n) r^alpha` (Chen 2018, eq. 1)."""
         tasks = sorted(losses)
         mean_norm = jnp.mean(jnp.stack([weights[t] * norms[t] for t in tasks]))
-        left = jnp.stack(
-            [jnp.where(initial[t] > 0, losses[t] / jnp.where(initial[t] > 0, initial[t], 1.0), 1.0) for t in tasks]
-        )
-        rates = left / jnp.maximum(jnp.mean(left), jnp.finfo(jnp.float32).tiny)
+        begun = jnp.stack([initial[t] >= TINY for t in tasks])
+        ratios = jnp.stack([losses[t] / jnp.maximum(initial[t], TINY) for t in tasks])
+        left = jnp.where(begun, jnp.clip(ratios, 0.0, MOST), 1.0)  # a power of what is below 0 would be NaN
+        mean_left = jnp.mean(left)
+        rates = jnp.where(mean_left > 0, left / jnp.where(mean_left > 0, mean_left, 1.0), 1.0)
         return {task: mean_norm * rates[i] ** self.alpha for i, task in enumerate(tasks)}
 
     def slopes(self, weights: Scalars, norms: Scalars, targets: Scalars) -> Scalars:
@@ -81,7 +87,7 @@ class GradNorm:
 
     def _learn(self, state: Any, losses: Scalars, norms: Scalars) -> dict[str, Any]:
         weights = state["weight"]
-        initial = {t: jnp.where(state["initial"][t] > 0, state["initial"][t], losses[t]) for t in weights}
+        initial = {t: jnp.where(state["initial"][t] >= TINY, state["initial"][t], losses[t]) for t in weights}
         slopes = self.slopes(weights, norms, self.targets(weights, norms, losses, initial))
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = optax.adam(self.learning_rate).update(slopes, state["optimizer"])

@@ -65,7 +65,8 @@ def project(gram_KK: Array, rng: Array) -> Array:
 
     def meet(task: Array, factors_K: Array, other: Array) -> Array:
         dot = jnp.sum(factors_K * gram_KK[:, other])
-        conflict = (dot < 0) & (other != task)
+        # A gradient whose square vanishes has no direction to speak of; dividing by it would leave infinities.
+        conflict = (dot < 0) & (other != task) & (gram_KK[other, other] >= jnp.finfo(jnp.float32).tiny)
         return factors_K.at[other].add(-jnp.where(conflict, dot / jnp.where(conflict, gram_KK[other, other], 1.0), 0.0))
 
     def project_one(task: Array, key: Array, own_K: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from mmjax.core.types import Array, Params
@@ -18,6 +19,9 @@ class Weighting(Protocol):
 
     `base`, each task's configured weight, multiplies whatever the weighting itself decides. A step may bring only some of the
     tasks (they alternate) unless a weighting says otherwise.
+
+    Losses may be 0, below 0, or no number at all. What they make of the state is finite, or is not kept (`sound`); a weight
+    that is not finite goes into the total as it is, so that the step counts as a bad one.
     """
 
     def init(self, tasks: tuple[str, ...], base: Mapping[str, float]) -> Any:
@@ -52,6 +56,17 @@ def base_weights(tasks: tuple[str, ...], base: Mapping[str, float]) -> Scalars:
 def total(terms: Scalars) -> Array:
     """[] float32: the sum over tasks, always in the same order."""
     return jnp.sum(jnp.stack([terms[task] for task in sorted(terms)]))
+
+
+def sound(state: Any, new: Any, losses: Scalars) -> Any:
+    """The next state; the one before where a loss, or anything in the next one, is not finite.
+
+    A step throws away what a bad step makes of the state. This holds beyond it: for figures that overflow while the loss and
+    the gradient are finite, and a NaN in the state would stay there for ever.
+    """
+    figures = [*losses.values(), *(x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.floating))]
+    good = jnp.all(jnp.stack([jnp.isfinite(x) for x in figures]))
+    return jax.tree.map(lambda taken, old: jnp.where(good, taken, old), new, state)
 
 
 def weighted(losses: Scalars, weights: Scalars) -> Scalars:

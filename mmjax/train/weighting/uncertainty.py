@@ -13,9 +13,9 @@ import optax
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Params
 from mmjax.objectives import checks
-from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, total
+from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, sound, total
 
-LIMIT = 10.0  # |s| stays below it: a loss that reaches 0 would otherwise drive its weight exp(-s) to infinity
+LIMIT = 10.0  # |s| stays below it: a loss that nears 0 would otherwise drive its weight exp(-s) to infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Uncertainty:
 
     c is 1 for a classification (any cross entropy: Kendall 2018, eq. 10) and 1/2 for a regression (eq. 7). s rests where
     `s = log(2 c loss)`.
+
+    No noise makes a loss of 0 or below likely (the best s is minus infinity, and the weight would grow for ever). A loss of 0,
+    also that of a step in which nothing was counted, leaves s as it is; one below 0 draws it back to 0, where the weight is c.
 
     Attributes:
       learning_rate: of s.
@@ -49,12 +52,21 @@ class Uncertainty:
         weights = {task: base[task] * self._precision(task, s[task]) for task in losses}
         terms = {task: weights[task] * loss + base[task] * s[task] / 2 for task, loss in losses.items()}
         metrics = {"total": total(terms)} | {f"weight/{task}": weight for task, weight in weights.items()}
-        return pullback(weights), self._learn(state, losses), metrics
+        return pullback(weights), sound(state, self._learn(state, losses), losses), metrics
 
     def slopes(self, s: Scalars, losses: Scalars, base: Scalars) -> Scalars:
-        """d total / d s: `base * (1/2 - c exp(-s) loss)`, and 0 for a task that this step does not bring."""
-        absent = jnp.zeros((), jnp.float32)
-        return {t: base[t] * (0.5 - self._precision(t, s[t]) * losses[t]) if t in losses else absent for t in s}
+        """d total / d s: `base * (1/2 - c exp(-s) loss)`, and 0 for a task that this step does not bring or whose loss is 0.
+
+        A loss below 0 counts as 1 / (2 c), which is at rest where s is 0.
+        """
+        zero = jnp.zeros((), jnp.float32)
+
+        def slope(task: str) -> Array:
+            told = self._precision(task, s[task]) * losses[task]
+            noise = jnp.where(losses[task] < 0, 0.5 * jnp.exp(-s[task]), told)
+            return jnp.where(losses[task] == 0, zero, base[task] * (0.5 - noise))
+
+        return {task: slope(task) if task in losses else zero for task in s}
 
     def _precision(self, task: str, s: Array) -> Array:
         return (0.5 if task in self.regression else 1.0) * jnp.exp(-s)
