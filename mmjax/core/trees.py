@@ -1,7 +1,9 @@
 """Trees of arrays by path: naming, matching and replacing leaves.
 
 A leaf's path is its keys joined by "/", for instance `encoders_image/layers/attention/q/kernel`. Patterns are shell-style
-(`*` matches any text, "/" included) and match the whole path.
+(`*` matches any text, "/" included) and match the whole path. What stands between two "/", or after the last, is a whole name:
+`*/norm/scale` is no leaf of a part called `abnorm`. Users choose the names of their parts and modalities (`heads_NAME`,
+`project_NAME`), so a pattern of the library's own is made of whole names that the library itself gives.
 """
 
 from __future__ import annotations

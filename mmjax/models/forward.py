@@ -16,14 +16,18 @@ import jax.numpy as jnp
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import example_keys, fold_name
 from mmjax.core.spatial import image_of, over
-from mmjax.core.trees import leaves_by_path, map_with_path
+from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
 from mmjax.models.parts import declared, gather, key_of
 from mmjax.parallel.mesh import platform
 
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
-FLOAT32 = ("norm", "_logit", "mix")  # parts of a path whose parameters are used in float32 whatever the compute dtype
+# Parameters that are used in float32 whatever the compute dtype.
+FLOAT32 = (
+    *("*/norm/scale", "*/norm/bias", "*/*_norm/scale", "*/*_norm/bias"),
+    *("*/scale_logit", "*/bias_logit", "*/mix"),
+)
 
 
 def compute_dtype(dtype: str) -> jnp.dtype:
@@ -43,7 +47,7 @@ def cast_params(params: Params, dtype: jnp.dtype) -> Params:
     """Parameters in the compute dtype, all but norms' and learned scalars'."""
     if dtype == jnp.float32:
         return params
-    return map_with_path(lambda path, x: x if any(part in path for part in FLOAT32) else x.astype(dtype), params)
+    return map_with_path(lambda path, x: x if match_any(FLOAT32, path) else x.astype(dtype), params)
 
 
 def augmented(

@@ -19,17 +19,17 @@ from mmjax.parallel.mesh import fit
 # Pattern of the path's end -> the dims from the last one backwards are named in the comment.
 RULES: tuple[tuple[str, P], ...] = (
     # attention: q, k, v [.., D, H, K]; out [.., H, K, D]
-    ("*attention/[qkv]/kernel", P("fsdp", "tensor", None)),
-    ("*attention/[qkv]/bias", P("tensor", None)),
-    ("*attention/out/kernel", P("tensor", None, "fsdp")),
-    ("*attention/out/bias", P(None)),
+    ("*/*attention/[qkv]/kernel", P("fsdp", "tensor", None)),
+    ("*/*attention/[qkv]/bias", P("tensor", None)),
+    ("*/*attention/out/kernel", P("tensor", None, "fsdp")),
+    ("*/*attention/out/bias", P(None)),
     # feed-forward: up, gate [.., D, F]; down [.., F, D]
-    ("*mlp/up/kernel", P("fsdp", "tensor")),
-    ("*mlp/gate/kernel", P("fsdp", "tensor")),
-    ("*mlp/down/kernel", P("tensor", "fsdp")),
-    ("*mlp/up/bias", P("tensor")),
-    ("*mlp/gate/bias", P("tensor")),
-    ("*mlp/down/bias", P(None)),
+    ("*/mlp/up/kernel", P("fsdp", "tensor")),
+    ("*/mlp/gate/kernel", P("fsdp", "tensor")),
+    ("*/mlp/down/kernel", P("tensor", "fsdp")),
+    ("*/mlp/up/bias", P("tensor")),
+    ("*/mlp/gate/bias", P("tensor")),
+    ("*/mlp/down/bias", P(None)),
     # tables: words [V, D], positions and segments [T, D]
     ("*/words/table", P("tensor", "fsdp")),
     ("*/position/table", P(None, "fsdp")),
@@ -39,22 +39,28 @@ RULES: tuple[tuple[str, P], ...] = (
     ("*/project*/kernel", P("fsdp", None)),
     ("*/project*/bias", P(None)),
     # vocabulary-sized heads [D, V]
-    ("*logits/kernel", P("fsdp", "tensor")),
-    ("*logits/bias", P("tensor")),
+    ("*/logits/kernel", P("fsdp", "tensor")),
+    ("*/logits/bias", P("tensor")),
+    ("*/second_logits/kernel", P("fsdp", "tensor")),
+    ("*/second_logits/bias", P("tensor")),
     ("*/tied_bias", P("tensor")),
     # small vectors and scalars
-    ("*norm*/scale", P(None)),
-    ("*norm*/bias", P(None)),
+    ("*/norm/scale", P(None)),
+    ("*/norm/bias", P(None)),
+    ("*/*_norm/scale", P(None)),
+    ("*/*_norm/bias", P(None)),
     ("*/cls", P(None, None)),
     ("*/extra", P(None, None)),
     ("*/mask_token", P(None, None)),
     ("*/probe", P(None, None)),
-    ("*_type", P(None, None)),
+    ("*/*_type", P(None, None)),
     ("*/mix", P(None)),
-    ("*layer_scale*", P(None)),
-    ("*_logit", P()),
+    ("*/*_layer_scale", P(None)),
+    ("*/scale_logit", P()),
+    ("*/bias_logit", P()),
     # what no forward pass reads
-    ("*unread/*", P(None)),
+    ("unread/*", P(None)),
+    ("*/unread/*", P(None)),
 )
 
 

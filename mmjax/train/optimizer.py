@@ -17,7 +17,13 @@ from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
 from mmjax.train.trained import Trained, trained_of
 
-NO_DECAY = ("*/bias", "*norm*", "*_logit", "*_type", "*/mix", "*/cls", "*/probe", "*layer_scale", "*/tied_bias", "*/fixed_*")
+NO_DECAY = (
+    *("*/bias", "*/tied_bias"),
+    *("*/scale", "*/*_layer_scale"),  # the scale of a norm, and of a residual branch
+    *("*/scale_logit", "*/bias_logit", "*/mix"),  # learned scalars and weights of a mean
+    *("*/cls", "*/extra", "*/mask_token", "*/probe", "*/*_type"),  # learned tokens
+    *("*/fixed_position/*",),
+)
 
 
 @dataclasses.dataclass(frozen=True)

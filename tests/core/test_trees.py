@@ -25,6 +25,8 @@ def test_map_with_path_gives_each_leaf_its_path_and_its_partners():
         ("*attention/[qkv]/kernel", "stack/layers/cross_attention/k/kernel", True),
         ("*attention/[qkv]/kernel", "stack/layers/attention/out/kernel", False),
         ("*Norm*", "stack/norm/scale", False),
+        ("*/norm/scale", "heads_abnorm/scale", False),
+        ("*/*_norm/scale", "encoders_a/stack/layers/mlp_norm/scale", True),
     ],
 )
 def test_a_pattern_matches_the_whole_path(pattern, path, expected):

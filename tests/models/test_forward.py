@@ -209,6 +209,15 @@ def every_module():
     )
 
 
+def test_the_name_of_a_part_does_not_keep_it_in_float32():
+    """A head called `abnormality` or `mixture` is computed like any other."""
+    named = {
+        name: {"logits": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}} for name in ("heads_abnormality", "heads_mixture")
+    }
+    cast = cast_params(named, jnp.dtype("bfloat16"))
+    assert {x.dtype.name for x in jax.tree.leaves(cast)} == {"bfloat16"}
+
+
 def test_every_module_runs_in_bfloat16_without_promotion():
     big = every_module()
     rows = {"video": BATCH["image"], "title": BATCH["text"], "audio": BATCH["text"]}

@@ -68,9 +68,20 @@ def test_every_parameter_matches_exactly_one_row(name):
 
 
 def test_every_row_is_used_and_every_fusion_is_tried():
-    used = {row for path in leaves_by_path(shapes("every part")) for row in rows(path)}
+    used = {row for path in leaves_by_path(shapes("every part")) for at in (path, f"ema/{path}") for row in rows(at)}
     assert [RULES[i][0] for i in range(len(RULES)) if i not in used] == []
     assert {type(f) for f in every_part().fusions.values()} == set(FUSIONS.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["abnorm", "abnormality", "logits", "attention", "mlp", "unread", "x_logit", "mixture", "x_type"]
+)
+def test_the_name_of_a_part_decides_nothing(name):
+    """A part lives where it would under any other name, also a module of the user's own."""
+    for path, shape in [("{}/own/kernel", (16, 8)), ("{}/own/bias", (8,)), ("{}/scale", (8,)), ("{}/logits/kernel", (16, 8))]:
+        for room in ("heads", "encoders", "ema/heads"):
+            named, other = (path.format(f"{room}_{n}") for n in (name, "z"))
+            assert rows(named) == rows(other) and spec(named, shape, AXES) == spec(other, shape, AXES), named
 
 
 @pytest.mark.parametrize("name", ["every part", *shipped_configs()])

@@ -1,5 +1,8 @@
 """Optimizers against torch and against formulas written out; schedules, decay, clipping, rates and freezing by path."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +10,17 @@ import pytest
 import tiny
 from pytorch import torch
 
+import mmjax
 from mmjax.core.errors import UserError
-from mmjax.core.trees import leaves_by_path
+from mmjax.core.trees import leaves_by_path, match_any
+from mmjax.models import Multimodal
+from mmjax.models.decoders import PixelDecoder
+from mmjax.models.encoders import ViT
+from mmjax.models.fusion import Dual, SingleStream
+from mmjax.models.heads import Classifier
 from mmjax.models.multimodal import param_shapes
 from mmjax.train import OPTIMIZERS, SGD, Adafactor, AdamW, Lion
-from mmjax.train.optimizer import Optimizer, rate_factors
+from mmjax.train.optimizer import NO_DECAY, Optimizer, rate_factors
 
 STEPS = 6
 RAW = {"schedule": "constant", "clip_norm": 0.0}
@@ -170,6 +179,53 @@ def test_only_kernels_and_tables_are_decayed():
     assert params["encoders_image"]["stack"]["layers"]["mlp"]["up"]["bias"].ndim == 2
     for path in decayed:
         np.testing.assert_allclose(leaves_by_path(after)[path], 0.95, rtol=1e-6)
+
+
+def spared(params) -> set[str]:
+    """The paths that weight decay leaves alone."""
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
+    (after,), _ = run(SGD(learning_rate=0.5, weight_decay=0.1, **RAW), ones, lambda *_: jax.tree.map(np.zeros_like, ones), 1)
+    return {path for path, leaf in leaves_by_path(after).items() if (np.asarray(leaf) == 1).all()}
+
+
+def test_the_name_of_a_part_spares_nothing():
+    size = {"width": 16, "depth": 1, "heads": 2}
+    names = ("classes", "abnormality", "mixture", "clsification", "x_type", "bias", "norm", "fixed_position")
+    model = Multimodal(
+        encoders={name: ViT(image_size=(8, 8), patch=(4, 4), **size) for name in names},
+        fusions={"dual": Dual(width=8, pool=dict.fromkeys(names, "mean"), project=names)},
+        heads={name: Classifier(classes=3, input=name) for name in names},
+    )
+    shapes = param_shapes(model)
+    ends = {path.rsplit("/")[-1] for path in leaves_by_path(shapes).keys() - spared(shapes)}
+    assert ends == {"kernel", "table"}
+    assert not [path for path in spared(shapes) if path.endswith(("/kernel", "/table"))]
+
+
+def test_every_learned_token_is_spared():
+    size = {"width": 8, "depth": 1, "heads": 2}
+    image = {"image_size": (8, 8), "patch": (4, 4), "cls_token": True, "extra_tokens": 1, "mask_token": True}
+    model = Multimodal(
+        encoders={"image": ViT(**image, **size)},
+        fusions={
+            "dual": Dual(width=8, pool={"image": "attention"}, heads=2),
+            "single": SingleStream(modalities=("image",), **size),
+        },
+        decoders={"pixels": PixelDecoder(image_size=(8, 8), patch=(4, 4), firsts=2, **size)},
+        heads={"classes": Classifier(classes=3, pool="attention", heads=2)},
+    )
+    ends = {path.rsplit("/")[-1] for path in spared(param_shapes(model))}
+    assert {"cls", "extra", "mask_token", "probe", "image_type"} <= ends
+
+
+def test_what_is_no_kernel_and_no_table_is_spared_in_every_module():
+    """Whatever a module of ours calls a parameter (`self.param("NAME", ...)`): a new one is no oversight."""
+    rooms = [Path(mmjax.__file__).parent / room for room in ("nn", "models")]
+    sources = [path.read_text() for room in rooms for path in room.rglob("*.py")]
+    names = {name for source in sources for name in re.findall(r"self\.param\(f?\"([^\"]+)\"", source)}
+    assert {"kernel", "table", "probe", "mask_token", "{name}_layer_scale"} <= names
+    decayed = {name for name in names if not match_any(NO_DECAY, f"part/{name}")}
+    assert decayed == {"kernel", "table"}
 
 
 STACK = {
