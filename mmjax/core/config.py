@@ -41,7 +41,7 @@ def setting(
       everyday: whether the short help lists it.
       path: whether it names a file or a folder: a run finds it from anywhere (`rooted`).
       metavar: of a command's own option: what stands for its value in the help; "" for a field that is no option.
-      least, above, most, below: the range of its number, or of each number of a tuple; see `check_ranges`.
+      least, above, most, below: the range of its number, or of each number of a tuple or a mapping; see `check_ranges`.
       kwargs: those of `dataclasses.field`.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
@@ -50,17 +50,30 @@ def setting(
 
 
 def check_ranges(spec: Any, prefix: str = "") -> None:
-    """Raises `UserError`, with the field's path, for a number that is out of the range its field declares, or is NaN."""
+    """Raises `UserError`, with the field's path, for a number that is out of the range its field declares.
+
+    NaN and infinity are in no range, that of a field that declares none included: neither can be written to config.json.
+    """
     declared = spec_fields(type(spec)) if is_spec(spec) else {}
     for name, value in children(spec).items():
-        limits = declared[name].metadata.get("limits", {}) if name in declared else {}
-        for number in value if isinstance(value, tuple) else (value,):
-            if limits and isinstance(number, (int, float)) and not all(WITHIN[word](number, x) for word, x in limits.items()):
-                said = " and ".join(f"{SAID[word]} {x:g}" for word, x in limits.items() if math.isfinite(x))
-                kind = "a number" if all(map(math.isfinite, limits.values())) else "a finite number"
-                raise UserError(f"{prefix}{name}={value}: use {kind} {said}".rstrip())
+        if name in declared:
+            _check_range(f"{prefix}{name}", value, declared[name].metadata.get("limits", {}))
         if has_children(value):
             check_ranges(value, f"{prefix}{name}.")
+
+
+def _check_range(path: str, value: Any, limits: Mapping[str, float]) -> None:
+    if isinstance(value, Mapping):
+        for key, entry in value.items() if limits else ():  # without limits it holds what is another's, or specs
+            _check_range(f"{path}.{key}", entry, limits)
+        return
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, (int, float)):
+            continue
+        if not math.isfinite(number) or not all(WITHIN[word](number, x) for word, x in limits.items()):
+            said = " and ".join(f"{SAID[word]} {x:g}" for word, x in limits.items() if math.isfinite(x))
+            plain = limits and not math.isinf(number) and all(map(math.isfinite, limits.values()))
+            raise UserError(f"{path}={value}: use {'a number' if plain else 'a finite number'} {said}".rstrip())
 
 
 def spec_fields(cls: type) -> dict[str, dataclasses.Field]:

@@ -90,7 +90,7 @@ class Data:
     def _check(self, seed: int) -> None:
         least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
         for field, low in least.items():
-            if getattr(self, field) < low:
+            if not getattr(self, field) >= low:
                 raise UserError(f"{field}={getattr(self, field)}: give a whole number from {low} up")
         if not 0 <= self.bad_record_limit <= 1:
             raise UserError(f"bad_record_limit={self.bad_record_limit} is a share: give a number from 0 to 1")

@@ -8,6 +8,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
 from mmjax.evaluate.evaluation import Evaluation
@@ -34,7 +35,7 @@ class Errors:
     head: str = "value"
     target: str = "value"
     data: str = "validation"
-    scale: float = 1.0
+    scale: float = setting(above=0, default=1.0)
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         def moments(forward: Forward, batch: Batch) -> dict[str, Array]:

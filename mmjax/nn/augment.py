@@ -55,7 +55,7 @@ class ImageAugment:
 
     def __post_init__(self) -> None:
         for name in ("rotate", "shift", "crop", "flip", "brightness", "contrast", "noise"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 (off) or more; it works both ways by itself")
         if self.flip > 1:
             raise UserError(f"flip={self.flip}: it is a probability, at most 1")

@@ -81,7 +81,7 @@ class StackFields(nn.Module):
     qkv_bias: bool = True
     bias: bool = True
     mlp_bias: bool | None = None
-    layer_scale: float = 0.0
+    layer_scale: float = setting(least=0, default=0.0)
     theta: float = setting(above=0, default=10000.0)
     rotary_scaling: tuple[float, ...] = ()
     dropout: float = setting(least=0, below=1, default=0.0)

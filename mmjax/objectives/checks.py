@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mmjax.core.errors import UserError, nearest
@@ -14,15 +15,15 @@ def one_of(field: str, value: str, choices: Sequence[str]) -> None:
 
 
 def at_least(field: str, value: float, low: float) -> None:
-    """Raises UserError unless `value >= low`."""
-    if not value >= low:
-        raise UserError(f"{field}={value!r}: use a number of at least {low}")
+    """Raises UserError unless `value >= low`, and finite."""
+    if not low <= value < math.inf:
+        raise UserError(f"{field}={value!r}: use a {'finite ' * (value == math.inf)}number of at least {low}")
 
 
 def positive(field: str, value: float) -> None:
-    """Raises UserError unless `value > 0`."""
-    if not value > 0:
-        raise UserError(f"{field}={value!r}: use a number above 0")
+    """Raises UserError unless `value > 0`, and finite."""
+    if not 0 < value < math.inf:
+        raise UserError(f"{field}={value!r}: use a {'finite ' * (value == math.inf)}number above 0")
 
 
 def smoothing(field: str, value: float) -> None:

@@ -64,6 +64,8 @@ class Classification:
             raise UserError(f"classification.class_weights={self.class_weights}: the focal loss has alpha instead")
         if self.class_weights and (min(self.class_weights) < 0 or max(self.class_weights) <= 0):
             raise UserError(f"classification.class_weights={self.class_weights}: use numbers from 0 up, one of them above")
+        if self.alpha and (min(self.alpha) < 0 or max(self.alpha) <= 0):
+            raise UserError(f"classification.alpha={self.alpha}: use numbers from 0 up, one of them above")
         if self.context and not self.fusion:
             raise UserError(
                 f"classification.context={self.context}: name the fusion that joins it to modality={self.modality!r}"

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.random import example_uniform
 from mmjax.core.types import Array, Batch, Forward, Loss, Tokens
@@ -40,7 +41,7 @@ class MaskedLM:
 
     vocab_size: int
     mask_id: int
-    special_ids: tuple[int, ...] = ()
+    special_ids: tuple[int, ...] = setting(least=0, default=())
     mask_probability: float = 0.15
     max_predictions: int | None = None
     modality: str = "text"

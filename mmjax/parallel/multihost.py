@@ -59,7 +59,7 @@ class Join:
         if self.processes is not None and self.processes < 1:
             raise UserError(f"--processes {self.processes}: give 1 or more")
         for name in ("join_timeout", "peer_timeout"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name):g}: give seconds, 1 or more")
         if self.processes == 1:
             return

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax.core.config import setting
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
@@ -48,19 +48,22 @@ class Optimizer:
         first six layers of a stack. What is frozen has no gradient, no optimizer state and no moving average.
       on_bad_step: what a non-finite or spiking step does: `stop` the run, or `skip` that step.
       spike_factor: a loss above this many times its running mean is a spike; 0 for never.
+
+    Raises:
+      UserError: a number out of its range, or a word that is none of the choices.
     """
 
     learning_rate: float = setting(everyday=True, least=0, below=math.inf, default=1e-3)
     schedule: str = "cosine"
     warmup_steps: int = setting(everyday=True, least=0, default=0)
-    end_factor: float = setting(least=0, default=0.0)
+    end_factor: float = setting(least=0, most=1, default=0.0)
     weight_decay: float = setting(everyday=True, least=0, default=0.0)
     no_decay: tuple[str, ...] = NO_DECAY
     clip_norm: float = setting(least=0, default=1.0)
-    accumulate: int = setting(everyday=True, default=1)
-    ema: float = 0.0
+    accumulate: int = setting(everyday=True, least=1, default=1)
+    ema: float = setting(least=0, below=1, default=0.0)
     layer_decay: float = setting(above=0, default=1.0)
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, float] = setting(least=0, default_factory=dict)
     train: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
     on_bad_step: str = "stop"
@@ -71,10 +74,9 @@ class Optimizer:
             raise UserError(f"optimizer.schedule={self.schedule!r}: use cosine, linear or constant")
         if self.on_bad_step not in ("stop", "skip"):
             raise UserError(f"optimizer.on_bad_step={self.on_bad_step!r}: use stop or skip")
-        if self.accumulate < 1:
-            raise UserError(f"optimizer.accumulate={self.accumulate}: use 1 or more micro-batches")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"optimizer.ema={self.ema}: use a decay from 0 to below 1")
+        check_ranges(self, "optimizer.")
+        if 0 < self.spike_factor <= 1:
+            raise UserError(f"optimizer.spike_factor={self.spike_factor}: use 0 for never, or a factor above 1")
 
     def core(self) -> optax.GradientTransformation:
         """The direction, before decay and the learning rate."""

@@ -387,9 +387,9 @@ def test_a_weight_that_is_not_finite_reaches_the_total(name, bad):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DynamicWeightAverage(window=0), "weighting.window=0: use a number of at least 1"),
+        (lambda: DynamicWeightAverage(window=0), "weighting.window=0: use a number from 1"),
         (lambda: DynamicWeightAverage(temperature=0.0), "weighting.temperature=0.0: use a number above 0"),
-        (lambda: GradNorm(alpha=-1.0), "weighting.alpha=-1.0: use a number of at least 0"),
+        (lambda: GradNorm(alpha=-1.0), "weighting.alpha=-1.0: use a number from 0"),
         (lambda: GradNorm(learning_rate=0.0), "weighting.learning_rate=0.0: use a number above 0"),
         (lambda: Uncertainty(learning_rate=-1.0), "weighting.learning_rate=-1.0: use a number above 0"),
         (

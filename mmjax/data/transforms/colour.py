@@ -62,8 +62,8 @@ class Noise:
     field: str = "image"
 
     def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise UserError(f"Noise.sigma={self.sigma} is negative")
+        if not 0 <= self.sigma < float("inf"):
+            raise UserError(f"Noise.sigma={self.sigma} is not a finite number from 0 up")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         image = pixels(record, "Noise", self.field)

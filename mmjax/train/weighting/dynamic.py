@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.types import Array, Params
-from mmjax.objectives import checks
 from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, sound, weighted
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -30,12 +30,11 @@ class DynamicWeightAverage:
       temperature: higher is more even.
     """
 
-    window: int = 50
-    temperature: float = 2.0
+    window: int = setting(least=1, default=50)
+    temperature: float = setting(above=0, default=2.0)
 
     def __post_init__(self) -> None:
-        checks.at_least("weighting.window", self.window, 1)
-        checks.positive("weighting.temperature", self.temperature)
+        check_ranges(self, "weighting.")
 
     def init(self, tasks: tuple[str, ...], base: Mapping[str, float]) -> dict[str, Any]:
         return {

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Params
-from mmjax.objectives import checks
 from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, sound, weighted
 from mmjax.train.weighting.shared import combine, inner, shared_paths, task_gradients
 
@@ -39,13 +39,12 @@ class GradNorm:
       shared: the path pattern of the shared parameters.
     """
 
-    alpha: float = 1.5
-    learning_rate: float = 0.025
+    alpha: float = setting(least=0, default=1.5)
+    learning_rate: float = setting(above=0, default=0.025)
     shared: str = "encoders_*"
 
     def __post_init__(self) -> None:
-        checks.at_least("weighting.alpha", self.alpha, 0)
-        checks.positive("weighting.learning_rate", self.learning_rate)
+        check_ranges(self, "weighting.")
 
     def init(self, tasks: tuple[str, ...], base: Mapping[str, float]) -> dict[str, Any]:
         weight = scalars(tasks, 1.0)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Params
-from mmjax.objectives import checks
 from mmjax.train.weighting.protocol import Pullback, Scalars, base_weights, scalars, sound, total
 
 LIMIT = 10.0  # |s| stays below it: a loss that nears 0 would otherwise drive its weight exp(-s) to infinity
@@ -33,11 +33,11 @@ class Uncertainty:
       regression: the tasks whose loss is a squared error; all others are classifications.
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: float = setting(above=0, default=1e-2)
     regression: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checks.positive("weighting.learning_rate", self.learning_rate)
+        check_ranges(self, "weighting.")
 
     def init(self, tasks: tuple[str, ...], base: Mapping[str, float]) -> dict[str, Any]:
         """Raises UserError when `regression` names no task."""
