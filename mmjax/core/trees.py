@@ -25,9 +25,10 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Like `jax.tree.map`, with the leaf's path as the first argument."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest)
+    named = jax.tree_util.tree_map_with_path
+    return named(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest, is_leaf=is_leaf)
 
 
 def match(pattern: str, path: str) -> bool:

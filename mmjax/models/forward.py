@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import example_keys, fold_name
 from mmjax.core.spatial import image_of, over
+from mmjax.core.stacked import is_stacked
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
@@ -47,7 +48,11 @@ def cast_params(params: Params, dtype: jnp.dtype) -> Params:
     """Parameters in the compute dtype, all but norms' and learned scalars'."""
     if dtype == jnp.float32:
         return params
-    return map_with_path(lambda path, x: x if match_any(FLOAT32, path) else x.astype(dtype), params)
+
+    def cast(path: str, leaf: Any) -> Any:  # a leaf in parts has the one name
+        return leaf if match_any(FLOAT32, path) else jax.tree.map(lambda x: x.astype(dtype), leaf)
+
+    return map_with_path(cast, params, is_leaf=is_stacked)
 
 
 def augmented(
