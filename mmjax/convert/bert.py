@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie, get
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer
@@ -117,5 +117,6 @@ BERT = Family(
     rows=_rows,
     prefix="bert.",
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ties=(Tie("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),),
     dropped=(r"embeddings\.position_ids$", r"^cls\.predictions\.(decoder\.(weight|bias)|bias)$"),
 )

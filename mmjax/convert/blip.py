@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from mmjax.convert.bert import layers
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie, get
 from mmjax.convert.layout import Linear, Patches, Row, Table, Vector, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
@@ -79,7 +79,7 @@ def _square(field: str, default: int, path: str) -> Honoured:
             raise UserError(f"{field}={tuple(size)}: a BLIP config holds a square only; make both sides equal")
         return size[0]
 
-    return Honoured(default, (path,), read=read, write=write)
+    return Honoured(default, (path,), read=read, write=write, kind="wholes")
 
 
 PATCH = "vision_config.patch_size"
@@ -212,4 +212,11 @@ BLIP = Family(
     constants={"fusions_dual/scale_logit": -math.log(TEMPERATURE), "fusions_dual/bias_logit": 0.0},
     dropped=(r"embeddings\.position_ids$", r"^text_decoder\.cls\.predictions\.(decoder\.(weight|bias)|bias)$"),
     complete=_complete,
+    ties=(
+        Tie(
+            "text_decoder.cls.predictions.decoder.weight",
+            "text_decoder.bert.embeddings.word_embeddings.weight",
+            ("tie_word_embeddings", "text_config.tie_word_embeddings"),
+        ),
+    ),
 )

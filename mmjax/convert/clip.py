@@ -85,7 +85,7 @@ def tower_fields(
     for name, default in defaults.items():
         paths = (f"encoders.{encoder}.{PLACES[name]}", *(also or {}).get(name, ()))
         if name in ("image_size", "patch_size"):
-            fields[name] = Honoured(default, paths, read=partial(_square, name), write=partial(_side, name))
+            fields[name] = Honoured(default, paths, read=partial(_square, name), write=partial(_side, name), kind="wholes")
         else:
             fields[name] = Honoured(default, paths, ACTIVATIONS if name == "hidden_act" else {})
     return fields

@@ -53,13 +53,13 @@ def _complete(config: Config) -> Config:
 FIELDS = {
     **{name: field for name, field in image_fields().items() if name != "intermediate_size"},
     "layer_norm_eps": Honoured(1e-6, (f"{IMAGE}.norm_epsilon",)),
-    "patch_size": Honoured(14, (f"{IMAGE}.patch",), read=pair, write=side),
+    "patch_size": Honoured(14, (f"{IMAGE}.patch",), read=pair, write=side, kind="wholes"),
     "hidden_dropout_prob": Honoured(0.0, (f"{IMAGE}.embed_dropout",)),  # of nothing else
     "drop_path_rate": Honoured(0.0, (f"{IMAGE}.drop_path",)),
     "use_mask_token": Honoured(True, (f"{IMAGE}.mask_token",)),
     # These three make `mlp_width` and `activation` together: see `_image`.
     "hidden_act": Honoured("gelu", ()),
-    "mlp_ratio": Honoured(4, ()),
+    "mlp_ratio": Honoured(4, (), kind="number"),
     "use_swiglu_ffn": Honoured(False, ()),
     "layerscale_value": Inert("only initialises"),
     "apply_layernorm": Inert("of a backbone"),

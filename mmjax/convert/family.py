@@ -43,6 +43,7 @@ class Honoured:
       paths: dotted paths of the model's leaves it sets; those of parts that this class of model lacks are passed over.
       names: HuggingFace's value -> ours, for values written otherwise; the first of several is the one written back.
       read, write: HuggingFace's value -> ours and back, where it is more than a name.
+      kind: the type of its values, by a name in `config_json.KINDS`; "": that of the default. null is one where it is the default.
     """
 
     default: Any
@@ -50,6 +51,7 @@ class Honoured:
     names: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     read: Callable[[Any], Any] | None = None
     write: Callable[[Any], Any] | None = None
+    kind: str = ""
 
     def ours(self, field: str, value: Any) -> Any:
         """Raises `UserError` for a value that the model cannot have."""
@@ -111,6 +113,23 @@ SHARED: dict[str, ConfigField] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Tie:
+    """An output matrix that is the word table unless the files hold two that differ, whatever config.json says: `transformers`
+    5 reads them so.
+
+    Attributes:
+      output, words: names of the two tensors, as the files of that class have them.
+      fields: the flags of config.json that say it.
+      always: the files alone decide, also where config.json says that it is not tied (ViLT).
+    """
+
+    output: str
+    words: str
+    fields: tuple[str, ...] = ("tie_word_embeddings",)
+    always: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
@@ -129,6 +148,8 @@ class Family:
       complete: the config as read -> with the fields filled in that depend on others.
       observe: the config as read, the weights beside it -> with the fields that the weights overrule; None where none is.
       restore: the config of our model -> as HuggingFace has it, for what `complete` changed.
+      aliases: other names that a file may give a field -> the name in `fields`.
+      ties: see `Tie`; for models whose output matrix may be the word table.
     """
 
     model_type: str
@@ -143,6 +164,12 @@ class Family:
     complete: Callable[[Config], Config] = lambda config: config
     observe: Callable[[Config, Weights], Config] | None = None
     restore: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
+
+    def shared(self, field: str) -> ConfigField | None:
+        """What a field means wherever in a config it stands; None where that depends on the place."""
+        return SHARED.get(field)
 
     def table(self) -> dict[str, ConfigField]:
         """Every config field, the shared ones included."""

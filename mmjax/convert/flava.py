@@ -124,8 +124,8 @@ TEXT_OWN: dict[str, ConfigField] = {
     "position_embedding_type": Only(("absolute",)),
 }
 IMAGE_OWN: dict[str, ConfigField] = {
-    "image_size": Honoured(224, (f"{IMAGE}.image_size",), read=pair, write=side),
-    "patch_size": Honoured(16, (f"{IMAGE}.patch",), read=pair, write=side),
+    "image_size": Honoured(224, (f"{IMAGE}.image_size",), read=pair, write=side, kind="wholes"),
+    "patch_size": Honoured(16, (f"{IMAGE}.patch",), read=pair, write=side, kind="wholes"),
     "num_channels": Honoured(3, (f"{IMAGE}.channels",)),
     "mask_token": Honoured(True, (f"{IMAGE}.mask_token",)),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.convert.bert import labels
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Conv1D, Row, Vector, linear, norm, table
 from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
@@ -45,7 +45,7 @@ FIELDS: dict[str, ConfigField] = {
     "n_embd": Honoured(768, _trunk("width")),
     "n_layer": Honoured(12, _trunk("depth")),
     "n_head": Honoured(12, _trunk("heads")),
-    "n_inner": Honoured(None, _trunk("mlp_width"), read=lambda width: width or 0, write=lambda width: width or None),
+    "n_inner": Honoured(None, _trunk("mlp_width"), read=lambda width: width or 0, write=lambda width: width or None, kind="whole"),
     "activation_function": Honoured("gelu_new", _trunk("activation"), ACTIVATIONS),
     "layer_norm_epsilon": Honoured(1e-5, _trunk("norm_epsilon")),
     "tie_word_embeddings": Honoured(True, ("decoders.caption.tied",)),
@@ -117,4 +117,6 @@ GPT2 = Family(
     prefix="transformer.",
     dropped=(r"\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$"),  # the causal mask as buffers; the tied output
     complete=_complete,
+    aliases=ALIASES,
+    ties=(Tie("lm_head.weight", "transformer.wte.weight"),),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,13 +15,14 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from mmjax.convert.card import model_card
+from mmjax.convert.config_json import check_types, unknown_fields
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Family, check_exact, explicit, freeze
+from mmjax.convert.family import Family, check_exact, explicit, freeze, get, put
 from mmjax.convert.layout import Row, Table
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core import quiet
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.models import Multimodal, param_shapes
@@ -30,6 +32,7 @@ COMPANIONS = re.compile(
     r"(tokenizer|preprocessor|processor|feature_extractor|image_processor|special_tokens|added_tokens|generation_config|"
     r"chat_template|vocab|merges|spiece|sentencepiece)[\w.-]*\.(json|txt|model|jinja)$"
 )
+logger = logging.getLogger("mmjax")
 Put = Callable[[str, np.ndarray], Any]  # path of a parameter, its array -> where it shall live
 
 
@@ -51,15 +54,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{file}: it names no model_type")
     kind = config["model_type"]
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"{file}: model_type={kind!r} is not supported{nearest(kind, FAMILIES)}; there are {', '.join(FAMILIES)}"
+            f"{file}: model_type={kind!r} is not supported{nearest(str(kind), FAMILIES)}; there are {', '.join(FAMILIES)}"
         )
-    observe = FAMILIES[kind].observe
-    if observe is None:
+    family = FAMILIES[kind]
+    with within(str(file)):
+        check_types(family, config)
+    if family.observe is None and not family.ties:
         return config
     with open_weights(folder) as weights:
-        return dict(observe(config, weights))
+        return _observed_ties(family, dict(family.observe(config, weights)) if family.observe else config, weights)
+
+
+def _observed_ties(family: Family, config: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """The config with its word table untied from the output where the files hold two matrices that differ; see `Tie`."""
+    for tie in family.ties:
+        files, _ = match_names(family, [tie.output, tie.words], weights.names)
+        if tie.output in files and tie.words in files:
+            tied = np.array_equal(weights.read(files[tie.output]), weights.read(files[tie.words]))
+        else:
+            tied = True
+        if tied and not tie.always:
+            continue
+        said = {**config, **{name: dict(value) for name, value in config.items() if isinstance(value, Mapping)}}
+        for field in tie.fields:
+            put(said, field, tied)
+        _, model, architecture = build_model(said)
+        if tied or any(row.theirs == tie.output for row in family.rows(model, architecture)):  # of a class that has an output
+            config = said
+    return config
 
 
 def build_model(config: Mapping[str, Any]) -> tuple[Family, Multimodal, str]:
@@ -69,6 +93,7 @@ def build_model(config: Mapping[str, Any]) -> tuple[Family, Multimodal, str]:
       UserError: what we cannot represent exactly, by the field's name.
     """
     family = FAMILIES[config["model_type"]]
+    check_types(family, config)
     architecture = (config.get("architectures") or [next(iter(family.models))])[0]
     model = family.build(config, architecture)
     return family, model.copy(huggingface=freeze({**config, "architectures": [architecture]})), architecture
@@ -83,6 +108,7 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
       UserError: see `read_config`, `build_model`, `open_weights`; a tensor that is missing or has another shape.
     """
     config = read_config(folder)
+    _tell_unknown(folder, config)
     with open_weights(folder) as weights:
         family, model, rows, files, unused = _match(config, weights)
         quiet.devices()
@@ -90,8 +116,18 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
     return model, params, unused
 
 
+def _tell_unknown(folder: Path, config: Mapping[str, Any]) -> None:
+    unknown = unknown_fields(FAMILIES[config["model_type"]], config)
+    if unknown:
+        logger.warning(
+            "mmjax: %s: nothing here reads %s; if it changes what the model computes, the model read is another",
+            folder / "config.json",
+            ", ".join(f"{name}={get(config, name, None)!r}"[:60] for name in unknown),
+        )
+
+
 def describe_model(folder: Path) -> Multimodal:
-    """The model alone; of the weights only the headers are read.
+    """The model alone; of the weights only the headers are read, and an output matrix that config.json says is tied.
 
     Raises:
       UserError: see `read_config`, `build_model`, `open_weights`.
@@ -110,6 +146,10 @@ def _match(
     copies = [name for row in rows for name in row.copies]
     expected = [*copies, *[name for row in rows for name in row.names()]]
     files, unused = match_names(family, expected, weights.names, unread)
+    for row in rows:  # a file of a tied model holds the output's bias once, under its other name
+        same = next((copy for copy in row.copies if copy in files), None)
+        if not row.depth and row.theirs not in files and same is not None:
+            files[row.theirs] = files[same]
     kept = [*[name for name in copies if name in files], *[name for name in files if name not in expected]]
     model = model.copy(unread={name: weights.shape(files[name]) for name in kept})
     if "dtype" not in config and "torch_dtype" not in config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.convert.bert import labels
-from mmjax.convert.family import Config, ConfigField, Family, Honoured, Inert, Only
+from mmjax.convert.family import Config, ConfigField, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Row, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
@@ -89,8 +89,8 @@ def fields(*parts: str) -> dict[str, ConfigField]:
         "intermediate_size": Honoured(11008, of("mlp_width")),
         "num_hidden_layers": Honoured(32, of("depth")),
         "num_attention_heads": Honoured(32, of("heads")),
-        "num_key_value_heads": Honoured(None, of("kv_heads"), read=lambda n: n or 0, write=lambda n: n or None),
-        "head_dim": Honoured(None, of("head_width"), read=lambda n: n or 0, write=lambda n: n or None),
+        "num_key_value_heads": Honoured(None, of("kv_heads"), read=lambda n: n or 0, write=lambda n: n or None, kind="whole"),
+        "head_dim": Honoured(None, of("head_width"), read=lambda n: n or 0, write=lambda n: n or None, kind="whole"),
         "hidden_act": Only(("silu", "swish")),
         "max_position_embeddings": Honoured(2048, of("max_length")),
         "original_max_position_embeddings": Only((None,)),
@@ -98,9 +98,13 @@ def fields(*parts: str) -> dict[str, ConfigField]:
         "pretraining_tp": Inert("the same numbers, computed in parts"),
         "tie_word_embeddings": Honoured(False, of("tied")),
         "rope_scaling": Honoured(
-            None, of("rotary_scaling"), read=read_scaling, write=lambda s: write_scaling(s) if s else None
+            None,
+            of("rotary_scaling"),
+            read=read_scaling,
+            write=lambda s: write_scaling(s) if s else None,
+            kind="object",
         ),
-        "rope_parameters": Honoured(None, of("rotary_scaling"), read=read_scaling, write=write_scaling),
+        "rope_parameters": Honoured(None, of("rotary_scaling"), read=read_scaling, write=write_scaling, kind="object"),
         "rope_parameters.rope_theta": Honoured(10000.0, of("theta")),
         "rope_theta": Honoured(10000.0, of("theta")),
         "attention_bias": Honoured(False, (*of("qkv_bias"), *of("bias"))),
@@ -141,4 +145,5 @@ LLAMA = Family(
     prefix="model.",
     dropped=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$"),
     complete=complete_rope,
+    ties=(Tie("lm_head.weight", "model.embed_tokens.weight"),),
 )

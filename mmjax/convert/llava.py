@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from mmjax.convert import clip, siglip
-from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert, Only, get
+from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert, Only, Tie, get
 from mmjax.convert.layout import Row, linear
 from mmjax.convert.llama import STYLE, body, complete_rope, fields
 from mmjax.convert.vit import whole_patches
@@ -93,7 +93,7 @@ LLAVA = Family(
         "projector_hidden_act": Honoured("gelu", ("decoders.caption.project_activation",), ACTIVATIONS),
         "multimodal_projector_bias": Honoured(True, ("decoders.caption.project_bias",)),
         "vision_feature_select_strategy": Honoured("default", ("decoders.caption.skip",), {"default": 1, "full": 0}),
-        "vision_feature_layer": Honoured(-2, ("encoders.image.take_layer",), read=_one_layer),
+        "vision_feature_layer": Honoured(-2, ("encoders.image.take_layer",), read=_one_layer, kind="wholes"),
         "tie_word_embeddings": Honoured(False, ("decoders.caption.tied",)),
     },
     rows=_rows,
@@ -107,5 +107,13 @@ LLAVA = Family(
     constants=siglip.SIGLIP.constants,
     dropped=(r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$", r"^language_model\.lm_head\.weight$"),
     complete=_complete,
+    aliases={"image_token_id": "image_token_index"},
+    ties=(
+        Tie(
+            "language_model.lm_head.weight",
+            "language_model.model.embed_tokens.weight",
+            ("tie_word_embeddings", "text_config.tie_word_embeddings"),
+        ),
+    ),
     restore=_restore,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmjax.convert import bert
 from mmjax.convert.bert import TEXT, labels, layers
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Tie, get
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
@@ -94,5 +94,6 @@ ROBERTA = Family(
     # The pooler in files of the masked LM was never trained: RoBERTa has no next-sentence task.
     dropped=(r"embeddings\.position_ids$", r"^lm_head\.(decoder\.(weight|bias)|bias)$", r"^roberta\.pooler\.dense\."),
     complete=_complete,
+    ties=(Tie("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),),
     restore=_restore,
 )

@@ -107,7 +107,7 @@ SIGLIP = Family(
     models={"SiglipModel": _both, "SiglipForImageClassification": _classes},
     fields={
         **nested("text_config", tower_fields("text", TEXT)),
-        "text_config.projection_size": Honoured(None, ("fusions.dual.width",)),
+        "text_config.projection_size": Honoured(None, ("fusions.dual.width",), kind="whole"),
         # After the text's: without a text tower, the width is the image's.
         **nested("vision_config", tower_fields("image", VISION, POOLING)),
         "vision_config.vision_use_head": Honoured(True, ()),  # by `models`

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mmjax.convert.bert import labels
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Only, get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Only, Tie, get
 from mmjax.convert.layout import Row, Table, Vector, linear, norm, table
 from mmjax.convert.vit import embeddings, layers, pair, side, whole_patches
-from mmjax.convert.weights import Weights
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer, ViT
@@ -86,8 +83,8 @@ FIELDS: dict[str, ConfigField] = {
     "hidden_dropout_prob": Honoured(0.0, tuple(f"{part}.dropout" for part in reversed(EVERY))),
     "attention_probs_dropout_prob": Honoured(0.0, (f"{JOINT}.attention_dropout",)),
     "layer_norm_eps": Honoured(1e-12, (f"{JOINT}.norm_epsilon", f"{TEXT}.norm_epsilon", "heads.masked_lm.norm_epsilon")),
-    "image_size": Honoured(384, (f"{IMAGE}.image_size",), read=pair, write=side),
-    "patch_size": Honoured(32, (f"{IMAGE}.patch",), read=pair, write=side),
+    "image_size": Honoured(384, (f"{IMAGE}.image_size",), read=pair, write=side, kind="wholes"),
+    "patch_size": Honoured(32, (f"{IMAGE}.patch",), read=pair, write=side, kind="wholes"),
     "num_channels": Honoured(3, (f"{IMAGE}.channels",)),
     "qkv_bias": Honoured(True, (f"{JOINT}.qkv_bias",)),
     "tie_word_embeddings": Honoured(True, ("heads.masked_lm.tied_to",), {True: "text", False: ""}),
@@ -108,12 +105,6 @@ def _complete(config: Config) -> Config:
     if kinds < images + 1:
         raise UserError(f"modality_type_vocab_size={kinds} is too small: the text and {images} images need {images + 1}")
     return config
-
-
-def _observe(config: Config, weights: Weights) -> Config:
-    """`transformers` 5 ties the word table to the output whatever config.json says, unless the files hold two that differ."""
-    tied = DECODER not in weights or np.array_equal(weights.read(DECODER), weights.read(WORDS))
-    return {**config, "tie_word_embeddings": tied}
 
 
 def _rows(model: Multimodal, architecture: str) -> list[Row]:
@@ -159,5 +150,5 @@ VILT = Family(
     renames=((r"^mlm_score\.bias$", "mlm_score.decoder.bias"),),
     dropped=(r"text_embeddings\.position_ids$", r"^mlm_score\.decoder\.(weight|bias)$"),
     complete=_complete,
-    observe=_observe,
+    ties=(Tie(DECODER, WORDS, always=True),),
 )

@@ -50,8 +50,8 @@ def image_fields(encoder: str = IMAGE, prefix: str = "") -> dict[str, ConfigFiel
         "hidden_dropout_prob": Honoured(0.0, (f"{encoder}.dropout",)),
         "attention_probs_dropout_prob": Honoured(0.0, (f"{encoder}.attention_dropout",)),
         "layer_norm_eps": Honoured(1e-12, (f"{encoder}.norm_epsilon",)),
-        "image_size": Honoured(224, (f"{encoder}.image_size",), read=pair, write=side),
-        "patch_size": Honoured(16, (f"{encoder}.patch",), read=pair, write=side),
+        "image_size": Honoured(224, (f"{encoder}.image_size",), read=pair, write=side, kind="wholes"),
+        "patch_size": Honoured(16, (f"{encoder}.patch",), read=pair, write=side, kind="wholes"),
         "num_channels": Honoured(3, (f"{encoder}.channels",)),
         "qkv_bias": Honoured(True, (f"{encoder}.qkv_bias",)),
     }
@@ -124,7 +124,7 @@ def pooled(classes: int) -> Classifier:
 POOLER = Classifier(classes=0, input="image", pool="cls", hidden_width=1)  # a layer on [CLS] and an activation, no logits
 HEAD_FIELDS: dict[str, ConfigField] = {
     "pooler_act": Honoured("tanh", ("heads.pooler.activation",), ACTIVATIONS),
-    "pooler_output_size": Honoured(None, ("heads.pooler.hidden_width",)),
+    "pooler_output_size": Honoured(None, ("heads.pooler.hidden_width",), kind="whole"),
     "encoder_stride": Inert("only of masked image modelling's decoder"),
 }
 

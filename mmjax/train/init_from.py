@@ -13,6 +13,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array
 from mmjax.models.forward import VARIABLES
+from mmjax.models.resize import position_tables, resize_positions
 from mmjax.train.checkpoint import Checkpoints, load_matching
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, task_shapes
@@ -39,14 +40,19 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     params, _ = kept.params(step, setup.mesh)
     variables = params.get(VARIABLES, {})
     params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    there = source.experiment().model
+    params, resized = resize_positions(params, there, e.model)
+    resized = [path for path in resized if not match_any(e.init_fresh, path)]
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
     say(f"  {_sorted_out('left over', left)}")
+    for path in resized:
+        sizes = [position_tables(model)[path].image_size for model in (there, e.model)]
+        say(f"  {path} was resized from images of {_size(sizes[0])} to {_size(sizes[1])}")
     if run is not None:
-        run.write_json(
-            "init_from.json", {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left}
-        )
+        about = {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left, "resized": resized}
+        run.write_json("init_from.json", about)
     taken = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
         state.params,
@@ -72,6 +78,10 @@ def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str
     tasks = task_variables(objectives, state.params, task_shapes(e, setup.datasets))
     tasks = jax.tree.map(lambda new, own: jax.device_put(new, own.sharding), tasks, state.variables.get("tasks", {}))
     return together(model, tasks)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _sorted_out(word: str, paths: list[str]) -> str:
