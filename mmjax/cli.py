@@ -126,10 +126,11 @@ def train(words: list[str]) -> int:
     from mmjax.parallel.multihost import is_main, joined
 
     with joined(join):
+        from mmjax.convert.export import obstacle
         from mmjax.train import train as run_training
 
         name, experiment = _experiment(words)
-        metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile)
+        metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile, obstacle)
         if metrics and is_main():
             _say(line(metrics))
     return 0

@@ -1,6 +1,6 @@
 """Rung 5: the bridge to and from HuggingFace. One family a file, a table of names and layouts each; `api` is the way in."""
 
-from mmjax.convert.api import image_transforms, load, load_model, save_hf
+from mmjax.convert.api import image_transforms, load, load_classifier, load_model, save_hf
 from mmjax.convert.families import FAMILIES
 
-__all__ = ["FAMILIES", "image_transforms", "load", "load_model", "save_hf"]
+__all__ = ["FAMILIES", "image_transforms", "load", "load_classifier", "load_model", "save_hf"]

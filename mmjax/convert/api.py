@@ -13,14 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.convert import processor
-from mmjax.convert.huggingface import COMPANIONS, describe_model, read_model, write_model
+from mmjax.convert.export import class_names, image_sizes, prepare, text_tokenizer
+from mmjax.convert.family import explicit
+from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
-from mmjax.convert.towers import same_class, towers
+from mmjax.convert.tokenizer import save_tokenizer, with_ids, write_generation
+from mmjax.convert.towers import towers
 from mmjax.core.config import CLASS, to_json
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, within
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
+from mmjax.models.forward import VARIABLES
+from mmjax.models.resize import resize_positions, resized_model
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import place
 from mmjax.train import Experiment
@@ -55,6 +60,28 @@ def load_model(path: str | Path) -> Multimodal:
     """The model alone, without its parameters: `model=load_model("runs/vit")` in a config."""
     run = _run_at(path)
     return describe_model(Path(path)) if run is None else run.experiment().model
+
+
+def load_classifier(path: str | Path, classes: int) -> Multimodal:
+    """The model of a HuggingFace folder, or of a run made of one, as HuggingFace's class that classifies its images or its
+    texts: with the head that `mmjax convert to-hf` can write. Without parameters; `heads_classes/*` starts anew.
+
+    Usage:
+      model = load_classifier("runs/clip", classes=3)  # the image tower and the mean of its patches: CLIPForImageClassification
+      Experiment(model=model, init_from="runs/clip", init_fresh=("heads_classes/*",), ...)
+
+    Raises:
+      UserError: the model did not come from HuggingFace, or its family has no such class here.
+    """
+    model = load_model(path)
+    family = family_of(model)
+    ends = ("ForImageClassification", "ForSequenceClassification")
+    name = next((name for name in family.models if name.endswith(ends)), None)
+    if name is None:
+        raise UserError(f"{path}: {family.model_type} has no class of HuggingFace's that classifies; add a head by hand")
+    names = {str(i): f"LABEL_{i}" for i in range(classes)}
+    config = family.config(explicit(model)) | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    return build_model(config | {"architectures": [name]})[1]
 
 
 def image_transforms(path: str | Path) -> tuple[Any, ...]:
@@ -126,18 +153,33 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     """
     run = Run(source)
     model, params = _load_run(run)
-    same = (model, "") if model.huggingface else same_class(model)
-    if same is not None:
-        whole = _with_class_names(run, same[0])
-        return {".": write_model(whole, params, Path(target), lambda folder: _write_companions(run, whole, folder))}
-    found, left = towers(model, params)
+    e, tokenizers = run.experiment(), run.tokenizers()
+    tokenizer, names = text_tokenizer(e, tokenizers), class_names(e, run.classes())
+    shapes = {name: about.get("shapes", {}) for name, about in run.about_data().items()}
+    sizes = image_sizes(e, shapes)
+    own = {name: tree for name, tree in params.items() if name != VARIABLES}
+    left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
+    with within(str(source)):
+        whole = prepare(model, tokenizer, sizes, names)
+    if whole is not None:
+        firsts = {part.replace(".", "_", 1) for part in whole.left}
+        own = {name: tree for name, tree in own.items() if name not in firsts}
+        own, _ = resize_positions(own, model, whole.model)
+        companions = functools.partial(_write_companions, run, whole.model, whole.architecture, model)
+        architecture = write_model(whole.model, own, Path(target), companions)
+        return {".": architecture, "left": ", ".join([*whole.left, *left])}
+    larger = resized_model(model, sizes)
+    found, spare = towers(larger, resize_positions(own, model, larger)[0])
     if not found:
         raise UserError(f"{source}: neither the model nor any of its encoders is exactly a HuggingFace class")
     with staged_folder(Path(target)) as folder:
         for modality, tower in found.items():
-            companions = functools.partial(_write_companions, run, tower.model)
-            write_model(tower.model, tower.params, folder / modality, companions)
-    return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join(left)}
+            alone = tower.model
+            if tokenizer is not None and family_of(alone).texts:
+                alone = with_ids(family_of(alone), alone, tower.architecture, tokenizer)
+            companions = functools.partial(_write_companions, run, alone, tower.architecture, model)
+            write_model(alone, tower.params, folder / modality, companions)
+    return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join([*spare, *left])}
 
 
 def _load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
@@ -158,29 +200,24 @@ def _copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _write_companions(run: Run, model: Multimodal, folder: Path) -> None:
-    """The tokenizer and the image processor: those of the run's own data, else those that came with its weights."""
-    came_with = run.path / COMPANION_FOLDER
+def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Multimodal, folder: Path) -> None:
+    """The tokenizer and the image processor: those of the run's own data, else those that came with its weights.
+
+    Args:
+      model: what is written, `architecture` its class; `whole` the run's own model.
+    """
+    came_with, e = run.path / COMPANION_FOLDER, run.experiment()
     if came_with.is_dir():
         _copy_companions(came_with, folder)
-    tokenizer = run.tokenizer()
-    if tokenizer is not None and not came_with.is_dir() and set(model.encoders) != {"image"}:
-        tokenizer.save(folder)
-    e = run.experiment()
+    family, tokenizer = family_of(model), text_tokenizer(e, run.tokenizers())
+    if tokenizer is not None and family.texts:
+        save_tokenizer(folder, tokenizer, family, architecture, whole)
+        write_generation(folder, architecture, family.config(explicit(model)), family)
     data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)
     if data is not None and "image" in model.encoders:
         for name in ("preprocessor_config.json", "processor_config.json"):
             (folder / name).unlink(missing_ok=True)
         processor.write_processor(folder, data.transforms, model.huggingface["model_type"])
-
-
-def _with_class_names(run: Run, model: Multimodal) -> Multimodal:
-    """The names of the classes in the order of the classifier's logits, where the run knows them."""
-    head, names = model.heads.get("classes"), run.classes().get("classes")
-    if head is None or names is None or len(names) != head.classes:
-        return model
-    labels = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
-    return model.copy(huggingface={**model.huggingface, **labels})
 
 
 def save_params(run: Run, params: Params) -> None:

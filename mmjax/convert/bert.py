@@ -112,6 +112,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 BERT = Family(
     model_type="bert",
+    texts=("",),
+    reads=("input_ids", "token_type_ids", "attention_mask"),
     models=MODELS,
     fields=FIELDS,
     rows=_rows,

@@ -202,6 +202,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 BLIP = Family(
     model_type="blip",
+    texts=("text_config",),
+    ends_with_sep=True,
     models={
         "BlipForImageTextRetrieval": _retrieval,
         "BlipForConditionalGeneration": _caption,

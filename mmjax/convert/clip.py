@@ -217,6 +217,8 @@ FIELDS: dict[str, ConfigField] = {
 }
 CLIP = Family(
     model_type="clip",
+    texts=("text_config",),
+    pools_at_end=True,
     models={"CLIPModel": _both, "CLIPForImageClassification": _classes},
     fields=FIELDS,
     rows=_rows,
@@ -255,6 +257,8 @@ def _vision_alone(model: Multimodal, architecture: str) -> list[Row]:
 PROJECTION: dict[str, ConfigField] = {"projection_dim": Honoured(512, ("heads.projection.classes",))}
 CLIP_TEXT = Family(
     model_type="clip_text_model",
+    texts=("",),
+    pools_at_end=True,
     models={
         "CLIPTextModelWithProjection": lambda _: _alone("text", text(), "last", True),
         "CLIPTextModel": lambda _: _alone("text", text(), "last", False),

@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "word": (lambda value: isinstance(value, str), "a text"),
     "words": (lambda value: isinstance(value, list | tuple) and all(isinstance(x, str) for x in value), "a list of texts"),
     "object": (lambda value: isinstance(value, Mapping), "an object"),
+    "any": (lambda value: True, "anything"),  # where the family says better what is wrong
 }
 BY_DEFAULT = {bool: "flag", int: "whole", float: "number", str: "word"}
 # Read here and there beside the family's table; all may be null.

@@ -105,6 +105,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 DINOV2 = Family(
     model_type="dinov2",
+    any_size=True,
     models={
         "Dinov2Model": lambda c: _model(c, pooler=_head(0, "cls")),
         "Dinov2ForImageClassification": lambda c: _model(c, classes=_head(labels(c), "cls_rest")),

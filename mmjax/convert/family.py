@@ -150,6 +150,11 @@ class Family:
       restore: the config of our model -> as HuggingFace has it, for what `complete` changed.
       aliases: other names that a file may give a field -> the name in `fields`.
       ties: see `Tie`; for models whose output matrix may be the word table.
+      texts: the groups of config.json that say a tokenizer's ids, "" for its top; () for a family without texts.
+      reads: what of a tokenizer's results its classes take, as `transformers` calls them.
+      ends_with_sep: whether its classes end what they write with `sep_token_id` (BLIP).
+      pools_at_end: whether its classes find a text's vector by `eos_token_id` (CLIP).
+      any_size: whether its classes resize positions to the image they are given, whatever `image_size` says.
     """
 
     model_type: str
@@ -166,6 +171,11 @@ class Family:
     restore: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
+    texts: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("input_ids", "attention_mask")
+    ends_with_sep: bool = False
+    pools_at_end: bool = False
+    any_size: bool = False
 
     def shared(self, field: str) -> ConfigField | None:
         """What a field means wherever in a config it stands; None where that depends on the place."""
@@ -251,12 +261,15 @@ def check_exact(family: Family, model: Multimodal, config: Config, architecture:
 
 
 def explicit(model: Any) -> Any:
-    """The model with the sizes that follow from others (0 in a config) written out."""
+    """The model with what follows from other fields (0 or None in it) written out, as config.json needs it."""
     for name, child in children(model).items():
         if has_children(child):
             model = replace(model, name, explicit(child))
     if isinstance(model, StackFields):
         model = replace(model, "mlp_width", model.mlp_width or 4 * model.width)
+        for name, stands_for in (("mlp_bias", "bias"), ("embed_dropout", "dropout")):
+            if getattr(model, name, 0) is None:
+                model = replace(model, name, getattr(model, stands_for))
     return model
 
 

@@ -235,6 +235,8 @@ def _masked(theirs: str, ours: str, tied: bool) -> list[Row]:
 
 FLAVA = Family(
     model_type="flava",
+    texts=("text_config",),
+    reads=("input_ids", "token_type_ids", "attention_mask"),
     models={"FlavaModel": _model, "FlavaForPreTraining": _pretraining},
     fields=FIELDS,
     rows=_rows,

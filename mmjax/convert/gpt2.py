@@ -45,7 +45,9 @@ FIELDS: dict[str, ConfigField] = {
     "n_embd": Honoured(768, _trunk("width")),
     "n_layer": Honoured(12, _trunk("depth")),
     "n_head": Honoured(12, _trunk("heads")),
-    "n_inner": Honoured(None, _trunk("mlp_width"), read=lambda width: width or 0, write=lambda width: width or None, kind="whole"),
+    "n_inner": Honoured(
+        None, _trunk("mlp_width"), read=lambda width: width or 0, write=lambda width: width or None, kind="whole"
+    ),
     "activation_function": Honoured("gelu_new", _trunk("activation"), ACTIVATIONS),
     "layer_norm_epsilon": Honoured(1e-5, _trunk("norm_epsilon")),
     "tie_word_embeddings": Honoured(True, ("decoders.caption.tied",)),
@@ -111,6 +113,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 GPT2 = Family(
     model_type="gpt2",
+    texts=("",),
     models=MODELS,
     fields=FIELDS,
     rows=_rows,

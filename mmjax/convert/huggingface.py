@@ -298,7 +298,9 @@ def write_model(
     architecture = family.architecture(model)
     config = family.config(model) | {"architectures": [architecture]}
     check_exact(family, model, config, architecture)
-    _check_constants(family, family.rows(model, architecture), params)
+    rows = family.rows(model, architecture)
+    _check_constants(family, rows, params)
+    _check_whole(family, model, rows, params, architecture)
     dtype = str(config.pop("torch_dtype", None) or config.get("dtype") or "float32")
     config["dtype"] = dtype
     plan, read = tensors(model, params)
@@ -308,6 +310,29 @@ def write_model(
         (folder / "README.md").write_text(model_card(architecture, config, model))
         write_weights(folder, [(name, shape, dtype) for name, shape in plan], lambda name: read(name).astype(np.dtype(dtype)))
     return architecture
+
+
+def _check_whole(family: Family, model: Multimodal, rows: list[Row], params: Params, architecture: str) -> None:
+    """That every array is written. What no output of the class depends on is named instead, where it is not as it came.
+
+    Raises:
+      UserError: arrays that the class has no place for.
+    """
+    leaves = leaves_by_path(params)
+    written = (
+        {path for row in rows for path in row.ours} | {f"unread/{name}" for name in model.unread} | family.constants.keys()
+    )
+    left = [path for path in leaves if path not in written]
+    if left:
+        firsts = ", ".join(dict.fromkeys(path.partition("/")[0] for path in left))
+        raise UserError(
+            f"{architecture} has no place for {len(left)} of these arrays, under {firsts}: {left[0]!r} first; leave them out, or "
+            "merge them into the others before"
+        )
+    for path, value in family.constants.items():
+        if value and path in leaves and path not in {p for row in rows for p in row.ours}:
+            if not np.allclose(np.asarray(leaves[path]), value):
+                logger.warning("mmjax: %s has no place for %s, on which no output of its depends: left out", architecture, path)
 
 
 def _check_constants(family: Family, rows: list[Row], params: Params) -> None:

@@ -139,6 +139,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 LLAMA = Family(
     model_type="llama",
+    texts=("",),
     models=MODELS,
     fields=fields("encoders.text", "decoders.caption"),
     rows=_rows,

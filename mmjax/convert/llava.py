@@ -80,6 +80,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 LLAVA = Family(
     model_type="llava",
+    texts=("text_config",),
     models={"LlavaForConditionalGeneration": _model, "LlavaModel": partial(_model, headless=True)},
     fields={
         **clip.nested("text_config", {"model_type": Only(("llama",)), **fields("decoders.caption")}),

@@ -42,7 +42,9 @@ FIELDS: dict[str, ConfigField] = {
     **bert.FIELDS,
     "vocab_size": Honoured(50265, (f"{TEXT}.vocab_size", "heads.masked_lm.classes")),
     "hidden_act": Honoured("gelu", (f"{TEXT}.activation",), ACTIVATIONS),
-    "pad_token_id": Honoured(1, (f"{TEXT}.position_offset",), read=lambda pad: pad + 1, write=lambda offset: offset - 1),
+    "pad_token_id": Honoured(
+        1, (f"{TEXT}.position_offset",), read=lambda pad: pad + 1, write=lambda offset: offset - 1, kind="any"
+    ),
 }
 
 
@@ -87,6 +89,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 ROBERTA = Family(
     model_type="roberta",
+    texts=("",),
     models=MODELS,
     fields=FIELDS,
     rows=_rows,

@@ -104,6 +104,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 SIGLIP = Family(
     model_type="siglip",
+    texts=("text_config",),
+    reads=("input_ids",),
     models={"SiglipModel": _both, "SiglipForImageClassification": _classes},
     fields={
         **nested("text_config", tower_fields("text", TEXT)),

@@ -57,6 +57,7 @@ SIGLIP_VISION = Family(
 )
 SIGLIP_TEXT = Family(
     model_type="siglip_text_model",
+    texts=("",),
     models={"SiglipTextModel": _text},
     fields={**tower_fields("text", TEXT), "projection_size": Honoured(None, ("heads.pooler.classes",), kind="whole")},
     rows=_text_rows,

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import check_exact, explicit, freeze, parts
+from mmjax.convert.family import Family, check_exact, explicit, freeze, parts
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
@@ -39,7 +39,7 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
         for fields in ({}, {"vision_use_head": False}):
             if not fields.keys() <= family.fields.keys():
                 continue
-            born = explicit(model).copy(huggingface={"model_type": kind, **NO_IDS, **fields})
+            born = explicit(model).copy(huggingface={"model_type": kind, **_no_ids(family), **fields})
             try:
                 architecture = family.architecture(born)
                 config = family.config(born) | {"architectures": [architecture]}
@@ -48,6 +48,13 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
                 continue
             return born.copy(huggingface=freeze({**born.huggingface, "architectures": [architecture]})), architecture
     return None
+
+
+def _no_ids(family: Family) -> dict[str, Any]:
+    ids: dict[str, Any] = {}
+    for group in family.texts:
+        ids |= {group: dict(NO_IDS)} if group else NO_IDS
+    return ids
 
 
 def towers(model: Multimodal, params: Params) -> tuple[dict[str, Tower], list[str]]:

@@ -143,6 +143,9 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 
 VILT = Family(
     model_type="vilt",
+    texts=("",),
+    reads=("input_ids", "token_type_ids", "attention_mask"),
+    any_size=True,
     models=MODELS,
     fields=FIELDS,
     rows=_rows,

@@ -22,6 +22,7 @@ from mmjax.train.hooks.patience import stop_if_out
 from mmjax.train.hooks.start import start_hooks
 from mmjax.train.kept_code import refuse_while_loading
 from mmjax.train.run import Run
+from mmjax.train.setup import Setup
 from mmjax.train.startup import Step, compile_steps, open_run
 from mmjax.train.stop import Stop, stop_requested
 from mmjax.train.training import Training
@@ -30,12 +31,19 @@ from mmjax.train.watchdog import Watchdog
 Closing = tuple[str, Callable[[], None]]  # what it is called, what does it
 
 
-def train(experiment: Experiment, workdir: str | Path, profile: bool = False) -> dict[str, float]:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    profile: bool = False,
+    look: Callable[[Setup], list[str]] = lambda setup: [],
+) -> dict[str, float]:
     """Run an experiment in a folder, from its last checkpoint where it has one.
 
     Args:
       workdir: the run folder; made when missing.
       profile: write a trace of a few steps to `workdir/profile`.
+      look: called with what is about to be trained; the lines it gives are said before the first step. The command line gives
+        `mmjax.convert.export.obstacle`, which says why a model from HuggingFace will not go back.
 
     Returns:
       The metrics of the finished run, with the best checkpoint: each evaluator on the data it names, those of `validation` on
@@ -58,7 +66,9 @@ def train(experiment: Experiment, workdir: str | Path, profile: bool = False) ->
         return done[1]
     with use_mesh(mesh), contextlib.ExitStack() as held:
         notes: list[str] = []
-        return _run_all(Training(open_run(experiment, run, mesh, held, notes.append), run, notes, began), profile)
+        setup = open_run(experiment, run, mesh, held, notes.append)
+        notes += look(setup)
+        return _run_all(Training(setup, run, notes, began), profile)
 
 
 def _run_all(training: Training, profile: bool) -> dict[str, float]:

@@ -1,0 +1,194 @@
+"""From a run's model to the HuggingFace class that answers as it does: which class, at which size, with whose ids and names.
+
+Everything that could keep a run from going back is decided by `prepare`, which needs no parameters: so it is asked before
+training as well (`obstacle`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.convert.family import Family, check_exact, explicit, get, parts
+from mmjax.convert.huggingface import family_of
+from mmjax.convert.tokenizer import with_ids
+from mmjax.convert.towers import same_class
+from mmjax.core.errors import UserError
+from mmjax.data import Tokenizer
+from mmjax.models import Multimodal
+from mmjax.models.resize import position_tables, resized_model
+from mmjax.train import Experiment
+from mmjax.train.classes import uses
+from mmjax.train.setup import Setup
+
+HEADS = ("classes", "token_classes")  # whose logits config.json names
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A model as one HuggingFace class.
+
+    Attributes:
+      model: what is written, with its config.json in `huggingface`; at the size of its images.
+      architecture: the name of the class.
+      left: parts of the run's model that this class has not.
+    """
+
+    model: Multimodal
+    architecture: str
+    left: tuple[str, ...]
+
+
+def prepare(
+    model: Multimodal,
+    tokenizer: Tokenizer | None,
+    sizes: Mapping[str, tuple[int, int]],
+    names: Mapping[str, tuple[str, ...] | None],
+) -> Whole | None:
+    """The model as the HuggingFace class that answers as it does; None where no class is the whole of it.
+
+    Args:
+      tokenizer: of its texts; None leaves the ids that it came with.
+      sizes: modality -> (height, width) of the images that it was trained with.
+      names: head -> names of its classes; None where they have none, and those it came with are another head's.
+
+    Raises:
+      UserError: it came from HuggingFace, and no class has its parts; a class that would answer otherwise, and why.
+    """
+    kept, left = _kept(model)
+    if kept is None:
+        return None
+    family, architecture = _class_of(kept)
+    kept = resized_model(kept, {} if family.any_size else sizes)
+    kept = _named(kept, names)
+    if tokenizer is not None and family.texts:
+        kept = with_ids(family, kept, architecture, tokenizer)
+    elif family.pools_at_end and not _says_end(family, kept):
+        raise UserError(f"{architecture} finds the end of a text by its id, and the run has no tokenizer that says it")
+    config = family.config(explicit(kept)) | {"architectures": [architecture]}
+    check_exact(family, explicit(kept), config, architecture)
+    return Whole(kept, architecture, tuple(left))
+
+
+def _kept(model: Multimodal) -> tuple[Multimodal | None, list[str]]:
+    """What is written as one class, and what is left behind for it: encoders and fusions that no head and no decoder of the
+    class needs (a CLIP's text tower beside a classifier of images)."""
+    try:
+        _class_of(model)
+        return model, []
+    except UserError as error:
+        reason = error
+    found = same_class(model)
+    if found is not None:
+        return found[0], []
+    smaller = _pruned(model)
+    if smaller is not None:
+        return smaller, sorted(parts(model) - parts(smaller))
+    if model.huggingface:
+        raise reason
+    return None, []
+
+
+def _class_of(model: Multimodal) -> tuple[Family, str]:
+    family = family_of(model)
+    own = explicit(model)
+    architecture = family.architecture(own)
+    check_exact(family, own, family.config(own) | {"architectures": [architecture]}, architecture)
+    return family, architecture
+
+
+def _pruned(model: Multimodal) -> Multimodal | None:
+    """The model with what its heads and decoders read and no more, where that is a class; None where it is none."""
+    if not model.heads and not model.decoders:
+        return None
+    read: set[str] = set()
+    for head in model.heads.values():
+        read |= {head.input} if isinstance(head.input, str) else set(head.input)
+    for decoder in model.decoders.values():
+        read |= set(decoder.context)
+    read = {name.partition(":")[0] for name in read}
+    for name, fusion in model.fusions.items():
+        read |= set(fusion.modalities) if name in read else set()
+    smaller = model.copy(
+        encoders={name: part for name, part in model.encoders.items() if name in read},
+        fusions={name: part for name, part in model.fusions.items() if name in read},
+        unread={},
+    )
+    if parts(smaller) == parts(model):
+        return None
+    try:
+        _class_of(smaller)
+        return smaller
+    except (UserError, KeyError):
+        found = same_class(smaller)
+        return None if found is None else found[0]
+
+
+def _named(model: Multimodal, names: Mapping[str, tuple[str, ...] | None]) -> Multimodal:
+    """The names of the classes in the order of the logits, where they are known."""
+    for head in HEADS:
+        if head not in model.heads or head not in names:
+            continue
+        own, count = names[head], model.heads[head].classes
+        if own is not None and len(own) != count:
+            continue
+        own = tuple(f"LABEL_{i}" for i in range(count)) if own is None else own
+        labels = {"id2label": {str(i): name for i, name in enumerate(own)}, "label2id": {name: i for i, name in enumerate(own)}}
+        model = model.copy(huggingface={**model.huggingface, **labels})
+    return model
+
+
+def _says_end(family: Family, model: Multimodal) -> bool:
+    """Whether config.json says by which id a text ends, or leaves it to the default of the class that it came from."""
+    places = [f"{group}.eos_token_id" if group else "eos_token_id" for group in family.texts]
+    return all(get(model.huggingface, place, 0) is not None for place in places)
+
+
+def class_names(experiment: Experiment, known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...] | None]:
+    """Head -> the names of its classes, of the heads that some task trains; None where its data has no names."""
+    trained = {use.head for use in uses(experiment, {})}
+    return {head: None for head in trained} | dict(known)
+
+
+def text_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer | None:
+    """The tokenizer of the texts that a task reads; None where nothing was trained here, or nothing on texts."""
+    if not experiment.tasks:
+        return None
+    for task in experiment.tasks.values():
+        columns = getattr(experiment.data.get(task.data), "columns", {})
+        named = [getattr(column, "tokenizer", None) for key, column in columns.items() if key in ("text", "caption")]
+        for name in filter(None, named):
+            if name in tokenizers:
+                return tokenizers[name]
+    return tokenizers.get("")
+
+
+def image_sizes(experiment: Experiment, shapes: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Modality -> (height, width) of the images that were trained on, of those whose encoder keeps positions for a size.
+
+    Args:
+      shapes: name of data -> key -> shape of an example.
+    """
+    sizes = {}
+    tables = {path.split("/")[0] for path in position_tables(experiment.model)}
+    for modality in experiment.model.encoders:
+        names = [name for name in experiment.task_data() if modality in shapes.get(name, {})]
+        if names and f"encoders_{modality}" in tables:
+            shape = shapes[names[0]][modality]
+            sizes[modality] = (int(shape[-3]), int(shape[-2]))
+    return sizes
+
+
+def obstacle(setup: Setup) -> list[str]:
+    """A line that says why what is about to be trained will not go back to HuggingFace, where it came from there; else none."""
+    e = setup.experiment
+    shapes = {name: {key: shape[1:] for key, (shape, _) in d.spec().items()} for name, d in setup.datasets.items()}
+    try:
+        prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), class_names(e, setup.classes))
+    except UserError as error:
+        if not e.model.huggingface:  # it is written tower by tower, if at all
+            return []
+        hint = "; mmjax.convert.load_classifier makes a classifier that goes back" * ("classes" in e.model.heads)
+        return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
+    return []
