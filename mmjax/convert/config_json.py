@@ -1,4 +1,4 @@
-"""A config.json held against its family's table before anything is made of it: fields of the wrong type, fields unknown to us."""
+"""A config.json held against its family's table before anything is made of it: wrong types, and fields unknown to us."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from mmjax.convert.family import Config, ConfigField, Family, Honoured
 from mmjax.core.errors import UserError
 
 # Of every config that some version of `transformers` wrote: who wrote it, how outputs are wrapped, how it generates or trains.
-# None of them changes what a forward pass computes.
-SILENT = frozenset(
-    "_name_or_path _commit_hash _attn_implementation _attn_implementation_internal _attn_implementation_autoset "
-    "_experts_implementation_internal _output_attentions attn_implementation torch_dtype torchscript use_bfloat16 tf_legacy_loss "
-    "transformers_version transformers.js_config finetuning_task task_specific_params prefix pruned_heads tokenizer_class "
-    "num_labels gradient_checkpointing output_past n_ctx use_return_dict "
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
-    "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences "
-    "output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
-    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id "
-    # BERT's and ViLT's of old, which no class here reads
-    "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type "
-    "pooler_hidden_size".split()
-)
+# None of them changes what a forward pass computes. The last are BERT's and ViLT's of old, which no class here reads.
+_SILENT = """
+_name_or_path _commit_hash _attn_implementation _attn_implementation_internal _attn_implementation_autoset
+_experts_implementation_internal _output_attentions attn_implementation torch_dtype torchscript use_bfloat16
+tf_legacy_loss transformers_version transformers.js_config finetuning_task task_specific_params prefix pruned_heads
+tokenizer_class num_labels gradient_checkpointing output_past n_ctx use_return_dict max_length min_length do_sample
+early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+suppress_tokens begin_suppress_tokens decoder_start_token_id directionality pooler_fc_size pooler_num_attention_heads
+pooler_num_fc_layers pooler_size_per_head pooler_type pooler_hidden_size
+"""
+SILENT = frozenset(_SILENT.split())
 # Those that an encoder-decoder would read, and that are off in every model of ours.
 OFF = {"cross_attention_hidden_size": None, "tie_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False}
 

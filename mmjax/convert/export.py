@@ -148,7 +148,7 @@ def _says_end(family: Family, model: Multimodal) -> bool:
 def class_names(experiment: Experiment, known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...] | None]:
     """Head -> the names of its classes, of the heads that some task trains; None where its data has no names."""
     trained = {use.head for use in uses(experiment, {})}
-    return {head: None for head in trained} | dict(known)
+    return dict.fromkeys(trained) | dict(known)
 
 
 def text_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer | None:

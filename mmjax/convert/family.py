@@ -43,7 +43,7 @@ class Honoured:
       paths: dotted paths of the model's leaves it sets; those of parts that this class of model lacks are passed over.
       names: HuggingFace's value -> ours, for values written otherwise; the first of several is the one written back.
       read, write: HuggingFace's value -> ours and back, where it is more than a name.
-      kind: the type of its values, by a name in `config_json.KINDS`; "": that of the default. null is one where it is the default.
+      kind: the type of its values, by a name in `config_json.KINDS`; "": that of the default. null is one where it is that.
     """
 
     default: Any

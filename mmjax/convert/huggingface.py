@@ -319,20 +319,17 @@ def _check_whole(family: Family, model: Multimodal, rows: list[Row], params: Par
       UserError: arrays that the class has no place for.
     """
     leaves = leaves_by_path(params)
-    written = (
-        {path for row in rows for path in row.ours} | {f"unread/{name}" for name in model.unread} | family.constants.keys()
-    )
-    left = [path for path in leaves if path not in written]
+    held = {path for row in rows for path in row.ours} | {f"unread/{name}" for name in model.unread}
+    left = [path for path in leaves if path not in held and path not in family.constants]
     if left:
         firsts = ", ".join(dict.fromkeys(path.partition("/")[0] for path in left))
         raise UserError(
-            f"{architecture} has no place for {len(left)} of these arrays, under {firsts}: {left[0]!r} first; leave them out, or "
-            "merge them into the others before"
+            f"{architecture} has no place for {len(left)} of these arrays, under {firsts}: {left[0]!r} first; leave them out, "
+            "or merge them into the others before"
         )
     for path, value in family.constants.items():
-        if value and path in leaves and path not in {p for row in rows for p in row.ours}:
-            if not np.allclose(np.asarray(leaves[path]), value):
-                logger.warning("mmjax: %s has no place for %s, on which no output of its depends: left out", architecture, path)
+        if value and path in leaves and path not in held and not np.allclose(np.asarray(leaves[path]), value):
+            logger.warning("mmjax: %s has no place for %s, on which no output of its depends: left out", architecture, path)
 
 
 def _check_constants(family: Family, rows: list[Row], params: Params) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer that goes with an exported model: its ids where the class reads them, and a folder that gives the run's own ids.
+"""The tokenizer that goes with an exported model: its ids where the class reads them, and files that give the run's own ids.
 
 A run's texts are what `Tokenizer.encode` makes of them. `transformers` tokenizes by the files of the folder alone, so these are
 written to do the same: with the first and last tokens that `encode` adds, no arguments but those that the class takes, and the

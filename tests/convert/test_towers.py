@@ -100,4 +100,5 @@ def test_digits_leaves_tower_by_tower(tmp_path, capsys):
     assert "left behind: fusions.dual" in said.err
     assert json.loads((out / "image" / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
     assert len(hf.AutoTokenizer.from_pretrained(out / "text")("a photo of the digit three.")["input_ids"]) == 9
-    assert hf.SiglipTextModel.from_pretrained(out / "text").config.bos_token_id is None
+    config = hf.SiglipTextModel.from_pretrained(out / "text").config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, 0)  # the run's own tokenizer's
