@@ -184,8 +184,8 @@ MUTATIONS = (
     # parallel
     Mutation("rule_row", "the feed-forward layer's second kernel is split the other way round",
              "mmjax/parallel/rules.py", "tests/parallel/test_rules*.py",
-             '("*mlp/down/kernel", P("tensor", "fsdp"))',
-             '("*mlp/down/kernel", P("fsdp", "tensor"))'),
+             '("*/mlp/down/kernel", P("tensor", "fsdp"))',
+             '("*/mlp/down/kernel", P("fsdp", "tensor"))'),
     Mutation("rows_of_a_process", "a process whose rows do not lie together hands over the wrong ones",
              "mmjax/parallel/rows.py", "tests/parallel/test_rows*.py tests/train/test_processes*.py",
              "first = int(np.searchsorted(rows, start))",

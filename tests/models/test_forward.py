@@ -8,6 +8,7 @@ import pytest
 
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
+from mmjax.core.stacked import Stacked
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Tokens
 from mmjax.models import Multimodal, param_shapes
@@ -216,6 +217,15 @@ def test_the_name_of_a_part_does_not_keep_it_in_float32():
     }
     cast = cast_params(named, jnp.dtype("bfloat16"))
     assert {x.dtype.name for x in jax.tree.leaves(cast)} == {"bfloat16"}
+
+
+def test_layers_in_parts_are_cast_by_the_name_of_the_whole():
+    halves = Stacked((jnp.ones((1, 2)), jnp.ones((2, 2))))
+    layers = {"attention_norm": {"scale": halves}, "mlp": {"up": {"bias": halves}}}
+    cast = cast_params({"encoders_image": {"stack": {"layers": layers}}}, jnp.dtype("bfloat16"))
+    names = {path: x.dtype.name for path, x in leaves_by_path(cast["encoders_image"]["stack"]["layers"]).items()}
+    assert {name for path, name in names.items() if "norm" in path} == {"float32"}
+    assert {name for path, name in names.items() if "mlp" in path} == {"bfloat16"} and len(names) == 4
 
 
 def test_every_module_runs_in_bfloat16_without_promotion():
