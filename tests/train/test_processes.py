@@ -26,6 +26,8 @@ from mmjax.train.metrics import read_lines
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 80
 FLAGS = ["--steps", str(STEPS), "--evaluate_every", "40", "--checkpoint.every", "40", "--optimizer.learning_rate", "0.03"]
+# Layers of both kinds: what is frozen is written apart, on every disk, and read by other processes.
+FLAGS += ["--model.encoders.image.depth", "2", "--optimizer.freeze", "encoders_image/*[:1]", "encoders_text/words/*"]
 
 
 class Crowd:

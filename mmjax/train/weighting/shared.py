@@ -27,7 +27,9 @@ def shared_paths(pattern: str, params: Params) -> frozenset[str]:
     matched = frozenset(path for path in paths if match(pattern, path))
     if not matched:
         rooms = ", ".join(sorted({path.split("/")[0] for path in paths}))
-        raise UserError(f"weighting.shared={pattern!r} matches no parameter; the first part of a path is one of {rooms}")
+        raise UserError(
+            f"weighting.shared={pattern!r} matches no parameter that is trained; the first part of a path is one of {rooms}"
+        )
     return matched
 
 
