@@ -12,7 +12,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, multiply
 from mmjax.nn.mlp import dropout
 from mmjax.nn.norm import Norm
 from mmjax.nn.pool import Pool
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         if not self.classes:
             return x_BD.astype(jnp.float32)
         x_BD = dropout(self, x_BD, self.dropout)
-        return Linear(self.classes, use_bias=self.bias, name="logits")(x_BD).astype(jnp.float32)
+        return Linear(self.classes, use_bias=self.bias, float32=True, name="logits")(x_BD)
 
 
 class DistilledClassifier(nn.Module):
@@ -86,7 +86,8 @@ class DistilledClassifier(nn.Module):
         _one_input(tokens, self.input)
         both = [tokens.embeddings[:, place] for place in (0, 1)]
         if self.classes:
-            both = [Linear(self.classes, name=name)(x_BD) for name, x_BD in zip(("logits", "second_logits"), both, strict=True)]
+            own = [Linear(self.classes, float32=True, name=name) for name in ("logits", "second_logits")]
+            both = [logits(x_BD) for logits, x_BD in zip(own, both, strict=True)]
         return (both[0].astype(jnp.float32) + both[1].astype(jnp.float32)) / 2
 
 
@@ -118,11 +119,11 @@ class TokenClassifier(nn.Module):
             x_BTD = activation(self.activation)(Linear(width, name="project")(x_BTD))
             x_BTD = Norm(epsilon=self.norm_epsilon, name="norm")(x_BTD)
         if table is None:
-            return Linear(self.classes, name="logits")(x_BTD).astype(jnp.float32)
+            return Linear(self.classes, float32=True, name="logits")(x_BTD)
         if table.shape[0] != self.classes:
             raise UserError(f"classes={self.classes}: the words of tied_to={self.tied_to!r} are {table.shape[0]}")
         bias = self.param("tied_bias", nn.initializers.zeros, (self.classes,))
-        return (x_BTD @ table.astype(x_BTD.dtype).T).astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
+        return multiply(x_BTD, table.astype(x_BTD.dtype).T, dtype=jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
 
 
 HEADS = {"classifier": Classifier, "distilled_classifier": DistilledClassifier, "token_classifier": TokenClassifier}

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array
 from mmjax.nn.fused_attention import LANES, fits, fused_attention
+from mmjax.nn.product import product
 from mmjax.parallel.mesh import BATCH, axis_size, fit, platform
 
 KINDS = ("auto", "plain", "fused", "splash", "cudnn")
@@ -108,7 +109,7 @@ def attention_weights(
 ) -> Array:
     """[B, H, T, S] float32 softmax weights. A query that may attend to nothing attends evenly."""
     scaled_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
-    logits = jnp.einsum("bhtk,bhsk->bhts", scaled_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    logits = product(scaled_BHTK, k_BHSK, (((3,), (3,)), ((0, 1), (0, 1))), jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
     if mask_BS is not None:
         logits = jnp.where(mask_BS[:, None, None, :], logits, lowest)
@@ -127,7 +128,7 @@ def _plain(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments 
     q_BHTK, k_BHSK, v_BHSK = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
     weights_BHTS = attention_weights(q_BHTK, k_BHSK, mask, causal, segments)
     weights_BHTS = (weights_BHTS if drop is None else drop(weights_BHTS)).astype(v.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK).transpose(0, 2, 1, 3)
+    return product(weights_BHTS, v_BHSK, (((3,), (2,)), ((0, 1), (0, 1)))).transpose(0, 2, 1, 3)
 
 
 def _every_head(q: Array, k: Array, v: Array) -> tuple[Array, Array]:

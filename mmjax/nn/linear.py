@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from mmjax.core.types import Array
+from mmjax.nn.product import product
 from mmjax.parallel.mesh import axis_size, platform
 
 Initializer = Callable[..., Array]
@@ -28,28 +29,30 @@ def fan_in_init(axes: int) -> Initializer:
 class Linear(nn.Module):
     """y = x W + b over the last `axes` dims of x, giving dims `features`.
 
-    Parameters `kernel` [*x.shape[-axes:], *features] and `bias` [*features], float32; computed in the dtype of x.
+    Parameters `kernel` [*x.shape[-axes:], *features] and `bias` [*features], float32; computed in the dtype of x. With
+    `float32` the sums of those products are kept as they are, not rounded to that dtype: for logits, and whatever a loss reads.
     """
 
     features: int | tuple[int, ...]
     axes: int = 1
     use_bias: bool = True
     kernel_init: Initializer | None = None
+    float32: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         init = self.kernel_init or fan_in_init(self.axes)
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
-        y = _product(x, kernel.astype(x.dtype), self.axes)
+        y = multiply(x, kernel.astype(x.dtype), self.axes, jax.numpy.float32 if self.float32 else None)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, features)
-        return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - len(features)) + features)
+        return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
 
 
-def _product(x: Array, kernel: Array, axes: int) -> Array:
-    """Contract the last `axes` dims of x with the first of the kernel.
+def multiply(x: Array, kernel: Array, axes: int = 1, dtype: Any = None) -> Array:
+    """Contract the last `axes` dims of x with the first of the kernel; the result has `dtype`, None for that of x.
 
     On the CPU all rows are one dim: XLA then transposes a plain matrix for the gradient of the kernel, where it otherwise
     recomputes whatever made x, element by element, in the wrong order (1.2x of a whole training step). Elsewhere the dims stay
@@ -59,4 +62,4 @@ def _product(x: Array, kernel: Array, axes: int) -> Array:
     if platform() == "cpu" and axis_size("sequence") == 1:
         x = x.reshape(-1, *x.shape[-axes:])
     contracted = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
-    return jax.lax.dot_general(x, kernel, (contracted, ((), ()))).reshape(*lead, *features)
+    return product(x, kernel, (contracted, ((), ())), dtype).reshape(*lead, *features)

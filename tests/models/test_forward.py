@@ -180,6 +180,15 @@ def test_norms_and_learned_scalars_stay_float32():
     assert cast_params(params(), jnp.dtype("float32")) is params()
 
 
+def test_what_a_user_calls_a_part_decides_nothing_about_its_precision():
+    words = {"words": {"table": jnp.ones((3, 2))}, "embed_norm": {"scale": jnp.ones(2)}}
+    tree = {f"encoders_{name}": words for name in ("text", "normal", "mixed", "a_logit")}
+    narrow = {path for path, x in leaves_by_path(cast_params(tree, jnp.dtype("bfloat16"))).items() if x.dtype == jnp.bfloat16}
+    assert narrow == {f"{name}/words/table" for name in tree}
+    heads = {"heads_twice": {name: {"kernel": jnp.ones((3, 2))} for name in ("logits", "second_logits")}}
+    assert all(x.dtype == jnp.bfloat16 for x in leaves_by_path(cast_params(heads, jnp.dtype("bfloat16"))).values())
+
+
 def every_module():
     gated = {**SIZE, **GATED, "dropout": 0.0, "attention_dropout": 0.0}  # so that either way through a layer is taken
     wide = {**SIZE, "width": 16}

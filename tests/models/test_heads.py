@@ -67,10 +67,13 @@ def test_a_free_token_head_without_a_transform():
 
 def test_logits_are_float32():
     halves = Tokens(TOKENS.embeddings.astype(jnp.bfloat16), TOKENS.mask)
-    for head in (Classifier(hidden_width=4), TokenClassifier(classes=5), TokenClassifier(classes=11, tied_to="text")):
+    heads = (Classifier(hidden_width=4), DistilledClassifier(classes=5), TokenClassifier(classes=5))
+    for head in (*heads, TokenClassifier(classes=11, tied_to="text")):
         table = (jnp.asarray(TABLE),) if getattr(head, "tied_to", "") else ()
-        logits = jax.eval_shape(head.apply, {"params": drawn(head, TOKENS, *table)}, halves, *table)
+        logits = head.apply({"params": drawn(head, TOKENS, *table)}, halves, *table)
         assert logits.dtype == jnp.float32
+        rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+        assert np.mean(logits == rounded) < 0.5, head  # sums that were not rounded to the dtype of what was multiplied
 
 
 def test_a_normed_layer_over_the_concatenated_parts_is_vilts():

@@ -139,6 +139,15 @@ def test_a_decoder_predicts_from_what_came_before_and_from_real_context():
     assert not np.allclose(run(IDS, moved), logits)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_a_narrow_decoder_are_float32_and_not_rounded(tied):
+    model = TextDecoder(**(SIZE | {"tied": tied, "context": (), "output_bias": True}))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), drawn(model, IDS, MASK, method="decode"))
+    logits = model.apply({"params": params}, IDS, MASK, method="decode")
+    assert logits.dtype == jnp.float32
+    assert np.mean(logits == logits.astype(jnp.bfloat16).astype(jnp.float32)) < 0.5
+
+
 def test_a_decoder_may_have_an_output_matrix_of_its_own():
     assert decoder(tied=False, depth=0)[1]["logits"]["kernel"].shape == (8, 11)
 

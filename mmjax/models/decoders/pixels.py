@@ -17,7 +17,7 @@ from mmjax.nn.stack import StackFields
 
 
 class PixelDecoder(StackFields):
-    """context -> pixels [B, P, patch height * patch width * channels] of every patch, in reading order.
+    """context -> pixels [B, P, patch height * patch width * channels] of every patch, in reading order, float32.
 
     Each token of the context goes to its place (its `positions`), one learned token to every place that is left; a stack and a
     projection follow.
@@ -61,7 +61,7 @@ class PixelDecoder(StackFields):
         x_BTD = jax.vmap(lambda x, places, own: x.at[places].set(own, unique_indices=True))(x_BTD, tokens.positions, seen_BKD)
         x_BTD = x_BTD + self._positions(grid).astype(x_BTD.dtype)[None]
         y_BTD = self.stack(name="stack")(x_BTD, jnp.ones(x_BTD.shape[:2], bool))
-        return Linear(ph * pw * self.channels, name="project_pixels")(y_BTD[:, self.firsts :])
+        return Linear(ph * pw * self.channels, float32=True, name="project_pixels")(y_BTD[:, self.firsts :])
 
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""

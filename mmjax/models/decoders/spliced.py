@@ -16,7 +16,7 @@ from mmjax.nn.linear import Linear
 
 
 class SplicedDecoder(TextDecoder):
-    """ids [B, T], context -> logits [B, T, V] of the next token.
+    """ids [B, T], context -> logits [B, T, V] of the next token, float32.
 
     Wherever the text holds the id `place`, the next token of the context stands there in place of a word, projected to the
     words' width by a layer, an activation and a layer. Without a context the text is read as it is.

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from mmjax.core.types import Array, Tokens
 from mmjax.models.encoders.text import TextTransformer
 from mmjax.nn.activation import activation
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, multiply
 
 
 class TextDecoder(TextTransformer):
-    """ids [B, T], context -> logits [B, T, V] of the next token.
+    """ids [B, T], context -> logits [B, T, V] of the next token, float32.
 
     Attributes:
       context: names of the encoders or fusions it attends to; () for a language model.
@@ -40,7 +40,7 @@ class TextDecoder(TextTransformer):
             self.project = Linear(self.width)
             self.normalise_output = self._norm("output_norm")
         if not self.tied:
-            self.logits = Linear(self.vocab_size, use_bias=self.output_bias)
+            self.logits = Linear(self.vocab_size, use_bias=self.output_bias, float32=True)
         elif self.output_bias:
             self.tied_bias = self.param("tied_bias", nn.initializers.zeros, (self.vocab_size,))
 
@@ -52,10 +52,10 @@ class TextDecoder(TextTransformer):
         return self.output(self.read(ids_BT, mask, None, added, context).embeddings)
 
     def output(self, hidden_BTD: Array) -> Array:
-        """[B, T, V] logits of the stack's result."""
+        """[B, T, V] float32 logits of the stack's result."""
         if self.transform:
             hidden_BTD = self.normalise_output(activation(self.activation)(self.project(hidden_BTD)))
         if not self.tied:
             return self.logits(hidden_BTD)
-        logits_BTV = hidden_BTD @ self.word_table().astype(hidden_BTD.dtype).T
+        logits_BTV = multiply(hidden_BTD, self.word_table().astype(hidden_BTD.dtype).T, dtype=jnp.float32)
         return logits_BTV + self.tied_bias.astype(logits_BTV.dtype).reshape(1, 1, -1) if self.output_bias else logits_BTV
