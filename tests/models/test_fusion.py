@@ -8,6 +8,7 @@ import pytest
 from mmjax.core.errors import UserError
 from mmjax.core.types import Tokens
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
+from mmjax.models.fusion.dual import held_scale
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import Block
 
@@ -166,6 +167,19 @@ def test_dual_gives_unit_vectors_in_float32():
     np.testing.assert_allclose(jnp.linalg.norm(fused.embeddings, axis=-1), np.ones((2, 2)), rtol=1e-5)
 
 
+def test_duals_projections_are_not_rounded():
+    halves = {m: Tokens(t.embeddings.astype(jnp.bfloat16), t.mask) for m, t in TOKENS.items()}
+    dual, params = CASES["dual"], drawn("dual")
+    pooled = dual.copy(project=(), width=halves["text"].embeddings.shape[-1])
+    scalars = {name: params[name] for name in ("scale_logit", "bias_logit")}
+    x = np.asarray(pooled.apply({"params": scalars}, "text", halves["text"], method=lambda m, name, t: m.pools[name](t)))
+    kernel = np.asarray(params["project_text"]["kernel"].astype(jnp.bfloat16)).astype(np.float64)
+    expected = x.astype(np.float64) @ kernel
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    found = dual.apply({"params": params}, "text", halves["text"], method="embed")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_dual_has_a_finite_gradient_at_zero():
     zero = Tokens(jnp.zeros((1, 1, 6)), jnp.ones((1, 1), bool))
     dual = Dual(width=6, project=())
@@ -188,6 +202,26 @@ def test_duals_scale_is_held_at_a_hundred(logit, scale):
     params = {"params": drawn("dual") | {"scale_logit": jnp.float32(logit), "bias_logit": jnp.float32(-3)}}
     np.testing.assert_allclose(CASES["dual"].apply(params, method="scale"), scale, rtol=1e-6)
     assert float(CASES["dual"].apply(params, method="bias_value")) == -3.0
+
+
+@pytest.mark.parametrize(
+    ("logit", "down", "up"), [(1.0, np.e, -np.e), (np.log(100), 100.0, 0.0), (5.0, 100.0, 0.0), (1000.0, 100.0, 0.0)]
+)
+def test_duals_scale_comes_down_from_its_bound_and_goes_no_further_up(logit, down, up):
+    params = drawn("dual") | {"scale_logit": jnp.float32(0.0), "bias_logit": jnp.float32(-3)}
+
+    def used(logit, sign):
+        return sign * CASES["dual"].apply({"params": params | {"scale_logit": logit}}, method="scale")
+
+    found = [jax.grad(used)(jnp.nextafter(jnp.float32(logit), jnp.float32(2e3)), sign) for sign in (1.0, -1.0)]
+    np.testing.assert_allclose(found, [down, up], rtol=1e-5)
+
+
+def test_a_scale_above_its_bound_is_brought_back_by_descent():
+    logit = jnp.float32(np.log(150.0))
+    for _ in range(100):  # of a loss that is least where the scale is 20
+        logit -= 0.01 * jax.grad(lambda x: jnp.log(held_scale(x, 100.0) / 20.0) ** 2)(logit)
+    assert 20.0 < float(jnp.exp(logit)) < 70.0
 
 
 def test_duals_scale_starts_where_it_is_told():

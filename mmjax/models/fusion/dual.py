@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +36,8 @@ class Dual(nn.Module):
       norm_epsilon: of attention pooling's norm.
       scale_init: initial scale (CLIP: 1 / 0.07; SigLIP: 10). It is exp of a learned logit.
       bias_init: initial bias (SigLIP: -10).
-      max_scale: the scale is held at or below it (Radford 2021, section 2.5); 0 for no bound (SigLIP's passes 100).
+      max_scale: the scale is held at or below it (Radford 2021, section 2.5), and comes down again from there; 0 for no bound
+        (SigLIP's passes 100).
     """
 
     width: int = setting(least=1, default=512)
@@ -60,7 +63,7 @@ class Dual(nn.Module):
             return Pool(kind, self.heads, self.mlp_width, self.activation, self.norm_epsilon)
 
         self.pools = {m: pool(kind) for m, kind in self.pool.items()}
-        self.project_ = {m: Linear(self.width, use_bias=self.bias, name=f"project_{m}") for m in self.project}
+        self.project_ = {m: Linear(self.width, use_bias=self.bias, float32=True, name=f"project_{m}") for m in self.project}
         self.scale_logit = self.param("scale_logit", nn.initializers.constant(float(np.log(self.scale_init))), ())
         self.bias_logit = self.param("bias_logit", nn.initializers.constant(self.bias_init), ())
 
@@ -83,9 +86,29 @@ class Dual(nn.Module):
 
     def scale(self) -> Array:
         """[] float32, the factor of similarities."""
-        scale = jnp.exp(self.scale_logit)
-        return jnp.minimum(scale, self.max_scale) if self.max_scale else scale
+        return held_scale(self.scale_logit, self.max_scale) if self.max_scale else jnp.exp(self.scale_logit)
 
     def bias_value(self) -> Array:
         """[] float32, added to similarities by the sigmoid loss."""
         return self.bias_logit
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def held_scale(logit: Array, most: float) -> Array:
+    """min(exp(logit), most), [] float32, whose logit can come down from where the bound holds it, and not go further up.
+
+    There, of the derivative at the bound what would raise the logit (a negative one, which descent subtracts) is left out: the
+    plain minimum's is 0 both ways, and a logit above the bound, by momentum or from a checkpoint, would stay there for ever.
+    """
+    return jnp.minimum(jnp.exp(logit), most)
+
+
+def _held(logit: Array, most: float) -> tuple[Array, Array]:
+    return held_scale(logit, most), jnp.exp(logit)
+
+
+def _released(most: float, scale: Array, g: Array) -> tuple[Array]:
+    return (jnp.where(scale < most, g * scale, jnp.maximum(g, 0.0) * most),)
+
+
+held_scale.defvjp(_held, _released)
