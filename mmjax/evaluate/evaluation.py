@@ -1,7 +1,8 @@
 """What an evaluator is handed: the bound model, the datasets, and exact passes over them.
 
 A pass visits every record once. The last batch of a pass is padded to the common shape, never dropped, and its padding is
-taken out again, so a metric does not depend on the batch size or on the mesh. Records that cannot be read do not count.
+taken out again, so a metric does not depend on the batch size or on the mesh; nor does what is drawn for a record, whose
+`index` is its place in the pass. Records that cannot be read do not count.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ class Evaluation:
         sum has dims (a confusion matrix, a histogram).
 
         `fn` has the signature of an objective and must itself leave out the rows whose `valid` is False. Its random key is
-        fixed: a function of the seed and the batch's number.
+        fixed, and `index` is a record's place in the data: what is drawn by both (`core.random.example_uniform`) is the same at
+        every evaluation, at any batch size, on any mesh.
 
         Raises:
           UserError: no such dataset, an empty one, or one without a key that `fn` needs.
@@ -217,8 +219,9 @@ class Evaluation:
         """`fn` as it is compiled: of the parameters, a batch and its number."""
 
         def run(params: Params, batch: Batch, number: Array) -> Any:
-            rng = jax.random.fold_in(jax.random.key(self._seed), number)
-            return fn(self._bind(params, batch), batch, rng)
+            # A record's place in the pass, whatever batch it came in: what is drawn for it by `index` is its own then.
+            batch = {**batch, "index": number * batch["index"].shape[0] + batch["index"]}
+            return fn(self._bind(params, batch), batch, jax.random.key(self._seed))
 
         return run
 

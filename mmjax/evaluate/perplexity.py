@@ -19,7 +19,8 @@ LARGEST_EXPONENT = 709.0  # of a float64
 class Perplexity:
     """The mean negative log-likelihood of a token, in nats, and its exponential; with the objective's own metrics.
 
-    The mean is over all counted tokens of the dataset, not over batches. Random masks are the same at every evaluation.
+    The mean is over all counted tokens of the dataset, not over batches. Random masks are a record's own: the same at every
+    evaluation, batch size and number of devices.
 
     Attributes:
       objective: one whose loss is a cross entropy summed over tokens, such as causal or masked language modelling.

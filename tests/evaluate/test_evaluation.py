@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.errors import UserError
+from mmjax.core.random import example_uniform
 from mmjax.evaluate import EVALUATORS
 from mmjax.evaluate.evaluation import Evaluation
 
@@ -86,17 +87,19 @@ def test_sums_are_added_in_float64():
     assert isinstance(total["sum"], float)
 
 
-def test_the_random_key_differs_by_batch_and_repeats_by_evaluation():
+def test_what_is_drawn_for_a_record_is_its_own_at_any_batch_size():
     def draw(forward, batch, rng):
-        slot = (jnp.arange(3) == batch["number"][0]).astype(jnp.float32)
-        return list(slot * jax.random.uniform(rng))
+        slots = (batch["number"][:, None] == jnp.arange(7)[None]) & batch["valid"][:, None]
+        return jnp.sum(jnp.where(slots, example_uniform(rng, batch["index"])[:, None], 0.0), axis=0)
 
-    columns = {"number": np.arange(3)}
-    evaluation = make_evaluation(columns, batch_size=1)
-    first, second = (evaluation.sums("x", "validation", PARAMS, draw) for _ in range(2))
-    assert first == second
-    assert len(set(first)) == 3
-    assert make_evaluation(columns, batch_size=1, seed=1).sums("x", "validation", PARAMS, draw) != first
+    def drawn(**settings):
+        return make_evaluation({"number": np.arange(7)}, **settings).sums("x", "validation", PARAMS, draw)
+
+    alone = drawn(batch_size=1)
+    assert len(set(alone.tolist())) == 7
+    for batch_size in (2, 4, 16):
+        np.testing.assert_array_equal(drawn(batch_size=batch_size), alone)
+    assert (drawn(batch_size=4, seed=1) != alone).all()
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
