@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from mmjax.data.types import Record
 
 COLUMNS = {"text": Text, "pixels": Pixels, "class": Class, "classes": Classes, "number": Number, "array": Array}
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
+GROUPS = 2**31  # the numbers that groups have are below it
 
 
 class Columns:
@@ -85,8 +85,11 @@ class Columns:
         """The column of a key; None where there is none."""
         return self._columns.get(key)
 
-    def __call__(self, records: Sequence[Record]) -> tuple[dict[str, np.ndarray], Lost]:
-        """The batch, and what was lost on the way to it. Raises `UserError` for a record unlike the first."""
+    def __call__(self, records: Sequence[Record], places: Sequence[int] | None = None) -> tuple[dict[str, np.ndarray], Lost]:
+        """The batch, and what was lost on the way to it. Raises `UserError` for a record unlike the first.
+
+        `places`: the number of each record in its source; None for the first ones.
+        """
         for record in records:
             self._check(record)
         batch: dict[str, np.ndarray] = {}
@@ -97,19 +100,17 @@ class Columns:
             batch |= arrays
             lost += own
         if "group" not in batch and ("text" in self._columns or "label" in self._columns):
-            batch["group"] = self._groups(records, batch)
+            batch["group"] = self._groups(records, batch, range(len(records)) if places is None else places)
         return batch, lost
 
-    def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray], places: Sequence[int]) -> np.ndarray:
         """[B, 2] int32 from the texts, [B] from the labels where there are none."""
         if "text" in self._columns:
             return np.stack([texts.text_group(record["text"]) for record in records])
         label = batch["label"]
-        group: np.ndarray = label.copy() if label.ndim == 1 else np.full(len(records), -1, np.int32)
-        for row in np.flatnonzero(group < 0).tolist():  # what has no class is a group of its own
-            arrays = b"".join(value.tobytes() for value in records[row].values() if isinstance(value, np.ndarray))
-            group[row] = zlib.crc32(arrays) & 0x7FFFFFFF | 0x40000000
-        return group
+        classes: np.ndarray = label if label.ndim == 1 else np.full(len(records), -1, np.int32)
+        # What has no class is a group of its own, numbered from the far end, where no class is.
+        return np.where(classes < 0, GROUPS - 1 - np.asarray(places), classes).astype(np.int32)
 
     def _check(self, record: Record) -> None:
         """Raises `UserError` for a record that is unlike the first in what no spec leaves open."""

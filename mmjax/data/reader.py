@@ -72,7 +72,7 @@ class Reader:
             record, missed, replaced_B[row] = self._record(index, place, draws)
             found.append(record)
             bad |= missed
-        batch, lost = columns(found)
+        batch, lost = columns(found, indices)
         return Rows(batch, replaced_B, lost, bad)
 
     def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:

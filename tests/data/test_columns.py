@@ -212,6 +212,9 @@ def test_what_has_no_class_is_a_group_of_its_own():
     records = [{"image": image(level), "label": label} for level, label in enumerate((0, -1, -1, 0))]
     group = made(records[0], None, 6)(records)[0]["group"]
     assert group[0] == group[3] == 0 and len(set(group.tolist())) == 3
+    # By where it stands in its source, so that none meets another by chance, and in any batch it is the same one.
+    group = made(records[0], None, 6)(records, [7, 2**20, 5, 1])[0]["group"]
+    assert group.tolist() == [0, 2**31 - 1 - 2**20, 2**31 - 6, 0] and group.dtype == np.int32
 
 
 def test_rows_of_bool_are_filled_up_with_false():
