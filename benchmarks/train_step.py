@@ -1,11 +1,13 @@
 """One training step of mmjax against the same model in PyTorch `transformers`, on the CPU, in one process.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py [--dtype bfloat16]
 
 The model is SigLIP's (two towers and the sigmoid loss): width 384, 6 + 6 layers, 6 heads, images 128 x 128 in patches of 16,
-texts of 32 tokens, a vocabulary of 32000, float32, AdamW. A step is the whole of it: forward, backward, update, and the loss
-read back as a Python number. The two sides take turns, so that a change in the machine's mood hits both; each may use as many
-threads as the other. The peer runs as its users run it: eager, scaled-dot-product attention, the faster of PyTorch's AdamWs.
+texts of 32 tokens, a vocabulary of 32000, AdamW; parameters are float32, and computing is float32 or bfloat16. A step is the
+whole of it: forward, backward, update, and the loss read back as a Python number. The two sides take turns, so that a change in
+the machine's mood hits both; each may use as many threads as the other. The peer runs as its users run it: eager, in bfloat16
+under autocast, scaled-dot-product attention, the faster of PyTorch's AdamWs. A figure belongs to its processor, which is printed:
+in bfloat16 it is above all whether its cores multiply that.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ Step = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What both sides build: sizes of the model and of its batch."""
+    """What both sides build: sizes of the model and of its batch; `dtype` is what they compute in."""
 
     batch: int = 64
     width: int = 384
@@ -41,6 +44,7 @@ class Setting:
     tokens: int = 32
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
+    dtype: str = "float32"
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """Images [B, H, W, 3] float32 and token ids [B, T] int32, the same for both sides."""
@@ -81,7 +85,8 @@ def torch_step(setting: Setting) -> Step:
     ids_BT = torch.from_numpy(text_BT.astype(np.int64))
 
     def backward() -> Any:
-        loss = model(input_ids=ids_BT, pixel_values=pixels_BCHW, return_loss=True).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+            loss = model(input_ids=ids_BT, pixel_values=pixels_BCHW, return_loss=True).loss
         loss.backward()
         return loss
 
@@ -147,6 +152,7 @@ def jax_step(setting: Setting) -> Step:
             "text": TextTransformer(vocab_size=setting.vocabulary, max_length=setting.tokens, **tower),
         },
         fusions={"dual": dual},
+        dtype=setting.dtype,
     )
     train_step, state = training(model, Contrastive(kind="sigmoid"), setting)
     image_BHWC, text_BT = map(jnp.asarray, setting.data())
@@ -251,12 +257,26 @@ def allow_threads(threads: int) -> int:
     return len(cores)
 
 
+def processor() -> str:
+    """What the system calls the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    if "model name" not in named:
+        return platform.processor() or platform.machine()
+    family = f"family {named['cpu family']}, model {named['model']}" if "cpu family" in named and "model" in named else ""
+    return f"{named['model name']}{f' ({family})' if family else ''}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="counted steps of each side (default: 12)")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each side before counting (default: 3)")
     parser.add_argument("--batch", type=int, default=64, help="examples in a batch (default: 64)")
     parser.add_argument("--threads", type=int, default=2, help="threads that each side may use (default: 2)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="computed in (default: float32)")
     parser.add_argument("--only", choices=("torch", "mmjax"), help="run one side alone")
     args = parser.parse_args()
     if min(args.steps, args.batch, args.threads) < 1 or args.warmup < 0:
@@ -269,15 +289,17 @@ def main() -> None:
 
     torch.set_num_threads(threads)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "jax", "jaxlib")}
+    print(f"{processor()}; computing in {args.dtype}")
     print(f"{threads} cores; torch: {torch.get_num_threads()} threads, jax: a pool of {threads} threads")
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"Python {platform.python_version()}", sep=", ")
 
-    setting = Setting(batch=args.batch)
+    setting = Setting(batch=args.batch, dtype=args.dtype)
     builders = {"torch": torch_step, "mmjax": jax_step}
     chosen = [args.only] if args.only else list(builders)
     summary = summarise(alternate({name: builders[name](setting) for name in chosen}, args.steps, args.warmup))
     print(table(summary, args.batch))
     about = {"setting": dataclasses.asdict(setting), "threads": threads, "versions": versions}
+    about["processor"] = processor()
     print(json.dumps(summary | about))
 
 

@@ -23,7 +23,7 @@ class MaskedImage:
 
     Attributes:
       patch: (height, width) in pixels, the encoder's and the decoder's.
-      mask_ratio: the share of patches that is hidden; the encoder reads the rest alone, rounded down.
+      mask_ratio: the share of patches that is hidden, at least one; the encoder reads the rest alone, rounded down.
       norm_pixels: paint each patch normalised by its own mean and deviation (He 2021, table 1d).
       modality: whose patches they are, which the decoder `writes`.
       decoder: a decoder of pixels.
@@ -79,7 +79,8 @@ class MaskedImage:
           UserError: nothing would be left to see.
         """
         count = noise_BP.shape[1]
-        kept = int(count * (1 - self.mask_ratio) + 1e-6)  # 10 * (1 - 0.9) is a hair less than 1
+        # 10 * (1 - 0.9) is a hair less than 1; and of the smallest share too, something is hidden.
+        kept = min(int(count * (1 - self.mask_ratio) + 1e-6), count - 1)
         if not kept:
             raise UserError(f"masked_image.mask_ratio={self.mask_ratio}: of {count} patches none would be left to see")
         order_BP = jnp.argsort(noise_BP, axis=1)

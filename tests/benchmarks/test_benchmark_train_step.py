@@ -45,9 +45,10 @@ def test_ratios_are_peer_over_ours(benchmark):
     assert "ratio" not in benchmark.table(benchmark.summarise({"torch": [1.0]}), batch=8)
 
 
-def test_the_peer_trains(benchmark, capsys):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peer_trains(benchmark, capsys, dtype):
     pytest.importorskip("torch", reason="the peer is PyTorch's")
-    setting = benchmark.Setting(**TINY, learning_rate=1e-2)
+    setting = benchmark.Setting(**TINY, learning_rate=1e-2, dtype=dtype)
     step = benchmark.torch_step(setting)
     losses = [step() for _ in range(8)]
     assert losses[-1] < losses[0]
@@ -55,3 +56,25 @@ def test_the_peer_trains(benchmark, capsys):
     image, text = setting.data()
     assert image.shape == (3, 8, 8, 3) and text.shape == (3, 4)
     np.testing.assert_array_equal(image, setting.data()[0])
+
+
+def test_both_sides_compute_in_the_dtype_that_is_asked_for(benchmark, monkeypatch):
+    """The first losses are of random models, and of one size; in bfloat16 each differs a little from its own in float32."""
+    torch = pytest.importorskip("torch", reason="the peer is PyTorch's")
+    seen = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: seen.append(linear(*args)) or seen[-1])
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        setting = benchmark.Setting(**TINY, dtype=dtype)
+        losses["torch", dtype] = benchmark.torch_step(setting)()
+        assert seen[0].dtype == getattr(torch, dtype)
+        seen.clear()
+        losses["mmjax", dtype] = benchmark.jax_step(setting)()
+    for side in ("torch", "mmjax"):
+        exact, rounded = losses[side, "float32"], losses[side, "bfloat16"]
+        assert exact != rounded and rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_the_processor_is_named(benchmark):
+    assert benchmark.processor()

@@ -76,6 +76,9 @@ def test_sizes_that_do_not_fit_are_refused(changes, said):
         calls(objective(**changes), fake_batch())
 
 
-@pytest.mark.parametrize(("ratio", "count", "kept"), [(0.9, 10, 1), (0.8, 5, 1), (0.9, 100, 10), (0.75, 10, 2), (0.7, 10, 3)])
+SHARES = [(0.9, 10, 1), (0.8, 5, 1), (0.9, 100, 10), (0.75, 10, 2), (0.7, 10, 3), (1e-9, 4, 3)]
+
+
+@pytest.mark.parametrize(("ratio", "count", "kept"), SHARES)
 def test_a_share_is_not_lost_to_rounding(ratio, count, kept):
     assert jax.eval_shape(lambda noise: objective(mask_ratio=ratio).choose(noise)[0], jnp.zeros((1, count))).shape == (1, kept)
