@@ -17,7 +17,7 @@ from mmjax.convert.export import class_names, image_sizes, prepare, text_tokeniz
 from mmjax.convert.family import explicit
 from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
-from mmjax.convert.tokenizer import save_tokenizer, with_ids, write_generation
+from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
 from mmjax.convert.towers import towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
@@ -175,7 +175,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     with staged_folder(Path(target)) as folder:
         for modality, tower in found.items():
             alone = tower.model
-            if tokenizer is not None and family_of(alone).texts:
+            if tokenizer is not None and text_part(alone) is not None:
                 alone = with_ids(family_of(alone), alone, tower.architecture, tokenizer)
             companions = functools.partial(_write_companions, run, alone, tower.architecture, model)
             write_model(alone, tower.params, folder / modality, companions)
@@ -210,7 +210,7 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     if came_with.is_dir():
         _copy_companions(came_with, folder)
     family, tokenizer = family_of(model), text_tokenizer(e, run.tokenizers())
-    if tokenizer is not None and family.texts:
+    if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)
         write_generation(folder, architecture, family.config(explicit(model)), family)
     data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)

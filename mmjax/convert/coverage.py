@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import SHARED, ConfigField, Family, Honoured, Inert, Only
 
+# HuggingFace class -> what gives the run's own answer there, as the tests run it: a pipeline's task, or `generate`.
+HOW: dict[str, str] = {}
+
 HEAD = """# HuggingFace models
 
 Made by `python -m mmjax.convert.coverage` from the converters' own tables; a test keeps it so.

@@ -31,6 +31,15 @@ def _image(config: Config) -> ViT:
     return ViT(cls_token=True, mask_token=mask_token, layer_scale=1.0, mlp_width=width, activation=activation)
 
 
+def _derive(model: Multimodal) -> dict[str, Any]:
+    """The three fields of the feed-forward layer; `check_exact` finds widths that no ratio gives."""
+    image = model.encoders["image"]
+    gated = image.activation == "swiglu"
+    ratio = image.mlp_width * (1.5 if gated else 1) / image.width
+    act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == image.activation), "gelu")
+    return {"mlp_ratio": int(ratio) if ratio == int(ratio) else ratio, "use_swiglu_ffn": gated, "hidden_act": act}
+
+
 def _model(config: Config, **heads: Any) -> Multimodal:
     return Multimodal(encoders={"image": _image(config)}, heads=heads)
 
@@ -115,4 +124,5 @@ DINOV2 = Family(
     prefix="dinov2.",
     renames=ATTENTION_RENAMES,
     complete=_complete,
+    derive=_derive,
 )

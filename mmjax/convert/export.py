@@ -12,7 +12,7 @@ from typing import Any
 
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
-from mmjax.convert.tokenizer import with_ids
+from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer
@@ -62,7 +62,9 @@ def prepare(
     family, architecture = _class_of(kept)
     kept = resized_model(kept, {} if family.any_size else sizes)
     kept = _named(kept, names)
-    if tokenizer is not None and family.texts:
+    if text_part(kept) is None:
+        pass
+    elif tokenizer is not None:
         kept = with_ids(family, kept, architecture, tokenizer)
     elif family.pools_at_end and not _says_end(family, kept):
         raise UserError(f"{architecture} finds the end of a text by its id, and the run has no tokenizer that says it")

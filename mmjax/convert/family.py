@@ -6,6 +6,7 @@ done here and in `api`, the same for all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -87,6 +88,8 @@ class Inert:
     reason: str
 
 
+# What `towers.same_class` says of a model of our own: a family to try, and that the ids of its tokenizer are not known.
+UNSAID = frozenset({"model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"})
 ConfigField = Honoured | Only | Inert
 
 # Fields that every HuggingFace config has, none of which changes what a forward pass computes.
@@ -148,6 +151,7 @@ class Family:
       complete: the config as read -> with the fields filled in that depend on others.
       observe: the config as read, the weights beside it -> with the fields that the weights overrule; None where none is.
       restore: the config of our model -> as HuggingFace has it, for what `complete` changed.
+      derive: our model -> fields that follow from several of its leaves, for a model that came without them.
       aliases: other names that a file may give a field -> the name in `fields`.
       ties: see `Tie`; for models whose output matrix may be the word table.
       texts: the groups of config.json that say a tokenizer's ids, "" for its top; () for a family without texts.
@@ -169,6 +173,7 @@ class Family:
     complete: Callable[[Config], Config] = lambda config: config
     observe: Callable[[Config, Weights], Config] | None = None
     restore: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    derive: Callable[[Multimodal], Config] = lambda model: {}
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
     texts: tuple[str, ...] = ()
@@ -213,6 +218,8 @@ class Family:
         """The config.json of our model: the fields that it holds, over those it came with."""
         config: dict[str, Any] = thaw(model.huggingface)
         config["model_type"] = self.model_type
+        if model.huggingface.keys() <= UNSAID:
+            config |= self.derive(model)
         _name_labels(config, model)
         for name, field in self.table().items():
             if isinstance(field, Honoured):
@@ -231,9 +238,17 @@ class Family:
         came_from = (model.huggingface.get("architectures") or ("",))[0]
         config = self.complete(self.config(model))
         own = parts(model)
-        for name in (came_from, *self.models):
-            if name in self.models and parts(self.models[name](config)) == own:
+        known = dict.fromkeys(name for name in (came_from, *self.models) if name in self.models)
+        same = []
+        for name in known:
+            with contextlib.suppress(UserError):  # of a class that this config could not be of
+                same += [name] if parts(self.models[name](config)) == own else []
+        for name in same if len(same) > 1 else ():  # several: the one that is this very model (LLaVA's with logits, or without)
+            with contextlib.suppress(UserError):
+                check_exact(self, explicit(model), self.config(model) | {"architectures": [name]}, name)
                 return name
+        if same:
+            return same[0]
         raise UserError(
             f"no HuggingFace class of {self.model_type} has exactly these parts: {', '.join(sorted(own))}; "
             f"there are {', '.join(self.models)}"

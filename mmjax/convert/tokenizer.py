@@ -51,7 +51,7 @@ def with_ids(family: Family, model: Multimodal, architecture: str, tokenizer: To
 
 
 def _check(family: Family, model: Multimodal, architecture: str, tokenizer: Tokenizer) -> None:
-    text = _text_part(model)
+    text = text_part(model)
     if family.pools_at_end and tokenizer.eos_id == LARGEST:
         raise UserError(
             f"the tokenizer ends a text with the id {LARGEST}, at which {architecture} looks for the largest id instead; use a "
@@ -69,7 +69,7 @@ def _check(family: Family, model: Multimodal, architecture: str, tokenizer: Toke
         )
 
 
-def _text_part(model: Multimodal) -> Any:
+def text_part(model: Multimodal) -> Any:
     """What reads or writes the text: the part with the word table."""
     parts = (*model.encoders.values(), *model.decoders.values())
     return next((part for part in parts if hasattr(part, "vocab_size")), None)
@@ -93,7 +93,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, family: Family, architect
     """Write a tokenizer's files so that `AutoTokenizer` gives the ids that `tokenizer.encode` gives, and padding as we pad."""
     written = _writing(tokenizer, architecture)
     written.save_pretrained(str(folder))
-    part = _text_part(model)
+    part = text_part(model)
     file = folder / "tokenizer_config.json"
     said = json.loads(file.read_text())
     said["model_input_names"] = list(family.reads)

@@ -1,0 +1,93 @@
+"""What we hand over does the other side's job: each class, opened by `transformers` from its folder, answers as the run.
+
+Texts go through the folder's tokenizer, padded in a batch, images through its processor; ours through the run's own. `HOW` in
+`mmjax.convert.coverage` says which pipeline or generation a class is proven with.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from checks import counting, plain
+from families import CASES
+from handed import PLACE, TEXTS, WAYS, hand_over, pictures
+from parity import assert_close, explain
+
+CLASSES = {made.name: (case, made) for case in CASES.values() for made in reversed(case.models)}
+TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
+IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]
+ROWS = [(name, way) for name in CLASSES for way in WAYS if way != "resized" or name in IMAGES]
+KEPT = ("answer", "answer_mask", "image_keep")  # of a case's own batch
+RTOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory):
+    """What was handed over, by class and way; made once."""
+
+    @functools.cache
+    def make(name, way):
+        case, made = CLASSES[name]
+        return hand_over(case, made, way, tmp_path_factory.mktemp(f"{name}-{way}"))
+
+    return make
+
+
+def batches(run, theirs):
+    """The batch of three texts and images as the run makes it, and as the folder's tokenizer and processor do."""
+    ours, out = {}, {}
+    model = run.model
+    if any(hasattr(part, "vocab_size") for part in (*model.encoders.values(), *model.decoders.values())):
+        room = 64 if run.case.model_type.startswith("siglip") else 16
+        ours |= run.text(TEXTS, room)
+        exported = transformers.AutoTokenizer.from_pretrained(run.folder)
+        exported.padding_side = "right"
+        found = exported(TEXTS, padding="max_length" if room == 64 else True, return_tensors="np")
+        assert set(found) <= {"input_ids", "attention_mask", "token_type_ids"}
+        real = found["attention_mask"].astype(bool) if "attention_mask" in found else np.ones(found["input_ids"].shape, bool)
+        out |= {"text": found["input_ids"].astype(np.int32), "text_mask": real}
+    if "image" in model.encoders:
+        ours["image"] = run.pixels(pictures())
+        processor = transformers.AutoImageProcessor.from_pretrained(run.folder, backend="pil")
+        out["image"] = np.moveaxis(processor(pictures(), return_tensors="np")["pixel_values"], 1, -1)
+        encoder = model.encoders["image"]
+        for batch in (ours, out):
+            add_places(run, batch, encoder)
+            if encoder.images > 1:
+                batch["image"] = np.stack([batch["image"], batch["image"][::-1]], 1)
+            if run.case.model_type == "flava":
+                rows, columns = (side // patch for side, patch in zip(run.size, encoder.patch, strict=True))
+                batch["text_hidden"] = batch["text"][:, ::-1].copy()
+                batch["image_segments"] = (np.arange(rows * columns)[None] % 3 == np.array([[0], [1], [2]])).astype(np.int32)
+    return ours, out
+
+
+def add_places(run, batch, encoder):
+    """The image's places in LLaVA's texts, after the first token."""
+    decoder = run.model.decoders.get("caption")
+    if getattr(decoder, "place", None) is None:
+        return
+    tokens = (run.size[0] // encoder.patch[0]) * (run.size[1] // encoder.patch[1]) + encoder.cls_token - decoder.skip
+    places = np.full((len(TEXTS), tokens), PLACE, np.int32)
+    for name, x in (("text", places), ("text_mask", places > 0)):
+        batch[name] = np.concatenate([batch[name][:, :1], x, batch[name][:, 1:]], 1)
+
+
+@pytest.mark.parametrize(("name", "way"), ROWS)
+def test_a_class_answers_as_the_run_does(name, way, handed):
+    run = handed(name, way)
+    theirs = run.theirs()
+    case = dataclasses.replace(run.case, silent=(*run.case.silent, "interpolate_pos_encoding"))
+    ours, out = batches(run, theirs)
+    extra = {key: x for key, x in case.batch(theirs).items() if key in KEPT}
+    if way == "resized":
+        extra.pop("image_keep", None)
+    with torch.no_grad():
+        wanted = plain(case.theirs(run.made, theirs, out | extra))
+    found = counting(case, ours | extra, case.ours(run.model, run.params, ours | extra, tuple(wanted)))
+    for answer, value in counting(case, out | extra, wanted).items():
+        with explain(answer):
+            assert_close(found[answer], value, rtol=RTOL)
