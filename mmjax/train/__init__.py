@@ -3,7 +3,10 @@
 from mmjax.train.experiment import Checkpoint, Experiment, Log, Task
 from mmjax.train.hooks import HOOKS, Hook, Norms, TimeBudget
 from mmjax.train.loop import train
-from mmjax.train.optimizer import OPTIMIZERS, SGD, Adafactor, AdamW, Lion
+from mmjax.train.muon import Muon
+from mmjax.train.optimizer import SGD, Adafactor, AdamW, Lion
+from mmjax.train.optimizers import OPTIMIZERS
+from mmjax.train.schedule_free import ScheduleFree
 
 __all__ = [
     "HOOKS",
@@ -16,7 +19,9 @@ __all__ = [
     "Hook",
     "Lion",
     "Log",
+    "Muon",
     "Norms",
+    "ScheduleFree",
     "Task",
     "TimeBudget",
     "train",

@@ -15,7 +15,8 @@ from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.hooks import HOOKS
-from mmjax.train.optimizer import OPTIMIZERS, AdamW
+from mmjax.train.optimizer import AdamW
+from mmjax.train.optimizers import OPTIMIZERS
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
 TEST = "test"  # the data that `test_data` names where nobody has said anything

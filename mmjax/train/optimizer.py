@@ -1,4 +1,4 @@
-"""Optimizers as specs: AdamW, SGD, Lion, Adafactor, with schedules, decay, clipping, freezing and per-layer rates by path."""
+"""Optimizers as specs: AdamW, SGD, Lion, Adafactor, with decay, clipping, freezing and per-layer rates by path."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 from mmjax.core.config import check_ranges, setting
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
+from mmjax.train.schedules import SCHEDULES, schedule
 from mmjax.train.trained import Trained, trained_of
 
 NO_DECAY = (
@@ -32,9 +33,11 @@ class Optimizer:
 
     Attributes:
       learning_rate: its peak.
-      schedule: after the warm-up: `cosine`, `linear` or `constant`.
+      schedule: after the warm-up: `cosine`, `linear`, `constant`, `wsd` (constant, then down at the end) or `inverse_sqrt`
+        (times sqrt(warmup_steps / step), whatever the length of the run).
       warmup_steps: steps of linear warm-up from 0.
       end_factor: the last rate over the peak.
+      decay_fraction: share of the run's steps in which `wsd` goes down.
       weight_decay: decoupled, times the learning rate (Loshchilov & Hutter 2019, alg. 2).
       no_decay: patterns of parameters that are not decayed.
       clip_norm: largest global gradient norm; 0 for no clipping.
@@ -57,6 +60,7 @@ class Optimizer:
     schedule: str = "cosine"
     warmup_steps: int = setting(everyday=True, least=0, default=0)
     end_factor: float = setting(least=0, most=1, default=0.0)
+    decay_fraction: float = setting(least=0, most=1, default=0.2)
     weight_decay: float = setting(everyday=True, least=0, default=0.0)
     no_decay: tuple[str, ...] = NO_DECAY
     clip_norm: float = setting(least=0, default=1.0)
@@ -70,8 +74,13 @@ class Optimizer:
     spike_factor: float = setting(least=0, default=0.0)
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "linear", "constant"):
-            raise UserError(f"optimizer.schedule={self.schedule!r}: use cosine, linear or constant")
+        if self.schedule not in SCHEDULES:
+            close = nearest(self.schedule, SCHEDULES)
+            raise UserError(f"optimizer.schedule={self.schedule!r}: use one of {', '.join(SCHEDULES)}{close}")
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            raise UserError(
+                "optimizer.warmup_steps=0: schedule=inverse_sqrt falls by how often they have passed; use 1 or more"
+            )
         if self.on_bad_step not in ("stop", "skip"):
             raise UserError(f"optimizer.on_bad_step={self.on_bad_step!r}: use stop or skip")
         check_ranges(self, "optimizer.")
@@ -80,21 +89,15 @@ class Optimizer:
 
     def core(self) -> optax.GradientTransformation:
         """The direction, before decay and the learning rate."""
-        raise TypeError(f"{type(self).__name__} is no optimizer: use one of {', '.join(OPTIMIZERS)}")
+        raise TypeError(f"{type(self).__name__} is no optimizer: use one of its kinds, such as AdamW")
 
     def rate(self, steps: int) -> optax.Schedule:
         """Update count -> learning rate."""
-        rest = max(steps - self.warmup_steps, 1)
-        if self.schedule == "cosine":
-            after = optax.cosine_decay_schedule(self.learning_rate, rest, self.end_factor)
-        elif self.schedule == "linear":
-            after = optax.linear_schedule(self.learning_rate, self.learning_rate * self.end_factor, rest)
-        else:
-            after = optax.constant_schedule(self.learning_rate)
-        if not self.warmup_steps:
-            return after
-        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
-        return optax.join_schedules([warmup, after], [self.warmup_steps])
+        return schedule(self.schedule, self.learning_rate, steps, self.warmup_steps, self.end_factor, self.decay_fraction)
+
+    def around(self, chain: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+        """What is put around the whole chain for the trained parameters: nothing, in most."""
+        return chain
 
     def build(self, params: Params, steps: int) -> optax.GradientTransformation:
         """The whole chain for the trained ones of these parameters (arrays or their shapes).
@@ -106,13 +109,14 @@ class Optimizer:
         trained = self.trained(params)
         factors = trained.of(rate_factors(self, params))
         decayed = map_with_path(lambda path, _: not match_any(self.no_decay, path), trained.of(params))
-        return optax.chain(
+        chain = optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             self.core(),
             optax.add_decayed_weights(self.weight_decay, decayed) if self.weight_decay else optax.identity(),
             _scale_by_tree(factors),
             optax.scale_by_learning_rate(self.rate(steps)),
         )
+        return self.around(chain, steps)
 
     def trained(self, params: Params) -> Trained:
         """Which of these parameters, or of their shapes, are trained."""
@@ -192,9 +196,6 @@ class Adafactor(Optimizer):
     def core(self) -> optax.GradientTransformation:
         factored = optax.scale_by_factored_rms(decay_rate=self.decay, min_dim_size_to_factor=self.min_dim)
         return optax.chain(factored, optax.clip_by_block_rms(self.clip_block))
-
-
-OPTIMIZERS = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "adafactor": Adafactor}
 
 
 def rate_factors(optimizer: Optimizer, params: Params) -> Any:

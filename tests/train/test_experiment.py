@@ -50,7 +50,7 @@ def test_check_names_the_field_the_value_and_what_is_right(changes, words):
         (lambda: Checkpoint(best="a/b", mode="highest"), "checkpoint.mode='highest': use max or min"),
         (lambda: Checkpoint(patience=3), "checkpoint.patience needs checkpoint.best"),
         (lambda: Log(every=0), "log.every=0"),
-        (lambda: AdamW(schedule="cosin"), "optimizer.schedule='cosin': use cosine, linear or constant"),
+        (lambda: AdamW(schedule="cosin"), "optimizer.schedule='cosin': use one of constant, cosine,"),
         (lambda: AdamW(on_bad_step="halt"), "optimizer.on_bad_step='halt': use stop or skip"),
         (lambda: AdamW(accumulate=0), "optimizer.accumulate=0"),
         (lambda: AdamW(ema=1.0), "optimizer.ema=1.0"),

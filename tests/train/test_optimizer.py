@@ -23,6 +23,7 @@ from mmjax.train import OPTIMIZERS, SGD, Adafactor, AdamW, Lion
 from mmjax.train.optimizer import NO_DECAY, Optimizer, rate_factors
 
 STEPS = 6
+OWN = {"muon": {"matrices": ("*",)}}  # what an optimizer needs to be told of the small trees here
 RAW = {"schedule": "constant", "clip_norm": 0.0}
 START = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
@@ -127,8 +128,8 @@ def test_adafactor_is_algorithms_2_and_4_of_its_paper(factored):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_down(name):
     """From the defaults, clipping and cosine included."""
-    rate = {"lion": 0.05}.get(name, 0.1)
-    last = descend(OPTIMIZERS[name](learning_rate=rate), steps=60)[-1]
+    rate = {"lion": 0.05, "muon": 0.5}.get(name, 0.1)
+    last = descend(OPTIMIZERS[name](learning_rate=rate, **OWN.get(name, {})), steps=60)[-1]
     assert np.sum(SCALE * (last - TARGET) ** 2) < 0.05 * np.sum(SCALE * (START - TARGET) ** 2)
 
 
@@ -184,8 +185,10 @@ def test_only_kernels_and_tables_are_decayed():
 def spared(params) -> set[str]:
     """The paths that weight decay leaves alone."""
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
-    (after,), _ = run(SGD(learning_rate=0.5, weight_decay=0.1, **RAW), ones, lambda *_: jax.tree.map(np.zeros_like, ones), 1)
-    return {path for path, leaf in leaves_by_path(after).items() if (np.asarray(leaf) == 1).all()}
+    tx = SGD(learning_rate=0.5, momentum=0.0, weight_decay=0.1, **RAW).build(ones, 1)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = tx.update(jax.tree.map(np.zeros_like, ones), tx.init(ones), ones)
+    return {path for path, update in leaves_by_path(updates).items() if (np.asarray(update) == 0).all()}
 
 
 def test_the_name_of_a_part_spares_nothing():
@@ -271,7 +274,7 @@ def test_layers_that_are_trained_keep_their_own_rates():
 def test_what_is_frozen_stays_bit_for_bit(name):
     """Decay included, whatever the gradient; a part of a stack by its slice."""
     freeze = ("heads_*", "encoders_image/*[:2]")
-    optimizer = OPTIMIZERS[name](learning_rate=0.1, weight_decay=0.1, freeze=freeze)
+    optimizer = OPTIMIZERS[name](learning_rate=0.1, weight_decay=0.1, freeze=freeze, **OWN.get(name, {}))
     params = jax.tree.map(lambda x: np.asarray(np.random.default_rng(2).normal(size=x.shape), np.float32), STACK)
     ones = jax.tree.map(np.ones_like, params)
     seen, state = run(optimizer, params, lambda *_: ones, 3)
