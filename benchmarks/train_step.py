@@ -6,7 +6,7 @@ The model is SigLIP's (two towers and the sigmoid loss): width 384, 6 + 6 layers
 texts of 32 tokens, a vocabulary of 32000, AdamW; parameters are float32, and computing is float32 or bfloat16. A step is the
 whole of it: forward, backward, update, and the loss read back as a Python number. The two sides take turns, so that a change in
 the machine's mood hits both; each may use as many threads as the other. The peer runs as its users run it: eager, in bfloat16
-under autocast, scaled-dot-product attention, the faster of PyTorch's AdamWs. A figure belongs to its processor, which is printed:
+under autocast, scaled-dot-product attention, the faster of PyTorch's AdamWs. A figure belongs to its processor, which is named:
 in bfloat16 it is above all whether its cores multiply that.
 """
 

@@ -157,7 +157,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     tokenizer, names = text_tokenizer(e, tokenizers), class_names(e, run.classes())
     shapes = {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     sizes = image_sizes(e, shapes)
-    own = {name: tree for name, tree in params.items() if name != VARIABLES}
+    own: Params = {name: tree for name, tree in params.items() if name != VARIABLES}
     left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
     with within(str(source)):
         whole = prepare(model, tokenizer, sizes, names)

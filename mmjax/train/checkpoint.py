@@ -28,6 +28,7 @@ from mmjax.train.array_folder import require_metadata, restored, shapes_in
 from mmjax.train.experiment import Checkpoint
 from mmjax.train.formats import FORMAT, FROZEN_APART, rename, watch_of, widened
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
+from mmjax.train.schedule_free import AHEAD
 from mmjax.train.state import State, with_variables
 from mmjax.train.trained import ALL, Trained
 
@@ -229,8 +230,13 @@ class Checkpoints:
         target = {wanted: item[wanted]}
         if model := (item.get("variables") or {}).get("model"):
             target["variables"] = {"model": model}
+        optimizer = item.get("optimizer")
+        if isinstance(optimizer, Mapping) and AHEAD in optimizer:  # it trains one tree of parameters, and evaluates another
+            target["optimizer"] = {AHEAD: optimizer[AHEAD]}
         found = restored(reader, path, target, mesh)
         params = found[wanted]
+        if "optimizer" in target:
+            params = jax.tree.map(lambda y, ahead: y - ahead, params, found["optimizer"][AHEAD])
         if about.get("frozen"):
             rest = frozen.read(self._frozen(about), mesh)
             params = _placed(Trained.from_json(about["frozen"]["layers"]).join(params, rest), mesh)

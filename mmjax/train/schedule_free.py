@@ -15,6 +15,8 @@ from mmjax.core.trees import leaves_by_path, map_with_path
 from mmjax.core.types import Array, Params
 from mmjax.train.optimizer import Optimizer
 
+AHEAD = "y_minus_x"  # the field of `Averaged` by which a checkpoint is read
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleFree(Optimizer):

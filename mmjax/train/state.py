@@ -14,6 +14,7 @@ from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.multimodal import Multimodal, init_model
 from mmjax.train.optimizer import Optimizer
+from mmjax.train.schedule_free import averaged
 from mmjax.train.trained import Trained
 
 
@@ -102,9 +103,10 @@ def together(model: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, An
 
 
 def evaluated(state: State, trained: Trained) -> Params:
-    """The parameters to evaluate and export: the moving average where there is one; with what the modules keep, if anything."""
-    params = trained.put(state.params, state.ema) if state.ema else state.params
-    return with_variables(params, state.variables.get("model", {}))
+    """The parameters to evaluate and export: the moving average where there is one, or the optimizer's own mean; with what the
+    modules keep, if anything."""
+    own = state.ema or averaged(state.optimizer, trained.of(state.params))
+    return with_variables(trained.put(state.params, own), state.variables.get("model", {}))
 
 
 def with_variables(params: Params, model: Mapping[str, Any]) -> Params:

@@ -16,7 +16,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import size_bytes
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.parallel.rules import shardings
-from mmjax.train import SGD, Checkpoint, checkpoint, train
+from mmjax.train import SGD, Checkpoint, ScheduleFree, checkpoint, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.frozen import FOLDER, fingerprint
 from mmjax.train.metrics import read_lines
@@ -34,10 +34,14 @@ def made(**changes):
 
 
 @functools.cache
-def prepared(mesh=tiny.ONE, **optimizer):
+def prepared(mesh=tiny.ONE):
+    return with_optimizer(OPTIMIZER, mesh)
+
+
+def with_optimizer(optimizer, mesh=tiny.ONE):
     built = mesh.build(jax.devices()[: 1 if mesh == tiny.ONE else 8])
     with use_mesh(built):
-        return set_up(dataclasses.replace(made(), optimizer=dataclasses.replace(OPTIMIZER, **optimizer)), None, built)
+        return set_up(dataclasses.replace(made(), optimizer=optimizer), None, built)
 
 
 @functools.cache
@@ -93,6 +97,23 @@ def test_parameters_alone_are_the_average_of_the_trained_and_the_frozen_ones(tmp
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
+@pytest.mark.parametrize("mesh", [None, EIGHT], ids=["host", "mesh"])
+def test_of_an_optimizer_that_evaluates_its_own_mean_that_is_read(tmp_path, mesh):
+    setup = with_optimizer(ScheduleFree(freeze=FREEZE))
+    state = setup.init()
+    ahead = jax.tree.map(lambda x: x + 1, state.optimizer.y_minus_x)
+    state = dataclasses.replace(state, optimizer=state.optimizer._replace(y_minus_x=ahead))
+    kept = opened(tmp_path, setup)
+    kept.save(2, state, {}, {}, wait=True)
+    kept.close()
+    built = mesh and mesh.build(jax.devices())
+    params, _ = Checkpoints(tmp_path / "checkpoints", Checkpoint(), read_only=True).params(2, built)
+    expected = tiny.host(setup.evaluated(state))
+    tiny.assert_identical(tiny.host(params), expected)
+    own, taken_at = (setup.trained().of(tree) for tree in (expected, tiny.host(state.params)))
+    tiny.assert_identical(own, jax.tree.map(lambda x: x - 1, taken_at))
+
+
 def test_it_is_written_once(tmp_path):
     saved(tmp_path, 2)
     folder = tmp_path / "checkpoints" / FOLDER
@@ -104,7 +125,7 @@ def test_it_is_written_once(tmp_path):
 
 def test_another_checkpoint_takes_what_is_trained(tmp_path):
     """1.1 times the trained parameters with their optimizer and EMA state, and 64 KiB."""
-    setup = prepared(train=("heads_*",))
+    setup = with_optimizer(dataclasses.replace(OPTIMIZER, train=("heads_*",)))
     state, sizes = setup.init(), []
     for step in (2, 4):
         kept = opened(tmp_path, setup)
