@@ -18,9 +18,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from mmjax.core import quiet
-from mmjax.core.errors import UnreachableError, UserError, nearest
+from mmjax.core.errors import UnreachableError, UserError
 from mmjax.core.strict_json import plain
-from mmjax.core.trees import leaves_by_path, match
 from mmjax.parallel.multihost import barrier, is_main, processes
 from mmjax.parallel.rules import shardings
 from mmjax.train import frozen, reading
@@ -359,38 +358,3 @@ def as_dict(state: State) -> dict[str, Any]:
 def _placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
     """Each array in its place on the mesh, where those put together of parts may not be."""
     return params if mesh is None else jax.tree.map(jax.device_put, params, shardings(params, mesh))
-
-
-def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Which of `source`'s arrays a model can start from.
-
-    Args:
-      target: the model's parameters or their shapes.
-      source: another run's parameters.
-      fresh: patterns of parameters to leave as initialised.
-
-    Returns:
-      (loaded by path, paths that stay new, paths of `source` left over).
-
-    Raises:
-      UserError: an array of another shape that `fresh` does not cover; a pattern that matches nothing; or nothing in common.
-    """
-    want, have = leaves_by_path(target), leaves_by_path(source)
-    for pattern in fresh:
-        if not any(match(pattern, path) for path in want):
-            raise UserError(
-                f"init_fresh={pattern!r} matches no parameter{nearest(pattern, want)}; there is {next(iter(want))!r}"
-            )
-    loaded = {}
-    for path, leaf in want.items():
-        if path not in have or any(match(pattern, path) for pattern in fresh):
-            continue
-        if have[path].shape != leaf.shape:
-            raise UserError(
-                f"init_from: {path} has shape {tuple(have[path].shape)} there and {tuple(leaf.shape)} here; change the model, "
-                f"or initialise it anew with --init_fresh '{path}'"
-            )
-        loaded[path] = have[path]
-    if not loaded:
-        raise UserError(f"init_from: no parameter in common; there {sorted(have)[0]!r} ..., here {sorted(want)[0]!r} ...")
-    return loaded, [p for p in want if p not in loaded], [p for p in have if p not in loaded]

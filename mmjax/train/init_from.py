@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from mmjax.core.errors import UserError
-from mmjax.core.trees import leaves_by_path, map_with_path, match_any
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import position_tables, resize_positions
-from mmjax.train.checkpoint import Checkpoints, load_matching
+from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, task_shapes
 from mmjax.train.state import State, task_variables, together
@@ -60,6 +60,41 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     own = setup.trained().of(taken) if state.ema else {}
     state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
     return dataclasses.replace(state, variables=_variables(setup, state, variables))
+
+
+def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Which of `source`'s arrays a model can start from.
+
+    Args:
+      target: the model's parameters or their shapes.
+      source: another run's parameters.
+      fresh: patterns of parameters to leave as initialised.
+
+    Returns:
+      (loaded by path, paths that stay new, paths of `source` left over).
+
+    Raises:
+      UserError: an array of another shape that `fresh` does not cover; a pattern that matches nothing; or nothing in common.
+    """
+    want, have = leaves_by_path(target), leaves_by_path(source)
+    for pattern in fresh:
+        if not any(match(pattern, path) for path in want):
+            raise UserError(
+                f"init_fresh={pattern!r} matches no parameter{nearest(pattern, want)}; there is {next(iter(want))!r}"
+            )
+    loaded = {}
+    for path, leaf in want.items():
+        if path not in have or any(match(pattern, path) for pattern in fresh):
+            continue
+        if have[path].shape != leaf.shape:
+            raise UserError(
+                f"init_from: {path} has shape {tuple(have[path].shape)} there and {tuple(leaf.shape)} here; change the model, "
+                f"or initialise it anew with --init_fresh '{path}'"
+            )
+        loaded[path] = have[path]
+    if not loaded:
+        raise UserError(f"init_from: no parameter in common; there {sorted(have)[0]!r} ..., here {sorted(want)[0]!r} ...")
+    return loaded, [p for p in want if p not in loaded], [p for p in have if p not in loaded]
 
 
 def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str, Any]:

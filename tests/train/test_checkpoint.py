@@ -21,7 +21,7 @@ from mmjax.core.trees import leaves_by_path
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import shardings
 from mmjax.train import Checkpoint, checkpoint, formats, reading
-from mmjax.train.checkpoint import Checkpoints, load_matching
+from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.state import State
 
 PATH = ("encoders_image", "stack", "layers", "attention", "q", "kernel")
@@ -431,31 +431,3 @@ def test_what_a_checkpoint_says_of_itself(folder):
     folder.save(2, metrics={2: {"a/b": 0.5}})
     text = next((folder.path / "2" / "about").rglob("*metadata*")).read_text()
     assert json.loads(text) == {"format": 2, "step": 2, "metrics": {"a/b": 0.5}, "config": {"some": "config"}}
-
-
-TARGET = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "head": {"kernel": np.zeros((3, 4))}}
-SOURCE = {"a": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}, "old": {"kernel": np.ones((3, 5))}}
-
-
-def test_matching_sorts_arrays_into_loaded_new_and_left_over():
-    loaded, new, left = load_matching(TARGET, SOURCE, ())
-    assert loaded.keys() == {"a/kernel", "a/bias"} and loaded["a/kernel"] is SOURCE["a"]["kernel"]
-    assert (new, left) == (["head/kernel"], ["old/kernel"])
-
-
-def test_fresh_parameters_are_not_loaded():
-    loaded, new, left = load_matching(TARGET, SOURCE, ("*/bias",))
-    assert loaded.keys() == {"a/kernel"}
-    assert (new, left) == (["a/bias", "head/kernel"], ["a/bias", "old/kernel"])
-
-
-def test_another_shape_is_refused_unless_it_is_fresh():
-    source = SOURCE | {"head": {"kernel": np.ones((3, 5))}}
-    said = r"init_from: head/kernel has shape \(3, 5\) there and \(3, 4\) here; .* --init_fresh 'head/kernel'"
-    with pytest.raises(UserError, match=said):
-        load_matching(TARGET, source, ())
-    assert load_matching(TARGET, source, ("head/*",))[1] == ["head/kernel"]
-    with pytest.raises(UserError, match=r"init_fresh='heads/\*' matches no parameter \(did you mean 'head/kernel'\?\)"):
-        load_matching(TARGET, source, ("heads/*",))
-    with pytest.raises(UserError, match="no parameter in common"):
-        load_matching(TARGET, {"x": np.ones(3)}, ())

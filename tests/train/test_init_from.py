@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Loss, Tokens
 from mmjax.models import Multimodal
@@ -17,7 +18,7 @@ from mmjax.nn.linear import Linear
 from mmjax.parallel.mesh import use_mesh
 from mmjax.train import SGD, Task, train
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.init_from import first_state
+from mmjax.train.init_from import first_state, load_matching
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 
@@ -117,3 +118,31 @@ def test_what_is_kept_in_another_shape_begins_anew(source):
     own = state.variables["model"]["seen"]["encoders_image"]
     assert own["calls"].tolist() == [0] * 5
     assert own["mean"] == there.variables["model"]["seen"]["encoders_image"]["mean"]
+
+
+TARGET = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "head": {"kernel": np.zeros((3, 4))}}
+SOURCE = {"a": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}, "old": {"kernel": np.ones((3, 5))}}
+
+
+def test_matching_sorts_arrays_into_loaded_new_and_left_over():
+    loaded, new, left = load_matching(TARGET, SOURCE, ())
+    assert loaded.keys() == {"a/kernel", "a/bias"} and loaded["a/kernel"] is SOURCE["a"]["kernel"]
+    assert (new, left) == (["head/kernel"], ["old/kernel"])
+
+
+def test_fresh_parameters_are_not_loaded():
+    loaded, new, left = load_matching(TARGET, SOURCE, ("*/bias",))
+    assert loaded.keys() == {"a/kernel"}
+    assert (new, left) == (["a/bias", "head/kernel"], ["a/bias", "old/kernel"])
+
+
+def test_another_shape_is_refused_unless_it_is_fresh():
+    source = SOURCE | {"head": {"kernel": np.ones((3, 5))}}
+    said = r"init_from: head/kernel has shape \(3, 5\) there and \(3, 4\) here; .* --init_fresh 'head/kernel'"
+    with pytest.raises(UserError, match=said):
+        load_matching(TARGET, source, ())
+    assert load_matching(TARGET, source, ("head/*",))[1] == ["head/kernel"]
+    with pytest.raises(UserError, match=r"init_fresh='heads/\*' matches no parameter \(did you mean 'head/kernel'\?\)"):
+        load_matching(TARGET, source, ("heads/*",))
+    with pytest.raises(UserError, match="no parameter in common"):
+        load_matching(TARGET, {"x": np.ones(3)}, ())
