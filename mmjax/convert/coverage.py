@@ -8,7 +8,41 @@ from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import SHARED, ConfigField, Family, Honoured, Inert, Only
 
 # HuggingFace class -> what gives the run's own answer there, as the tests run it: a pipeline's task, or `generate`.
-HOW: dict[str, str] = {}
+HOW: dict[str, str] = {
+    **dict.fromkeys(("BertModel", "RobertaModel", "GPT2Model", "LlamaModel", "CLIPTextModel"), "feature-extraction"),
+    **dict.fromkeys(
+        ("ViTModel", "DeiTModel", "Dinov2Model", "CLIPVisionModel", "SiglipVisionModel"), "image-feature-extraction"
+    ),
+    **dict.fromkeys(("BertForMaskedLM", "RobertaForMaskedLM"), "fill-mask"),
+    **dict.fromkeys(
+        (
+            "BertForSequenceClassification",
+            "RobertaForSequenceClassification",
+            "GPT2ForSequenceClassification",
+            "LlamaForSequenceClassification",
+        ),
+        "text-classification",
+    ),
+    **dict.fromkeys(
+        ("BertForTokenClassification", "RobertaForTokenClassification", "GPT2ForTokenClassification"), "token-classification"
+    ),
+    **dict.fromkeys(
+        (
+            "ViTForImageClassification",
+            "DeiTForImageClassification",
+            "DeiTForImageClassificationWithTeacher",
+            "Dinov2ForImageClassification",
+            "CLIPForImageClassification",
+            "SiglipForImageClassification",
+        ),
+        "image-classification",
+    ),
+    **dict.fromkeys(("CLIPModel", "SiglipModel"), "zero-shot-image-classification"),
+    **dict.fromkeys(("GPT2LMHeadModel", "LlamaForCausalLM"), "text-generation"),
+    "BlipForConditionalGeneration": "generate (an image's caption)",
+    "BlipForQuestionAnswering": "generate (an answer)",
+    "LlavaForConditionalGeneration": "generate (after an image and a text)",
+}
 
 HEAD = """# HuggingFace models
 

@@ -147,3 +147,14 @@ def hand_over(case: Case, made: Made, way: str, home: Path) -> Handed:
     assert status == 0, said.getvalue()
     assert (home / "out" / "config.json").is_file(), said.getvalue()
     return Handed(case, made, model, params, home / "out", size)
+
+
+def add_places(run, batch, encoder):
+    """The image's places in LLaVA's texts, after the first token."""
+    decoder = run.model.decoders.get("caption")
+    if getattr(decoder, "place", None) is None:
+        return
+    tokens = (run.size[0] // encoder.patch[0]) * (run.size[1] // encoder.patch[1]) + encoder.cls_token - decoder.skip
+    places = np.full((len(TEXTS), tokens), PLACE, np.int32)
+    for name, x in (("text", places), ("text_mask", places > 0)):
+        batch[name] = np.concatenate([batch[name][:, :1], x, batch[name][:, 1:]], 1)

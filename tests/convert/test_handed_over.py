@@ -13,8 +13,11 @@ import torch
 import transformers
 from checks import counting, plain
 from families import CASES
-from handed import PLACE, TEXTS, WAYS, hand_over, pictures
+from handed import TEXTS, WAYS, add_places, hand_over, pictures
+from jobs import JOBS
 from parity import assert_close, explain
+
+from mmjax.convert.coverage import HOW
 
 CLASSES = {made.name: (case, made) for case in CASES.values() for made in reversed(case.models)}
 TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
@@ -60,20 +63,11 @@ def batches(run, theirs):
                 batch["image"] = np.stack([batch["image"], batch["image"][::-1]], 1)
             if run.case.model_type == "flava":
                 rows, columns = (side // patch for side, patch in zip(run.size, encoder.patch, strict=True))
-                batch["text_hidden"] = batch["text"][:, ::-1].copy()
+                # Its case counts the tokens of its own texts; those of others are proven to be the folder's above.
+                own = run.case.batch(theirs)
+                batch |= {key: own[key] for key in ("text", "text_mask", "text_segments", "text_hidden") if key in own}
                 batch["image_segments"] = (np.arange(rows * columns)[None] % 3 == np.array([[0], [1], [2]])).astype(np.int32)
     return ours, out
-
-
-def add_places(run, batch, encoder):
-    """The image's places in LLaVA's texts, after the first token."""
-    decoder = run.model.decoders.get("caption")
-    if getattr(decoder, "place", None) is None:
-        return
-    tokens = (run.size[0] // encoder.patch[0]) * (run.size[1] // encoder.patch[1]) + encoder.cls_token - decoder.skip
-    places = np.full((len(TEXTS), tokens), PLACE, np.int32)
-    for name, x in (("text", places), ("text_mask", places > 0)):
-        batch[name] = np.concatenate([batch[name][:, :1], x, batch[name][:, 1:]], 1)
 
 
 @pytest.mark.parametrize(("name", "way"), ROWS)
@@ -91,3 +85,12 @@ def test_a_class_answers_as_the_run_does(name, way, handed):
     for answer, value in counting(case, out | extra, wanted).items():
         with explain(answer):
             assert_close(found[answer], value, rtol=RTOL)
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, way in ROWS if name in HOW])
+def test_its_pipeline_or_generation_gives_the_runs_own_answer(name, way, handed):
+    ours, theirs = JOBS[HOW[name]](handed(name, way))
+    if isinstance(ours, list):
+        assert ours == theirs
+    else:
+        assert_close(ours, theirs, rtol=RTOL)

@@ -1,0 +1,190 @@
+"""What a class is for, done twice: by `transformers` from the exported folder (a pipeline, or `generate`), and by the run."""
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from handed import TEXTS, add_places, pictures, tokenizer
+
+
+def logits_of(run, texts=None, images=None):
+    """What the run's head `classes` says, one row an input."""
+    batch = {} if texts is None else run.text(texts)
+    batch |= {} if images is None else {"image": run.pixels(images)}
+    forward = run.forward(batch)
+    head = run.model.heads["classes"]
+    return np.asarray(forward.head("classes", forward.tokens(head.input), "x"))
+
+
+def by_label(found, count):
+    """[N, C] of a classification pipeline's lists of labels and scores."""
+    rows = [{item["label"]: item["score"] for item in row} for row in found]
+    return np.array([[row[f"LABEL_{i}"] for i in range(count)] for row in rows])
+
+
+def classify_texts(run):
+    ours = logits_of(run, TEXTS)
+    pipe = transformers.pipeline("text-classification", model=str(run.folder))
+    found = pipe(TEXTS, batch_size=3, top_k=None, function_to_apply="none")
+    return ours, by_label(found, ours.shape[1])
+
+
+def classify_images(run):
+    ours = logits_of(run, images=pictures())
+    pipe = transformers.pipeline("image-classification", model=str(run.folder), **processor_of(run))
+    found = pipe(pictures(), batch_size=3, top_k=ours.shape[1], function_to_apply="none")
+    return ours, by_label(found, ours.shape[1])
+
+
+def processor_of(run):
+    """Without torchvision, its PIL form is to be asked for."""
+    return {"image_processor": transformers.AutoImageProcessor.from_pretrained(run.folder, backend="pil")}
+
+
+def tag_tokens(run):
+    """The most likely class of each token of each text, and how likely it is."""
+    batch = run.text(TEXTS)
+    forward = run.forward(batch)
+    logits = np.asarray(forward.head("token_classes", forward.encode("text"), "x"), np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    special = np.isin(batch["text"], tokenizer().special_ids)
+    pipe = transformers.pipeline("token-classification", model=str(run.folder), ignore_labels=[])
+    found = [item for row in pipe(TEXTS, batch_size=3) for item in row]
+    kept = shares[batch["text_mask"] & ~special]
+    assert [int(item["entity"].removeprefix("LABEL_")) for item in found] == kept.argmax(-1).tolist()
+    return kept.max(-1), np.array([item["score"] for item in found])
+
+
+def fill_masks(run):
+    texts = [text.replace("cats", "[MASK]").replace("long", "[MASK]", 1) for text in TEXTS]
+    texts = [text if text.count("[MASK]") == 1 else text.replace("[MASK]", "cats", 1) for text in texts]
+    batch = run.text(texts)
+    forward = run.forward(batch)
+    logits = np.asarray(forward.head("masked_lm", forward.encode("text"), "x"), np.float64)
+    at = logits[batch["text"] == tokenizer().mask_id]
+    shares = np.exp(at) / np.exp(at).sum(-1, keepdims=True)
+    pipe = transformers.pipeline("fill-mask", model=str(run.folder), top_k=5)
+    found = pipe(texts, batch_size=3)
+    assert [[item["token"] for item in row] for row in found] == np.argsort(-at, -1)[:, :5].tolist()
+    return -np.sort(-shares, -1)[:, :5], np.array([[item["score"] for item in row] for row in found])
+
+
+def text_features(run):
+    pipe = transformers.pipeline("feature-extraction", model=str(run.folder))
+    found = pipe(TEXTS)
+    batch = run.text(TEXTS)
+    ours = np.asarray(run.forward(batch).encode("text").embeddings)
+    return ours[batch["text_mask"]], np.concatenate([np.array(x)[0] for x in found])
+
+
+def image_features(run):
+    pipe = transformers.pipeline("image-feature-extraction", model=str(run.folder), **processor_of(run))
+    return np.asarray(run.forward({"image": run.pixels(pictures())}).encode("image").embeddings), np.array(pipe(pictures()))[
+        :, 0
+    ]
+
+
+def match_captions(run):
+    """The share of each caption; SigLIP's, whether each fits."""
+    siglip = run.case.model_type == "siglip"
+    forward = run.forward(run.text(TEXTS, 64 if siglip else 16) | {"image": run.pixels(pictures())})
+    scores = forward.scalar("dual", "scale") * (forward.embed("image", "dual") @ forward.embed("text", "dual").T)
+    scores = np.asarray(scores + (forward.scalar("dual", "bias") if siglip else 0.0), np.float64)
+    ours = 1 / (1 + np.exp(-scores)) if siglip else np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    pipe = transformers.pipeline("zero-shot-image-classification", model=str(run.folder), **processor_of(run))
+    found = pipe(pictures(), candidate_labels=TEXTS, hypothesis_template="{}")
+    rows = [{item["label"]: item["score"] for item in row} for row in found]
+    return ours, np.array([[row[text] for text in TEXTS] for row in rows])
+
+
+def greedily(run, decoder, ids, key="text", **given):
+    """The ids that follow, one at a time, until the tokenizer's end or eight of them: our forward, and nothing else of ours."""
+    ids, new = list(ids), []
+    while len(new) < 8 and tokenizer().eos_id not in new:
+        row = np.array([ids + [0] * (40 - len(ids))], np.int32)
+        batch = {key: row, f"{key}_mask": np.arange(40)[None] < len(ids)}
+        logits = next_logits(run, decoder, batch, given)
+        new.append(int(np.argmax(np.asarray(logits)[0, len(ids) - 1])))
+        ids.append(new[-1])
+    return new
+
+
+def next_logits(run, decoder, batch, given):
+    names = run.model.decoders[decoder].context
+    forward = run.forward(batch | {name: jnp.asarray(x) for name, x in given.items()})
+    own = {name: x for name, x in forward.batch.items() if name in batch}
+    return forward.decode(decoder, own, {name: forward.tokens(name) for name in names} or None)
+
+
+def upto_end(ids):
+    """What was generated, the padding after its end left out."""
+    ids = [int(i) for i in ids]
+    return ids[: ids.index(tokenizer().eos_id) + 1] if tokenizer().eos_id in ids else ids
+
+
+def continue_texts(run):
+    """A batch of prompts of several lengths, padded on the left."""
+    prompts = run.text(TEXTS)
+    ours = [greedily(run, "caption", row[mask]) for row, mask in zip(prompts["text"], prompts["text_mask"], strict=True)]
+    pipe = transformers.pipeline("text-generation", model=str(run.folder))
+    found = pipe(TEXTS, batch_size=3, max_new_tokens=8, do_sample=False, return_tensors=True)
+    starts = prompts["text_mask"].sum(1)
+    theirs = [
+        upto_end([i for i in row[0]["generated_token_ids"] if i != tokenizer().pad_id][start:])
+        for row, start in zip(found, starts, strict=True)
+    ]
+    return ours, theirs
+
+
+def caption_images(run):
+    model, pixels = run.theirs(), run.pixels(pictures())
+    ours = [greedily(run, "caption", [tokenizer().bos_id], image=x[None]) for x in pixels]
+    found = model.generate(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)), max_new_tokens=8, do_sample=False)
+    return ours, [upto_end(row[1:]) for row in found]
+
+
+def answer_questions(run):
+    model, pixels, asked = run.theirs(), run.pixels(pictures()), run.text(TEXTS[:1] * 3)
+    rows = zip(pixels, asked["text"], asked["text_mask"], strict=True)
+    ours = [
+        greedily(run, "answer", [tokenizer().bos_id], "answer", image=x[None], text=ids[None], text_mask=mask[None])
+        for x, ids, mask in rows
+    ]
+    found = model.generate(
+        input_ids=torch.tensor(asked["text"]).long(),
+        attention_mask=torch.tensor(asked["text_mask"]).long(),
+        pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)),
+        max_new_tokens=8,
+        do_sample=False,
+    )
+    return ours, [upto_end(row[1:]) for row in found]
+
+
+def talk_of_images(run):
+    """Texts of one length, with an image's places in them."""
+    batch, pixels = run.text(TEXTS[:1] * 3), run.pixels(pictures())
+    add_places(run, batch, run.model.encoders["image"])
+    ours = [greedily(run, "caption", ids, image=x[None]) for ids, x in zip(batch["text"], pixels, strict=True)]
+    found = run.theirs().generate(
+        input_ids=torch.tensor(batch["text"]).long(),
+        attention_mask=torch.tensor(batch["text_mask"]).long(),
+        pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)),
+        max_new_tokens=8,
+        do_sample=False,
+    )
+    return ours, [upto_end(row[batch["text"].shape[1] :]) for row in found]
+
+
+JOBS = {
+    "text-classification": classify_texts,
+    "image-classification": classify_images,
+    "token-classification": tag_tokens,
+    "fill-mask": fill_masks,
+    "feature-extraction": text_features,
+    "image-feature-extraction": image_features,
+    "zero-shot-image-classification": match_captions,
+    "text-generation": continue_texts,
+    "generate (an image's caption)": caption_images,
+    "generate (an answer)": answer_questions,
+    "generate (after an image and a text)": talk_of_images,
+}
