@@ -10,13 +10,15 @@ import contextlib
 import dataclasses
 import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import transformers
 from cases import Case, Made, image_config
-from parity import bound, save
+from parity import bound, compiled, save
 from PIL import Image
 
 import mmjax
@@ -75,6 +77,7 @@ class Handed:
     params: Any
     folder: Path
     size: tuple[int, int] | None
+    asked: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def text(self, texts: list[str], room: int = ROOM) -> dict[str, np.ndarray]:
         """Ids and mask of texts as the run encodes them, cut to the longest but where padding counts."""
@@ -95,8 +98,12 @@ class Handed:
             made.append(record["image"])
         return np.stack(made)
 
-    def forward(self, batch: dict[str, np.ndarray]) -> Any:
-        return bound(self.model, self.params, batch)
+    def say(self, name: str, ask: Callable[[Any], Any], batch: dict[str, np.ndarray]) -> np.ndarray:
+        """What `ask` gives of the bound model on a batch, compiled once for each `name`: [...] float64."""
+        if name not in self.asked:
+            self.asked[name] = compiled(lambda params, batch: ask(bound(self.model, params, batch)))
+        arrays = {key: jnp.asarray(x) for key, x in batch.items()}
+        return np.asarray(self.asked[name](self.params, arrays), np.float64)
 
     def theirs(self) -> Any:
         """The model that `transformers` makes of the folder."""

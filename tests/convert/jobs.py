@@ -1,6 +1,5 @@
 """What a class is for, done twice: by `transformers` from the exported folder (a pipeline, or `generate`), and by the run."""
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -11,9 +10,8 @@ def logits_of(run, texts=None, images=None):
     """What the run's head `classes` says, one row an input."""
     batch = {} if texts is None else run.text(texts)
     batch |= {} if images is None else {"image": run.pixels(images)}
-    forward = run.forward(batch)
-    head = run.model.heads["classes"]
-    return np.asarray(forward.head("classes", forward.tokens(head.input), "x"))
+    source = run.model.heads["classes"].input
+    return run.say("classes", lambda forward: forward.head("classes", forward.tokens(source), "x"), batch)
 
 
 def by_label(found, count):
@@ -44,8 +42,7 @@ def processor_of(run):
 def tag_tokens(run):
     """The most likely class of each token of each text, and how likely it is."""
     batch = run.text(TEXTS)
-    forward = run.forward(batch)
-    logits = np.asarray(forward.head("token_classes", forward.encode("text"), "x"), np.float64)
+    logits = run.say("tags", lambda forward: forward.head("token_classes", forward.encode("text"), "x"), batch)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     special = np.isin(batch["text"], tokenizer().special_ids)
     pipe = transformers.pipeline("token-classification", model=str(run.folder), ignore_labels=[])
@@ -59,8 +56,7 @@ def fill_masks(run):
     texts = [text.replace("cats", "[MASK]").replace("long", "[MASK]", 1) for text in TEXTS]
     texts = [text if text.count("[MASK]") == 1 else text.replace("[MASK]", "cats", 1) for text in texts]
     batch = run.text(texts)
-    forward = run.forward(batch)
-    logits = np.asarray(forward.head("masked_lm", forward.encode("text"), "x"), np.float64)
+    logits = run.say("masked", lambda forward: forward.head("masked_lm", forward.encode("text"), "x"), batch)
     at = logits[batch["text"] == tokenizer().mask_id]
     shares = np.exp(at) / np.exp(at).sum(-1, keepdims=True)
     pipe = transformers.pipeline("fill-mask", model=str(run.folder), top_k=5)
@@ -73,23 +69,25 @@ def text_features(run):
     pipe = transformers.pipeline("feature-extraction", model=str(run.folder))
     found = pipe(TEXTS)
     batch = run.text(TEXTS)
-    ours = np.asarray(run.forward(batch).encode("text").embeddings)
+    ours = run.say("text", lambda forward: forward.encode("text").embeddings, batch)
     return ours[batch["text_mask"]], np.concatenate([np.array(x)[0] for x in found])
 
 
 def image_features(run):
+    ours = run.say("image", lambda forward: forward.encode("image").embeddings, {"image": run.pixels(pictures())})
     pipe = transformers.pipeline("image-feature-extraction", model=str(run.folder), **processor_of(run))
-    return np.asarray(run.forward({"image": run.pixels(pictures())}).encode("image").embeddings), np.array(pipe(pictures()))[
-        :, 0
-    ]
+    return ours, np.array(pipe(pictures()))[:, 0]
 
 
 def match_captions(run):
     """The share of each caption; SigLIP's, whether each fits."""
     siglip = run.case.model_type == "siglip"
-    forward = run.forward(run.text(TEXTS, 64 if siglip else 16) | {"image": run.pixels(pictures())})
-    scores = forward.scalar("dual", "scale") * (forward.embed("image", "dual") @ forward.embed("text", "dual").T)
-    scores = np.asarray(scores + (forward.scalar("dual", "bias") if siglip else 0.0), np.float64)
+
+    def similarities(forward):
+        scores = forward.scalar("dual", "scale") * (forward.embed("image", "dual") @ forward.embed("text", "dual").T)
+        return scores + forward.scalar("dual", "bias") if siglip else scores
+
+    scores = run.say("dual", similarities, run.text(TEXTS, 64 if siglip else 16) | {"image": run.pixels(pictures())})
     ours = 1 / (1 + np.exp(-scores)) if siglip else np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     pipe = transformers.pipeline("zero-shot-image-classification", model=str(run.folder), **processor_of(run))
     found = pipe(pictures(), candidate_labels=TEXTS, hypothesis_template="{}")
@@ -103,16 +101,15 @@ def greedily(run, decoder, ids, key="text", **given):
     while len(new) < 8 and tokenizer().eos_id not in new:
         row = np.array([ids + [0] * (40 - len(ids))], np.int32)
         batch = {key: row, f"{key}_mask": np.arange(40)[None] < len(ids)}
-        logits = next_logits(run, decoder, batch, given)
-        new.append(int(np.argmax(np.asarray(logits)[0, len(ids) - 1])))
+        logits = run.say(decoder, lambda forward: next_logits(run, decoder, key, forward), batch | given)
+        new.append(int(np.argmax(logits[0, len(ids) - 1])))
         ids.append(new[-1])
     return new
 
 
-def next_logits(run, decoder, batch, given):
+def next_logits(run, decoder, key, forward):
+    own = {name: forward.batch[name] for name in (key, f"{key}_mask")}
     names = run.model.decoders[decoder].context
-    forward = run.forward(batch | {name: jnp.asarray(x) for name, x in given.items()})
-    own = {name: x for name, x in forward.batch.items() if name in batch}
     return forward.decode(decoder, own, {name: forward.tokens(name) for name in names} or None)
 
 
