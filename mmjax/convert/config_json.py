@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmjax.convert.family import Config, ConfigField, Family, Honoured
+from mmjax.convert.family import Config, ConfigField, Family, Honoured, get
 from mmjax.core.errors import UserError
 
 # Of every config that some version of `transformers` wrote: who wrote it, how outputs are wrapped, how it generates or trains.
@@ -108,8 +108,14 @@ def _said(config: Config, table: Mapping[str, ConfigField]) -> Iterator[tuple[st
         group = name.removesuffix("_dict") if name.endswith("_config_dict") else name
         if group in groups and isinstance(value, Mapping) and group not in table:
             yield from ((f"{group}.{inner}", held) for inner, held in value.items())
-        elif group == name or value is not None:
+            continue
+        if group == name or value is not None:
             yield group, value
+    for path in table:  # of a field that is an object, and has fields of its own
+        group, _, last = path.rpartition(".")
+        held = get(config, group, None) if group in table else None
+        if isinstance(held, Mapping) and last in held:
+            yield path, held[last]
 
 
 def _groups(path: str) -> list[str]:

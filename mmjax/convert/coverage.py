@@ -56,11 +56,35 @@ or *inert* (it changes nothing that a forward pass computes).
 |---|---|
 """
 
+JOBS_HEAD = """## What is proven of an export
+
+`tests/convert/test_handed_over.py` exports each class by `mmjax convert to-hf` and opens the folder with `transformers` alone: its
+tokenizer (texts of several lengths, padded in a batch), its image processor, its ids, its names. The answers are the run's
+own to 1e-5 of the largest, and what is generated greedily is the same tokens: from a run of our own making with its own
+tokenizer, from an imported one, and, where there are images, from one tuned on images of another size. Every class is called so
+(`test_a_class_answers_as_the_run_does`); where `transformers` has a pipeline for it, or it generates, that is run too
+(`test_its_pipeline_or_generation_gives_the_runs_own_answer`).
+
+| class | also run as |
+|---|---|
+"""
+
 
 def page() -> str:
     """The page, as Markdown."""
     rows = [f"| `{name}` | {', '.join(f'`{model}`' for model in family.models)} |" for name, family in FAMILIES.items()]
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(_fields(family) for family in FAMILIES.values()) + _shared()
+    return HEAD + "\n".join(rows) + "\n\n" + _jobs() + "\n".join(_fields(family) for family in FAMILIES.values()) + _shared()
+
+
+def _jobs() -> str:
+    """The table of what each class is handed over for."""
+    lines = [JOBS_HEAD.rstrip()]
+    for family in FAMILIES.values():
+        for name in family.models:
+            how = HOW.get(name, "")
+            said = f"`{how}`" if how and " " not in how else how or "its class, called"
+            lines.append(f"| `{name}` | {said} |")
+    return "\n".join(lines) + "\n\n"
 
 
 def _fields(family: Family) -> str:

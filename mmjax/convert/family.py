@@ -256,7 +256,7 @@ class Family:
 
 
 # What an exported model may differ in from the one its config.json builds: it changes no output.
-FREE = ("unroll", "remat", "dropout", "embed_dropout", "attention_dropout", "drop_path")
+FREE = ("unroll", "remat", "dropout", "embed_dropout", "attention_dropout", "drop_path", "writes")
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")
 
 

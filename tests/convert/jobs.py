@@ -108,8 +108,8 @@ def greedily(run, decoder, ids, key="text", **given):
 
 
 def next_logits(run, decoder, key, forward):
-    own = {name: forward.batch[name] for name in (key, f"{key}_mask")}
-    names = run.model.decoders[decoder].context
+    writes, names = run.model.decoders[decoder].writes, run.model.decoders[decoder].context
+    own = {writes: forward.batch[key], f"{writes}_mask": forward.batch[f"{key}_mask"]}
     return forward.decode(decoder, own, {name: forward.tokens(name) for name in names} or None)
 
 
