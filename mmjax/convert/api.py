@@ -164,7 +164,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     if whole is not None:
         firsts = {part.replace(".", "_", 1) for part in whole.left}
         own = {name: tree for name, tree in own.items() if name not in firsts}
-        own, _ = resize_positions(own, model, whole.model)
+        own = dict(resize_positions(own, model, whole.model)[0])
         companions = functools.partial(_write_companions, run, whole.model, whole.architecture, model)
         architecture = write_model(whole.model, own, Path(target), companions)
         return {".": architecture, "left": ", ".join([*whole.left, *left])}

@@ -58,7 +58,7 @@ or *inert* (it changes nothing that a forward pass computes).
 
 JOBS_HEAD = """## What is proven of an export
 
-`tests/convert/test_handed_over.py` exports each class by `mmjax convert to-hf` and opens the folder with `transformers` alone,
+`tests/convert/test_handed_over.py` exports each class by `mmjax convert to-hf` and opens the folder with `transformers` alone:
 its tokenizer (texts of several lengths, padded in a batch), its image processor, its ids, its names. The answers are the run's
 own to 1e-5 of the largest, and what is generated greedily is the same tokens: from a run of our own making with its own
 tokenizer, from an imported one, and, where there are images, from one tuned on images of another size. Every class is called so
