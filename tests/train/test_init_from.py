@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny
 
+from mmjax.convert.api import save_params
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Loss, Tokens
-from mmjax.models import Multimodal
+from mmjax.models import Multimodal, init_params
 from mmjax.models.heads import Classifier
 from mmjax.nn.linear import Linear
+from mmjax.nn.position import resize_grid
 from mmjax.parallel.mesh import use_mesh
 from mmjax.train import SGD, Task, train
 from mmjax.train.checkpoint import Checkpoints
@@ -146,3 +148,33 @@ def test_another_shape_is_refused_unless_it_is_fresh():
         load_matching(TARGET, source, ("heads/*",))
     with pytest.raises(UserError, match="no parameter in common"):
         load_matching(TARGET, {"x": np.ones(3)}, ())
+
+
+def test_positions_are_resized_to_the_models_own_size(tmp_path):
+    """Learned ones, the class token's as it was; and the start says so. A pattern of `init_fresh` leaves them new."""
+
+    def sized(side, **changes):
+        encoder = tiny.vit(cls_token=True).copy(image_size=(side, side))
+        model = Multimodal(encoders={"image": encoder}, heads={"classes": Classifier(classes=10)})
+        return tiny.experiment(**{"model": model, "tasks": tiny.tasks("classify"), "evaluate": {}, **changes})
+
+    small, run, path = sized(8), Run(tmp_path / "small"), "encoders_image/position/table"
+    run.path.mkdir()
+    run.write_config(small)
+    params = init_params(small.model, jax.random.key(1))
+    save_params(run, params)
+    mesh, said = tiny.ONE.build(jax.devices()[:1]), []
+    with use_mesh(mesh):
+        large = set_up(sized(16, init_from=str(run.path)), None, mesh)
+        state = tiny.host(first_state(large, None, said.append))
+        fresh = set_up(sized(16, init_from=str(run.path), init_fresh=(path,)), None, mesh)
+        new = tiny.host(first_state(fresh, None, lambda line: None))
+        seed = tiny.host(fresh.init())
+    found, there = leaves_by_path(state.params), leaves_by_path(tiny.host(params))
+    assert found[path].shape == (17, 16) and there[path].shape == (5, 16)
+    np.testing.assert_array_equal(found[path][0], there[path][0])
+    np.testing.assert_allclose(found[path][1:], resize_grid(there[path][1:], (2, 2), (4, 4)), atol=1e-6)
+    for name in found.keys() - {path}:
+        np.testing.assert_array_equal(found[name], there[name])
+    assert any(path in line and "8 x 8 to 16 x 16" in line for line in said)
+    np.testing.assert_array_equal(leaves_by_path(new.params)[path], leaves_by_path(seed.params)[path])
