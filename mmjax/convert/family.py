@@ -266,7 +266,13 @@ def check_exact(family: Family, model: Multimodal, config: Config, architecture:
     Raises:
       UserError: a leaf in which they differ, by its path: no such HuggingFace class has it.
     """
-    rebuilt, own = leaves(explicit(family.build(config, architecture))), leaves(model)
+    built = explicit(family.build(config, architecture))
+    for room in ("encoders", "fusions", "decoders", "heads"):
+        for name, part in getattr(model, room).items():
+            there = type(getattr(built, room).get(name)).__name__
+            if type(part).__name__ != there:  # the fields of one may be among those of the other
+                raise UserError(f"model.{room}.{name} is a {type(part).__name__}, and {architecture} has {there} there")
+    rebuilt, own = leaves(built), leaves(model)
     for path, value in own.items():
         if path.split(".")[0] in OUTSIDE or path.split(".")[-1] in FREE:
             continue

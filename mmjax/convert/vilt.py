@@ -153,5 +153,6 @@ VILT = Family(
     renames=((r"^mlm_score\.bias$", "mlm_score.decoder.bias"),),
     dropped=(r"text_embeddings\.position_ids$", r"^mlm_score\.decoder\.(weight|bias)$"),
     complete=_complete,
+    derive=lambda model: {"num_images": model.encoders["image"].images} if model.encoders["image"].images > 1 else {},
     ties=(Tie(DECODER, WORDS, always=True),),
 )

@@ -74,9 +74,15 @@ def text_features(run):
 
 
 def image_features(run):
-    ours = run.say("image", lambda forward: forward.encode("image").embeddings, {"image": run.pixels(pictures())})
+    """Each token's; CLIP's image tower as HuggingFace has it normalises its pooled vector alone, so that is compared."""
+    pooled = run.made.name == "CLIPVisionModel"
+
+    def ask(forward):
+        return forward.head("pooler", forward.encode("image"), "x") if pooled else forward.encode("image").embeddings
+
+    ours = run.say("image", ask, {"image": run.pixels(pictures())})
     pipe = transformers.pipeline("image-feature-extraction", model=str(run.folder), **processor_of(run))
-    return ours, np.array(pipe(pictures()))[:, 0]
+    return ours, np.array(pipe(pictures(), pool=pooled))[:, 0]
 
 
 def match_captions(run):
@@ -99,8 +105,8 @@ def greedily(run, decoder, ids, key="text", **given):
     """The ids that follow, one at a time, until the tokenizer's end or eight of them: our forward, and nothing else of ours."""
     ids, new = list(ids), []
     while len(new) < 8 and tokenizer().eos_id not in new:
-        row = np.array([ids + [0] * (40 - len(ids))], np.int32)
-        batch = {key: row, f"{key}_mask": np.arange(40)[None] < len(ids)}
+        row = np.array([ids + [0] * (60 - len(ids))], np.int32)
+        batch = {key: row, f"{key}_mask": np.arange(60)[None] < len(ids)}
         logits = run.say(decoder, lambda forward: next_logits(run, decoder, key, forward), batch | given)
         new.append(int(np.argmax(logits[0, len(ids) - 1])))
         ids.append(new[-1])

@@ -70,7 +70,13 @@ def batches(run, theirs):
     return ours, out
 
 
-@pytest.mark.parametrize(("name", "way"), ROWS)
+def quick(rows):
+    """What pipelines open as well is called by its class in every way only where there is time."""
+    slow = {(name, way) for name, way in rows if name in HOW and way != "own"}
+    return [pytest.param(*row, marks=[pytest.mark.slow] if row in slow else []) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "way"), quick(ROWS))
 def test_a_class_answers_as_the_run_does(name, way, handed):
     run = handed(name, way)
     theirs = run.theirs()
