@@ -25,7 +25,7 @@ def fingerprint(tree: Params) -> str:
     The numbers are mixed with their places (by the last steps of MurmurHash3: Appleby 2011) and added up modulo 2^32, which no
     order changes, where they lie.
     """
-    sums = jax.device_get(jax.jit(lambda tree: {path: _sums(x) for path, x in leaves_by_path(tree).items()})(tree))
+    sums = jax.device_get(_sums_by_path(tree))
     lines = [f"{path} {x.shape} {x.dtype} {sums[path].tolist()}" for path, x in sorted(leaves_by_path(tree).items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
@@ -48,6 +48,11 @@ def read(path: Path, mesh: jax.sharding.Mesh | None = None) -> Params:
     """
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     return restored(reader, path, shapes_in(reader, path), mesh)
+
+
+@jax.jit
+def _sums_by_path(tree: Params) -> dict[str, Array]:
+    return {path: _sums(x) for path, x in leaves_by_path(tree).items()}
 
 
 def _sums(x: Array) -> Array:
