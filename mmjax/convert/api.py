@@ -167,7 +167,8 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
         own = dict(resize_positions(own, model, whole.model)[0])
         companions = functools.partial(_write_companions, run, whole.model, whole.architecture, model)
         architecture = write_model(whole.model, own, Path(target), companions)
-        return {".": architecture, "left": ", ".join([*whole.left, *left])}
+        beside = ", ".join([*whole.left, *left])
+        return {".": architecture} | ({"left": beside} if beside else {})
     larger = resized_model(model, sizes)
     found, spare = towers(larger, resize_positions(own, model, larger)[0])
     if not found:
