@@ -194,7 +194,7 @@ def training(model: Any, objective: Any, setting: Setting, params: Any = None, *
     tx = optimizer.build(param_shapes(model), 1000)
 
     def first(params: Any) -> Any:
-        state = init_state(model, lambda _: tx, weighting, {"task": 1.0}, False, jnp.zeros((), jnp.uint32))
+        state = init_state(model, optimizer, 1000, weighting, {"task": 1.0}, jnp.zeros((), jnp.uint32))
         return state if params is None else dataclasses.replace(state, params=params)
 
     step = make_step(model, tasks, weighting, optimizer, tx, optimizer.rate(1000))

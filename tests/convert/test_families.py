@@ -103,12 +103,13 @@ def check_step(theirs, model, params, gradient):
             for key, p in theirs.named_parameters():
                 p.copy_(start[key])
         torchs(theirs.parameters()).step()
-        tx = ours.build(params, 1)
+        tx, trained = ours.build(params, 1), ours.trained(params)
 
-        def step(gradient, params, tx=tx):
+        def step(gradient, params, tx=tx, trained=trained):
+            own = trained.of(params)
             with jax.numpy_dtype_promotion("standard"):
-                updates, _ = tx.update(gradient, tx.init(params), params)
-                return optax.apply_updates(params, updates)
+                updates, _ = tx.update(trained.of(gradient), tx.init(own), own)
+                return trained.put(params, optax.apply_updates(own, updates))
 
         found = hf_named(model, compiled(step)(gradient, params), theirs)
         for key, p in theirs.named_parameters():
