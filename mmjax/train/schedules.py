@@ -16,26 +16,26 @@ class Course:
     """What a schedule is made of.
 
     Attributes:
-      peak: the rate at the end of the warm-up.
-      end: the last rate, or the one below which `inverse_sqrt` does not fall.
+      peak: the rate at the end of the warm-up; it may be traced.
+      end_factor: the last rate over the peak; that below which `inverse_sqrt` does not fall.
       warmup: updates of warm-up.
       rest: updates after it.
       decay: updates of `wsd` at the end of the run, on which it goes down.
     """
 
     peak: float
-    end: float
+    end_factor: float
     warmup: int
     rest: int
     decay: int
 
     def cosine(self) -> optax.Schedule:
         """Half a cosine from the peak to the end (Loshchilov & Hutter 2017, without restarts)."""
-        return optax.cosine_decay_schedule(self.peak, self.rest, self.end / self.peak if self.peak else 0.0)
+        return optax.cosine_decay_schedule(self.peak, self.rest, self.end_factor)
 
     def linear(self) -> optax.Schedule:
         """A line from the peak to the end."""
-        return optax.linear_schedule(self.peak, self.end, self.rest)
+        return optax.linear_schedule(self.peak, self.peak * self.end_factor, self.rest)
 
     def constant(self) -> optax.Schedule:
         """The peak."""
@@ -45,14 +45,14 @@ class Course:
         """Warmup, stable, decay (Hu 2024, MiniCPM, sec. 4): the peak, and a line down to the end over the last updates."""
         if not self.decay:
             return self.constant()
-        down = optax.linear_schedule(self.peak, self.end, self.decay)
+        down = optax.linear_schedule(self.peak, self.peak * self.end_factor, self.decay)
         return optax.join_schedules([self.constant(), down], [self.rest - self.decay])
 
     def inverse_sqrt(self) -> optax.Schedule:
         """peak * sqrt(warmup / n) at update n of the run (Vaswani 2017, eq. 3): it does not depend on the run's length."""
 
         def rate(count: Array) -> Array:
-            return jnp.maximum(self.peak * jnp.sqrt(self.warmup / (self.warmup + count)), self.end)
+            return self.peak * jnp.maximum(jnp.sqrt(self.warmup / (self.warmup + count)), self.end_factor)
 
         return rate
 
@@ -77,7 +77,7 @@ def schedule(
     """
     rest = max(steps - warmup, 1)
     decay = min(round(decay_fraction * steps), rest)
-    after = SCHEDULES[name](Course(peak, peak * end_factor, warmup, rest, decay))
+    after = SCHEDULES[name](Course(peak, end_factor, warmup, rest, decay))
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
