@@ -206,7 +206,7 @@ def rate_factors(optimizer: Optimizer, params: Params) -> Any:
         stacked = "/layers/" in path
         factor = np.ones((x.shape[0],) + (1,) * (x.ndim - 1) if stacked else (), np.float32)
         part = path.split("/")[0]
-        if optimizer.layer_decay != 1.0 and part.startswith("encoders_") and part in depths and "final_norm" not in path:
+        if optimizer.layer_decay != 1.0 and part.startswith("encoders_") and part in depths and "/final_norm/" not in path:
             depth = depths[part]
             below = depth - np.arange(depth).reshape(factor.shape) if stacked else depth + 1
             factor = factor * np.float32(optimizer.layer_decay) ** below
