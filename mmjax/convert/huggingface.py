@@ -23,7 +23,7 @@ from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core import quiet
 from mmjax.core.errors import UserError, nearest, within
-from mmjax.core.trees import leaves_by_path
+from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.models import Multimodal, param_shapes
 
@@ -209,7 +209,7 @@ def _read_params(
         if path in shapes and path not in held:
             held[path] = put(path, np.full(shapes[path], value, np.float32))
     assert held.keys() == shapes.keys(), sorted(held.keys() ^ shapes.keys())
-    return nest(held)
+    return nested(held)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
@@ -221,18 +221,6 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 def _on_device(_: str, x: np.ndarray) -> jax.Array:
     return jax.device_put(x, may_alias=True)  # nobody else holds it
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path -> a nested dict."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *way, last = path.split("/")
-        inner = tree
-        for name in way:
-            inner = inner.setdefault(name, {})
-        inner[last] = value
-    return tree
 
 
 def tensors(model: Multimodal, tree: Params) -> tuple[list[tuple[str, tuple[int, ...]]], Callable[[str], np.ndarray]]:

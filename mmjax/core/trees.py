@@ -9,7 +9,7 @@ A leaf's path is its keys joined by "/", for instance `encoders_image/layers/att
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,18 @@ def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callab
     """Like `jax.tree.map`, with the leaf's path as the first argument."""
     named = jax.tree_util.tree_map_with_path
     return named(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest, is_leaf=is_leaf)
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path -> nested dicts: what `leaves_by_path` undoes."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *rooms, name = path.split("/")
+        room = tree
+        for step in rooms:
+            room = room.setdefault(step, {})
+        room[name] = leaf
+    return tree
 
 
 def match(pattern: str, path: str) -> bool:

@@ -117,12 +117,15 @@ class Setup:
         def forward(own: Params, params: Params, batches: Any, key: Any, variables: Any) -> Any:
             return task_losses(model, tasks, trained.bind(own, params), batches, key, variables=variables)
 
-        key, params = jax.eval_shape(lambda: jax.random.key(0)), self.abstract.params
-        own = self.trained_shapes()
-        jaxpr = jax.make_jaxpr(forward)(own, params, self.batch_shapes(group), key, self.abstract.variables).jaxpr
-        if not trained.rest(params):
+        key, own = jax.eval_shape(lambda: jax.random.key(0)), self.trained_shapes()
+        shapes = (own, self.abstract.params, self.batch_shapes(group), key, self.abstract.variables)
+        return self.flops_to_train(jax.make_jaxpr(forward)(*shapes).jaxpr)
+
+    def flops_to_train(self, jaxpr: Any) -> int:
+        """The same of the losses of a step, traced with the trained parameters as the first argument."""
+        if not self.trained().rest(self.abstract.params):
             return 3 * flops_of(jaxpr)
-        count = len(jax.tree.leaves(own))
+        count = len(jax.tree.leaves(self.trained_shapes()))
         return step_flops_of(jaxpr, [i < count for i in range(len(jaxpr.invars))])
 
     def evaluation(self) -> Evaluation:

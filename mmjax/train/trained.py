@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.stacked import Run, Stacked, joined
-from mmjax.core.trees import leaves_by_path, match
+from mmjax.core.trees import leaves_by_path, map_with_path, match, nested
 from mmjax.core.types import Params
 
 UNREAD = "unread/*"  # parameters that no forward pass reads: see `Multimodal.unread`
@@ -54,7 +54,7 @@ class Trained:
                 return by_path.get(path, leaf)
             return Stacked(tuple(self._parts(path, by_path[path], lambda run: leaf[slice(*run)], leaf.shape[0])))
 
-        return mapped(params, bound)
+        return map_with_path(bound, params)
 
     def put(self, params: Params, own: Params) -> Params:
         """`params` with the trained ones replaced by `own`."""
@@ -65,7 +65,7 @@ class Trained:
                 return by_path.get(path, leaf)
             return joined(self._parts(path, by_path[path], lambda run: leaf[slice(*run)], leaf.shape[0]))
 
-        return mapped(params, taken)
+        return map_with_path(taken, params)
 
     def join(self, own: Params, rest: Params) -> Params:
         """The whole tree, of the trained ones and the frozen ones."""
@@ -153,25 +153,6 @@ def split_layers(pattern: str) -> tuple[str, slice | None]:
         return pattern, None
     start, stop = (int(number) if number else None for number in found.groups()[1:])
     return found.group(1), slice(start, stop)
-
-
-def mapped(tree: Params, fn: Callable[[str, Any], Any], path: str = "") -> Params:
-    """A nested dict with `fn(path, leaf)` for each leaf, which may itself be a tree."""
-    if isinstance(tree, Mapping):
-        return {name: mapped(child, fn, f"{path}/{name}" if path else str(name)) for name, child in tree.items()}
-    return fn(path, tree)  # type: ignore[no-any-return]
-
-
-def nested(leaves: Mapping[str, Any]) -> Params:
-    """Nested dicts of leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *rooms, name = path.split("/")
-        room = tree
-        for step in rooms:
-            room = room.setdefault(step, {})
-        room[name] = leaf
-    return tree
 
 
 def _some(leaf: Any, runs: Sequence[Run]) -> Any:

@@ -14,7 +14,6 @@ import jax
 from jax.extend.core import Var
 
 from mmjax.core.errors import UserError, within
-from mmjax.core.flops import flops_of
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
@@ -73,23 +72,24 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], d
     if not setup.experiment.tasks or not set(setup.experiment.task_data()) <= set(setup.datasets):
         return heads, [], flops
     model = setup.experiment.model
-    paths = list(leaves_by_path(setup.abstract.params))
-    all_trained = not setup.trained().rest(setup.abstract.params)
+    trained, params, own = setup.trained(), setup.abstract.params, setup.trained_shapes()
+    paths = [*leaves_by_path(own), *leaves_by_path(params)]
     for group in dict.fromkeys(setup.experiment.groups()):
         tasks, batches = setup.tasks_of(group), setup.batch_shapes(group)
         check_needs(tasks, batches)
 
-        def losses(params: Any, batches: Any, key: Array, variables: Any, tasks: Mapping[str, Any] = tasks) -> dict[str, Array]:
-            forwards = forwards_of(model, params, batches, key, variables)
+        def losses(
+            own: Any, params: Any, batches: Any, key: Array, variables: Any, tasks: Mapping[str, Any] = tasks
+        ) -> dict[str, Array]:
+            forwards = forwards_of(model, trained.bind(own, params), batches, key, variables)
             found = losses_of(tasks, forwards, key, variables)
             for forward in forwards.values():
                 heads.update(forward.gave)
             return {name: loss.sum for name, loss in found.items()}
 
         key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = jax.make_jaxpr(losses)(setup.abstract.params, batches, key, setup.abstract.variables).jaxpr
-        if all_trained:
-            flops[group] = 3 * flops_of(traced)  # as `Setup.step_flops` counts them
+        traced = jax.make_jaxpr(losses)(own, params, batches, key, setup.abstract.variables).jaxpr
+        flops[group] = setup.flops_to_train(traced)
         read |= {path for path, live in zip(paths, live_inputs(traced), strict=False) if live}
     spare = unread_parts(model, paths, read)
     told = [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []

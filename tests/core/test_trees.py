@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import pytest
 
-from mmjax.core.trees import count, leaves_by_path, map_with_path, match, match_any, size_bytes
+from mmjax.core.trees import count, leaves_by_path, map_with_path, match, match_any, nested, size_bytes
 
 TREE = {"b": {"kernel": jnp.ones((2, 3))}, "a": [jnp.ones(4, jnp.bfloat16), jnp.zeros((), jnp.int32)]}
 
@@ -41,3 +41,8 @@ def test_no_pattern_matches_nothing():
 def test_counts():
     assert count(TREE) == 6 + 4 + 1
     assert size_bytes(TREE) == 6 * 4 + 4 * 2 + 4
+
+
+def test_leaves_by_path_are_nested_again():
+    tree = {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
+    assert nested(leaves_by_path(tree)) == tree and nested({}) == {}
