@@ -18,7 +18,6 @@ Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tup
 
 CPUINFO = Path("/proc/cpuinfo")
 NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}  # what Linux calls the instructions that multiply bfloat16, the last one on Arm
-SPLIT = 8  # what a dim is split by that has to be turned
 
 
 def product(a: Array, b: Array, dims: Dims, dtype: Any = None) -> Array:
@@ -102,12 +101,7 @@ def _others(x: Array, *used: tuple[int, ...]) -> tuple[int, ...]:
 def _laid_out(x: Array, each: tuple[int, ...], first: tuple[int, ...], second: tuple[int, ...]) -> Array:
     """x with dims `each` as they are, then one for all of `first` and one for all of `second`."""
     order = (*each, *first, *second)
-    if order != tuple(range(x.ndim)):
-        if len(first) == 1 and x.shape[d := first[0]] % SPLIT == 0:  # in two, or XLA folds the transposition into the product
-            x = x.reshape(*x.shape[:d], x.shape[d] // SPLIT, SPLIT, *x.shape[d + 1 :])
-            each, first, second = (tuple(i + (i > d) for i in dims) for dims in (each, first, second))
-            first = (d, d + 1)
-        x = x.transpose((*each, *first, *second))
+    x = x if order == tuple(range(x.ndim)) else x.transpose(order)
     sizes = x.shape[len(each) :]
     return x.reshape(*x.shape[: len(each)], int(np.prod(sizes[: len(first)])), int(np.prod(sizes[len(first) :])))
 
