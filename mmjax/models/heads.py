@@ -12,7 +12,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
-from mmjax.nn.linear import Linear, multiply
+from mmjax.nn.linear import Linear, by_table
 from mmjax.nn.mlp import dropout
 from mmjax.nn.norm import Norm
 from mmjax.nn.pool import Pool
@@ -123,7 +123,7 @@ class TokenClassifier(nn.Module):
         if table.shape[0] != self.classes:
             raise UserError(f"classes={self.classes}: the words of tied_to={self.tied_to!r} are {table.shape[0]}")
         bias = self.param("tied_bias", nn.initializers.zeros, (self.classes,))
-        return multiply(x_BTD, table.astype(x_BTD.dtype).T, dtype=jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)
+        return by_table(x_BTD, table) + bias.astype(jnp.float32).reshape(1, 1, -1)
 
 
 HEADS = {"classifier": Classifier, "distilled_classifier": DistilledClassifier, "token_classifier": TokenClassifier}

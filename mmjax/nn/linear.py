@@ -44,14 +44,19 @@ class Linear(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         init = self.kernel_init or fan_in_init(self.axes)
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
-        y = multiply(x, kernel.astype(x.dtype), self.axes, jax.numpy.float32 if self.float32 else None)
+        y = _multiply(x, kernel.astype(x.dtype), self.axes, jax.numpy.float32 if self.float32 else None)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, features)
         return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
 
 
-def multiply(x: Array, kernel: Array, axes: int = 1, dtype: Any = None) -> Array:
+def by_table(x_BTD: Array, table_VD: Array) -> Array:
+    """[B, T, V] float32 logits by a word table that the output shares."""
+    return product(x_BTD, table_VD.astype(x_BTD.dtype).T, (((2,), (0,)), ((), ())), jax.numpy.float32)
+
+
+def _multiply(x: Array, kernel: Array, axes: int, dtype: Any) -> Array:
     """Contract the last `axes` dims of x with the first of the kernel; the result has `dtype`, None for that of x.
 
     On the CPU all rows are one dim: XLA then transposes a plain matrix for the gradient of the kernel, where it otherwise

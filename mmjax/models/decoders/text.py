@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmjax.core.types import Array, Tokens
 from mmjax.models.encoders.text import TextTransformer
 from mmjax.nn.activation import activation
-from mmjax.nn.linear import Linear, multiply
+from mmjax.nn.linear import Linear, by_table
 
 
 class TextDecoder(TextTransformer):
@@ -57,5 +57,5 @@ class TextDecoder(TextTransformer):
             hidden_BTD = self.normalise_output(activation(self.activation)(self.project(hidden_BTD)))
         if not self.tied:
             return self.logits(hidden_BTD)
-        logits_BTV = multiply(hidden_BTD, self.word_table().astype(hidden_BTD.dtype).T, dtype=jnp.float32)
+        logits_BTV = by_table(hidden_BTD, self.word_table())
         return logits_BTV + self.tied_bias.astype(logits_BTV.dtype).reshape(1, 1, -1) if self.output_bias else logits_BTV
