@@ -70,6 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _observed_ties(family: Family, config: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """The config with its word table untied from the output where the files hold two matrices that differ; see `Tie`."""
     for tie in family.ties:
+        if not tie.always and all(get(config, field, None) is False for field in tie.fields):
+            continue  # it says what two matrices that differ would say: they need not be read for it
         files, _ = match_names(family, [tie.output, tie.words], weights.names)
         if tie.output in files and tie.words in files:
             tied = np.array_equal(weights.read(files[tie.output]), weights.read(files[tie.words]))

@@ -91,7 +91,10 @@ def test_the_moving_average_by_formula(careful):
     trained = careful[0].trained()
     before, after, _ = take(careful)
     tiny.assert_identical(before.ema, trained.of(before.params))
-    tiny.assert_identical(after.ema, trained.of(after.params))
+    for ema, own in zip(*map(jax.tree.leaves, (after.ema, trained.of(after.params))), strict=True):
+        np.testing.assert_allclose(
+            ema, own, rtol=2e-7, atol=0
+        )  # XLA may make the sum anew inside of the mean, and round otherwise
     _, later, _ = take(careful, after)
     trees = (trained.of(after.params), later.ema, trained.of(later.params))
     for p1, e2, p2 in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -123,11 +126,18 @@ def test_a_step_that_is_not_finite_changes_the_step_number_alone(careful, value)
     assert good.watch["good"] == 1  # the schedule counts updates that were applied
 
 
-def test_a_step_whose_gradient_alone_is_not_finite_is_bad_too(careful):
-    """A scale that overflows is held at its bound: the loss is finite, and the logit's derivative is 0 * inf."""
-    start = careful[2]
-    dual = {**start.params["fusions_dual"], "scale_logit": np.float32(200.0)}
-    before, after, figures = take(careful, dataclasses.replace(start, params={**start.params, "fusions_dual": dual}))
+@dataclasses.dataclass(frozen=True)
+class Cornered:
+    """A loss of 0, the root of 0, whose derivative is 0 * inf."""
+
+    def __call__(self, forward, batch, rng):
+        return Loss(jnp.sum(jnp.sqrt(0.0 * jnp.square(forward.head("classes")))), jnp.float32(1.0), {})
+
+
+def test_a_step_whose_gradient_alone_is_not_finite_is_bad_too():
+    optimizer = SGD(learning_rate=0.1, ema=0.9, on_bad_step="skip", **RAW)
+    setup, step = tiny.prepared(tiny.experiment(optimizer=optimizer, tasks={"corner": Task(Cornered())}, evaluate={}))
+    before, after, figures = take((setup, step, tiny.host(setup.init()), setup.datasets["train"].batch(0)))
     assert np.isfinite(figures["loss"]) and not np.isfinite(figures["gradient_norm"])
     assert figures["bad_step"] == 1
     tiny.assert_identical(dataclasses.replace(after, step=before.step), before)
