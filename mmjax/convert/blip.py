@@ -36,10 +36,11 @@ def _cross() -> Cross:
     return Cross(norm_placement="post")
 
 
-def _decoder(context: str, mask_context: bool = True) -> TextDecoder:
+def _decoder(context: str, mask_context: bool = True, writes: str = "text") -> TextDecoder:
     return TextDecoder(
         context=(context,),
         mask_context=mask_context,
+        writes=writes,
         embed_norm=True,
         norm_placement="post",
         transform=True,
@@ -62,7 +63,7 @@ def _caption(config: Config) -> Multimodal:
 
 def _answer(config: Config) -> Multimodal:
     # transformers drops the question's mask on its way to the decoder's layers.
-    decoder = _decoder("cross", mask_context=False)
+    decoder = _decoder("cross", mask_context=False, writes="answer")
     return Multimodal(encoders={"image": _image(), "text": _words()}, fusions={"cross": _cross()}, decoders={"answer": decoder})
 
 

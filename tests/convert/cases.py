@@ -169,7 +169,9 @@ def answered(model: Multimodal, params: Params, batch: Batch, names: Any) -> Ans
             tied = (f"encoders.{head.tied_to}",) if getattr(head, "tied_to", "") else ()
             return part(headed, model, params, (f"heads.{name}", *tied), tokens(head.input), name=name)
         if name in model.decoders:
-            written = {"text": batch.get(name, batch["text"]), "text_mask": batch.get(f"{name}_mask", batch["text_mask"])}
+            text = (batch.get(name, batch["text"]), batch.get(f"{name}_mask", batch["text_mask"]))
+            writes = model.decoders[name].writes
+            written = dict(zip((writes, f"{writes}_mask"), text, strict=True))
             context = {source: tokens(source) for source in model.decoders[name].context}
             return part(decoded, model, params, (f"decoders.{name}",), written, context, name=name)
         if name.startswith("tokens."):

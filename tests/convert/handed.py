@@ -1,14 +1,13 @@
-"""A run as it is handed over: made, exported by the command, and opened by `transformers` from the files of the folder alone.
+"""A run as it is handed over: trained, exported by the command, opened by `transformers` from the folder's files alone.
 
-Each class is handed over in three ways (`WAYS`): a run of our own making with its own tokenizer, one that was imported with the
-ids of another tokenizer in its config, and one whose images are of another size than its config's.
+Each class is handed over in three ways (`WAYS`): a run of our own making with its own tokenizer, one that started from an
+imported checkpoint with its tokenizer, and one that started there on images of another size than its config's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -20,44 +19,20 @@ import transformers
 from cases import Case, Made, image_config
 from parity import bound, compiled, save
 from PIL import Image
+from tuned import PLACE, ROOM, experiment, room, tokenizer, transforms, with_places
 
 import mmjax
 from mmjax.cli import main
-from mmjax.convert import FAMILIES
-from mmjax.convert.api import save_params
+from mmjax.convert import FAMILIES, load_model
 from mmjax.convert.tokenizer import CONTINUE
-from mmjax.data import Data, Normalise, Resize, Tokenizer, WordPiece
+from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
-from mmjax.objectives import Classification
-from mmjax.train import Experiment, Task
-from mmjax.train.run import Run, environment
+from mmjax.models.resize import resized_model
+from mmjax.train import train
+from mmjax.train.run import Run
 
 WAYS = ("own", "imported", "resized")
-TEXTS = ["a good and long film about cats", "bad cats", "a very long film"]
-VOCABULARY, ROOM = 60, 16  # at most; and tokens of a text
-PLACE = 63  # stands for a token of the image in LLaVA's texts
 LARGER = 20  # pixels a side, of images that the config does not expect; whole patches of 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Nothing:
-    """A source that is never read."""
-
-    def build(self) -> Any:
-        raise AssertionError
-
-
-@functools.cache
-def tokenizer() -> Tokenizer:
-    """Trained on the texts: pad 0, unknown 1, first 2, last 3."""
-    return WordPiece(VOCABULARY).train([*TEXTS, "the image shows a film"])
-
-
-@functools.cache
-def pictures() -> list[Image.Image]:
-    """Three images of one size."""
-    pixels = np.random.default_rng(3).integers(0, 255, (3, 24, 24, 3)).astype(np.uint8)
-    return [Image.fromarray(x) for x in pixels]
 
 
 @dataclasses.dataclass
@@ -69,6 +44,8 @@ class Handed:
       model, params: ours, the run's own.
       folder: what was exported.
       size: (height, width) of the run's images; None for a class without.
+      tokenizer: the run's own.
+      before: what stands before each of its texts.
     """
 
     case: Case
@@ -77,15 +54,16 @@ class Handed:
     params: Any
     folder: Path
     size: tuple[int, int] | None
+    tokenizer: Tokenizer | None
+    before: str
     asked: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def text(self, texts: list[str], room: int = ROOM) -> dict[str, np.ndarray]:
+    def text(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Ids and mask of texts as the run encodes them, cut to the longest but where padding counts."""
-        found = tokenizer().encode(texts, room)
+        found = self.tokenizer.encode([self.before + text for text in texts], room(self.model) + self.before.count(PLACE))
         if self.made.name in CONTINUE:  # given without their end
             found["mask"] = found["mask"] & np.roll(found["mask"], -1, axis=1)
-        padded = all(getattr(part, "mask_padding", True) for part in self.model.encoders.values())
-        longest = found["mask"].any(0).sum() if padded else room
+        longest = found["mask"].any(0).sum() if room(self.model) == ROOM else room(self.model)
         return {"text": found["ids"][:, :longest], "text_mask": found["mask"][:, :longest]}
 
     def pixels(self, images: list[Image.Image]) -> np.ndarray:
@@ -119,49 +97,48 @@ def sizes_of(case: Case) -> dict[str, Any]:
     if case.model_type == "roberta":  # whose positions count from the padding id, and take rows for it
         changes |= {"pad_token_id": 0, length: 65}
     if case.model_type == "llava":
-        changes |= {"image_token_index": PLACE}
+        changes |= {"image_token_index": with_places().vocab_size - 1}
     return changes
 
 
-def transforms(size: tuple[int, int] | None) -> tuple[Any, ...]:
-    return (Resize(size, "bilinear"), Normalise()) if size else ()
-
-
 def hand_over(case: Case, made: Made, way: str, home: Path) -> Handed:
-    """Make a run of this class with random parameters, and export it."""
-    hf = case.make(made.of(sizes_of(case)))
-    model, params = mmjax.load(save(hf, home / "hf"))
+    """Train a run of this class, from nothing or from what was imported, and export it."""
+    changes = sizes_of(case)
+    hf = case.make(made.of(changes))
+    folder, start = save(hf, home / "hf"), None
+    own = with_places() if "image_token_index" in changes else tokenizer()
     if way == "own":
-        model, params = model.copy(huggingface={}, unread={}), {k: v for k, v in params.items() if k != "unread"}
-    size = None
+        model = load_model(folder).copy(huggingface={}, unread={})
+    else:
+        own.save(folder)
+        start = home / "start"
+        command("convert", "from-hf", folder, start)
+        model = load_model(start)
+    size, places = None, 0
     if "image" in model.encoders:
         side = image_config(hf.config).image_size
         size = (LARGER, LARGER) if way == "resized" else tuple(side if isinstance(side, list | tuple) else (side, side))
-    run = Run(home / "run")
-    data = Data(Nothing(), transforms(size), max_length=ROOM)
-    texts = any(hasattr(part, "vocab_size") for part in (*model.encoders.values(), *model.decoders.values()))
-    experiment = Experiment(model=model, data={"train": data}, tasks={"task": Task(Classification())}, steps=1)
-    run.path.mkdir()
-    run.write_config(experiment)
-    shapes = {} if size is None else {"image": [*size, 3]}
-    run.write_json("environment.json", environment() | {"data": {"train": {"shapes": shapes}}})
-    if texts:
-        run.keep_tokenizers({"": tokenizer()})
-    save_params(run, params)
+        model = resized_model(model, {"image": size})
+        places = places_of(model, size)
+    train(experiment(made.name, model, home, size, start, places), home / "run")
+    command("convert", "to-hf", home / "run", home / "out")
+    assert (home / "out" / "config.json").is_file()
+    model, params = mmjax.load(home / "run")
+    own = Run(home / "run").tokenizers().get("")
+    return Handed(case, made, model, params, home / "out", size, own, PLACE * places)
+
+
+def command(*words: Any) -> None:
+    """Run `mmjax` with these words."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        status = main(["convert", "to-hf", str(home / "run"), str(home / "out")])
+        status = main([str(word) for word in words])
     assert status == 0, said.getvalue()
-    assert (home / "out" / "config.json").is_file(), said.getvalue()
-    return Handed(case, made, model, params, home / "out", size)
 
 
-def add_places(run, batch, encoder):
-    """The image's places in LLaVA's texts, after the first token."""
-    decoder = run.model.decoders.get("caption")
+def places_of(model: Multimodal, size: tuple[int, int]) -> int:
+    """How many tokens of an image stand in LLaVA's texts; 0 in others'."""
+    decoder, encoder = model.decoders.get("caption"), model.encoders["image"]
     if getattr(decoder, "place", None) is None:
-        return
-    tokens = (run.size[0] // encoder.patch[0]) * (run.size[1] // encoder.patch[1]) + encoder.cls_token - decoder.skip
-    places = np.full((len(TEXTS), tokens), PLACE, np.int32)
-    for name, x in (("text", places), ("text_mask", places > 0)):
-        batch[name] = np.concatenate([batch[name][:, :1], x, batch[name][:, 1:]], 1)
+        return 0
+    return (size[0] // encoder.patch[0]) * (size[1] // encoder.patch[1]) + encoder.cls_token - decoder.skip

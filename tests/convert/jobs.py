@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import transformers
-from handed import TEXTS, add_places, pictures, tokenizer
+from tuned import TEXTS, names, pictures
 
 
 def logits_of(run, texts=None, images=None):
@@ -15,9 +15,9 @@ def logits_of(run, texts=None, images=None):
 
 
 def by_label(found, count):
-    """[N, C] of a classification pipeline's lists of labels and scores."""
+    """[N, C] of a classification pipeline's lists of labels and scores, which are called as in the data."""
     rows = [{item["label"]: item["score"] for item in row} for row in found]
-    return np.array([[row[f"LABEL_{i}"] for i in range(count)] for row in rows])
+    return np.array([[row[name] for name in names(count)] for row in rows])
 
 
 def classify_texts(run):
@@ -44,7 +44,7 @@ def tag_tokens(run):
     batch = run.text(TEXTS)
     logits = run.say("tags", lambda forward: forward.head("token_classes", forward.encode("text"), "x"), batch)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    special = np.isin(batch["text"], tokenizer().special_ids)
+    special = np.isin(batch["text"], run.tokenizer.special_ids)
     pipe = transformers.pipeline("token-classification", model=str(run.folder), ignore_labels=[])
     found = [item for row in pipe(TEXTS, batch_size=3) for item in row]
     kept = shares[batch["text_mask"] & ~special]
@@ -57,7 +57,7 @@ def fill_masks(run):
     texts = [text if text.count("[MASK]") == 1 else text.replace("[MASK]", "cats", 1) for text in texts]
     batch = run.text(texts)
     logits = run.say("masked", lambda forward: forward.head("masked_lm", forward.encode("text"), "x"), batch)
-    at = logits[batch["text"] == tokenizer().mask_id]
+    at = logits[batch["text"] == run.tokenizer.mask_id]
     shares = np.exp(at) / np.exp(at).sum(-1, keepdims=True)
     pipe = transformers.pipeline("fill-mask", model=str(run.folder), top_k=5)
     found = pipe(texts, batch_size=3)
@@ -93,7 +93,7 @@ def match_captions(run):
         scores = forward.scalar("dual", "scale") * (forward.embed("image", "dual") @ forward.embed("text", "dual").T)
         return scores + forward.scalar("dual", "bias") if siglip else scores
 
-    scores = run.say("dual", similarities, run.text(TEXTS, 64 if siglip else 16) | {"image": run.pixels(pictures())})
+    scores = run.say("dual", similarities, run.text(TEXTS) | {"image": run.pixels(pictures())})
     ours = 1 / (1 + np.exp(-scores)) if siglip else np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     pipe = transformers.pipeline("zero-shot-image-classification", model=str(run.folder), **processor_of(run))
     found = pipe(pictures(), candidate_labels=TEXTS, hypothesis_template="{}")
@@ -104,7 +104,7 @@ def match_captions(run):
 def greedily(run, decoder, ids, key="text", **given):
     """The ids that follow, one at a time, until the tokenizer's end or eight of them: our forward, and nothing else of ours."""
     ids, new = list(ids), []
-    while len(new) < 8 and tokenizer().eos_id not in new:
+    while len(new) < 8 and run.tokenizer.eos_id not in new:
         row = np.array([ids + [0] * (60 - len(ids))], np.int32)
         batch = {key: row, f"{key}_mask": np.arange(60)[None] < len(ids)}
         logits = run.say(decoder, lambda forward: next_logits(run, decoder, key, forward), batch | given)
@@ -119,10 +119,10 @@ def next_logits(run, decoder, key, forward):
     return forward.decode(decoder, own, {name: forward.tokens(name) for name in names} or None)
 
 
-def upto_end(ids):
+def upto_end(run, ids):
     """What was generated, the padding after its end left out."""
     ids = [int(i) for i in ids]
-    return ids[: ids.index(tokenizer().eos_id) + 1] if tokenizer().eos_id in ids else ids
+    return ids[: ids.index(run.tokenizer.eos_id) + 1] if run.tokenizer.eos_id in ids else ids
 
 
 def continue_texts(run):
@@ -133,7 +133,7 @@ def continue_texts(run):
     found = pipe(TEXTS, batch_size=3, max_new_tokens=8, do_sample=False, return_tensors=True)
     starts = prompts["text_mask"].sum(1)
     theirs = [
-        upto_end([i for i in row[0]["generated_token_ids"] if i != tokenizer().pad_id][start:])
+        upto_end(run, [i for i in row[0]["generated_token_ids"] if i != run.tokenizer.pad_id][start:])
         for row, start in zip(found, starts, strict=True)
     ]
     return ours, theirs
@@ -141,16 +141,16 @@ def continue_texts(run):
 
 def caption_images(run):
     model, pixels = run.theirs(), run.pixels(pictures())
-    ours = [greedily(run, "caption", [tokenizer().bos_id], image=x[None]) for x in pixels]
+    ours = [greedily(run, "caption", [run.tokenizer.bos_id], image=x[None]) for x in pixels]
     found = model.generate(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)), max_new_tokens=8, do_sample=False)
-    return ours, [upto_end(row[1:]) for row in found]
+    return ours, [upto_end(run, row[1:]) for row in found]
 
 
 def answer_questions(run):
     model, pixels, asked = run.theirs(), run.pixels(pictures()), run.text(TEXTS[:1] * 3)
     rows = zip(pixels, asked["text"], asked["text_mask"], strict=True)
     ours = [
-        greedily(run, "answer", [tokenizer().bos_id], "answer", image=x[None], text=ids[None], text_mask=mask[None])
+        greedily(run, "answer", [run.tokenizer.bos_id], "answer", image=x[None], text=ids[None], text_mask=mask[None])
         for x, ids, mask in rows
     ]
     found = model.generate(
@@ -160,13 +160,12 @@ def answer_questions(run):
         max_new_tokens=8,
         do_sample=False,
     )
-    return ours, [upto_end(row[1:]) for row in found]
+    return ours, [upto_end(run, row[1:]) for row in found]
 
 
 def talk_of_images(run):
     """Texts of one length, with an image's places in them."""
     batch, pixels = run.text(TEXTS[:1] * 3), run.pixels(pictures())
-    add_places(run, batch, run.model.encoders["image"])
     ours = [greedily(run, "caption", ids, image=x[None]) for ids, x in zip(batch["text"], pixels, strict=True)]
     found = run.theirs().generate(
         input_ids=torch.tensor(batch["text"]).long(),
@@ -175,7 +174,7 @@ def talk_of_images(run):
         max_new_tokens=8,
         do_sample=False,
     )
-    return ours, [upto_end(row[batch["text"].shape[1] :]) for row in found]
+    return ours, [upto_end(run, row[batch["text"].shape[1] :]) for row in found]
 
 
 JOBS = {

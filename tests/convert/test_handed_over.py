@@ -13,9 +13,10 @@ import torch
 import transformers
 from checks import counting, plain
 from families import CASES
-from handed import TEXTS, WAYS, add_places, hand_over, pictures
+from handed import WAYS, hand_over
 from jobs import JOBS
 from parity import assert_close, explain
+from tuned import TEXTS, pictures, reads_texts, room
 
 from mmjax.convert.coverage import HOW
 
@@ -43,12 +44,12 @@ def batches(run, theirs):
     """The batch of three texts and images as the run makes it, and as the folder's tokenizer and processor do."""
     ours, out = {}, {}
     model = run.model
-    if any(hasattr(part, "vocab_size") for part in (*model.encoders.values(), *model.decoders.values())):
-        room = 64 if run.case.model_type.startswith("siglip") else 16
-        ours |= run.text(TEXTS, room)
+    if reads_texts(model):
+        ours |= run.text(TEXTS)
         exported = transformers.AutoTokenizer.from_pretrained(run.folder)
         exported.padding_side = "right"
-        found = exported(TEXTS, padding="max_length" if room == 64 else True, return_tensors="np")
+        padding = "max_length" if room(model) == 64 else True
+        found = exported([run.before + text for text in TEXTS], padding=padding, return_tensors="np")
         assert set(found) <= {"input_ids", "attention_mask", "token_type_ids"}
         real = found["attention_mask"].astype(bool) if "attention_mask" in found else np.ones(found["input_ids"].shape, bool)
         out |= {"text": found["input_ids"].astype(np.int32), "text_mask": real}
@@ -58,7 +59,6 @@ def batches(run, theirs):
         out["image"] = np.moveaxis(processor(pictures(), return_tensors="np")["pixel_values"], 1, -1)
         encoder = model.encoders["image"]
         for batch in (ours, out):
-            add_places(run, batch, encoder)
             if encoder.images > 1:
                 batch["image"] = np.stack([batch["image"], batch["image"][::-1]], 1)
             if run.case.model_type == "flava":
@@ -70,13 +70,14 @@ def batches(run, theirs):
     return ours, out
 
 
-def quick(rows):
-    """What pipelines open as well is called by its class in every way only where there is time."""
-    slow = {(name, way) for name, way in rows if name in HOW and way != "own"}
-    return [pytest.param(*row, marks=[pytest.mark.slow] if row in slow else []) for row in rows]
+def quick(names):
+    """The rows of these classes; a run of each pipeline and generation, and the other rows only where there is time."""
+    first = {(next(name for name in HOW if HOW[name] == how), "own") for how in HOW.values()}
+    rows = [row for row in ROWS if row[0] in names]
+    return [pytest.param(*row, marks=[] if row in first else [pytest.mark.slow]) for row in rows]
 
 
-@pytest.mark.parametrize(("name", "way"), quick(ROWS))
+@pytest.mark.parametrize(("name", "way"), quick(CLASSES))
 def test_a_class_answers_as_the_run_does(name, way, handed):
     run = handed(name, way)
     theirs = run.theirs()
@@ -93,7 +94,7 @@ def test_a_class_answers_as_the_run_does(name, way, handed):
             assert_close(found[answer], value, rtol=RTOL)
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, way) for name, way in ROWS if name in HOW])
+@pytest.mark.parametrize(("name", "way"), quick(HOW))
 def test_its_pipeline_or_generation_gives_the_runs_own_answer(name, way, handed):
     ours, theirs = JOBS[HOW[name]](handed(name, way))
     if isinstance(ours, list):
