@@ -219,6 +219,8 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
         for name in ("preprocessor_config.json", "processor_config.json"):
             (folder / name).unlink(missing_ok=True)
         processor.write_processor(folder, data.transforms, model.huggingface["model_type"])
+        if tokenizer is not None:
+            processor.write_splicing(folder, model, tokenizer)
 
 
 def save_params(run: Run, params: Params) -> None:

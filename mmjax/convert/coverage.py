@@ -39,9 +39,9 @@ HOW: dict[str, str] = {
     ),
     **dict.fromkeys(("CLIPModel", "SiglipModel"), "zero-shot-image-classification"),
     **dict.fromkeys(("GPT2LMHeadModel", "LlamaForCausalLM"), "text-generation"),
-    "BlipForConditionalGeneration": "generate (an image's caption)",
+    "BlipForConditionalGeneration": "image-text-to-text",
     "BlipForQuestionAnswering": "generate (an answer)",
-    "LlavaForConditionalGeneration": "generate (after an image and a text)",
+    "LlavaForConditionalGeneration": "image-text-to-text",
 }
 
 HEAD = """# HuggingFace models

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.data import Tokenizer
 from mmjax.data.spelling import nearest
 from mmjax.data.transforms import CenterCrop, Normalise, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin
+from mmjax.models import Multimodal
 
 FILE = "preprocessor_config.json"
 NESTED_FILE = "processor_config.json"  # as transformers 5 saves a whole processor; what it nests comes before FILE
@@ -137,6 +139,26 @@ def write_processor(folder: Path, transforms: Sequence[Any], model_type: str) ->
         if tuple(fill) != made:
             raise UserError(f"PadSquare.fill={tuple(fill)}: HuggingFace pads with its image_mean; give fill={made}")
     (Path(folder) / FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def write_splicing(folder: Path, model: Multimodal, tokenizer: Tokenizer) -> None:
+    """Write the `processor_config.json` of a LLaVA: `AutoProcessor` then writes as many image tokens as the image has.
+
+    A model whose decoder puts no image into its text, or a tokenizer without a token for one, writes nothing.
+    """
+    decoder: Any = model.decoders.get("caption")
+    place = getattr(decoder, "place", None)
+    if place is None or place >= tokenizer.vocab_size:
+        return
+    encoder = model.encoders[decoder.context[0]]
+    fields = {
+        "processor_class": "LlavaProcessor",
+        "image_token": tokenizer.huggingface.convert_ids_to_tokens(place),
+        "patch_size": encoder.patch[0],
+        "num_additional_image_tokens": int(encoder.cls_token),
+        "vision_feature_select_strategy": "default" if decoder.skip else "full",
+    }
+    (Path(folder) / NESTED_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

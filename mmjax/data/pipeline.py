@@ -214,11 +214,11 @@ class Dataset:
         if isinstance(column, ClassColumn | ArrayColumn) and column.limit is None:
             column.limit = classes
 
-    def try_records(self, most: int) -> None:
-        """Make batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""
+    def try_records(self, most: int) -> Iterator[Batch]:
+        """Batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""
         for index in spaced(self.size, most):
             record, _ = self._reader.record(index, index, Draws(0, "pass"))
-            self._columns([record])
+            yield self._columns([record])[0]
 
     def unreadable(self, most: int) -> dict[str, str]:
         """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""

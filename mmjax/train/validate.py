@@ -23,6 +23,7 @@ from mmjax.train.classes import Use, known_classes, match_classes, uses
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
+from mmjax.train.places import check_places
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
 from mmjax.train.step import forwards_of, losses_of
@@ -120,7 +121,7 @@ def _check_columns(setup: Setup) -> None:
     """
     for name, dataset in setup.datasets.items():
         with within(f"data.{name}"):
-            dataset.try_records(TRIED)
+            check_places(setup, name, dataset.try_records(TRIED))
     scales: dict[str, tuple[str, Any]] = {}
     for name in setup.datasets:
         for key in setup.datasets[name].spec():

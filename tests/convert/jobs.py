@@ -5,6 +5,8 @@ import torch
 import transformers
 from tuned import TEXTS, names, pictures
 
+PROMPTS = ["a good and", "bad", "a very"]  # begin what was trained on
+
 
 def logits_of(run, texts=None, images=None):
     """What the run's head `classes` says, one row an input."""
@@ -127,10 +129,10 @@ def upto_end(run, ids):
 
 def continue_texts(run):
     """A batch of prompts of several lengths, padded on the left."""
-    prompts = run.text(TEXTS)
+    prompts = run.text(PROMPTS)
     ours = [greedily(run, "caption", row[mask]) for row, mask in zip(prompts["text"], prompts["text_mask"], strict=True)]
     pipe = transformers.pipeline("text-generation", model=str(run.folder))
-    found = pipe(TEXTS, batch_size=3, max_new_tokens=8, do_sample=False, return_tensors=True)
+    found = pipe(PROMPTS, batch_size=3, max_new_tokens=8, do_sample=False, return_tensors=True)
     starts = prompts["text_mask"].sum(1)
     theirs = [
         upto_end(run, [i for i in row[0]["generated_token_ids"] if i != run.tokenizer.pad_id][start:])
@@ -139,11 +141,42 @@ def continue_texts(run):
     return ours, theirs
 
 
+def talk_of_images(run):
+    """A text about an image: LLaVA after a batch of prompts, BLIP after one at a time and after none."""
+    return talk_after_places(run) if run.before else caption_images(run)
+
+
+def processor(run):
+    return transformers.AutoProcessor.from_pretrained(run.folder, backend="pil")
+
+
+def talk(run, **given):
+    """What the pipeline says: rows of ids."""
+    pipe = transformers.pipeline("image-text-to-text", model=str(run.folder), processor=processor(run))
+    found = pipe(**given, max_new_tokens=8, do_sample=False, return_tensors=True)
+    return [item["generated_token_ids"].tolist() for item in found]
+
+
+def talk_after_places(run):
+    prompts = run.text(PROMPTS)
+    rows = zip(prompts["text"], prompts["text_mask"], run.pixels(pictures()), strict=True)
+    ours = [greedily(run, "caption", row[mask], image=x[None]) for row, mask, x in rows]
+    place = run.tokenizer.huggingface.convert_ids_to_tokens(run.model.decoders["caption"].place)
+    found = talk(run, images=[[image] for image in pictures()], text=[place + text for text in PROMPTS])
+    return ours, [upto_end(run, row[prompts["text"].shape[1] :]) for row in found]
+
+
 def caption_images(run):
-    model, pixels = run.theirs(), run.pixels(pictures())
+    """Each text without its end is a prompt; padding after it would be one too, so they are asked one by one."""
+    model, pixels, prompts = run.theirs(), run.pixels(pictures()), run.text(PROMPTS)
+    starts = [row[mask][:-1].tolist() for row, mask in zip(prompts["text"], prompts["text_mask"], strict=True)]
+    prompted = [start + greedily(run, "caption", start, image=x[None]) for start, x in zip(starts, pixels, strict=True)]
     ours = [greedily(run, "caption", [run.tokenizer.bos_id], image=x[None]) for x in pixels]
     found = model.generate(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)), max_new_tokens=8, do_sample=False)
-    return ours, [upto_end(run, row[1:]) for row in found]
+    theirs = [upto_end(run, row[1:]) for row in found]
+    for image, text in zip(pictures(), PROMPTS, strict=True):
+        theirs += [upto_end(run, row) for row in talk(run, images=image, text=text)]
+    return ours + prompted, theirs
 
 
 def answer_questions(run):
@@ -163,20 +196,6 @@ def answer_questions(run):
     return ours, [upto_end(run, row[1:]) for row in found]
 
 
-def talk_of_images(run):
-    """Texts of one length, with an image's places in them."""
-    batch, pixels = run.text(TEXTS[:1] * 3), run.pixels(pictures())
-    ours = [greedily(run, "caption", ids, image=x[None]) for ids, x in zip(batch["text"], pixels, strict=True)]
-    found = run.theirs().generate(
-        input_ids=torch.tensor(batch["text"]).long(),
-        attention_mask=torch.tensor(batch["text_mask"]).long(),
-        pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)),
-        max_new_tokens=8,
-        do_sample=False,
-    )
-    return ours, [upto_end(run, row[batch["text"].shape[1] :]) for row in found]
-
-
 JOBS = {
     "text-classification": classify_texts,
     "image-classification": classify_images,
@@ -186,7 +205,6 @@ JOBS = {
     "image-feature-extraction": image_features,
     "zero-shot-image-classification": match_captions,
     "text-generation": continue_texts,
-    "generate (an image's caption)": caption_images,
+    "image-text-to-text": talk_of_images,
     "generate (an answer)": answer_questions,
-    "generate (after an image and a text)": talk_of_images,
 }

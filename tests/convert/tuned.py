@@ -90,7 +90,7 @@ def objective(name: str, model: Multimodal) -> Any:
         return Contrastive("sigmoid" if name.startswith("Siglip") else "softmax")
     if how == "generate (an answer)":
         return CausalLM("answer", text="answer")
-    if how.startswith(("generate", "text-generation")):
+    if how in ("text-generation", "image-text-to-text"):
         return CausalLM()
     return Everything(tuple(model.encoders), tuple(model.heads), tuple(model.decoders))
 
@@ -115,7 +115,7 @@ def transforms(size: tuple[int, int] | None) -> tuple[Any, ...]:
 def experiment(
     name: str, model: Multimodal, home: Path, size: tuple[int, int] | None, start: Path | None, places: int = 0
 ) -> Experiment:
-    """Four steps on the manifest, which this writes.
+    """Twenty steps on the manifest, which this writes.
 
     Args:
       name: of its HuggingFace class.
@@ -144,7 +144,7 @@ def experiment(
         tokenizer=None if start is not None or not texts else vocabulary(home, places),
         init_from="" if start is None else str(start),
         optimizer=AdamW(learning_rate=1e-2, warmup_steps=0),
-        steps=4,
+        steps=20,
         log=Log(every=1, tensorboard=False, progress=False),
     )
 
