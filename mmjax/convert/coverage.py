@@ -58,10 +58,11 @@ or *inert* (it changes nothing that a forward pass computes).
 
 JOBS_HEAD = """## What is proven of an export
 
-`tests/convert/test_handed_over.py` exports each class by `mmjax convert to-hf` and opens the folder with `transformers` alone:
-its tokenizer (texts of several lengths, padded in a batch), its image processor, its ids, its names. The answers are the run's
-own to 1e-5 of the largest, and what is generated greedily is the same tokens: from a run of our own making with its own
-tokenizer, from an imported one, and, where there are images, from one tuned on images of another size. Every class is called so
+`pytest -m 'slow or not slow' tests/convert/test_handed_over.py` trains a run of each class, exports it by `mmjax convert to-hf`
+and opens the folder with `transformers` alone: its tokenizer (texts of several lengths, padded in a batch), its processor, its
+ids, the names of its classes. The answers are the run's own to 1e-5 of the largest, and what is generated greedily is the same
+tokens: from a run trained from nothing with a tokenizer of its own, from one that started from an imported checkpoint, and,
+where there are images, from one that did so on images of another size. Every class is called so
 (`test_a_class_answers_as_the_run_does`); where `transformers` has a pipeline for it, or it generates, that is run too
 (`test_its_pipeline_or_generation_gives_the_runs_own_answer`).
 

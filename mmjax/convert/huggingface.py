@@ -23,7 +23,7 @@ from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core import quiet
 from mmjax.core.errors import UserError, nearest, within
-from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.trees import leaves_by_path, map_with_path, nested
 from mmjax.core.types import Params
 from mmjax.models import Multimodal, param_shapes
 
@@ -288,6 +288,7 @@ def write_model(
     architecture = family.architecture(model)
     config = family.config(model) | {"architectures": [architecture]}
     check_exact(family, model, config, architecture)
+    params = _held_scales(model, params)
     rows = family.rows(model, architecture)
     _check_constants(family, rows, params)
     _check_whole(family, model, rows, params, architecture)
@@ -300,6 +301,16 @@ def write_model(
         (folder / "README.md").write_text(model_card(architecture, config, model))
         write_weights(folder, [(name, shape, dtype) for name, shape in plan], lambda name: read(name).astype(np.dtype(dtype)))
     return architecture
+
+
+def _held_scales(model: Multimodal, params: Params) -> Params:
+    """A scale above its bound as the bound, since HuggingFace has none."""
+    bounds = {f"fusions_{name}/scale_logit": getattr(part, "max_scale", 0.0) for name, part in model.fusions.items()}
+
+    def held(path: str, x: Any) -> Any:
+        return np.minimum(np.asarray(x), np.float32(np.log(bounds[path]))) if bounds.get(path) else x
+
+    return map_with_path(held, params) if any(bounds.values()) else params
 
 
 def _check_whole(family: Family, model: Multimodal, rows: list[Row], params: Params, architecture: str) -> None:

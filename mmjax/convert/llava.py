@@ -40,7 +40,7 @@ def _model(config: Config, headless: bool = False) -> Multimodal:
     unread = kind == SIGLIP and get(config, "vision_config.vision_use_head", True)
     return Multimodal(
         encoders={"image": (ViT() if kind == SIGLIP else clip.vision()).copy(take_layer=-2)},
-        fusions={"dual": Dual(pool={"image": "attention"}, project=(), max_scale=0.0)} if unread else {},
+        fusions={"dual": Dual(pool={"image": "attention"}, project=(), scale_init=1.0, max_scale=0.0)} if unread else {},
         decoders={"caption": SplicedDecoder(headless=headless, **STYLE)},
     )
 

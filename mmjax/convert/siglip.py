@@ -68,7 +68,7 @@ def _classes(config: Config) -> Multimodal:
     unread = get(config, "vision_config.vision_use_head", True)
     return Multimodal(
         encoders={"image": ViT()},
-        fusions={"dual": Dual(pool={"image": "attention"}, project=(), max_scale=0.0)} if unread else {},
+        fusions={"dual": Dual(pool={"image": "attention"}, project=(), scale_init=1.0, max_scale=0.0)} if unread else {},
         heads={"classes": Classifier(classes=labels(config), input="image", pool="mean")},
     )
 

@@ -17,7 +17,7 @@ from mmjax.models.heads import Classifier
 
 
 def _vision(config: Config) -> Multimodal:
-    dual = {"dual": Dual(pool={"image": "attention"}, project=(), max_scale=0.0)}
+    dual = {"dual": Dual(pool={"image": "attention"}, project=(), scale_init=1.0, max_scale=0.0)}
     return Multimodal(encoders={"image": ViT()}, fusions=dual if config.get("vision_use_head", True) else {})
 
 

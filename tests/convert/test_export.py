@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import transformers as hf
-from handed import TEXTS, tokenizer
-from parity import randomise, save
+from cases import Made
+from families import CASES
+from parity import assert_close, randomise, save
+from tuned import TEXTS, tokenizer
 
 import mmjax
 from mmjax.convert import FAMILIES, load_classifier, save_hf
@@ -225,3 +228,20 @@ def test_a_clip_text_encoder_of_our_own_needs_a_tokenizer():
     with pytest.raises(UserError, match="finds the end of a text by its id"):
         prepare(model, None, {}, {})
     assert prepare(model, tokenizer(), {}, {}).model.huggingface["eos_token_id"] == 3
+
+
+def test_a_dual_of_our_own_goes_out_with_the_scale_that_it_uses(tmp_path):
+    """Its bound and its initial values are no part of CLIP's class; a scale above the bound is written as the bound."""
+    made = Made("CLIPModel", {"dual": "logits_per_image"})
+    case = CASES["clip"]
+    model, params = mmjax.load(save(case.make(made), tmp_path / "hf"))
+    dual = model.fusions["dual"].copy(scale_init=1 / 0.07, bias_init=1.0, max_scale=2.0)
+    params = {**params, "fusions_dual": {**params["fusions_dual"], "scale_logit": np.float32(3.0)}}
+    ours = model.copy(fusions={"dual": dual})
+    assert mmjax.save_hf(ours, params, tmp_path / "out") == "CLIPModel"
+    theirs = hf.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    batch = case.batch(theirs)
+    with torch.no_grad():
+        wanted = case.theirs(made, theirs, batch)
+    assert theirs.logit_scale.item() == pytest.approx(np.log(2.0))
+    assert_close(case.ours(ours, params, batch, ("dual",))["dual"], wanted["dual"])

@@ -19,7 +19,7 @@ from mmjax.convert.coverage import HOW
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.data import Data, Manifest, Normalise, Pretrained, Resize, Text, Tokenizer, WordPiece
 from mmjax.models import Multimodal
-from mmjax.objectives import CausalLM, Classification, Contrastive, MaskedLM
+from mmjax.objectives import CausalLM, Classification, Contrastive, MaskedImage, MaskedLM
 from mmjax.train import AdamW, Experiment, Log, Task
 
 TEXTS = ["a good and long film about cats", "bad cats", "a very long film"]
@@ -73,10 +73,19 @@ class Everything:
         said = [forward.tokens(name).embeddings for name in self.encoders]
         said += [forward.head(name, forward.tokens(forward.spec(f"heads.{name}").input), key=name) for name in self.heads]
         for name in self.decoders:
-            written = {key: batch[key] for key in ("text", "text_mask")}
+            writes = forward.spec(f"decoders.{name}").writes
+            written = {key: batch[key] for key in (writes, f"{writes}_mask") if key in batch}
             context = {one: forward.tokens(one) for one in forward.spec(f"decoders.{name}").context}
             said.append(forward.decode(name, written, context, key=name))
         return Loss(sum(jnp.mean(jnp.square(x.astype(jnp.float32) - 1)) for x in said), jnp.ones((), jnp.float32), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image and itself upside down: [2, H, W, 3]."""
+
+    def __call__(self, record: Any, rng: np.random.Generator, records: Any) -> Any:
+        return {**record, "image": np.stack([record["image"], record["image"][::-1]])}
 
 
 def objective(name: str, model: Multimodal) -> Any:
@@ -92,6 +101,8 @@ def objective(name: str, model: Multimodal) -> Any:
         return CausalLM("answer", text="answer")
     if how in ("text-generation", "image-text-to-text"):
         return CausalLM()
+    if name == "ViTMAEForPreTraining":
+        return MaskedImage(patch=tuple(model.encoders["image"].patch))
     return Everything(tuple(model.encoders), tuple(model.heads), tuple(model.decoders))
 
 
@@ -134,7 +145,7 @@ def experiment(
         data={
             "train": Data(
                 source,
-                transforms(size),
+                (*transforms(size), *[Pair()] * (size is not None and model.encoders["image"].images > 1)),
                 batch_size=8,
                 max_length=room(model) + places,
                 columns={"answer": Text()} if answers else {},
