@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import place
 from mmjax.train import Experiment
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.run import Run, environment
+from mmjax.train.run import FINISHED, Run, environment
 from mmjax.train.state import State
 
+logger = logging.getLogger("mmjax")
 COMPANION_FOLDER = "huggingface"  # in a run: the files that came with the weights
 
 
@@ -159,6 +161,8 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     sizes = image_sizes(e, shapes)
     own: Params = {name: tree for name, tree in params.items() if name != VARIABLES}
     left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
+    if (step := run.saved_steps()[-1]) < e.steps and not (run.path / FINISHED).is_file():
+        logger.warning("mmjax: %s has come to step %d of %d: this is an unfinished run's model", run.name, step, e.steps)
     with within(str(source)):
         whole = prepare(model, tokenizer, sizes, names)
     if whole is not None:

@@ -52,7 +52,8 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
             _check_head(use, heads[use.head], setup)
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     _check_columns(setup)
-    lines += unread + _unmoved(setup) + _other_sizes(setup, evaluators, known_shapes) + _unread_keys(setup) + _files(setup)
+    lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
+    lines += _unread_keys(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -133,6 +134,14 @@ def _check_columns(setup: Setup) -> None:
                     f"data.{name}: the numbers {key!r} have mean and deviation {scale}, and data.{first[0]} has {first[1]}: "
                     "say the same, or what is measured on one is in another unit"
                 )
+
+
+def _warm_up(experiment: Experiment) -> list[str]:
+    """A line about a learning rate that is still warming up when the run ends."""
+    warmup, steps = experiment.optimizer.warmup_steps, experiment.steps
+    if warmup < steps or not steps:
+        return []
+    return [f"optimizer.warmup_steps={warmup} of steps={steps}: the learning rate never gets to its peak"]
 
 
 def _unmoved(setup: Setup) -> list[str]:

@@ -249,13 +249,13 @@ def test_a_signal_on_the_step_of_an_evaluation_does_not_lose_it(tmp_path, monkey
     assert measured and read_lines(tmp_path / "metrics.jsonl")[-1] == {"step": 3, **measured}
 
 
-def poison(monkeypatch, step):
-    """The images of one step become NaN."""
+def poison(monkeypatch, *steps):
+    """The images of some steps become NaN."""
     place, seen = Setup.place, []
 
     def placed(self, batch):
         seen.append(1)
-        return place(self, {**batch, "image": batch["image"] * np.float32(np.nan)} if len(seen) == step else batch)
+        return place(self, {**batch, "image": batch["image"] * np.float32(np.nan)} if len(seen) in steps else batch)
 
     monkeypatch.setattr(Setup, "place", placed)
 
@@ -279,6 +279,13 @@ def test_a_loss_that_is_not_finite_is_skipped_when_asked_to(tmp_path, monkeypatc
     tiny.assert_identical(params_at(tmp_path, 5)[0], params_at(tmp_path, 4)[0])
     figures = curve(tmp_path)
     assert figures[5]["bad_step"] == 1 and figures[6]["bad_step"] == 0 and np.isfinite(figures[8]["loss"])
+
+
+def test_a_run_whose_steps_are_all_skipped_is_no_success(tmp_path, monkeypatch):
+    poison(monkeypatch, *range(4, 9))
+    optimizer = dataclasses.replace(tiny.experiment().optimizer, on_bad_step="skip")
+    with pytest.raises(UserError, match=r"step 7: .* and 4 steps in a row were skipped: .*; the checkpoints are of 4, 6"):
+        train(eight_steps(evaluate={}, evaluate_every=0, checkpoint=Checkpoint(every=2), optimizer=optimizer), tmp_path)
 
 
 def streams(alternate=()):

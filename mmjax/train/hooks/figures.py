@@ -14,6 +14,7 @@ from mmjax.train.speed import Speed
 from mmjax.train.training import Training
 
 LAG = 2  # steps whose figures may still be on the device
+ROW = 20  # skipped steps in a row, or half of a short run's, after which it is the parameters that are bad
 
 
 class Figures(Hook):
@@ -23,6 +24,7 @@ class Figures(Hook):
     def __init__(self, speed: Speed):
         self._speed = speed
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._skipped = 0  # in a row
 
     def after_step(self, step: int, training: Training) -> None:
         self._pending.append((step, training.figures))
@@ -40,8 +42,10 @@ class Figures(Hook):
             step, figures = self._pending.popleft()
             due = step % e.log.every == 0 or step == e.steps
             read = _floats(figures) if due else {}
-            if read["bad_step"] if due else float(figures["bad_step"]):
-                _bad_step(step, _floats(figures), training)
+            bad = read["bad_step"] if due else float(figures["bad_step"])
+            self._skipped = self._skipped + 1 if bad else 0
+            if bad:
+                _bad_step(step, _floats(figures), training, self._skipped)
             if due:
                 read |= self._speed.figures()
                 training.write(step, read)
@@ -53,8 +57,8 @@ def _floats(figures: Mapping[str, jax.Array]) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(figures).items()}
 
 
-def _bad_step(step: int, figures: Mapping[str, float], training: Training) -> None:
-    """Name the task and the step; stop the run, or say that the step was skipped."""
+def _bad_step(step: int, figures: Mapping[str, float], training: Training, row: int) -> None:
+    """Name the task and the step; stop the run, or say that the step was skipped: the last of `row` steps."""
     broken = [name.removeprefix("loss/") for name, v in figures.items() if name.startswith("loss/") and not np.isfinite(v)]
     if broken:
         what = f"the loss of task {', '.join(broken)} is not finite"
@@ -62,10 +66,17 @@ def _bad_step(step: int, figures: Mapping[str, float], training: Training) -> No
         what = "the gradient is not finite"
     else:
         what = f"the loss jumped to {figures['loss']:.4g}"
-    if training.experiment.optimizer.on_bad_step == "skip":
+    skips = training.experiment.optimizer.on_bad_step == "skip"
+    if skips and row < max(2, min(ROW, training.experiment.steps // 2)):
         training.say(f"step {step}: {what}; the step was skipped")
         return
     training.checkpoints.wait()
     kept = training.checkpoints.steps()
+    if skips:
+        saved = f"the checkpoints are of {', '.join(map(str, kept))}" if kept else "no checkpoint had been saved yet"
+        raise UserError(
+            f"step {step}: {what}, and {row} steps in a row were skipped: none can mend what the last good one left "
+            f"(optimizer.learning_rate={training.experiment.optimizer.learning_rate}); {saved}"
+        )
     last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint had been saved yet"
     raise UserError(f"step {step}: {what}; {last} (optimizer.on_bad_step=skip goes on)")
