@@ -47,6 +47,18 @@ def layers_of(leaf: Any, run: Run) -> Any:
     return joined(found)
 
 
+def in_parts(trees: Sequence[Any]) -> Any:
+    """One tree of consecutive runs of layers: of each leaf a `Stacked`; of one run alone, or none, that itself."""
+    if len(trees) < 2:
+        return trees[0] if trees else None
+    return jax.tree.map(lambda *leaves: Stacked(leaves), *trees)
+
+
+def apart(tree: Any) -> Any:
+    """Each parameter `[L, ...]` of a tree as L parts, a layer each."""
+    return jax.tree.map(lambda leaf: Stacked(tuple(leaf[n : n + 1] for n in range(leaf.shape[0]))), tree)
+
+
 def joined(parts: Sequence[Any]) -> Any:
     """One array of consecutive parts; of one part that itself, of host arrays a host array."""
     if len(parts) == 1:

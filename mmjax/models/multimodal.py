@@ -82,6 +82,19 @@ class Multimodal(nn.Module):
         with _part(self, "decoders", decoder) as module:
             return run(module.decode, parts, context=context)
 
+    def begin(
+        self, decoder: str, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None
+    ) -> tuple[Array, Any]:
+        """What a decoder that writes texts makes of prompts, and its cache (`TextDecoder.begin`)."""
+        with _part(self, "decoders", decoder) as module:
+            _require(module, "begin", "no next token; TextDecoder has one")
+            return module.begin(ids_BT, mask_BT, places_BT, context)
+
+    def step(self, decoder: str, *rest: Any) -> tuple[Array, Any]:
+        """What it makes of one token more (`TextDecoder.step`)."""
+        with _part(self, "decoders", decoder) as module:
+            return module.step(*rest)
+
     def head(self, head: str, tokens: Any) -> Array:
         """Logits of one task, from the Tokens of the head's `input`, or a tuple of them where that is one."""
         with _part(self, "heads", head) as module:

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.nn.attend import attend
+from mmjax.nn.cache import Kept, attend_one, write
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import rotate
@@ -35,25 +36,54 @@ class Attention(nn.Module):
     dropout: float = 0.0
     kind: str = "auto"  # see `attend`
 
-    @nn.compact
     def __call__(
         self, x_BTD: Array, mask_BS: Array | None, context_BSD: Array | None = None, positions_BT: Array | None = None
     ) -> Array:
-        source = x_BTD if context_BSD is None else context_BSD
+        return self.cached(x_BTD, mask_BS, context_BSD, positions_BT)[0]
+
+    @nn.compact
+    def cached(
+        self,
+        x_BTD: Array,
+        mask_BS: Array | None,
+        context_BSD: Array | None = None,
+        positions_BT: Array | None = None,
+        cache: Kept | None = None,
+        index: Array | None = None,
+    ) -> tuple[Array, Kept]:
+        """The result, and the keys and values that it was made of, [B, S, G, K] each.
+
+        Args:
+          cache: keys and values of tokens read before, in S slots. With an `index` those of x, one token, are written there,
+            and x attends to the slots of the mask; without, x attends to them as they are (those of a context).
+        """
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
             raise UserError(f"heads={self.heads} is not a multiple of kv_heads={kv_heads}")
         q_BTHK = Linear((self.heads, self.head_width), use_bias=self.qkv_bias, name="q")(x_BTD)
-        k_BSHK = Linear((kv_heads, self.head_width), use_bias=self.qkv_bias, name="k")(source)
-        v_BSHK = Linear((kv_heads, self.head_width), use_bias=self.qkv_bias, name="v")(source)
         if self.rotary:
             assert positions_BT is not None
-            q_BTHK, k_BSHK = (rotate(x, positions_BT, self.theta, self.rotary_scaling) for x in (q_BTHK, k_BSHK))
-        q_BTHK = constrain(q_BTHK, *TOKENS, "tensor", None)
-        # Each part of a sequence attends to the whole of it, so keys and values are gathered over `sequence`.
-        k_BSHK, v_BSHK = (constrain(a, BATCH, None, "tensor", None) for a in (k_BSHK, v_BSHK))
-        q_BTHK, k_BSHK, v_BSHK = (checkpoint_name(a, "qkv") for a in (q_BTHK, k_BSHK, v_BSHK))
+            q_BTHK = rotate(q_BTHK, positions_BT, self.theta, self.rotary_scaling)
+        q_BTHK = checkpoint_name(constrain(q_BTHK, *TOKENS, "tensor", None), "qkv")
+        if cache is not None and index is None:
+            k_BSGK, v_BSGK = cache
+        else:
+            k_BSGK, v_BSGK = self._keys(x_BTD if context_BSD is None else context_BSD, kv_heads, positions_BT)
+        if cache is not None and index is not None:
+            k_BSGK, v_BSGK = (write(old, new, index) for old, new in zip(cache, (k_BSGK, v_BSGK), strict=True))
         dropping = self.dropout > 0.0 and self.has_rng("dropout")
         drop = functools.partial(dropout, self, rate=self.dropout) if dropping else None
-        mixed_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, mask_BS, None, self.causal, self.kind, drop)
-        return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK)
+        if cache is None:
+            mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, None, self.causal, self.kind, drop)
+        else:
+            mixed_BTHK = attend_one(q_BTHK, k_BSGK, v_BSGK, mask_BS)
+        return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK), (k_BSGK, v_BSGK)
+
+    def _keys(self, source_BSD: Array, heads: int, positions_BT: Array | None) -> Kept:
+        k_BSGK, v_BSGK = (Linear((heads, self.head_width), use_bias=self.qkv_bias, name=name)(source_BSD) for name in "kv")
+        if self.rotary:
+            assert positions_BT is not None
+            k_BSGK = rotate(k_BSGK, positions_BT, self.theta, self.rotary_scaling)
+        # Each part of a sequence attends to the whole of it, so keys and values are gathered over `sequence`.
+        k_BSGK, v_BSGK = (constrain(a, BATCH, None, "tensor", None) for a in (k_BSGK, v_BSGK))
+        return checkpoint_name(k_BSGK, "qkv"), checkpoint_name(v_BSGK, "qkv")

@@ -16,9 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.core.stacked import Run, is_stacked, layers_of, segments
+from mmjax.core.stacked import Run, in_parts, is_stacked, layers_of, segments
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
+from mmjax.nn.cache import Cache, Kept
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
 from mmjax.parallel.mesh import constrain_tokens
@@ -109,15 +110,25 @@ class Block(StackFields):
     causal: bool = False
     rotary: bool = False
 
-    @nn.compact
     def __call__(self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None) -> Array:
-        x_BTD = constrain_tokens(x_BTD)
+        return self.cached(x_BTD, mask_BT, context, positions_BT)[0]
+
+    @nn.compact
+    def cached(
+        self, x_BTD: Array, mask_BT: Array, context: Any, positions_BT: Any, cache: Any = None, index: Any = None
+    ) -> tuple[Array, dict[str, Kept]]:
+        """The result, and the keys and values of each attention; `cache` has those of tokens before (`Attention.cached`)."""
+        x_BTD, kept, known = constrain_tokens(x_BTD), {}, cache or {}
 
         def self_attention(x: Array) -> Array:
-            return self._attention("attention", self.causal, self.rotary)(x, mask_BT, positions_BT=positions_BT)
+            attention = self._attention("attention", self.causal, self.rotary)
+            y, kept["attention"] = attention.cached(x, mask_BT, None, positions_BT, known.get("attention"), index)
+            return y
 
         def cross_attention(x: Array) -> Array:
-            return self._attention("cross_attention", False, False)(x, context[1], context[0])
+            attention = self._attention("cross_attention", False, False)
+            y, kept["cross_attention"] = attention.cached(x, context[1], context[0], None, known.get("cross_attention"))
+            return y
 
         def mlp(x: Array) -> Array:
             bias = self.bias if self.mlp_bias is None else self.mlp_bias
@@ -126,7 +137,7 @@ class Block(StackFields):
         x_BTD = checkpoint_name(self._residual("attention", self_attention, x_BTD), "mixed")
         if context is not None:
             x_BTD = checkpoint_name(self._residual("cross_attention", cross_attention, x_BTD), "mixed")
-        return self._residual("mlp", mlp, x_BTD)
+        return self._residual("mlp", mlp, x_BTD), kept
 
     def _attention(self, name: str, causal: bool, rotary: bool) -> Attention:
         return Attention(
@@ -195,12 +206,31 @@ class Stack(StackFields):
     taps: tuple[int, ...] = ()
 
     def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
-        return self.tapped(x, mask, context, positions)[0]
+        return self._run(x, mask, context, positions)[0]
 
-    @nn.compact
     def tapped(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> tuple[Any, dict[str, Array]]:
         """The result, and the taps."""
+        return self._run(x, mask, context, positions)[:2]
+
+    def cached(
+        self, x: Array, mask: Array, context: Any, positions: Array, cache: Cache = None, index: Any = None
+    ) -> tuple[Array, Cache]:
+        """The result, and the keys and values that it was made of, `[L, B, S, G, K]`.
+
+        Args:
+          mask: [B, S] bool, of the slots of the cache where there is one.
+          context: (embeddings, mask); the embeddings None where the cache holds their keys and values.
+          cache, index: of tokens read before, and where the one token of x is written; None where x is all there is.
+        """
+        y, _, kept = self._run(x, mask, context, positions, cache, index, keep=True)
+        return y, kept
+
+    @nn.compact
+    def _run(
+        self, x: Any, mask: Any, context: Any, positions: Any, cache: Cache = None, index: Any = None, keep: bool = False
+    ) -> tuple[Any, dict[str, Array], Cache]:
         self._check()
+        kept: list[Any] = []
         taps = {str(tap): x for tap in self.taps if tap % (self.depth + 1) == 0}
         run = self.depth if self.take_layer is None or self.is_initializing() else self.take_layer % (self.depth + 1)
         if run:
@@ -210,23 +240,38 @@ class Stack(StackFields):
                 body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
             block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
             for first, last in segments({} if self.is_initializing() else self.variables["params"]["layers"], run):
+                if keep:
+                    held = jax.tree.map(lambda leaf: layers_of(leaf, (first, last)), cache, is_leaf=is_stacked)  # noqa: B023
+                    x, given = self._scan(first, last, keep)(block, x, held, mask, context, positions, index)
+                    kept.append(given)
+                    continue
                 x, given = self._scan(first, last)(block, x, mask, context, positions)
                 numbers = {str(tap): tap % (self.depth + 1) - 1 for tap in self.taps}
                 taps |= {tap: given[n - first] for tap, n in numbers.items() if first <= n < last}
         taken = self.take_layer is not None and not self.is_initializing()
         if taken or not self.final_norm or self.norm_placement == "post":
-            return x, taps
+            return x, taps, in_parts(kept)
         if self.co:
-            return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps
-        return self._norm("final_norm")(x), taps
+            return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps, None
+        return self._norm("final_norm")(x), taps, in_parts(kept)
 
-    def _scan(self, first: int, last: int) -> Any:
-        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions) -> (carry, given)."""
+    def _scan(self, first: int, last: int, keep: bool = False) -> Any:
+        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions) -> (carry, given).
+
+        With `keep` the carry is followed by the layers' cache, the positions by the index, and what is given is the cache.
+        """
+
+        def layer(block: Any, carry: Any, *rest: Any) -> tuple[Any, Any]:
+            if keep:
+                cache, mask, context, positions, index = rest
+                return block.cached(carry, mask, context, positions, cache, index)
+            return _both(block(carry, *rest), bool(self.taps))
+
         loop = nn.scan(
-            lambda block, carry, *rest: _both(block(carry, *rest), bool(self.taps)),
+            layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=(0, *[nn.broadcast] * 4) if keep else nn.broadcast,
             length=last - first,
             unroll=last - first if self.unroll else 1,
             data_transform=functools.partial(_later, first) if first else None,

@@ -53,8 +53,16 @@ class SplicedDecoder(TextDecoder):
     def decode(
         self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
     ) -> Array:
-        words_BTD = self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :]) if context else None
+        words_BTD = self._words(ids_BT, context) if context else None
         return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD).embeddings)
+
+    def _words(self, ids_BT: Array, context: Mapping[str, Tokens] | None) -> Array:
+        if not context:
+            return super()._words(ids_BT, context)
+        return self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :])
+
+    def _attended(self, context: Mapping[str, Tokens] | None) -> None:
+        return None
 
     def output(self, hidden_BTD: Array) -> Array:
         return hidden_BTD if self.headless else super().output(hidden_BTD)

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmjax.core.types import Array, Tokens
-from mmjax.models.encoders.text import TextTransformer
+from mmjax.models.encoders.text import TextTransformer, join_context
 from mmjax.nn.activation import activation
+from mmjax.nn.cache import Cache
 from mmjax.nn.linear import Linear, by_table
 
 
@@ -50,6 +51,46 @@ class TextDecoder(TextTransformer):
         if context and not self.mask_context:
             context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
         return self.output(self.read(ids_BT, mask, None, added, context).embeddings)
+
+    def begin(
+        self, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None = None
+    ) -> tuple[Array, Cache]:
+        """Read prompts that end together: the logits [B, V] of the token after them, and the cache of what was read.
+
+        Args:
+          mask_BT: False before a prompt's first token.
+          places_BT: int32, the position of each token in its own prompt; any number where there is none.
+        """
+        y_BTD, cache = self.layers.cached(
+            self._embed(self._words(ids_BT, context), None, places_BT), mask_BT, self._attended(context), places_BT
+        )
+        return self.output(y_BTD[:, -1:])[:, 0], cache
+
+    def step(
+        self, ids_B: Array, mask_BS: Array, places_B: Array, context_BS: Array | None, cache: Cache, index: Array
+    ) -> tuple[Array, Cache]:
+        """Read one token more: the logits [B, V] of the next one, and the cache with it.
+
+        Args:
+          mask_BS: bool, the slots of the cache that hold a token, the one now written among them.
+          places_B: int32, the position of the token in its own text.
+          context_BS: bool, the mask of the context; None without.
+          index: [] int32, the slot that is written.
+        """
+        x_BTD = self._embed(self.words(ids_B[:, None]), None, places_B[:, None])
+        context = None if context_BS is None else (None, context_BS)
+        y_BTD, cache = self.layers.cached(x_BTD, mask_BS, context, places_B[:, None], cache, index)
+        return self.output(y_BTD)[:, 0], cache
+
+    def _words(self, ids_BT: Array, context: Mapping[str, Tokens] | None) -> Array:
+        """[B, T, D]: what stands for the ids before positions are added."""
+        return self.words(ids_BT)
+
+    def _attended(self, context: Mapping[str, Tokens] | None) -> tuple[Array, Array] | None:
+        """What the layers attend to: embeddings [B, S, D] and mask [B, S]."""
+        if context and not self.mask_context:
+            context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
+        return join_context(context)
 
     def output(self, hidden_BTD: Array) -> Array:
         """[B, T, V] float32 logits of the stack's result."""

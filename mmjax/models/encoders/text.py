@@ -95,20 +95,25 @@ class TextTransformer(StackFields):
             raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")
         mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None or not self.mask_padding else mask
         places_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], ids_BT.shape)
-        x_BTD = self.words(ids_BT) if words_BTD is None else words_BTD
-        if x_BTD.shape[-1] != self.width:
-            x_BTD = self.project_words(x_BTD)
-        if self.positions == "learned":
-            x_BTD = x_BTD + self.position.all()[None, self.position_offset : self.position_offset + length]
-        elif self.positions == "sincos":
-            x_BTD = x_BTD + jnp.asarray(sincos_1d(length, self.width), x_BTD.dtype)[None]
-        if self.segments:
-            x_BTD = x_BTD + self.segment(jnp.zeros_like(ids_BT) if segments is None else segments)
-        if self.embed_norm:
-            x_BTD = self.normalise_embeddings(x_BTD)
+        x_BTD = self._embed(self.words(ids_BT) if words_BTD is None else words_BTD, segments, None)
         x_BTD = dropout(self, with_added(x_BTD, added), self.dropout if self.embed_dropout is None else self.embed_dropout)
         y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT)
         return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps)
+
+    def _embed(self, words_BTD: Array, segments: Array | None, places_BT: Array | None) -> Array:
+        """[B, T, D], what the stack reads: rows of the word table with their positions, 0 to T - 1 where none are given."""
+        x_BTD = words_BTD if words_BTD.shape[-1] == self.width else self.project_words(words_BTD)
+        length = x_BTD.shape[1]
+        if self.positions == "learned" and places_BT is not None:
+            x_BTD = x_BTD + self.position(places_BT + self.position_offset)
+        elif self.positions == "learned":
+            x_BTD = x_BTD + self.position.all()[None, self.position_offset : self.position_offset + length]
+        elif self.positions == "sincos":
+            table = jnp.asarray(sincos_1d(length if places_BT is None else self.max_length, self.width), x_BTD.dtype)
+            x_BTD = x_BTD + (table[None] if places_BT is None else table[places_BT])
+        if self.segments:
+            x_BTD = x_BTD + self.segment(jnp.zeros(x_BTD.shape[:2], jnp.int32) if segments is None else segments)
+        return self.normalise_embeddings(x_BTD) if self.embed_norm else x_BTD
 
     def word_table(self) -> Array:
         """[V, D], for whoever ties its output to it."""

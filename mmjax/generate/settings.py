@@ -1,0 +1,83 @@
+"""How a text is written: the settings, by the names that `transformers` gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mmjax.core.config import check_ranges, setting
+from mmjax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Greedy, or with `do_sample` drawn; the names and the defaults are those of `transformers.GenerationConfig`.
+
+    Attributes:
+      max_new_tokens: at most so many tokens a text.
+      min_new_tokens: no text ends before it has so many.
+      min_length: no text ends before it and its prompt have so many.
+      do_sample: draw each token instead of taking the likeliest.
+      temperature: of the draw; logits are divided by it.
+      top_k: only so many of the likeliest tokens are drawn from; 0 for all.
+      top_p: only the likeliest tokens whose chances add up to it (Holtzman 2020, section 3.1).
+      min_p: only tokens at least so likely, as a share of the likeliest one's chance; 0 for all.
+      repetition_penalty: positive logits of tokens that were there, in the prompt too, are divided by it, others multiplied
+        (Keskar 2019, section 4.1).
+      no_repeat_ngram_size: no run of so many tokens comes twice; 0 for no such rule.
+      bad_words_ids: runs of tokens that are not written.
+      suppress_tokens: tokens that are never written.
+      begin_suppress_tokens: tokens with which no text begins.
+      forced_bos_token_id: the first token of every text that follows one token alone; None for none.
+      forced_eos_token_id: the last token of a text that reaches `max_new_tokens`; None for none.
+      eos_token_id: each of these ends a text; () for those of the tokenizer.
+      num_return_sequences: texts a prompt, when sampling.
+      seed: of what is drawn.
+    """
+
+    max_new_tokens: int = setting(least=1, default=20)
+    min_new_tokens: int = setting(least=0, default=0)
+    min_length: int = setting(least=0, default=0)
+    do_sample: bool = False
+    temperature: float = setting(above=0, default=1.0)
+    top_k: int = setting(least=0, default=50)
+    top_p: float = setting(above=0, most=1, default=1.0)
+    min_p: float = setting(least=0, most=1, default=0.0)
+    repetition_penalty: float = setting(above=0, default=1.0)
+    no_repeat_ngram_size: int = setting(least=0, default=0)
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+    num_return_sequences: int = setting(least=1, default=1)
+    seed: int = setting(least=0, default=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.num_return_sequences > 1 and not self.do_sample:
+            raise UserError(
+                f"num_return_sequences={self.num_return_sequences}: greedy decoding has one answer; use do_sample=True"
+            )
+        if any(not words for words in self.bad_words_ids):
+            raise UserError(f"bad_words_ids={self.bad_words_ids}: a run of no tokens cannot be left out")
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Settings by their names; lists become tuples. Raises `UserError` for a name that there is not."""
+    from mmjax.core.errors import nearest
+
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise UserError(
+                f"{name}={given[name]!r}: generation has no such setting{nearest(name, known)}; it has {', '.join(known)}"
+            )
+    if isinstance(given.get("eos_token_id"), int):
+        given = given | {"eos_token_id": (given["eos_token_id"],)}
+    return Settings(**{name: _frozen(value) for name, value in given.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,154 @@
+"""Texts written with a cache, against `transformers.generate` token for token, and against our own forward without one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import mmjax
+from mmjax.core.errors import UserError
+from mmjax.core.trees import map_with_path
+from mmjax.generate import decode, settings_of
+from mmjax.models.forward import BoundForward
+from mmjax.parallel.mesh import Mesh
+from mmjax.parallel.rules import place
+
+V, ENDS, PAD, NEW = 97, (2,), 0, 11
+MASK = np.arange(9)[None] >= np.array([[0], [4], [7]])
+IDS = np.where(MASK, np.random.default_rng(0).integers(3, V, MASK.shape), PAD).astype(np.int32)
+TEXT = {"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {
+    "gpt2": ("GPT2LMHeadModel", {**TEXT, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}),
+    "llama": (
+        "LlamaForCausalLM",
+        {
+            **TEXT,
+            "max_position_embeddings": 64,
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+def spread(model):
+    """Random parameters so large that no two tokens are nearly as likely."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn_like(p) * (0.3 if p.ndim > 1 else 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    @functools.cache
+    def make(kind):
+        name, sizes = SIZES[kind]
+        cls = getattr(transformers, name)
+        hf = spread(cls(cls.config_class(**sizes)))
+        folder = tmp_path_factory.mktemp(kind)
+        hf.save_pretrained(folder)
+        return (hf, *mmjax.load(folder))
+
+    return make
+
+
+def ours(model, params, given=None, ids=IDS, mask=MASK, batch=None, decoder="caption", ends=ENDS):
+    settings = settings_of({"max_new_tokens": NEW, **(given or {})})
+    write = jax.jit(functools.partial(decode, model, decoder=decoder, settings=settings, ends=ends, pad=PAD))
+    return write(params, batch=batch or {}, ids_BT=jnp.asarray(ids), mask_BT=jnp.asarray(mask))
+
+
+def theirs(hf, given=None, ids=IDS, mask=MASK, **inputs):
+    """Each row alone, padded after its end."""
+    rows = []
+    for n in range(len(ids)):
+        row = torch.tensor(ids[n][mask[n]])[None].long()
+        own = {name: x[n : n + 1] for name, x in inputs.items()}
+        out = hf.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, **own, **(given or {}))
+        new = out[0, row.shape[1] :].tolist()
+        rows.append(new + [PAD] * (NEW - len(new)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("given", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 4}])
+def test_a_ragged_batch_is_written_as_transformers_writes_each_row(kind, given, made):
+    hf, model, params = made(kind)
+    np.testing.assert_array_equal(np.asarray(ours(model, params, given).ids), theirs(hf, given))
+
+
+def test_a_text_ends_where_transformers_ends_it(made):
+    """Every token that is often written made an end: rows end at different lengths."""
+    hf, model, params = made("gpt2")
+    plain = np.asarray(ours(model, params).ids)
+    ends = (int(plain[0, 3]), int(plain[1, 6]))
+    found = ours(model, params, ends=ends)
+    np.testing.assert_array_equal(np.asarray(found.ids), theirs(hf, {"eos_token_id": list(ends)}))
+    wanted = [next((i + 1 for i, token in enumerate(row) if token in ends), NEW) for row in plain.tolist()]
+    assert np.asarray(found.lengths).tolist() == wanted and min(wanted) < NEW
+
+
+def test_a_cache_changes_nothing_and_scores_are_likelihoods(made):
+    """Teacher-forced on what was written, the forward without a cache finds each token likeliest, and as likely."""
+    _, model, params = made("llama")
+    found = ours(model, params)
+    for n in range(len(IDS)):
+        row = np.concatenate([IDS[n][MASK[n]], np.asarray(found.ids)[n]])[None]
+        batch = {"text": jnp.asarray(row), "text_mask": jnp.ones(row.shape, bool)}
+        logits = np.asarray(BoundForward(model, params, {}).decode("caption", batch), np.float64)[0, -NEW - 1 : -1]
+        np.testing.assert_array_equal(logits.argmax(-1), np.asarray(found.ids)[n])
+        likely = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).max(-1).sum()
+        assert np.asarray(found.scores)[n] == pytest.approx(likely, rel=1e-5)
+
+
+def test_a_row_alone_is_the_row_in_a_batch(made):
+    _, model, params = made("gpt2")
+    whole = np.asarray(ours(model, params).ids)
+    for n in range(len(IDS)):
+        alone = ours(model, params, ids=IDS[n : n + 1, MASK[n].argmax() :], mask=np.ones((1, MASK[n].sum()), bool))
+        np.testing.assert_array_equal(np.asarray(alone.ids)[0], whole[n])
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=1, fsdp=4, tensor=2), Mesh(data=8)])
+def test_eight_devices_write_what_one_writes(mesh, made):
+    _, model, params = made("llama")
+    ids, mask = np.repeat(IDS, 8, 0)[:8], np.repeat(MASK, 8, 0)[:8]
+    wanted = np.asarray(ours(model, params, ids=ids, mask=mask).ids)
+    built = mesh.build()
+    with jax.set_mesh(built):
+        placed = map_with_path(lambda path, x: place(built, path, np.asarray(x)), params)
+        found = ours(model, placed, ids=ids, mask=mask)
+    np.testing.assert_array_equal(np.asarray(found.ids), wanted)
+
+
+def test_what_is_drawn_depends_on_the_seed_and_on_nothing_else(made):
+    _, model, params = made("gpt2")
+    draw = {"do_sample": True, "top_k": 0}
+    first, again, other = (np.asarray(ours(model, params, {**draw, "seed": seed}).ids) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_new_token": 3}, "max_new_token=3: generation has no such setting (did you mean 'max_new_tokens'?)"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2: greedy decoding has one answer"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"bad_words_ids": [[]]}, "a run of no tokens"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(given, said):
+    with pytest.raises(UserError) as caught:
+        settings_of(given)
+    assert said in str(caught.value)
