@@ -21,6 +21,7 @@ RUNGS = {
     "train": 5,
     "convert": 5,
     "plan": 6,
+    "predict": 6,
     "cli": 7,
 }
 FLAX_ROOMS = {"nn", "models", "adapt"}

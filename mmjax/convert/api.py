@@ -50,7 +50,7 @@ def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tupl
       UserError: neither is there; what of the HuggingFace model we cannot represent exactly, by the field's name; a mesh that
         these devices do not make.
     """
-    run = _run_at(path)
+    run = run_at(path)
     built = mesh.build() if isinstance(mesh, Mesh) else mesh
     if run is not None:
         return _load_run(run, built)
@@ -60,7 +60,7 @@ def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tupl
 
 def load_model(path: str | Path) -> Multimodal:
     """The model alone, without its parameters: `model=load_model("runs/vit")` in a config."""
-    run = _run_at(path)
+    run = run_at(path)
     return describe_model(Path(path)) if run is None else run.experiment().model
 
 
@@ -92,7 +92,7 @@ def image_transforms(path: str | Path) -> tuple[Any, ...]:
     Raises:
       UserError: there is none, or a step of it that we cannot do exactly.
     """
-    run = _run_at(path)
+    run = run_at(path)
     return processor.image_transforms(Path(path) if run is None else run.path / COMPANION_FOLDER)
 
 
@@ -110,7 +110,7 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     return write_model(model, params, Path(path), functools.partial(_copy_companions, Path(companions)))
 
 
-def _run_at(path: str | Path) -> Run | None:
+def run_at(path: str | Path) -> Run | None:
     """The run at a path or at an address in a bucket; None where the config.json there is not an experiment's."""
     run = Run(path)
     try:

@@ -55,8 +55,10 @@ def in_parts(trees: Sequence[Any]) -> Any:
 
 
 def apart(tree: Any) -> Any:
-    """Each parameter `[L, ...]` of a tree as L parts, a layer each."""
-    return jax.tree.map(lambda leaf: Stacked(tuple(leaf[n : n + 1] for n in range(leaf.shape[0]))), tree)
+    """Each parameter `[L, ...]` of a tree as L parts, a layer each; as it is where there is one layer."""
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.shape[0] == 1 else Stacked(tuple(leaf[n : n + 1] for n in range(leaf.shape[0]))), tree
+    )
 
 
 def joined(parts: Sequence[Any]) -> Any:

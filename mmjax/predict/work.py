@@ -1,0 +1,128 @@
+"""What a run or a HuggingFace folder needs to answer: the model, its tokenizer, its transforms, the names of its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmjax.convert import image_transforms, load
+from mmjax.convert.api import run_at
+from mmjax.convert.export import text_tokenizer
+from mmjax.core.errors import UserError
+from mmjax.core.types import Params
+from mmjax.data import Tokenizer
+from mmjax.data.images import decode_image, from_pil, read_image
+from mmjax.models import Multimodal
+from mmjax.train.classes import from_huggingface
+from mmjax.train.experiment import Experiment
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """See the module.
+
+    Attributes:
+      transforms: those of the data that the run is evaluated on; None where nothing says how images are made ready.
+      classes: head -> the names of its classes in the order of its logits; () where there are none.
+      max_length: tokens of a text, where the run's data says so; 0 where it does not.
+    """
+
+    path: str
+    model: Multimodal
+    params: Params
+    tokenizer: Tokenizer | None
+    transforms: tuple[Any, ...] | None
+    classes: Mapping[str, tuple[str, ...]]
+    max_length: int
+
+    def pixels(self, image: Any) -> np.ndarray:
+        """[H, W, 3] float32 of a path, a PIL image or a uint8 array [H, W, 3], as the run's evaluation makes them.
+
+        Raises:
+          BadRecordError: a file that is no image.
+          UserError: something else; a run that says nothing of how images are made ready.
+        """
+        if self.transforms is None:
+            raise UserError(
+                f"{self.path}: nothing in it says how an image is made ready (preprocessor_config.json is not there)"
+            )
+        record: dict[str, Any] = {"image": _pixels(image)}
+        for transform in self.transforms:
+            if hasattr(transform, "texts"):  # writes captions of a class, which a new image has not
+                continue
+            record = transform(record, np.random.default_rng(0), ())
+        made: np.ndarray = record["image"]
+        return made
+
+    def texts(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
+        """`ids` and `mask` [N, T] as the run's data makes them, and which texts were cut.
+
+        Raises:
+          UserError: no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(f"{self.path}: there is no tokenizer in it, so it reads no text")
+        found = self.tokenizer.encode(list(texts), self.length())
+        return {"ids": found["ids"], "mask": found["mask"]}, found["truncated"].tolist()
+
+    def length(self) -> int:
+        """Tokens of a text: of the run's data, else as many as the model reads."""
+        parts = (*self.model.encoders.values(), *self.model.decoders.values())
+        most = [part.max_length for part in parts if hasattr(part, "vocab_size")]
+        return min([self.max_length or 512, *most])
+
+
+def open_work(path: str | Path) -> Work:
+    """Open a run, or a HuggingFace folder.
+
+    Raises:
+      UserError: as `mmjax.load`.
+    """
+    model, params = load(Path(path))
+    run = run_at(path)
+    if run is None:
+        folder = Path(path)
+        tokenizer = Tokenizer.load(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+        alone = Experiment(model=model, data={}, tasks={}, steps=0)
+        return Work(str(path), model, params, tokenizer, _came_with(path), from_huggingface(alone), 0)
+    e, tokenizers = run.experiment(), run.tokenizers()
+    data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)
+    names = run.classes() or from_huggingface(e)
+    transforms = _came_with(path) if data is None else tuple(data.transforms)
+    tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
+    return Work(str(path), model, params, tokenizer, transforms, names, 0 if data is None else data.max_length)
+
+
+def _came_with(path: str | Path) -> tuple[Any, ...] | None:
+    """The transforms of the image processor in the folder; None where there is none."""
+    try:
+        return image_transforms(path)
+    except UserError as error:
+        if "no preprocessor_config.json" in str(error):
+            return None
+        raise
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """uint8 [H, W, 3], what a file of this image would be read as."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "RGB":
+            return from_pil(image)
+        file = io.BytesIO()
+        image.save(file, "png")
+        return decode_image(file.getvalue(), "image")
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise UserError(f"an image is a path, a PIL image or uint8 [H, W, 3]; found {array.dtype} {array.shape}")
+    return array
