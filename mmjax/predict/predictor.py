@@ -133,6 +133,8 @@ class Predictor:
             raise UserError(f"decoders.{name} answers a question: give one a prompt")
         batch = self._batch(images, asked) if read else {}
         count = len(next(iter(batch.values()))) if batch else len(texts or [""])
+        if texts is not None and len(texts) != count:
+            raise UserError(f"{count} images and {len(texts)} prompts: give as many of both")
         places = self._places(name, batch) if hasattr(spec, "place") and batch else 0
         ids = self._prompts(None if asked is not None else texts, count, name, s.max_new_tokens, places)
         ends = s.eos_token_id or (tokenizer.eos_id,)

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from cases import image_config
+from families import CASES
+from handed import sizes_of
+from parity import save
 
 import mmjax
 from mmjax.core.errors import UserError
@@ -152,3 +156,44 @@ def test_settings_that_mean_nothing_are_refused(given, said):
     with pytest.raises(UserError) as caught:
         settings_of(given)
     assert said in str(caught.value)
+
+
+ACROSS = ["BlipForConditionalGeneration", "BlipForQuestionAnswering", "LlavaForConditionalGeneration"]
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_a_text_about_an_image_is_what_transformers_writes(name, tmp_path):
+    """Each row against `transformers` alone, whose padded batches of BLIP are not its single rows."""
+    case, made = next((case, made) for case in CASES.values() for made in case.models if made.name == name)
+    hf = spread(case.make(made.of(sizes_of(case))))
+    if name.startswith("Blip"):  # reads the ids of its texts from its config, whatever `generate` is given
+        hf.config.text_config.bos_token_id, hf.config.text_config.sep_token_id, hf.config.text_config.pad_token_id = 1, 3, PAD
+        hf.decoder_start_token_id, hf.decoder_pad_token_id = 1, PAD
+    model, params = mmjax.load(save(hf, tmp_path))
+    (decoder,) = model.decoders
+    rng, side = np.random.default_rng(2), image_config(hf.config).image_size
+    image = rng.normal(size=(3, side, side, 3)).astype(np.float32)
+    batch, inputs = {"image": image}, {"pixel_values": torch.tensor(np.moveaxis(image, -1, 1).copy())}
+    ids, mask = np.full((3, 1), 1, np.int32), np.ones((3, 1), bool)
+    if name.startswith("Llava"):
+        encoder, place = model.encoders["image"], model.decoders[decoder].place
+        tokens = image.shape[1] // encoder.patch[0] * (image.shape[2] // encoder.patch[1])
+        words = [rng.integers(4, 59, n) for n in (3, 1, 6)]
+        rows = [np.concatenate([[1], [place] * tokens, own]) for own in words]
+        length = max(map(len, rows))
+        mask = np.arange(length)[None] >= np.array([[length - len(row)] for row in rows])
+        ids = np.stack([np.pad(row, (length - len(row), 0)) for row in rows]).astype(np.int32)
+    if name == "BlipForQuestionAnswering":
+        text = rng.integers(4, 59, (3, 5)).astype(np.int32)
+        batch |= {"text": text, "text_mask": np.ones(text.shape, bool)}
+    found = np.asarray(ours(model, params, ids=ids, mask=mask, batch=batch, decoder=decoder, ends=(3,)).ids)
+    for n in range(3):
+        own = {key: x[n : n + 1] for key, x in inputs.items()}
+        if "text" in batch:
+            own |= {"input_ids": torch.tensor(batch["text"][n : n + 1]).long()}
+        elif mask.shape[1] > 1:
+            own |= {"input_ids": torch.tensor(ids[n][mask[n]])[None].long()}
+        ends = {} if name.startswith("Blip") else {"eos_token_id": 3, "pad_token_id": PAD}
+        out = hf.generate(**own, **ends, max_new_tokens=NEW, do_sample=False)[0].tolist()
+        new = out[len(own["input_ids"][0]) :] if name.startswith("Llava") else out[1:]
+        assert found[n].tolist() == (new + [PAD] * NEW)[:NEW]

@@ -1,0 +1,153 @@
+"""A run at work: its answers on new files are those of its own evaluation, from Python and from the command line."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import mmjax
+from mmjax.cli import main
+from mmjax.core.errors import UserError
+from mmjax.data import Digits
+from mmjax.evaluate import Report
+from mmjax.models.forward import BoundForward
+from mmjax.models.heads import Classifier
+from mmjax.train import Checkpoint, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a classifier, a dual space and a captioner."""
+    path = tmp_path_factory.mktemp("predict") / "run"
+    tasks = tiny.tasks("classify", "contrastive", "caption")
+    whole = tiny.model()
+    model = whole.copy(fusions={"dual": whole.fusions["dual"]}, heads={"classes": Classifier(classes=10, input="image")})
+    e = tiny.experiment(model=model, tasks=tasks, steps=20, evaluate={"report": Report()}, evaluate_every=0)
+    train(dataclasses.replace(e, checkpoint=Checkpoint(every=20)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ask(run):
+    return mmjax.Predictor(run, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    records = Digits("validation").build()
+    return [records[i]["image"] for i in range(19)]
+
+
+@pytest.fixture
+def files(digits, tmp_path):
+    """The same pictures as files of several kinds, one of them with a transparent layer, and one that is none."""
+    for i, pixels in enumerate(digits[:5]):
+        image = Image.fromarray(pixels)
+        (image.convert("RGBA") if i == 1 else image).save(tmp_path / f"{i}.{('png', 'png', 'bmp', 'tiff', 'gif')[i]}")
+    (tmp_path / "3x.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_classes_are_those_of_the_evaluation(ask, digits):
+    evaluation = tiny.data("validation").build(ask.work.tokenizer, 0, "validation")
+    batch = {"image": np.stack([evaluation.batch(0)["image"][0]])}  # of the shape that the model reads
+    assert batch["image"].shape[1:] == ask.work.pixels(digits[0]).shape
+    pixels = np.stack([ask.work.pixels(x) for x in digits])
+    logits = np.asarray(BoundForward(ask.model, ask.work.params, {"image": pixels}).head("classes"), np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = ask.classify(digits, top_k=0)
+    names = ask.work.classes["classes"]
+    assert len(found) == len(digits) and len(names) == 10
+    for row, share in zip(found, shares, strict=True):
+        assert [names.index(one["label"]) for one in row] == np.argsort(-share, kind="stable").tolist()
+        np.testing.assert_allclose([one["score"] for one in row], -np.sort(-share), rtol=1e-4)
+
+
+def test_the_evaluator_finds_the_same(run, ask):
+    records = Digits("test").build()  # what the finished run was evaluated on
+    whole = [records[i] for i in range(len(records))]
+    said = ask.classify([record["image"] for record in whole], top_k=1)
+    names = ask.work.classes["classes"]
+    right = np.mean([row[0]["label"] == names[record["label"]] for row, record in zip(said, whole, strict=True)])
+    metrics = json.loads((run / "finished.json").read_text())["metrics"]
+    assert right == pytest.approx(metrics["report/accuracy"], abs=1e-12)
+
+
+def test_a_picture_is_the_same_however_it_comes(ask, digits, files):
+    pixels, image = digits[1], Image.fromarray(digits[1])
+    ways = ask.classify([pixels, image, image.convert("RGBA"), files / "1.png", str(files / "1.png")])
+    assert all(way == ways[0] for way in ways)
+
+
+def test_vectors_and_names_that_no_head_knows(ask, digits):
+    images, texts = ask.embed_image(digits[:3]), ask.embed_text(["the number one.", "the number two."])
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(ask.similarity(digits[:3], ["the number one.", "the number two."]), images @ texts.T, rtol=1e-6)
+    (row, *_) = ask.classify(digits[:3], classes=("one", "two"), template="the number {}.", top_k=0)
+    scale = float(BoundForward(ask.model, ask.work.params, {}).scalar("dual", "scale"))
+    likely = np.exp(scale * (images @ texts.T)[0])
+    wanted = dict(zip(("one", "two"), likely / likely.sum(), strict=True))
+    assert {one["label"]: one["score"] for one in row} == pytest.approx(wanted, rel=1e-4)
+
+
+def test_captions_are_the_likeliest_words(ask, digits):
+    """Against the forward without a cache, one token at a time."""
+    tokenizer, found = ask.work.tokenizer, ask.generate(images=digits[:3], max_new_tokens=6)
+    for image, text in zip(digits, found, strict=False):
+        ids = [tokenizer.bos_id]
+        while len(ids) < 7 and tokenizer.eos_id not in ids[1:]:
+            batch = {"image": ask.work.pixels(image)[None], "text": np.array([ids], np.int32)}
+            forward = BoundForward(ask.model, ask.work.params, batch | {"text_mask": np.ones((1, len(ids)), bool)})
+            logits = forward.decode("caption", forward.batch, {"image": forward.tokens("image")})
+            ids.append(int(np.argmax(logits[0, -1])))
+        assert tokenizer.decode(ids) == text
+
+
+def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files, capsys):
+    out = files / "out.jsonl"
+    assert main(["predict", str(run), str(files), "--top_k", "1", "--out", str(out)]) == 1
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["image"].rsplit("/")[-1] for row in rows] == ["0.png", "1.png", "2.bmp", "3.tiff", "3x.png", "4.gif"]
+    assert "error" in rows[4] and all(len(row["classes"]) == 1 for row in rows if "error" not in row)
+    assert main(["predict", str(run), str(files / "0.png"), "--out", str(out)]) == 2
+    assert "the file is there already" in capsys.readouterr().err
+    assert main(["predict", str(run), str(files / "0.png"), "--top_k", "1"]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)["classes"]
+    (among,) = rows[0]["classes"]
+    assert alone["label"] == among["label"] and alone["score"] == pytest.approx(among["score"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ask_for", "said"),
+    [
+        (lambda ask: ask.generate(images=None), "looks at an image, and there is none"),
+        (lambda ask: ask.generate(prompts=["one", "two"], images=np.zeros((8, 8, 3), np.uint8)), "1 images and 2 prompts"),
+        (lambda ask: ask.generate(prompts="the number " * 9, images=np.zeros((8, 8, 3), np.uint8)), "do not fit into"),
+        (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
+        (lambda ask: ask.classify(), "give images, texts, or both"),
+        (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(ask_for, said, ask):
+    with pytest.raises(UserError) as caught:
+        ask_for(ask)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "predict takes a run and what to answer"),
+        (["run"], "predict takes a run and what to answer"),
+        (["run", "x.png", "--texts"], "predict has no --texts (did you mean '--text'?)"),
+        (["run", "hello", "--text", "--question", "why"], "--question is asked of images"),
+        (["no_such_run", "x.png"], "no_such_run"),
+    ],
+)
+def test_mistaken_words_are_one_line(words, said, capsys):
+    assert main(["predict", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
