@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmjax.convert import load, save_hf
-    from mmjax.predict import Predictor
+    from mmjax.predict.predictor import Predictor
     from mmjax.train.session import set_up
 
     __version__: str
 
 _PLACES = {
-    "Predictor": "mmjax.predict",
+    "Predictor": "mmjax.predict.predictor",
     "load": "mmjax.convert",
     "save_hf": "mmjax.convert",
     "set_up": "mmjax.train.session",

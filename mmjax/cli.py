@@ -107,29 +107,6 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Of `mmjax predict`.
-
-    Attributes:
-      out: a new file for the answers, one JSON object a line; without it they are printed.
-      text: the inputs are texts, to be classified or gone on with.
-      question: asked of each image.
-      classes: of zero-shot classification, parted by commas.
-      top_k: so many classes of each input; 0 for all.
-      max_new_tokens: at most so many tokens of a text.
-      batch_size: inputs that are computed at once.
-    """
-
-    out: str | None = setting(everyday=True, metavar="FILE", default=None)
-    text: bool = setting(everyday=True, default=False)
-    question: str = setting(everyday=True, default="")
-    classes: str = setting(everyday=True, default="")
-    top_k: int = setting(everyday=True, least=0, default=5)
-    max_new_tokens: int = setting(everyday=True, least=1, default=32)
-    batch_size: int = setting(least=1, default=32)
-
-
-@dataclasses.dataclass(frozen=True)
 class CacheOptions:
     """Of commands that compile.
 
@@ -187,27 +164,9 @@ def predict(words: list[str]) -> int:
     Answer new inputs: classes, captions, answers, one JSON object an input. RUN is a run or a HuggingFace folder, INPUT an
     image, a folder of them, or with --text a text. Exit status 1 where an input could not be read.
     """
-    own = take(words, PredictOptions)
-    if wrong := [word for word in words if word.startswith("--")]:
-        known = [f"--{field.name}" for field in dataclasses.fields(PredictOptions)]
-        raise UserError(f"predict has no {wrong[0]}{nearest(wrong[0], known)}: {_usage(predict)}")
-    if len(words) < 2:
-        raise UserError(f"predict takes a run and what to answer: {_usage(predict)}")
-    if own.text and own.question:
-        raise UserError("--question is asked of images, and --text says that the inputs are texts")
-    from mmjax.predict.answers import Asked, answers, listed, written
-    from mmjax.predict.predictor import Predictor
+    from mmjax.predict.command import run
 
-    images, texts = ([], words[1:]) if own.text else (listed(words[1:]), [])
-    classes = tuple(name.strip() for name in own.classes.split(",") if name.strip())
-    with written(own.out, _say) as write:
-        ask = Predictor(words[0], own.batch_size)
-        asked = Asked(classes, own.question, own.top_k, own.max_new_tokens)
-        failed = 0
-        for answer in answers(ask, images, texts, asked):
-            write(line(answer))
-            failed += "error" in answer
-    return 1 if failed else 0
+    return run(words, _usage(predict), _say)
 
 
 def from_hf(words: list[str]) -> int:
@@ -285,6 +244,12 @@ def _plan_options() -> tuple[type, ...]:
     return (Options,)
 
 
+def _predict_options() -> tuple[type, ...]:
+    from mmjax.predict.command import Options
+
+    return (Options,)
+
+
 def _many_processes() -> tuple[type, ...]:
     from mmjax.parallel.multihost import Join
 
@@ -308,7 +273,7 @@ def _fields_of_evaluation(words: list[str]) -> dict[str, list[Line]]:
 COMMANDS = {
     "train": Command(train, lambda: (TrainOptions, *_many_processes()), _fields_of_config),
     "evaluate": Command(evaluate, lambda: (EvaluateOptions, *_many_processes()), _fields_of_evaluation),
-    "predict": Command(predict, lambda: (PredictOptions,)),
+    "predict": Command(predict, _predict_options),
     "convert from-hf": Command(from_hf),
     "convert to-hf": Command(to_hf),
     "data inspect": Command(inspect_data, fields=_fields_of_data),

@@ -1,5 +1,1 @@
 """Rung 6: a run, or an imported checkpoint, at work on new inputs."""
-
-from mmjax.predict.predictor import Predictor
-
-__all__ = ["Predictor"]

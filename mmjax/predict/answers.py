@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +47,6 @@ class Asked:
     question: str = ""
     top_k: int = 5
     new_tokens: int = 32
-
-
-@contextlib.contextmanager
-def written(out: str | None, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
-    """Where lines go: to a new file, or said.
-
-    Raises:
-      UserError: the file is there already.
-    """
-    if out is None:
-        yield say
-        return
-    try:
-        file = open(out, "x", encoding="utf-8")  # noqa: SIM115
-    except FileExistsError:
-        raise UserError(f"--out {out}: the file is there already; give another name") from None
-
-    def write(text: str) -> None:
-        file.write(text + "\n")
-        file.flush()
-
-    try:
-        with file:
-            yield write
-    finally:
-        if not Path(out).stat().st_size:  # nothing was answered: the same command can be given again
-            Path(out).unlink()
 
 
 def answers(ask: Predictor, images: Sequence[str], texts: Sequence[str], asked: Asked) -> Iterator[dict[str, Any]]:

@@ -151,3 +151,18 @@ def test_mistaken_words_are_one_line(words, said, capsys):
     assert main(["predict", *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+def test_a_prompt_is_gone_on_with(ask, digits):
+    """The prompt without its end, read by the forward without a cache."""
+    tokenizer = ask.work.tokenizer
+    (found,) = ask.generate(prompts="the number", images=digits[:1], max_new_tokens=2)
+    ids = tokenizer.encode(["the number"], 12)["ids"][0]
+    ids = ids[: list(ids).index(tokenizer.eos_id)].tolist()
+    start = len(ids)
+    while len(ids) < start + 2 and tokenizer.eos_id not in ids[start:]:
+        batch = {"image": ask.work.pixels(digits[0])[None], "text": np.array([ids], np.int32)}
+        forward = BoundForward(ask.model, ask.work.params, batch | {"text_mask": np.ones((1, len(ids)), bool)})
+        logits = forward.decode("caption", forward.batch, {"image": forward.tokens("image")})
+        ids.append(int(np.argmax(logits[0, -1])))
+    assert tokenizer.decode(ids[start:]) == found

@@ -1,0 +1,91 @@
+"""The command `mmjax predict`: its options, and where its answers go."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.flags import take
+from mmjax.core.strict_json import line
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of `mmjax predict`.
+
+    Attributes:
+      out: a new file for the answers, one JSON object a line; without it they are printed.
+      text: the inputs are texts, to be classified or gone on with.
+      question: asked of each image.
+      classes: of zero-shot classification, parted by commas.
+      top_k: so many classes of each input; 0 for all.
+      max_new_tokens: at most so many tokens of a text.
+      batch_size: inputs that are computed at once.
+    """
+
+    out: str | None = setting(everyday=True, metavar="FILE", default=None)
+    text: bool = setting(everyday=True, default=False)
+    question: str = setting(everyday=True, default="")
+    classes: str = setting(everyday=True, default="")
+    top_k: int = setting(everyday=True, least=0, default=5)
+    max_new_tokens: int = setting(everyday=True, least=1, default=32)
+    batch_size: int = setting(least=1, default=32)
+
+
+def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
+    """Answer what the words of a command name; returns the exit status, 1 where an input could not be read.
+
+    Raises:
+      UserError: mistaken words; what `answers` raises.
+    """
+    own = take(words, Options)
+    if wrong := [word for word in words if word.startswith("--")]:
+        known = [f"--{field.name}" for field in dataclasses.fields(Options)]
+        raise UserError(f"predict has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")
+    if len(words) < 2:
+        raise UserError(f"predict takes a run and what to answer: {usage}")
+    if own.text and own.question:
+        raise UserError("--question is asked of images, and --text says that the inputs are texts")
+    from mmjax.predict.answers import Asked, answers, listed
+    from mmjax.predict.predictor import Predictor
+
+    images, texts = ([], words[1:]) if own.text else (listed(words[1:]), [])
+    classes = tuple(name.strip() for name in own.classes.split(",") if name.strip())
+    failed = 0
+    with written(own.out, say) as write:
+        ask = Predictor(words[0], own.batch_size)
+        for answer in answers(ask, images, texts, Asked(classes, own.question, own.top_k, own.max_new_tokens)):
+            write(line(answer))
+            failed += "error" in answer
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def written(out: str | None, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """Where lines go: to a new file, or said.
+
+    Raises:
+      UserError: the file is there already.
+    """
+    if out is None:
+        yield say
+        return
+    try:
+        file = open(out, "x", encoding="utf-8")  # noqa: SIM115
+    except FileExistsError:
+        raise UserError(f"--out {out}: the file is there already; give another name") from None
+
+    def write(text: str) -> None:
+        file.write(text + "\n")
+        file.flush()
+
+    try:
+        with file:
+            yield write
+    finally:
+        if not Path(out).stat().st_size:  # nothing was answered: the same command can be given again
+            Path(out).unlink()
