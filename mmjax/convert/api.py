@@ -137,7 +137,7 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         (folder / COMPANION_FOLDER).mkdir()
         _copy_companions(source, folder / COMPANION_FOLDER)
         if any(source.glob("tokenizer*")) or any(source.glob("vocab*")):
-            run.keep_tokenizers({"": Tokenizer.load(source)})
+            run.keep_tokenizer(Tokenizer.load(source))
         save_params(run, params)
     return model, unused
 

@@ -196,18 +196,26 @@ class Run:
         found = {name: Tokenizer.load(folder / name) for name in sorted(names_in(folder))}
         return found if own is None else {"": own, **found}
 
-    def keep_tokenizers(self, tokenizers: Mapping[str, Tokenizer]) -> None:
-        """Write them beside, then rename, so that none is ever half there; {}: a run without one."""
-        named = {name: tokenizer for name, tokenizer in tokenizers.items() if name}
-        for folder, kept in (("tokenizer", {"": tokenizers[""]} if "" in tokenizers else {}), ("tokenizers", named)):
-            place, beside = self.path / folder, self.path / f"{folder}.new"
-            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
-            for name, tokenizer in kept.items():
-                tokenizer.save(beside / name if name else beside)
-            shutil.rmtree(place, ignore_errors=True)  # a folder that is not empty cannot be replaced
-            if kept:
-                os.replace(beside, place)
+    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep the tokenizer of texts which name no other."""
+        self._keep("tokenizer", {"": tokenizer})
         self.send()
+
+    def keep_tokenizers(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        """Keep these and no others, by name; {}: a run without one."""
+        self._keep("tokenizer", {"": tokenizers[""]} if "" in tokenizers else {})
+        self._keep("tokenizers", {name: tokenizer for name, tokenizer in tokenizers.items() if name})
+        self.send()
+
+    def _keep(self, folder: str, tokenizers: Mapping[str, Tokenizer]) -> None:
+        """Write them beside, then rename, so that none is ever half there."""
+        place, beside = self.path / folder, self.path / f"{folder}.new"
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
+        for name, tokenizer in tokenizers.items():
+            tokenizer.save(beside / name if name else beside)
+        shutil.rmtree(place, ignore_errors=True)  # a folder that is not empty cannot be replaced
+        if tokenizers:
+            os.replace(beside, place)
 
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Head -> the names of its classes in the order of its logits, of those that the run knows."""
