@@ -57,6 +57,7 @@ def decode(
     settings: Settings,
     ends: Sequence[int],
     pad: int,
+    index_B: Array | None = None,
 ) -> Texts:
     """Write a text after each prompt. Traced: wrap it in `jax.jit`.
 
@@ -65,35 +66,26 @@ def decode(
       ids_BT, mask_BT: int32 and bool, prompts that end together, padded on the left.
       ends: ids that end a text.
       pad: the id that follows an end.
+      index_B: int32, the number of each row among all that are asked for, on which its draws depend; None: its place here.
     """
-    spec, dtype = model.decoders[decoder], compute_dtype(model.dtype)
-    forward = BoundForward(model, params, batch)
+    spec, forward = model.decoders[decoder], BoundForward(model, params, batch)
     context = {name: forward.tokens(name) for name in spec.context if batch} or None
-    own = cast_params(params, dtype)
+    own = cast_params(params, compute_dtype(model.dtype))
     places_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0)
     logits_BV, cache = model.apply({"params": own}, decoder, ids_BT, mask_BT, places_BT, context, method="begin")
-    seen_BS = _context_mask(spec, context)
-    layered = _layers_apart(own, decoder)
+    seen_BS, layered = _context_mask(spec, context), _layers_apart(own, decoder)
+    (B, T), new = ids_BT.shape, settings.max_new_tokens
+    rows_B = jnp.arange(B, dtype=jnp.int32) if index_B is None else index_B
     rules = processors(settings, ends)
-    B, T = ids_BT.shape
-    room = T + settings.max_new_tokens
 
     def turn(state: Turn) -> Turn:
-        written = state.written
-        scores_BV = _processed(state.logits, written, rules)
-        token_B = _taken(scores_BV, settings, written.count)
-        likely_B = jnp.take_along_axis(jax.nn.log_softmax(scores_BV, axis=-1), token_B[:, None], axis=1)[:, 0]
+        token_B, likely_B = _taken(_processed(state.logits, state.written, rules), settings, state.written.count, rows_B)
         token_B = jnp.where(state.done, pad, token_B)
-        ended_B = jnp.isin(token_B, jnp.asarray(list(ends), jnp.int32)) if ends else jnp.zeros(B, bool)
-        now = Written(
-            jax.lax.dynamic_update_slice(written.ids, token_B[:, None], (0, written.slot)),
-            jax.lax.dynamic_update_slice(written.real, jnp.ones((B, 1), bool), (0, written.slot)),
-            written.slot + 1,
-            written.count + 1,
-        )
+        now = _with(state.written, token_B)
         places_B = jnp.sum(now.real, axis=1, dtype=jnp.int32) - 1
-        given = (decoder, token_B, now.real, places_B, seen_BS, state.cache, written.slot)
+        given = (decoder, token_B, now.real, places_B, seen_BS, state.cache, state.written.slot)
         logits_BV, cache = model.apply({"params": layered}, *given, method="step")
+        ended_B = jnp.isin(token_B, jnp.asarray(list(ends), jnp.int32)) if ends else jnp.zeros(B, bool)
         return Turn(
             now,
             logits_BV.astype(jnp.float32),
@@ -103,23 +95,31 @@ def decode(
             state.scores + jnp.where(state.done, 0.0, likely_B),
         )
 
-    def goes_on(state: Turn) -> Array:
-        return (state.written.count < settings.max_new_tokens) & ~jnp.all(state.done)
-
-    new = ((0, 0), (0, settings.max_new_tokens))
-    written = Written(
-        jnp.pad(ids_BT, new, constant_values=pad), jnp.pad(mask_BT, new), jnp.asarray(T, jnp.int32), jnp.zeros((), jnp.int32)
-    )
     first = Turn(
-        written,
+        _room(ids_BT, mask_BT, new, pad),
         logits_BV.astype(jnp.float32),
-        _roomy(cache, room),
+        _roomy(cache, T + new),
         jnp.zeros(B, bool),
         jnp.zeros(B, jnp.int32),
         jnp.zeros(B, jnp.float32),
     )
-    last = jax.lax.while_loop(goes_on, turn, first)
+    last = jax.lax.while_loop(lambda state: (state.written.count < new) & ~jnp.all(state.done), turn, first)
     return Texts(last.written.ids[:, T:], last.lengths, last.scores)
+
+
+def _room(ids_BT: Array, mask_BT: Array, new: int, pad: int) -> Written:
+    """Prompts, with slots after them for so many tokens."""
+    more = ((0, 0), (0, new))
+    ids, real = jnp.pad(ids_BT, more, constant_values=pad), jnp.pad(mask_BT, more)
+    return Written(ids, real, jnp.asarray(ids_BT.shape[1], jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _with(written: Written, token_B: Array) -> Written:
+    """One token more in each row."""
+    at = (0, written.slot)
+    ids = jax.lax.dynamic_update_slice(written.ids, token_B[:, None], at)
+    real = jax.lax.dynamic_update_slice(written.real, jnp.ones((len(token_B), 1), bool), at)
+    return Written(ids, real, written.slot + 1, written.count + 1)
 
 
 def _processed(logits_BV: Array, written: Written, rules: Sequence[Processor]) -> Array:
@@ -128,14 +128,15 @@ def _processed(logits_BV: Array, written: Written, rules: Sequence[Processor]) -
     return logits_BV
 
 
-def _taken(scores_BV: Array, settings: Settings, count: Array) -> Array:
-    """[B] int32: the likeliest token, or one that is drawn with a key of the row's and the turn's own."""
-    if not settings.do_sample:
-        return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
-    key = jax.random.fold_in(jax.random.key(settings.seed), count)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(scores_BV.shape[0]))
-    drawn = jax.vmap(jax.random.categorical)(keys, filtered(scores_BV, settings))
-    return drawn.astype(jnp.int32)
+def _taken(scores_BV: Array, settings: Settings, count: Array, rows_B: Array) -> tuple[Array, Array]:
+    """[B] int32 the likeliest token, or one drawn with a key of the row's and the turn's own; and its log-likelihood."""
+    if settings.do_sample:
+        key = jax.random.fold_in(jax.random.key(settings.seed), count)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B)
+        token_B = jax.vmap(jax.random.categorical)(keys, filtered(scores_BV, settings)).astype(jnp.int32)
+    else:
+        token_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
+    return token_B, jnp.take_along_axis(jax.nn.log_softmax(scores_BV, axis=-1), token_B[:, None], axis=1)[:, 0]
 
 
 def _context_mask(spec: Any, context: Mapping[str, Tokens] | None) -> Array | None:

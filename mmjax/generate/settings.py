@@ -31,7 +31,6 @@ class Settings:
       forced_bos_token_id: the first token of every text that follows one token alone; None for none.
       forced_eos_token_id: the last token of a text that reaches `max_new_tokens`; None for none.
       eos_token_id: each of these ends a text; () for those of the tokenizer.
-      num_return_sequences: texts a prompt, when sampling.
       seed: of what is drawn.
     """
 
@@ -51,15 +50,10 @@ class Settings:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
-    num_return_sequences: int = setting(least=1, default=1)
     seed: int = setting(least=0, default=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.num_return_sequences > 1 and not self.do_sample:
-            raise UserError(
-                f"num_return_sequences={self.num_return_sequences}: greedy decoding has one answer; use do_sample=True"
-            )
         if any(not words for words in self.bad_words_ids):
             raise UserError(f"bad_words_ids={self.bad_words_ids}: a run of no tokens cannot be left out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mmjax.generate import decode, settings_of
 from mmjax.models.forward import BoundForward
 from mmjax.predict.work import open_work
 
+logger = logging.getLogger("mmjax")
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
 
 
@@ -140,10 +142,12 @@ class Predictor:
         ends = s.eos_token_id or (tokenizer.eos_id,)
 
         def write(params: Params, rows: Batch) -> Any:
-            own = {key: x for key, x in rows.items() if not key.startswith("prompt")}
-            return decode(work.model, params, name, own, rows["prompt"], rows["prompt_mask"], s, ends, tokenizer.pad_id)
+            own = {key: x for key, x in rows.items() if key in batch}
+            prompts = (rows["prompt"], rows["prompt_mask"])
+            return decode(work.model, params, name, own, *prompts, s, ends, tokenizer.pad_id, rows["row"])
 
-        written = self._rows(("generate", name, s), write, batch | ids, bound=False)
+        rows = batch | ids | {"row": np.arange(count, dtype=np.int32)}
+        written = self._rows(("generate", name, s, *batch), write, rows, bound=False)
         return [tokenizer.decode(row[:length]) for row, length in zip(written.ids, written.lengths, strict=True)]
 
     def _prompts(self, texts: list[str] | None, count: int, name: str, new: int, tokens: int) -> dict[str, np.ndarray]:
@@ -238,9 +242,16 @@ class Predictor:
             raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
         batch: dict[str, np.ndarray] = {}
         if images is not None:
-            batch["image"] = np.stack([self.work.pixels(image) for image in images])
+            made = [self.work.pixels(image) for image in images]
+            if len(sizes := {one.shape for one in made}) > 1:
+                raise UserError(
+                    f"{self.work.path}: images of {len(sizes)} sizes after its transforms, which have no Resize: {sizes}"
+                )
+            batch["image"] = np.stack(made)
         if texts is not None:
-            found, _ = self.work.texts(texts)
+            found, cut = self.work.texts(texts)
+            if any(cut):
+                logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), found["ids"].shape[1])
             batch |= {"text": found["ids"], "text_mask": found["mask"]}
         return batch
 

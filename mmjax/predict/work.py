@@ -34,6 +34,7 @@ class Work:
       transforms: those of the data that the run is evaluated on; None where nothing says how images are made ready.
       classes: head -> the names of its classes in the order of its logits; () where there are none.
       max_length: tokens of a text, where the run's data says so; 0 where it does not.
+      shape: (H, W, channels) of the images that it is evaluated on; None where nothing says so.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Work:
     transforms: tuple[Any, ...] | None
     classes: Mapping[str, tuple[str, ...]]
     max_length: int
+    shape: tuple[int, ...] | None = None
 
     def pixels(self, image: Any) -> np.ndarray:
         """[H, W, 3] float32 of a path, a PIL image or a uint8 array [H, W, 3], as the run's evaluation makes them.
@@ -61,6 +63,12 @@ class Work:
                 continue
             record = transform(record, np.random.default_rng(0), ())
         made: np.ndarray = record["image"]
+        if self.shape is not None and made.shape != self.shape:
+            (height, width), (own_height, own_width) = made.shape[:2], self.shape[:2]
+            raise UserError(
+                f"{self.path}: an image of {height} x {width} pixels after the run's transforms, which was trained on "
+                f"{own_height} x {own_width}: give its data a Resize"
+            )
         return made
 
     def texts(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
@@ -99,7 +107,9 @@ def open_work(path: str | Path) -> Work:
     names = run.classes() or from_huggingface(e)
     transforms = _came_with(path) if data is None else tuple(data.transforms)
     tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
-    return Work(str(path), model, params, tokenizer, transforms, names, 0 if data is None else data.max_length)
+    shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
+    shape = next((tuple(found) for found in shapes if found), None)
+    return Work(str(path), model, params, tokenizer, transforms, names, 0 if data is None else data.max_length, shape)
 
 
 def _came_with(path: str | Path) -> tuple[Any, ...] | None:

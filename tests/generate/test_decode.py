@@ -146,7 +146,7 @@ def test_what_is_drawn_depends_on_the_seed_and_on_nothing_else(made):
     ("given", "said"),
     [
         ({"max_new_token": 3}, "max_new_token=3: generation has no such setting (did you mean 'max_new_tokens'?)"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2: greedy decoding has one answer"),
+        ({"num_beams": 4}, "num_beams=4: generation has no such setting"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"bad_words_ids": [[]]}, "a run of no tokens"),

@@ -127,6 +127,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.generate(prompts=["one", "two"], images=np.zeros((8, 8, 3), np.uint8)), "1 images and 2 prompts"),
         (lambda ask: ask.generate(prompts="the number " * 9, images=np.zeros((8, 8, 3), np.uint8)), "do not fit into"),
         (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
+        (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
         (lambda ask: ask.classify(), "give images, texts, or both"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
     ],
@@ -151,6 +152,13 @@ def test_mistaken_words_are_one_line(words, said, capsys):
     assert main(["predict", *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+def test_a_draw_depends_on_the_number_of_the_input_and_not_on_the_batch(run, ask, digits):
+    draw = {"images": digits[:11], "do_sample": True, "max_new_tokens": 5, "seed": 3}
+    found = ask.generate(**draw)
+    assert mmjax.Predictor(run, batch_size=3).generate(**draw) == found
+    assert len(set(ask.generate(images=[digits[0]] * 11, do_sample=True, top_k=0, temperature=3.0))) > 1
 
 
 def test_a_prompt_is_gone_on_with(ask, digits):
