@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,11 +78,29 @@ class DryEvaluation(Evaluation):
             raise
 
 
+def asks(evaluator: Any) -> bool:
+    """Whether an evaluator ever reads the evaluation that it is called with.
+
+    One that does not has nothing that could be traced, and may count its calls (a script, a figure from elsewhere).
+    """
+    code = getattr(evaluator, "__code__", None) or getattr(type(evaluator).__call__, "__code__", None)
+    if code is None:
+        return True
+    place = 0 if hasattr(evaluator, "__code__") else 1
+    if code.co_argcount <= place:
+        return True
+    name = code.co_varnames[place]
+    named = (step.argval for step in dis.get_instructions(code))
+    return name in code.co_cellvars or any(name in value if isinstance(value, tuple) else value == name for value in named)
+
+
 def check_evaluators(setup: Setup, evaluators: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Trace what every evaluator runs. Returns head -> shape of its logits."""
     heads: dict[str, tuple[int, ...]] = {}
     params = with_variables(setup.abstract.params, setup.abstract.variables.get("model", {}))
     for name, evaluator in evaluators.items():
+        if not asks(evaluator):
+            continue
         dry = DryEvaluation(setup, heads)
         with within(f"evaluate.{name}"):
             try:

@@ -19,6 +19,7 @@ from mmjax.models.decoders import TextDecoder
 from mmjax.models.fusion import Cross, Dual
 from mmjax.models.heads import Classifier
 from mmjax.parallel.mesh import use_mesh
+from mmjax.train.dry import asks
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.validate import live_inputs, unread_parts, validated
@@ -229,3 +230,18 @@ def test_nothing_is_compiled(caplog):
             jax.jit(lambda x: x * 3.5 + 1)(np.float32(2))
             after = [record.message for record in caplog.records if "Compiling" in record.message]
     assert before == [] and len(after) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """An evaluator that reads nothing."""
+
+    data: str = "validation"
+
+    def __call__(self, evaluation, params):
+        return {"score": 1.0}
+
+
+def test_an_evaluator_that_reads_nothing_is_not_called_before_the_first_step():
+    assert not asks(Script()) and not asks(lambda evaluation, params: {})
+    assert asks(Report()) and asks(lambda evaluation, params: (lambda: evaluation)())
