@@ -119,6 +119,11 @@ def run_at(path: str | Path) -> Run | None:
         return None
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a HuggingFace folder brings a tokenizer."""
+    return any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+
+
 def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[str, ...]]:
     """Make a run out of a HuggingFace folder: its checkpoint 0 is what `init_from` starts from.
 
@@ -136,7 +141,7 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         run.write_json("environment.json", environment())
         (folder / COMPANION_FOLDER).mkdir()
         _copy_companions(source, folder / COMPANION_FOLDER)
-        if any(source.glob("tokenizer*")) or any(source.glob("vocab*")):
+        if has_tokenizer(source):
             run.keep_tokenizer(Tokenizer.load(source))
         save_params(run, params)
     return model, unused
@@ -218,7 +223,7 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)
         write_generation(folder, architecture, family.config(explicit(model)), family)
-    data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)
+    data = e.asked_data()
     if data is not None and "image" in model.encoders:
         for name in ("preprocessor_config.json", "processor_config.json"):
             (folder / name).unlink(missing_ok=True)

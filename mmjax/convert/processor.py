@@ -74,6 +74,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+class NoProcessorError(UserError):
+    """A folder without an image processor's settings."""
+
+
 def image_transforms(folder: Path) -> tuple[Any, ...]:
     """The transforms that make the tensor (to 1e-5, channels last) of the image processor saved in a HuggingFace folder.
 
@@ -217,7 +221,7 @@ def _read(folder: Path) -> _Settings:
     if found is None:
         file = folder / FILE
         if not file.is_file():
-            raise UserError(f"{folder}: no {FILE}, and no {NESTED_FILE} with an image_processor in it")
+            raise NoProcessorError(f"{folder}: no {FILE}, and no {NESTED_FILE} with an image_processor in it")
         found = _json(file)
     if not isinstance(found, dict):
         raise UserError(f"{file}: image_processor={json.dumps(found)} is not an object")

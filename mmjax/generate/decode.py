@@ -70,7 +70,7 @@ def decode(
     """
     spec, forward = model.decoders[decoder], BoundForward(model, params, batch)
     context = {name: forward.tokens(name) for name in spec.context if batch} or None
-    own = cast_params(params, compute_dtype(model.dtype))
+    own = cast_params({f"decoders_{decoder}": params[f"decoders_{decoder}"]}, compute_dtype(model.dtype))
     places_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0)
     logits_BV, cache = model.apply({"params": own}, decoder, ids_BT, mask_BT, places_BT, context, method="begin")
     seen_BS, layered = _context_mask(spec, context), _layers_apart(own, decoder)
@@ -141,7 +141,7 @@ def _taken(scores_BV: Array, settings: Settings, count: Array, rows_B: Array) ->
 
 def _context_mask(spec: Any, context: Mapping[str, Tokens] | None) -> Array | None:
     """[B, S] bool of what the layers attend to beside the text; None where they attend to nothing."""
-    attended = spec._attended(context) if context else None
+    attended = spec.attended(context) if context else None
     return None if attended is None else attended[1]
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from mmjax.core.config import check_ranges, setting
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Settings:
 
 def settings_of(given: dict[str, Any]) -> Settings:
     """Settings by their names; lists become tuples. Raises `UserError` for a name that there is not."""
-    from mmjax.core.errors import nearest
-
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in known:

@@ -261,3 +261,17 @@ class BoundForward:
         if key not in self._memory:
             self._memory[key] = (inputs, compute())
         return self._memory[key][1]
+
+
+def spliced_tokens(model: Multimodal, params: Params, batch: Mapping[str, Any], decoder: str) -> int:
+    """How many tokens of its context stand in a text of a `SplicedDecoder`; nothing is computed.
+
+    Args:
+      batch: arrays or their shapes, of what the context is encoded from.
+    """
+    spec = model.decoders[decoder]
+
+    def context(params: Params, batch: Batch) -> Array:
+        return BoundForward(model, params, batch).tokens(spec.context[0]).embeddings
+
+    return int(jax.eval_shape(context, params, dict(batch)).shape[1]) - int(spec.skip)

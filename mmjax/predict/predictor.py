@@ -14,7 +14,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.types import Batch, Params
 from mmjax.generate import decode, settings_of
-from mmjax.models.forward import BoundForward
+from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.predict.work import open_work
 
 logger = logging.getLogger("mmjax")
@@ -137,7 +137,7 @@ class Predictor:
         count = len(next(iter(batch.values()))) if batch else len(texts or [""])
         if texts is not None and len(texts) != count:
             raise UserError(f"{count} images and {len(texts)} prompts: give as many of both")
-        places = self._places(name, batch) if hasattr(spec, "place") and batch else 0
+        places = spliced_tokens(work.model, work.params, batch, name) if hasattr(spec, "place") and batch else 0
         ids = self._prompts(None if asked is not None else texts, count, name, s.max_new_tokens, places)
         ends = s.eos_token_id or (tokenizer.eos_id,)
 
@@ -172,15 +172,6 @@ class Predictor:
             "prompt": np.array([[pad] * (length - len(row)) + row for row in rows], np.int32),
             "prompt_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
         }
-
-    def _places(self, name: str, batch: dict[str, np.ndarray]) -> int:
-        """How many tokens of the context stand in a text (`SplicedDecoder`)."""
-        spec, rows = self.work.model.decoders[name], {key: x[:1] for key, x in batch.items()}
-
-        def context(params: Params, rows: Batch) -> Any:
-            return BoundForward(self.work.model, params, rows).tokens(spec.context[0]).embeddings
-
-        return int(jax.eval_shape(context, self.work.params, rows).shape[1]) - int(spec.skip)
 
     def _with_places(self, row: list[int], name: str, tokens: int) -> list[int]:
         """A prompt whose one place for an image, after its first token where it has none, is as long as the image."""
@@ -265,8 +256,9 @@ class Predictor:
         for start in range(0, count, size):
             rows = {name: x[start : start + size] for name, x in batch.items()}
             real = len(next(iter(rows.values())))
-            if start:  # the last of several batches is filled up, so that it needs no program of its own
-                rows = {name: np.concatenate([x, np.repeat(x[-1:], size - real, 0)]) for name, x in rows.items()}
+            # Filled up to a power of two, so that batches which lack some rows need few programs.
+            full = size if start else min(size, 1 << (real - 1).bit_length())
+            rows = {name: np.concatenate([x, np.repeat(x[-1:], full - real, 0)]) for name, x in rows.items()}
             out = self._compiled[key](work.params, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *given)

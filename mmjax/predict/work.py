@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from mmjax.convert import image_transforms, load
-from mmjax.convert.api import run_at
+from mmjax.convert.api import has_tokenizer, run_at
 from mmjax.convert.export import text_tokenizer
+from mmjax.convert.processor import NoProcessorError
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
@@ -22,8 +23,6 @@ from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.models import Multimodal
 from mmjax.train.classes import from_huggingface
 from mmjax.train.experiment import Experiment
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +98,11 @@ def open_work(path: str | Path) -> Work:
     run = run_at(path)
     if run is None:
         folder = Path(path)
-        tokenizer = Tokenizer.load(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+        tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None
         alone = Experiment(model=model, data={}, tasks={}, steps=0)
         return Work(str(path), model, params, tokenizer, _came_with(path), from_huggingface(alone), 0)
     e, tokenizers = run.experiment(), run.tokenizers()
-    data = e.data.get(e.test_data) or e.data.get("validation") or next(iter(e.data.values()), None)
+    data = e.asked_data()
     names = run.classes() or from_huggingface(e)
     transforms = _came_with(path) if data is None else tuple(data.transforms)
     tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
@@ -116,10 +115,8 @@ def _came_with(path: str | Path) -> tuple[Any, ...] | None:
     """The transforms of the image processor in the folder; None where there is none."""
     try:
         return image_transforms(path)
-    except UserError as error:
-        if "no preprocessor_config.json" in str(error):
-            return None
-        raise
+    except NoProcessorError:
+        return None
 
 
 def _pixels(image: Any) -> np.ndarray:

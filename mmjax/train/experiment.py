@@ -146,6 +146,10 @@ class Experiment:
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
 
+    def asked_data(self) -> Data | None:
+        """The data whose transforms new inputs go through: what a finished run is evaluated on; None where there is none."""
+        return self.data.get(self.test_data) or self.data.get("validation") or next(iter(self.data.values()), None)
+
     def task_data(self) -> tuple[str, ...]:
         """Names of the data that tasks train on, each once."""
         return tuple(dict.fromkeys(task.data for task in self.tasks.values()))

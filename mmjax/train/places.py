@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from mmjax.core.errors import UserError
-from mmjax.core.types import Batch
+from mmjax.models.forward import spliced_tokens
 from mmjax.train.setup import Setup
-from mmjax.train.step import forwards_of
+from mmjax.train.state import with_variables
 
 
 def check_places(setup: Setup, name: str, batches: Iterable[Mapping[str, Any]]) -> None:
@@ -47,15 +47,9 @@ def _splicing(setup: Setup, name: str) -> list[str]:
 
 def _tokens(setup: Setup, name: str, decoder: str) -> int:
     """How many tokens of the context stand in a text."""
-    part = setup.experiment.model.decoders[decoder]
     shapes = {key: jax.ShapeDtypeStruct((1, *shape[1:]), dtype) for key, (shape, dtype) in setup.datasets[name].spec().items()}
-
-    def context(params: Any, batch: Batch, variables: Any) -> Any:
-        forward = forwards_of(setup.experiment.model, params, {name: batch}, None, variables)[name]
-        return forward.tokens(part.context[0]).embeddings
-
-    given = jax.eval_shape(context, setup.abstract.params, shapes, setup.abstract.variables)
-    return int(given.shape[1]) - int(part.skip)
+    params = with_variables(setup.abstract.params, setup.abstract.variables.get("model", {}))
+    return spliced_tokens(setup.experiment.model, params, shapes, decoder)
 
 
 def _wrong(setup: Setup, name: str, decoder: str, found: str, tokens: int) -> UserError:

@@ -61,7 +61,7 @@ class SplicedDecoder(TextDecoder):
             return super()._words(ids_BT, context)
         return self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :])
 
-    def _attended(self, context: Mapping[str, Tokens] | None) -> None:
+    def attended(self, context: Mapping[str, Tokens] | None) -> None:
         return None
 
     def output(self, hidden_BTD: Array) -> Array:

@@ -48,9 +48,7 @@ class TextDecoder(TextTransformer):
     def decode(
         self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
     ) -> Array:
-        if context and not self.mask_context:
-            context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
-        return self.output(self.read(ids_BT, mask, None, added, context).embeddings)
+        return self.output(self.read(ids_BT, mask, None, added, self._seen(context)).embeddings)
 
     def begin(
         self, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None = None
@@ -62,7 +60,7 @@ class TextDecoder(TextTransformer):
           places_BT: int32, the position of each token in its own prompt; any number where there is none.
         """
         y_BTD, cache = self.layers.cached(
-            self._embed(self._words(ids_BT, context), None, places_BT), mask_BT, self._attended(context), places_BT
+            self._embed(self._words(ids_BT, context), None, places_BT), mask_BT, self.attended(context), places_BT
         )
         return self.output(y_BTD[:, -1:])[:, 0], cache
 
@@ -86,11 +84,15 @@ class TextDecoder(TextTransformer):
         """[B, T, D]: what stands for the ids before positions are added."""
         return self.words(ids_BT)
 
-    def _attended(self, context: Mapping[str, Tokens] | None) -> tuple[Array, Array] | None:
-        """What the layers attend to: embeddings [B, S, D] and mask [B, S]."""
-        if context and not self.mask_context:
-            context = {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
-        return join_context(context)
+    def attended(self, context: Mapping[str, Tokens] | None) -> tuple[Array, Array] | None:
+        """What the layers attend to beside the text: embeddings [B, S, D] and mask [B, S]; None for nothing."""
+        return join_context(self._seen(context))
+
+    def _seen(self, context: Mapping[str, Tokens] | None) -> Mapping[str, Tokens] | None:
+        """The context with the mask that hides its padding, or none."""
+        if not context or self.mask_context:
+            return context
+        return {name: dataclasses.replace(own, mask=jnp.ones_like(own.mask)) for name, own in context.items()}
 
     def output(self, hidden_BTD: Array) -> Array:
         """[B, T, V] float32 logits of the stack's result."""
