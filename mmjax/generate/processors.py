@@ -6,42 +6,23 @@ any of them, so a row in a batch is what it is alone.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.types import Array
 from mmjax.generate.settings import Settings
+from mmjax.generate.written import Written
 
 NEVER = -jnp.inf
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """What is there already.
-
-    Attributes:
-      ids: [B, S] int32, prompts, which end at slot `start`, and what follows them.
-      real: [B, S] bool, the slots that hold a token.
-      slot: [] int32, where the next token goes.
-      count: [] int32, how many have been written after the prompts.
-    """
-
-    ids: Array
-    real: Array
-    slot: Array
-    count: Array
 
 
 Processor = Callable[[Array, Written], Array]
 
 
-def processors(settings: Settings, ends: Sequence[int]) -> list[Processor]:
-    """Those that the settings ask for, in order."""
+def processors(settings: Settings, ends: Sequence[int], own: Sequence[Processor] = ()) -> list[Processor]:
+    """Those that the settings ask for, in order, and the user's own after them."""
     s, last = settings, settings.max_new_tokens - 1
     found: list[Processor | None] = [
         repetition_penalty(s.repetition_penalty) if s.repetition_penalty != 1.0 else None,
@@ -54,7 +35,7 @@ def processors(settings: Settings, ends: Sequence[int]) -> list[Processor]:
         suppress(s.suppress_tokens) if s.suppress_tokens else None,
         suppress_at_begin(s.begin_suppress_tokens) if s.begin_suppress_tokens else None,
     ]
-    return [one for one in found if one is not None]
+    return [*[one for one in found if one is not None], *own]
 
 
 def repetition_penalty(penalty: float) -> Processor:
@@ -147,3 +128,10 @@ def _without(logits_BV: Array, tokens: Sequence[int], where: Array) -> Array:
 
 def _only(logits_BV: Array, token: int) -> Array:
     return jnp.full_like(logits_BV, NEVER).at[:, token].set(0.0)
+
+
+def processed(logits_BV: Array, written: Written, rules: Sequence[Processor]) -> Array:
+    """What all of them make of the logits."""
+    for rule in rules:
+        logits_BV = rule(logits_BV, written)
+    return logits_BV

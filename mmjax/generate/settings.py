@@ -11,7 +11,7 @@ from mmjax.core.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Greedy, or with `do_sample` drawn; the names and the defaults are those of `transformers.GenerationConfig`.
+    """Greedy, drawn with `do_sample`, or searched for by beams; names and defaults of `transformers.GenerationConfig`.
 
     Attributes:
       max_new_tokens: at most so many tokens a text.
@@ -22,6 +22,11 @@ class Settings:
       top_k: only so many of the likeliest tokens are drawn from; 0 for all.
       top_p: only the likeliest tokens whose chances add up to it (Holtzman 2020, section 3.1).
       min_p: only tokens at least so likely, as a share of the likeliest one's chance; 0 for all.
+      num_beams: so many beginnings of a text are followed at once (`beams`); 1 for one.
+      length_penalty: a beam's score is divided by its length to this power; above 0 for longer texts.
+      early_stopping: of beams: True ends when as many texts as beams have ended, False when no better one is likely, `never`
+        when none is possible.
+      num_return_sequences: so many texts of each prompt: at most `num_beams`, or with `do_sample` any number.
       repetition_penalty: positive logits of tokens that were there, in the prompt too, are divided by it, others multiplied
         (Keskar 2019, section 4.1).
       no_repeat_ngram_size: no run of so many tokens comes twice; 0 for no such rule.
@@ -31,6 +36,7 @@ class Settings:
       forced_bos_token_id: the first token of every text that follows one token alone; None for none.
       forced_eos_token_id: the last token of a text that reaches `max_new_tokens`; None for none.
       eos_token_id: each of these ends a text; () for those of the tokenizer.
+      stop_strings: each of these ends a text too; the token that completes one is the last.
       seed: of what is drawn.
     """
 
@@ -42,6 +48,10 @@ class Settings:
     top_k: int = setting(least=0, default=50)
     top_p: float = setting(above=0, most=1, default=1.0)
     min_p: float = setting(least=0, most=1, default=0.0)
+    num_beams: int = setting(least=1, default=1)
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = setting(least=1, default=1)
     repetition_penalty: float = setting(above=0, default=1.0)
     no_repeat_ngram_size: int = setting(least=0, default=0)
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -50,12 +60,23 @@ class Settings:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     seed: int = setting(least=0, default=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if any(not words for words in self.bad_words_ids):
             raise UserError(f"bad_words_ids={self.bad_words_ids}: a run of no tokens cannot be left out")
+        if not all(self.stop_strings):
+            raise UserError(f"stop_strings={self.stop_strings}: an empty string would end every text")
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise UserError(f"early_stopping={self.early_stopping!r}: use True, False or 'never'")
+        most = self.num_beams if self.num_beams > 1 else self.num_return_sequences if self.do_sample else 1
+        if self.num_return_sequences > most:
+            raise UserError(
+                f"num_return_sequences={self.num_return_sequences} and num_beams={self.num_beams}: at most {most} texts of a "
+                f"prompt {'without do_sample or more beams' if most == 1 else 'from so many beams'}"
+            )
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
@@ -66,8 +87,9 @@ def settings_of(given: dict[str, Any]) -> Settings:
             raise UserError(
                 f"{name}={given[name]!r}: generation has no such setting{nearest(name, known)}; it has {', '.join(known)}"
             )
-    if isinstance(given.get("eos_token_id"), int):
-        given = given | {"eos_token_id": (given["eos_token_id"],)}
+    for name, one in (("eos_token_id", int), ("stop_strings", str)):
+        if isinstance(given.get(name), one):
+            given = given | {name: (given[name],)}
     return Settings(**{name: _frozen(value) for name, value in given.items()})
 
 

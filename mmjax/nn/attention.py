@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.nn.attend import attend
-from mmjax.nn.cache import Kept, attend_one, write
+from mmjax.nn.cache import Kept, attend_one, by_head
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import rotate
@@ -51,11 +51,11 @@ class Attention(nn.Module):
         cache: Kept | None = None,
         index: Array | None = None,
     ) -> tuple[Array, Kept]:
-        """The result, and the keys and values that it was made of, [B, S, G, K] each.
+        """The result, and the keys and values of x, or of the context, [B, G, T, K] each.
 
         Args:
-          cache: keys and values of tokens read before, in S slots. With an `index` those of x, one token, are written there,
-            and x attends to the slots of the mask; without, x attends to them as they are (those of a context).
+          cache: keys and values of tokens read before, in S slots. With an `index` x is one token, which belongs there, and
+            attends to itself and to the other slots of the mask; without, x attends to the slots as they are (a context's).
         """
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
@@ -65,19 +65,18 @@ class Attention(nn.Module):
             assert positions_BT is not None
             q_BTHK = rotate(q_BTHK, positions_BT, self.theta, self.rotary_scaling)
         q_BTHK = checkpoint_name(constrain(q_BTHK, *TOKENS, "tensor", None), "qkv")
-        if cache is not None and index is None:
-            k_BSGK, v_BSGK = cache
-        else:
-            k_BSGK, v_BSGK = self._keys(x_BTD if context_BSD is None else context_BSD, kv_heads, positions_BT)
+        if cache is not None and index is None:  # of a context, computed once
+            return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS)), cache
+        k_BSGK, v_BSGK = self._keys(x_BTD if context_BSD is None else context_BSD, kv_heads, positions_BT)
+        new = (by_head(k_BSGK), by_head(v_BSGK))
         if cache is not None and index is not None:
-            k_BSGK, v_BSGK = (write(old, new, index) for old, new in zip(cache, (k_BSGK, v_BSGK), strict=True))
+            return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS, new, index)), new
         dropping = self.dropout > 0.0 and self.has_rng("dropout")
         drop = functools.partial(dropout, self, rate=self.dropout) if dropping else None
-        if cache is None:
-            mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, None, self.causal, self.kind, drop)
-        else:
-            mixed_BTHK = attend_one(q_BTHK, k_BSGK, v_BSGK, mask_BS)
-        return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK), (k_BSGK, v_BSGK)
+        return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, None, self.causal, self.kind, drop)), new
+
+    def _out(self, x_BTD: Array, mixed_BTHK: Array) -> Array:
+        return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK)
 
     def _keys(self, source_BSD: Array, heads: int, positions_BT: Array | None) -> Kept:
         k_BSGK, v_BSGK = (Linear((heads, self.head_width), use_bias=self.qkv_bias, name=name)(source_BSD) for name in "kv")

@@ -117,7 +117,7 @@ class Block(StackFields):
     def cached(
         self, x_BTD: Array, mask_BT: Array, context: Any, positions_BT: Any, cache: Any = None, index: Any = None
     ) -> tuple[Array, dict[str, Kept]]:
-        """The result, and the keys and values of each attention; `cache` has those of tokens before (`Attention.cached`)."""
+        """The result, and the new keys and values of each attention; `cache` has those before (`Attention.cached`)."""
         x_BTD, kept, known = constrain_tokens(x_BTD), {}, cache or {}
 
         def self_attention(x: Array) -> Array:
@@ -127,7 +127,8 @@ class Block(StackFields):
 
         def cross_attention(x: Array) -> Array:
             attention = self._attention("cross_attention", False, False)
-            y, kept["cross_attention"] = attention.cached(x, context[1], context[0], None, known.get("cross_attention"))
+            y, new = attention.cached(x, context[1], context[0], None, known.get("cross_attention"))
+            kept.update({} if "cross_attention" in known else {"cross_attention": new})
             return y
 
         def mlp(x: Array) -> Array:
@@ -215,12 +216,12 @@ class Stack(StackFields):
     def cached(
         self, x: Array, mask: Array, context: Any, positions: Array, cache: Cache = None, index: Any = None
     ) -> tuple[Array, Cache]:
-        """The result, and the keys and values that it was made of, `[L, B, S, G, K]`.
+        """The result, and the keys and values that are new, `[L, B, G, T, K]`.
 
         Args:
           mask: [B, S] bool, of the slots of the cache where there is one.
           context: (embeddings, mask); the embeddings None where the cache holds their keys and values.
-          cache, index: of tokens read before, and where the one token of x is written; None where x is all there is.
+          cache, index: of tokens read before, and the slot of the one token of x (`nn.cache.write`); None where x is all.
         """
         y, _, kept = self._run(x, mask, context, positions, cache, index, keep=True)
         return y, kept

@@ -146,7 +146,10 @@ def test_what_is_drawn_depends_on_the_seed_and_on_nothing_else(made):
     ("given", "said"),
     [
         ({"max_new_token": 3}, "max_new_token=3: generation has no such setting (did you mean 'max_new_tokens'?)"),
-        ({"num_beams": 4}, "num_beams=4: generation has no such setting"),
+        ({"num_return_sequences": 2}, "at most 1 texts of a prompt without do_sample or more beams"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "at most 2 texts of a prompt from so many beams"),
+        ({"early_stopping": "soon", "num_beams": 2}, "early_stopping='soon': use True, False or 'never'"),
+        ({"stop_strings": [".", ""]}, "an empty string would end every text"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"bad_words_ids": [[]]}, "a run of no tokens"),

@@ -8,18 +8,21 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from mmjax.generate.filters import filtered
-from mmjax.generate.processors import Written, processors
+from mmjax.generate.processors import processors
 from mmjax.generate.settings import Settings
+from mmjax.generate.written import Written
 
 B, START, COUNT, V, ENDS = 3, 5, 4, 31, (2, 7)
 IDS = np.random.default_rng(0).integers(3, 9, (B, START + COUNT)).astype(np.int32)
+NONE = jnp.zeros((B, 0), jnp.int32)
 LOGITS = np.random.default_rng(1).normal(size=(B, V)).astype(np.float32) * 3
 
 
 def written(real, room=4):
     """A batch whose rows have these slots, with room for more."""
     ids = np.pad(IDS, ((0, 0), (0, room)))
-    return Written(jnp.asarray(ids), jnp.asarray(np.pad(real, ((0, 0), (0, room)))), jnp.int32(START + COUNT), jnp.int32(COUNT))
+    real = np.pad(real, ((0, 0), (0, room)))
+    return Written(jnp.asarray(ids), jnp.asarray(real), jnp.int32(START + COUNT), jnp.int32(COUNT), NONE)
 
 
 ROWS = np.arange(START + COUNT)[None] >= np.array([[0], [2], [4]])
@@ -65,7 +68,7 @@ def test_a_rule_is_that_of_transformers_on_each_row(name):
 def test_a_rule_about_how_much_is_written(settings, rule, count):
     (own,) = processors(Settings(**settings), ENDS)
     length = START + count
-    state = Written(jnp.asarray(IDS), jnp.ones(IDS.shape, bool), jnp.int32(length), jnp.int32(count))
+    state = Written(jnp.asarray(IDS), jnp.ones(IDS.shape, bool), jnp.int32(length), jnp.int32(count), NONE)
     wanted = rule(START)(torch.tensor(IDS[:, :length]).long(), torch.tensor(LOGITS).clone())
     np.testing.assert_allclose(np.asarray(own(jnp.asarray(LOGITS), state)), wanted.numpy(), rtol=1e-6)
 

@@ -67,13 +67,13 @@ class TextDecoder(TextTransformer):
     def step(
         self, ids_B: Array, mask_BS: Array, places_B: Array, context_BS: Array | None, cache: Cache, index: Array
     ) -> tuple[Array, Cache]:
-        """Read one token more: the logits [B, V] of the next one, and the cache with it.
+        """Read one token more: the logits [B, V] of the next one, and what `nn.cache.write` puts into the cache.
 
         Args:
           mask_BS: bool, the slots of the cache that hold a token, the one now written among them.
           places_B: int32, the position of the token in its own text.
           context_BS: bool, the mask of the context; None without.
-          index: [] int32, the slot that is written.
+          index: int32, the slot of the token: [] one for all rows, or [B].
         """
         x_BTD = self._embed(self.words(ids_B[:, None]), None, places_B[:, None])
         context = None if context_BS is None else (None, context_BS)

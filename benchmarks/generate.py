@@ -1,0 +1,168 @@
+"""Texts written by mmjax against `transformers.generate` with the same weights, on the CPU in float32, in one process.
+
+    python benchmarks/generate.py [--only gpt2_1 ...]
+
+Cases: a GPT-2 of 12 layers and width 768 at batch 1 and 8, a prompt of 32 tokens; a captioner, BLIP's, of a ViT-S/16 and 6
+layers of width 384, at batch 1 and 8. Each writes 128 tokens, greedily, without an end, with the cache of its library. The two
+sides take turns, so that a change in the machine's mood hits both, with as many threads. What is compiled is timed apart and
+said. Both must write the same tokens: a figure for other tokens would mean nothing.
+
+`read` is the share of this machine's read bandwidth (two threads summing 1 GiB) that one token reads: the weights once and the
+live part of the cache. `room` (`--only room`) is the time of a text of 64 slots where the cache has room for 512, over the time
+where it has room for 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+NEW, PROMPT, ROUNDS = 128, 32, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Two functions that write the same tokens [B, new]; `first_s` is the first call of ours, compiling included."""
+
+    ours: Callable[[], np.ndarray]
+    theirs: Callable[[], np.ndarray]
+    weights: int  # bytes that a token reads
+    cached: int  # bytes of one slot of the cache of all rows
+
+
+def gpt2(batch: int, prompt: int = PROMPT, new: int = NEW, end: int | None = None, room: int = 0) -> Case:
+    """A GPT-2 of the first published size with random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(attn_implementation="sdpa")
+    hf = transformers.GPT2LMHeadModel(config).eval()
+    ids = np.random.default_rng(0).integers(5, config.vocab_size, (batch, prompt)).astype(np.int32)
+    weights = sum(p.numel() for p in hf.parameters()) - config.vocab_size * 0
+    weights -= hf.transformer.wpe.weight.numel()  # of which a token reads one row
+    slot = 2 * config.n_layer * config.n_embd * batch
+    return _case(hf, ids, {}, new, 4 * weights, 4 * slot)
+
+
+def captioner(batch: int, new: int = NEW) -> Case:
+    """BLIP's captioner with ViT-S/16 at 224 pixels and 6 layers of width 384."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
+    text = tower | {"num_hidden_layers": 6, "encoder_hidden_size": 384, "max_position_embeddings": 256}
+    config = transformers.BlipConfig(
+        text_config=text | {"bos_token_id": 30522, "eos_token_id": 2, "sep_token_id": 102, "pad_token_id": 0},
+        vision_config=tower | {"num_hidden_layers": 12, "image_size": 224, "patch_size": 16},
+    )
+    hf = transformers.BlipForConditionalGeneration(config).eval()
+    ids = np.full((batch, 1), 30522, np.int32)
+    image = np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32)
+    decoder = sum(p.numel() for p in hf.text_decoder.parameters())
+    slot = 2 * 6 * 384 * batch
+    return _case(hf, ids, {"image": image}, new, 4 * decoder, 4 * slot)
+
+
+def _case(hf: Any, ids: np.ndarray, inputs: dict[str, np.ndarray], new: int, weights: int, slot: int) -> Case:
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    import mmjax
+    from mmjax.generate import decode, settings_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save_pretrained(folder)
+        model, params = mmjax.load(folder)
+    (name,) = model.decoders
+    settings = settings_of({"max_new_tokens": new})
+    write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(), pad=0))
+    batch = {key: jnp.asarray(x) for key, x in inputs.items()}
+    given = {"ids_BT": jnp.asarray(ids), "mask_BT": jnp.ones(ids.shape, bool)}
+    pixels = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))} if inputs else {}
+    prompt = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.ones(ids.shape, dtype=torch.long)}
+
+    def ours() -> np.ndarray:
+        return np.asarray(write(params, batch=batch, **given).ids)
+
+    def theirs() -> np.ndarray:
+        with torch.inference_mode():
+            out = hf.generate(**prompt, **pixels, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+        return np.asarray(out)[:, -new:]
+
+    return Case(ours, theirs, weights, slot)
+
+
+def bandwidth() -> float:
+    """Bytes a second that two threads read, the best of ten sums over 1 GiB."""
+    import torch
+
+    x, best = torch.ones(1 << 28), 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        x.sum()
+        best = max(best, x.numel() * 4 / (time.perf_counter() - start))
+    return best
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what it gave."""
+    start = time.perf_counter()
+    out = call()
+    return time.perf_counter() - start, out
+
+
+def compare(case: Case) -> dict[str, Any]:
+    """Seconds of both sides, in turns."""
+    first, ours = timed(case.ours)
+    _, theirs = timed(case.theirs)
+    same = float(np.mean(ours == theirs))
+    pairs = [(timed(case.ours)[0], timed(case.theirs)[0]) for _ in range(ROUNDS)]
+    own, other = zip(*pairs, strict=True)
+    tokens = ours.size
+    return {
+        "tokens_equal": same,
+        "first_call_s": round(first, 2),
+        "ours_tokens_s": round(tokens / statistics.median(own), 1),
+        "theirs_tokens_s": round(tokens / statistics.median(other), 1),
+        "ours_best_s": round(min(own), 3),
+        "theirs_best_s": round(min(other), 3),
+        "times_theirs": round(statistics.median(b / a for a, b in pairs), 3),
+    }
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "gpt2_1": lambda: gpt2(1),
+    "gpt2_8": lambda: gpt2(8),
+    "captioner_1": lambda: captioner(1),
+    "captioner_8": lambda: captioner(8),
+}
+
+
+def main() -> None:
+    """Run the cases and print one JSON object a line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
+    speed = bandwidth()
+    print(json.dumps({"read_bandwidth_GB_s": round(speed / 1e9, 2)}), flush=True)
+    for name in parser.parse_args().only:
+        case = CASES[name]()
+        found = compare(case)
+        a_token = case.weights + case.cached * (PROMPT + NEW / 2)
+        batch_tokens_s = found["ours_tokens_s"] / int(name.split("_")[1])
+        print(json.dumps({"case": name, **found, "read": round(a_token * batch_tokens_s / speed, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A decoder that reads: prompts at once, then one token a time, with what it has read in a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.core.stacked import apart
+from mmjax.core.types import Array, Batch, Params, Tokens
+from mmjax.generate.written import Written
+from mmjax.models import Multimodal
+from mmjax.models.forward import BoundForward, cast_params, compute_dtype
+from mmjax.nn.cache import write
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What a turn needs of the decoder.
+
+    Attributes:
+      step: (written, cache) -> logits [R, V] float32 of the token after the last one, and what is new for the cache.
+      room: slots of the cache.
+    """
+
+    step: Callable[[Written, Any], tuple[Array, Any]]
+    room: int
+
+    def keep(self, cache: Any, new: Any, slot: Array, over: Array) -> Any:
+        """The cache with what is new in a slot.
+
+        Args:
+          over: [] bool, whether all texts have ended, after which nobody reads the cache. That the slot depends on it, and it
+            on the logits, tells XLA that every layer has read before one is written; it copies the cache in each turn else.
+        """
+        return write(cache, new, jnp.where(over, self.room - 1, slot))
+
+
+def prefill(
+    model: Multimodal, params: Params, decoder: str, batch: Batch, ids_BT: Array, mask_BT: Array, new: int, each: int
+) -> tuple[Array, Any, Reader]:
+    """Read prompts: the logits [B * each, V] float32 of the token that follows, the cache, and what reads on.
+
+    Args:
+      batch: what the decoder's context is encoded from; {} where it has none.
+      new: how many tokens will follow.
+      each: how many texts will follow a prompt; their rows stand together. Keys and values of a context are kept once for them.
+    """
+    spec, forward = model.decoders[decoder], BoundForward(model, params, batch)
+    context = {name: forward.tokens(name) for name in spec.context if batch} or None
+    own = cast_params({f"decoders_{decoder}": params[f"decoders_{decoder}"]}, compute_dtype(model.dtype))
+    places_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0)
+    logits_BV, cache = model.apply({"params": own}, decoder, ids_BT, mask_BT, places_BT, context, method="begin")
+    seen_BS, layered = _context_mask(spec, context), _layers_apart(own, decoder)
+    room = ids_BT.shape[1] + max(new - 1, 1)  # the last token is written, not read
+
+    def step(written: Written, cache: Any) -> tuple[Array, Any]:
+        places_R = jnp.sum(written.real, axis=1, dtype=jnp.int32) - 1
+        given = (decoder, written.last(), written.real[:, :room], places_R, seen_BS, cache, written.slot - 1)
+        logits_RV, new = model.apply({"params": layered}, *given, method="step")
+        return logits_RV.astype(jnp.float32), new
+
+    logits_RV = jnp.repeat(logits_BV.astype(jnp.float32), each, axis=0)
+    return logits_RV, _roomy(cache, room, each), Reader(step, room)
+
+
+def _context_mask(spec: Any, context: Mapping[str, Tokens] | None) -> Array | None:
+    """[B, S] bool of what the layers attend to beside the text; None where they attend to nothing."""
+    attended = spec.attended(context) if context else None
+    return None if attended is None else attended[1]
+
+
+def _layers_apart(params: Params, decoder: str) -> Params:
+    """The decoder's parameters, each layer's an array of its own: sliced out of the stack once, not in every turn."""
+    name = f"decoders_{decoder}"
+    own = dict(params[name])
+    if "stack" in own and "layers" in own["stack"]:
+        own["stack"] = {**own["stack"], "layers": apart(own["stack"]["layers"])}
+    return {name: own}
+
+
+def _roomy(cache: Any, room: int, each: int) -> Any:
+    """The cache, a layer an array, with room for so many tokens of the texts, and a row for each of them."""
+
+    def longer(x: Array) -> Array:
+        return jnp.repeat(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room - x.shape[3]), (0, 0))), each, axis=1)
+
+    return apart({name: jax.tree.map(longer, kept) if name == "attention" else kept for name, kept in cache.items()})

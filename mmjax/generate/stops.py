@@ -1,0 +1,39 @@
+"""Strings at which a text ends, as a table that a compiled loop can follow: a token may hold the end of one and more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def table(text: bytes, pieces: Sequence[bytes]) -> np.ndarray:
+    """[len(text) + 1, V] int16: how many bytes of the string stand at the end of a text, after one token more.
+
+    A text that held the whole string, within a token too, stays at the last state (Knuth, Morris & Pratt 1977).
+
+    Args:
+      pieces: what each token of the vocabulary writes.
+    """
+    step = _automaton(text)
+    found = np.zeros((len(text) + 1, len(pieces)), np.int16)
+    for token, piece in enumerate(pieces):
+        states = np.arange(len(text) + 1)
+        for byte in piece:
+            states = step[states, byte]
+        found[:, token] = states
+    return found
+
+
+def _automaton(text: bytes) -> np.ndarray:
+    """[len(text) + 1, 256]: the longest beginning of the string that a text ends with, after one byte more."""
+    length = len(text)
+    step = np.zeros((length + 1, 256), np.int64)
+    step[length] = length
+    step[0, text[0]] = 1
+    border = 0
+    for n in range(1, length):
+        step[n] = step[border]
+        step[n, text[n]] = n + 1
+        border = step[border, text[n]]
+    return step
