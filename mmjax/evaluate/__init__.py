@@ -1,5 +1,6 @@
 """Rung 4: one evaluator a file. An evaluator is a frozen spec, called with an `Evaluation` and the parameters."""
 
+from mmjax.evaluate.calibration import Calibration
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.perplexity import Perplexity
 from mmjax.evaluate.regression import Errors
@@ -12,9 +13,21 @@ EVALUATORS: dict[str, type] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "report": Report,
+    "calibration": Calibration,
     "perplexity": Perplexity,
     "errors": Errors,
     "segmentation": Segmentation,
 }
 
-__all__ = ["EVALUATORS", "Errors", "Evaluation", "Evaluator", "Perplexity", "Report", "Retrieval", "Segmentation", "ZeroShot"]
+__all__ = [
+    "EVALUATORS",
+    "Calibration",
+    "Errors",
+    "Evaluation",
+    "Evaluator",
+    "Perplexity",
+    "Report",
+    "Retrieval",
+    "Segmentation",
+    "ZeroShot",
+]

@@ -75,9 +75,11 @@ class Evaluation:
 
     Attributes:
       dry: True in the pass before the first step, which traces what evaluators run on the shapes of their data and gives zeros.
+      kept: what evaluators said of single examples, where somebody wants to know; else None.
     """
 
     dry = False
+    kept: list[dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -105,6 +107,12 @@ class Evaluation:
         self._local_rows = rows
         self._compiled: dict[tuple[str, str], list[tuple[Callable[..., Any], Callable[..., Any]]]] = {}
         self._told: set[str] = set()
+
+    def keep(self, examples: Iterable[Mapping[str, Any]]) -> None:
+        """Say what was found of single examples, for `predictions.jsonl`: JSON objects, each with the example's `index`, its
+        place in the data. Costs nothing where nobody wants to know."""
+        if self.kept is not None:
+            self.kept += map(dict, examples)
 
     def dataset(self, data: str) -> Dataset:
         """The dataset that an evaluator's `data` field names.
