@@ -25,7 +25,7 @@ from mmjax.parallel.multihost import agree, is_main
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.config_file import apply_flags
 from mmjax.train.experiment import Checkpoint, Experiment
-from mmjax.train.finish import at_the_end, data_troubles, run_evaluators
+from mmjax.train.finish import asked_on, at_the_end, data_troubles, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
@@ -141,6 +141,8 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
         if path.split(".")[0] not in READ:
             known = ", ".join(f"--{name}" for name in READ)
             raise UserError(f"--{path} {' '.join(values)}: evaluation does not read it; it reads {known}")
+        if path.split(".")[-1] == "share_in_training":
+            raise UserError(f"--{path} {' '.join(values)}: evaluation asks the whole of the data, and not a share")
     if not any(path.split(".")[0] == "model" for path, _ in pairs(flags)):
         return experiment
     old, new = (leaves_by_path(param_shapes(e.model)) for e in (trained, experiment))
@@ -157,9 +159,7 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
 
 def _asked_on(experiment: Experiment, data: str) -> Experiment:
     """The same with all its evaluators on this data; no other need be at hand."""
-    return dataclasses.replace(
-        experiment, evaluate={name: dataclasses.replace(own, data=data) for name, own in experiment.evaluate.items()}
-    )
+    return dataclasses.replace(experiment, evaluate={name: asked_on(own, data) for name, own in experiment.evaluate.items()})
 
 
 def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:

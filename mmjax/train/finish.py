@@ -86,13 +86,20 @@ def run_evaluators(
 
 def at_the_end(experiment: Experiment) -> Experiment:
     """The same with its evaluators as the finished run asks them: those of `validation` on the test data, where there is any.
-    An evaluator that names data of its own stays there."""
+    An evaluator that names data of its own stays there; one that is asked on a share of it while training is on all."""
     chosen = test_data(experiment)
     moved = {
-        name: dataclasses.replace(evaluator, data=chosen) if chosen and evaluator.data == VALIDATION else evaluator
+        name: asked_on(evaluator, chosen if chosen and evaluator.data == VALIDATION else evaluator.data)
         for name, evaluator in experiment.evaluate.items()
     }
     return dataclasses.replace(experiment, evaluate=moved)
+
+
+def asked_on(evaluator: Any, data: str) -> Any:
+    """The evaluator on the whole of this data."""
+    changes = {"data": data, "share_in_training": 1.0} if hasattr(evaluator, "share_in_training") else {"data": data}
+    changed = any(getattr(evaluator, name) != value for name, value in changes.items())
+    return dataclasses.replace(evaluator, **changes) if changed else evaluator
 
 
 def check_best(experiment: Experiment, metrics: Mapping[str, float], step: int) -> None:
