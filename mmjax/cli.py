@@ -101,9 +101,11 @@ class EvaluateOptions:
 
     Attributes:
       data: which data; where none is named, the run's test data.
+      predictions: write what the evaluators say of each example there, one JSON object a line.
     """
 
     data: str | None = setting(everyday=True, metavar="NAME", default=None)
+    predictions: str | None = setting(everyday=True, metavar="FILE.jsonl", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ def train(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
-    """mmjax evaluate RUN [--data NAME] [--any.field value ...]
+    """mmjax evaluate RUN [--data NAME] [--predictions FILE.jsonl] [--any.field value ...]
 
     Evaluate a run's best checkpoint, and print one JSON object of metrics on the last line. Any field that evaluation reads can
     be set; the run stays as it is. On machines that the run's mesh does not fit, another is chosen.
@@ -152,7 +154,7 @@ def evaluate(words: list[str]) -> int:
     with joined(join, stop_on_signal=False):
         from mmjax.train.evaluate import evaluate_run
 
-        metrics = evaluate_run(words[0], own.data, words[1:])
+        metrics = evaluate_run(words[0], own.data, words[1:], own.predictions)
         if is_main():
             _say(line(metrics))
     return 0

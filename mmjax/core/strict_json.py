@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ def plain(value: Any) -> Any:
 def line(value: Any) -> str:
     """One line of JSON. Finite floats are written so that reading them back gives the same bits."""
     return json.dumps(plain(value), allow_nan=False)
+
+
+def lines(values: Iterable[Any]) -> str:
+    """JSON lines, each ended."""
+    return "".join(f"{line(value)}\n" for value in values)
 
 
 def pages(value: Any) -> str:

@@ -8,6 +8,7 @@ from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
 from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest
+from mmjax.data.strings import Strings, strings
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
 from mmjax.data.transforms import (
@@ -64,9 +65,11 @@ __all__ = [
     "ResizeWithin",
     "Rotate",
     "Source",
+    "Strings",
     "Text",
     "Tokenizer",
     "Transform",
     "WordPiece",
     "describe",
+    "strings",
 ]

@@ -11,11 +11,20 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
 from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
+from mmjax.data.strings import Strings
 from mmjax.data.texts import Text, TextColumn
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
 
-COLUMNS = {"text": Text, "pixels": Pixels, "class": Class, "classes": Classes, "number": Number, "array": Array}
+COLUMNS = {
+    "text": Text,
+    "strings": Strings,
+    "pixels": Pixels,
+    "class": Class,
+    "classes": Classes,
+    "number": Number,
+    "array": Array,
+}
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 GROUPS = 2**31  # the numbers that groups have are below it
 

@@ -24,6 +24,7 @@ from mmjax.data.kinds import ArrayColumn, ClassColumn, NumberColumn
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
+from mmjax.data.strings import Strings
 from mmjax.data.texts import Text, TextColumn
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
@@ -154,9 +155,11 @@ class Dataset:
         self.lost = Lost()
         self.bad: dict[str, str] = {}
         self._data = data
-        named = [key for key, spec in data.columns.items() if isinstance(spec, Text) and key != "text"]
+        texts = dict.fromkeys(("text", *(key for key, spec in data.columns.items() if isinstance(spec, Text))))
+        whole = {key: spec.of for key, spec in data.columns.items() if isinstance(spec, Strings)}
+        drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
         order = Order(self.size, seed, data.shuffle, name)
-        self._reader = Reader(records, data.transforms, order, data.cache_mb, ("text", *named))
+        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
         self._columns = Columns(first, tokenizers, data.max_length, data.columns, tuple(records.classes))
         self._classes = tuple(records.classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,12 +50,18 @@ class Reader:
         order: Order,
         cache_mb: int = 0,
         captions: Sequence[str] = ("text",),
+        copies: Mapping[str, str] | None = None,
     ) -> None:
-        """`captions` are the keys of texts, which may be several in a tuple: one is drawn."""
+        """Read `records` so.
+
+        Args:
+          captions: the keys of texts, which may be several in a tuple: one is drawn.
+          copies: key -> the key of a text all of whose captions it gets.
+        """
         self.records = records
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
-        self.order, self._captions = order, tuple(captions)
+        self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         self._cache_bytes = cache_mb * 1_000_000
         self._kept: dict[int, Record] = {}
 
@@ -113,14 +119,18 @@ class Reader:
         raise _given_up(bad)
 
     def _transformed(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
-        record = self._before_draws(index, rng, partners)
+        record = whole = self._before_draws(index, rng, partners)
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple | list):
                 if not texts:
                     raise UserError(f"{key}: a record has no text of the several that one is drawn of")
                 record = {**record, key: texts[rng.integers(len(texts))]}
+        drawn = record
         for transform in self.random:
             record = transform(record, rng, partners)
+        for name, key in self._copies.items():
+            if key in record:  # all captions, unless a transform has written another text
+                record = {**record, name: whole[key] if key in drawn and record[key] == drawn[key] else record[key]}
         return record
 
     def _before_draws(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:

@@ -1,5 +1,8 @@
 """Rung 4: one evaluator a file. An evaluator is a frozen spec, called with an `Evaluation` and the parameters."""
 
+from mmjax.evaluate.answers import Answers
+from mmjax.evaluate.calibration import Calibration
+from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.perplexity import Perplexity
 from mmjax.evaluate.regression import Errors
@@ -12,9 +15,25 @@ EVALUATORS: dict[str, type] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "report": Report,
+    "calibration": Calibration,
     "perplexity": Perplexity,
     "errors": Errors,
     "segmentation": Segmentation,
+    "captions": Captions,
+    "answers": Answers,
 }
 
-__all__ = ["EVALUATORS", "Errors", "Evaluation", "Evaluator", "Perplexity", "Report", "Retrieval", "Segmentation", "ZeroShot"]
+__all__ = [
+    "EVALUATORS",
+    "Answers",
+    "Calibration",
+    "Captions",
+    "Errors",
+    "Evaluation",
+    "Evaluator",
+    "Perplexity",
+    "Report",
+    "Retrieval",
+    "Segmentation",
+    "ZeroShot",
+]

@@ -59,7 +59,20 @@ def class_names(dataset: Any, label: str = "label") -> tuple[str, ...]:
 
 
 class Tokenizer(Protocol):
-    """The part of a tokenizer that evaluation reads."""
+    """The part of a tokenizer that evaluation reads; see `data.Tokenizer`."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of one row of ids, without the special tokens."""
+        ...
 
     def encode(self, texts: Sequence[str], max_length: int) -> Mapping[str, np.ndarray]:
         """At least `ids` [N, T] int32 and `mask` [N, T] bool."""
@@ -75,9 +88,11 @@ class Evaluation:
 
     Attributes:
       dry: True in the pass before the first step, which traces what evaluators run on the shapes of their data and gives zeros.
+      kept: what evaluators said of single examples, where somebody wants to know; else None.
     """
 
     dry = False
+    kept: list[dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -106,6 +121,12 @@ class Evaluation:
         self._compiled: dict[tuple[str, str], list[tuple[Callable[..., Any], Callable[..., Any]]]] = {}
         self._told: set[str] = set()
 
+    def keep(self, examples: Iterable[Mapping[str, Any]]) -> None:
+        """Say what was found of single examples, for `predictions.jsonl`: JSON objects, each with the example's `index`, its
+        place in the data. Costs nothing where nobody wants to know."""
+        if self.kept is not None:
+            self.kept += map(dict, examples)
+
     def dataset(self, data: str) -> Dataset:
         """The dataset that an evaluator's `data` field names.
 
@@ -120,15 +141,24 @@ class Evaluation:
             raise UserError(f"data={data!r} is empty (size=0): evaluation needs at least one record")
         return dataset
 
-    def rows(self, key: str, data: str, params: Params, fn: Callable[[Forward, Batch], Any], needs: Sequence[str] = ()) -> Any:
+    def rows(
+        self,
+        key: str,
+        data: str,
+        params: Params,
+        fn: Callable[[Forward, Batch], Any],
+        needs: Sequence[str] = (),
+        share: float = 1.0,
+    ) -> Any:
         """`fn`'s tree of [B, ...] arrays over the whole dataset: the same tree of numpy [N, ...], in the dataset's order.
 
-        `needs` lists the batch keys that `fn` reads.
+        `needs` lists the batch keys that `fn` reads. Of a `share` below 1 so many of the batches are taken, evenly spaced, one
+        at least: the others are read and not computed.
 
         Raises:
           UserError: no such dataset, one without a readable record, or one without a key that `fn` needs.
         """
-        rows = self._rows(key, self._epoch(data, needs), params, fn)
+        rows = self._rows(key, self._epoch(data, needs), params, fn, self._numbers(data, share))
         if len(jax.tree.leaves(rows)[0]) == 0:
             raise UserError(f"data={data!r} has no readable record: evaluation needs at least one")
         return rows
@@ -167,10 +197,22 @@ class Evaluation:
         Raises:
           UserError: the run has no tokenizer for that.
         """
-        if modality not in self._texts:
-            raise UserError(f"tokenizer=None: {key} reads {modality}, so the run needs a tokenizer for it")
+        self.tokenizer(key, modality)
         assert texts, "no texts"
         return self._rows(key, self._text_batches(key, texts, modality), params, fn)
+
+    def tokenizer(self, key: str, modality: str = "text") -> Tokenizer:
+        """What encodes and decodes the texts of a modality. Raises `UserError` where the run has none for it."""
+        if modality not in self._texts:
+            raise UserError(f"tokenizer=None: {key} reads {modality}, so the run needs a tokenizer for it")
+        return self._texts[modality][0]
+
+    def _numbers(self, data: str, share: float) -> list[int] | None:
+        """The numbers of the batches that a share of the data is; None for all."""
+        dataset = self.dataset(data)
+        whole = -(-dataset.size // dataset.batch_size)
+        taken = max(1, round(share * whole))
+        return None if taken >= whole else [n * whole // taken for n in range(taken)]
 
     def _epoch(self, data: str, needs: Sequence[str]) -> Iterator[HostBatch]:
         dataset = self.dataset(data)
@@ -205,13 +247,20 @@ class Evaluation:
                 "valid": start + row_B < len(texts),
             }
 
-    def _rows(self, key: str, batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]) -> Any:
+    def _rows(
+        self,
+        key: str,
+        batches: Iterable[HostBatch],
+        params: Params,
+        fn: Callable[..., Any],
+        numbers: Sequence[int] | None = None,
+    ) -> Any:
         def rows_and_valid(forward: Forward, batch: Batch, rng: Array) -> tuple[Any, Array]:
             return fn(forward, batch), batch["valid"]
 
         parts = [
             jax.tree.map(operator.itemgetter(valid_B), rows)
-            for rows, valid_B in self._outputs(("rows", key), batches, params, rows_and_valid)
+            for rows, valid_B in self._outputs(("rows", key), batches, params, rows_and_valid, numbers)
         ]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -236,15 +285,23 @@ class Evaluation:
         return compiled
 
     def _outputs(
-        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]
+        self,
+        key: tuple[str, str],
+        batches: Iterable[HostBatch],
+        params: Params,
+        fn: Callable[..., Any],
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[Any]:
-        """What `fn` returns for each batch, on the host, one batch behind the device so that loading and computing overlap."""
+        """What `fn` returns for each batch, or for those of some numbers, on the host, one batch behind the device so that
+        loading and computing overlap."""
 
         compiled = self._kept(key, fn)
         running: Any = None
         for number, batch in enumerate(batches):
+            if numbers is not None and number not in numbers:
+                continue
             started = compiled(params, self._place(batch), np.int32(number))
-            if number > 0:
+            if running is not None:
                 yield to_host(running)
             running = started
         yield to_host(running)
@@ -307,7 +364,10 @@ def to_host(tree: Any) -> Any:
 
 
 class Evaluator(Protocol):
-    """A frozen dataclass, called with the evaluation and the parameters: metric name -> value."""
+    """A frozen dataclass, called with the evaluation and the parameters: metric name -> value.
+
+    One that has a field `share_in_training` (see `Evaluation.rows`) has it at 1.0 when a finished run asks it.
+    """
 
     @property
     def data(self) -> str: ...

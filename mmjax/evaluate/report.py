@@ -7,53 +7,32 @@ import logging
 
 import numpy as np
 
-from mmjax.core.errors import UserError
-from mmjax.core.types import Array, Batch, Forward, Params
-from mmjax.evaluate.evaluation import Evaluation, class_names
-from mmjax.objectives import routes
-from mmjax.objectives.classification import check_places
+from mmjax.core.types import Params
+from mmjax.evaluate.classified import Classified, OfHead
+from mmjax.evaluate.evaluation import Evaluation
 
 logger = logging.getLogger("mmjax")
+SHOWN = 20  # classes whose confusions are printed
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """Accuracy, macro and weighted averages and the F1 of each class. A score whose denominator is 0 is 0.
+class Report(OfHead):
+    """Accuracy, macro and weighted averages and the F1 of each class. A score whose denominator is 0 is 0: a class that never
+    occurs counts so in the macro averages.
 
-    Calling it also logs the table. Records without a label (label < 0) do not count. The head's `input` says what is
-    classified.
-
-    Attributes:
-      head: the classification head.
-      modality: what is classified, where that is to be said here too: it is held against the head's `input`. "" says nothing.
-      fusion: the same, for a head that a fusion feeds.
-      context: the other modalities of that fusion; () says nothing.
-      data: the dataset.
-      label: the batch key of the labels, one an example.
-
-    Raises:
-      UserError: `context` without `fusion`, a head that something else feeds or whose classes are not the data's, data without
-        labels, or a label that has no class name.
+    Calling it also logs the table and, of no more than `SHOWN` classes, the confusion matrix: its rows are the labels.
+    The attributes and what is raised are those of `OfHead`.
     """
-
-    head: str = "classes"
-    modality: str = ""
-    fusion: str = ""
-    context: tuple[str, ...] = ()
-    data: str = "validation"
-    label: str = "label"
-
-    def __post_init__(self) -> None:
-        if self.context and not self.fusion:
-            raise UserError(
-                f"context={self.context} with fusion='': name the fusion that joins them to modality={self.modality!r}"
-            )
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         from sklearn.metrics import precision_recall_fscore_support  # it doubles the time of every start
 
-        label_N, predicted_N, classes = self._predict(evaluation, params)
-        logger.info("%s on %s\n%s", self.head, self.data, _table(label_N, predicted_N, classes))
+        found = self.classified(evaluation, params)
+        evaluation.keep(found.examples())
+        label_N, predicted_N, classes = found.label, found.predicted, found.classes
+        logger.info("%s on %s\n%s", self.head, self.data, _table(found))
+        if len(classes) <= SHOWN:
+            logger.info("%s on %s, labels (rows) taken for classes\n%s", self.head, self.data, _grid(found))
         precision_C, recall_C, f1_C, support_C = precision_recall_fscore_support(
             label_N, predicted_N, labels=range(len(classes)), zero_division=0
         )
@@ -69,37 +48,32 @@ class Report:
 
     def table(self, evaluation: Evaluation, params: Params) -> str:
         """The text that `sklearn.metrics.classification_report` prints."""
-        return _table(*self._predict(evaluation, params))
+        return _table(self.classified(evaluation, params))
 
-    def _predict(self, evaluation: Evaluation, params: Params) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Labels [N], predictions [N] and the name of each class."""
-
-        names = class_names(evaluation.dataset(self.data), self.label)
-
-        def predict(forward: Forward, batch: Batch) -> tuple[Array, Array]:
-            routes.check(forward, self.head, self.modality, self.fusion, self.context)
-            logits = forward.head(self.head)
-            check_places(self.head, logits, self.label, batch[self.label])
-            if logits.ndim != 2:
-                raise UserError(f"head={self.head!r} gives logits of many places of an example; a report reads one an example")
-            if names:
-                routes.check_classes(self.head, logits, len(names), f"data.{self.data} has {len(names)} classes")
-            return batch[self.label], logits.argmax(axis=-1)
-
-        label_N, predicted_N = evaluation.rows("report", self.data, params, predict, needs=(self.label,))
-        label_N, predicted_N = label_N[label_N >= 0], predicted_N[label_N >= 0]
-        if len(label_N) == 0:
-            raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): a report needs at least one")
-
-        highest = int(max(label_N.max(), predicted_N.max()))
-        classes = names or tuple(str(label) for label in range(highest + 1))
-        if highest >= len(classes):
-            what = "labels" if label_N.max() == highest else f"head {self.head!r} predictions"
-            raise UserError(f"data={self.data!r} has {len(classes)} class names, but its {what} go up to {highest}")
-        return label_N, predicted_N, classes
+    def confusion(self, evaluation: Evaluation, params: Params) -> np.ndarray:
+        """[C, C] int: how many examples of each class (rows) were taken for each (columns); a class that never occurs has a row
+        of zeros."""
+        return _confusion(self.classified(evaluation, params))
 
 
-def _table(label_N: np.ndarray, predicted_N: np.ndarray, classes: tuple[str, ...]) -> str:
+def _table(found: Classified) -> str:
     from sklearn.metrics import classification_report
 
-    return classification_report(label_N, predicted_N, labels=range(len(classes)), target_names=classes, zero_division=0)
+    labels = range(len(found.classes))
+    return classification_report(found.label, found.predicted, labels=labels, target_names=found.classes, zero_division=0)
+
+
+def _confusion(found: Classified) -> np.ndarray:
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(found.label, found.predicted, labels=range(len(found.classes)))
+
+
+def _grid(found: Classified) -> str:
+    """The confusion matrix in lines."""
+    count_CC = _confusion(found)
+    names = [*map(str, found.classes)]
+    width, first = max(len(str(count_CC.max())), *map(len, names)) + 1, max(map(len, names))
+    lines = [" " * first + "".join(f"{name:>{width}}" for name in names)]
+    lines += [f"{name:<{first}}" + "".join(f"{n:>{width}}" for n in row) for name, row in zip(names, count_CC, strict=True)]
+    return "\n".join(lines)

@@ -47,15 +47,15 @@ class ZeroShot:
                 raise UserError(f"templates has {template!r}, which lacks the {{}} where the class name goes")
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
-        def embed(forward: Forward, batch: Batch) -> tuple[Array, Array]:
-            return forward.embed(self.modality, self.fusion), batch[self.label]
+        def embed(forward: Forward, batch: Batch) -> tuple[Array, Array, Array]:
+            return forward.embed(self.modality, self.fusion), batch[self.label], batch["index"]
 
         own = class_names(evaluation.dataset(self.data), self.label)
         classes = self.classes or own
         if not classes:
             raise UserError(f"classes=() and data={self.data!r} has no class names: give `classes`, or labelled data")
-        embedding_NE, label_N = evaluation.rows("zero_shot", self.data, params, embed, needs=(self.label,))
-        embedding_NE, label_N = embedding_NE[label_N >= 0], label_N[label_N >= 0]
+        rows = evaluation.rows("zero_shot", self.data, params, embed, needs=(self.label,))
+        embedding_NE, label_N, index_N = (row_N[rows[1] >= 0] for row_N in rows)
         if len(label_N) == 0:
             raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): accuracy needs at least one")
         label_N = self._by_name(label_N, own)
@@ -64,6 +64,10 @@ class ZeroShot:
 
         score_NC = embedding_NE @ self.class_embeddings(evaluation, params, classes).T
         rank_N = label_ranks(score_NC, label_N)
+        evaluation.keep(
+            {"index": int(index), "label": classes[label], "predicted": classes[scores.argmax()], "score": float(scores.max())}
+            for index, label, scores in zip(index_N, label_N, score_NC, strict=True)
+        )
         metrics = {"accuracy": float(np.mean(rank_N < 1))}
         if len(classes) > 5:
             metrics["top5_accuracy"] = float(np.mean(rank_N < 5))

@@ -110,6 +110,16 @@ class BoundForward:
         self._tokens: Mapping[str, Tokens] = {}
         self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
+    @property
+    def model(self) -> Multimodal:
+        """The model that is bound, for what runs it otherwise than forward: writing texts."""
+        return self._model
+
+    @property
+    def params(self) -> Params:
+        """The parameters as they were given."""
+        return self._given
+
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
         if inputs is None and modality in self._tokens:
             return self._tokens[modality]

@@ -6,12 +6,15 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from mmjax.core.config import differences, to_json
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.files import write_whole
 from mmjax.core.flags import pairs
+from mmjax.core.strict_json import lines
 from mmjax.core.trees import leaves_by_path
 from mmjax.data import Data, Folder, Tokenizer
 from mmjax.data.inspect import look
@@ -22,7 +25,7 @@ from mmjax.parallel.multihost import agree, is_main
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.config_file import apply_flags
 from mmjax.train.experiment import Checkpoint, Experiment
-from mmjax.train.finish import at_the_end, data_troubles, run_evaluators
+from mmjax.train.finish import asked_on, at_the_end, data_troubles, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
@@ -33,19 +36,24 @@ READ = ("data", "evaluate", "mesh", "model", "test_data")  # what evaluation rea
 logger = logging.getLogger("mmjax")
 
 
-def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str] = ()) -> dict[str, float]:
+def evaluate_run(
+    path: str | Path, data: str | None = None, flags: Sequence[str] = (), predictions: str | Path | None = None
+) -> dict[str, float]:
     """A run's evaluators with its best checkpoint, on `data` (default: its test data, where it has any).
 
     Args:
       flags: `--any.field value ...` words, on top of the run's experiment; the run stays as it is.
+      predictions: a new file for what the evaluators say of each example, one JSON object a line.
 
     Returns:
       `evaluator/metric` -> value, and `step`, the checkpoint's.
 
     Raises:
-      UserError: no run, no checkpoint, no such data, no evaluator, a flag that evaluation does not read or the run's
-        parameters do not fit.
+      UserError: no run, no checkpoint, no such data, no evaluator, a file that is there already, a flag that evaluation does
+        not read or the run's parameters do not fit.
     """
+    if predictions is not None and Path(predictions).exists():
+        raise UserError(f"--predictions {predictions}: the file is there already; give another name")
     run = Run(path)
     trained = run.experiment()
     experiment = _flagged(trained, flags)
@@ -70,7 +78,10 @@ def evaluate_run(path: str | Path, data: str | None = None, flags: Sequence[str]
             logger.info("%s", line)
         agree_on_data(setup)
         params, _ = checkpoints.params(step, mesh)
-        metrics = run_evaluators(experiment, setup.evaluation(), params)
+        examples: list[dict[str, Any]] | None = None if predictions is None else []
+        metrics = run_evaluators(experiment, setup.evaluation(), params, examples)
+        if predictions is not None and is_main():
+            write_whole(Path(predictions), lines(examples or ()))
         for line in data_troubles(setup) if is_main() else ():
             logger.warning("%s", line)
     checkpoints.close()
@@ -130,6 +141,8 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
         if path.split(".")[0] not in READ:
             known = ", ".join(f"--{name}" for name in READ)
             raise UserError(f"--{path} {' '.join(values)}: evaluation does not read it; it reads {known}")
+        if path.split(".")[-1] == "share_in_training":
+            raise UserError(f"--{path} {' '.join(values)}: evaluation asks the whole of the data, and not a share")
     if not any(path.split(".")[0] == "model" for path, _ in pairs(flags)):
         return experiment
     old, new = (leaves_by_path(param_shapes(e.model)) for e in (trained, experiment))
@@ -146,9 +159,7 @@ def _flagged(trained: Experiment, flags: Sequence[str]) -> Experiment:
 
 def _asked_on(experiment: Experiment, data: str) -> Experiment:
     """The same with all its evaluators on this data; no other need be at hand."""
-    return dataclasses.replace(
-        experiment, evaluate={name: dataclasses.replace(own, data=data) for name, own in experiment.evaluate.items()}
-    )
+    return dataclasses.replace(experiment, evaluate={name: asked_on(own, data) for name, own in experiment.evaluate.items()})
 
 
 def _mesh(experiment: Experiment, trained: Experiment) -> jax.sharding.Mesh:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmjax.core.config import to_json
 from mmjax.core.errors import UserError, nearest, within
+from mmjax.core.strict_json import lines
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
 from mmjax.train.run import FINISHED, Run
 from mmjax.train.setup import Setup
 
+PREDICTIONS = "predictions.jsonl"  # what evaluators said of each example at the end
 VALIDATION = "validation"  # the data that `test_data` stands in for at the end
 
 
@@ -34,9 +36,18 @@ def finished(run: Run, experiment: Experiment) -> tuple[int, dict[str, float]] |
     return None if said is None else (said[0], said[1])
 
 
-def finish(run: Run, experiment: Experiment, step: int, best: int | None, metrics: Mapping[str, float]) -> None:
-    """Write down that a run has come to its end at `step`, evaluated with checkpoint `best`."""
+def finish(
+    run: Run,
+    experiment: Experiment,
+    step: int,
+    best: int | None,
+    metrics: Mapping[str, float],
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write down that a run has come to its end at `step`, evaluated with checkpoint `best`, and what was said of examples."""
     if best is not None:
+        if examples:
+            run.write(PREDICTIONS, lines(examples))
         run.write_json("final.json", {"step": best, "data": test_data(experiment), **metrics})
     run.write_json(FINISHED, {"step": step, "metrics": dict(metrics), "asked": _asked(experiment)})
 
@@ -54,24 +65,41 @@ def test_data(experiment: Experiment) -> str | None:
     return experiment.test_data if experiment.test_data in experiment.data else None
 
 
-def run_evaluators(experiment: Experiment, evaluation: Any, params: Any) -> dict[str, float]:
-    """Every evaluator's metrics, named `evaluator/metric`, each on the data that it names."""
+def run_evaluators(
+    experiment: Experiment, evaluation: Any, params: Any, examples: list[dict[str, Any]] | None = None
+) -> dict[str, float]:
+    """Every evaluator's metrics, named `evaluator/metric`, each on the data that it names.
+
+    Args:
+      examples: takes what they say of single examples, where somebody wants to know.
+    """
     metrics: dict[str, float] = {}
     for name, evaluator in experiment.evaluate.items():
+        evaluation.kept = None if examples is None else []
         with within(f"evaluate.{name}"):
             metrics |= {f"{name}/{metric}": value for metric, value in evaluator(evaluation, params).items()}
+        if examples is not None:
+            examples += [{"evaluator": name, "data": evaluator.data, **one} for one in evaluation.kept]
+    evaluation.kept = None
     return metrics
 
 
 def at_the_end(experiment: Experiment) -> Experiment:
     """The same with its evaluators as the finished run asks them: those of `validation` on the test data, where there is any.
-    An evaluator that names data of its own stays there."""
+    An evaluator that names data of its own stays there; one that is asked on a share of it while training is on all."""
     chosen = test_data(experiment)
     moved = {
-        name: dataclasses.replace(evaluator, data=chosen) if chosen and evaluator.data == VALIDATION else evaluator
+        name: asked_on(evaluator, chosen if chosen and evaluator.data == VALIDATION else evaluator.data)
         for name, evaluator in experiment.evaluate.items()
     }
     return dataclasses.replace(experiment, evaluate=moved)
+
+
+def asked_on(evaluator: Any, data: str) -> Any:
+    """The evaluator on the whole of this data."""
+    changes = {"data": data, "share_in_training": 1.0} if hasattr(evaluator, "share_in_training") else {"data": data}
+    changed = any(getattr(evaluator, name) != value for name, value in changes.items())
+    return dataclasses.replace(evaluator, **changes) if changed else evaluator
 
 
 def check_best(experiment: Experiment, metrics: Mapping[str, float], step: int) -> None:

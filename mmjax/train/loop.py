@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -157,10 +158,11 @@ def _step(
 def _final(training: Training) -> dict[str, float]:
     """The finished run on the test data, with the checkpoint that is kept as the best."""
     e, step, metrics = training.experiment, None, {}
+    examples: list[dict[str, Any]] = []
     if e.evaluate:
         step = told("the best checkpoint", training.checkpoints.best_step())
         params, _ = training.checkpoints.params(step, training.setup.mesh)
-        metrics = run_evaluators(at_the_end(e), training.evaluation, params)
+        metrics = run_evaluators(at_the_end(e), training.evaluation, params, examples)
         training.say(f"final, checkpoint {step} on {test_data(e) or 'validation'}: " + shown(metrics))
-    finish(training.run, e, training.step, step, metrics)
+    finish(training.run, e, training.step, step, metrics, examples)
     return metrics

@@ -264,9 +264,13 @@ class Run:
 
     def write_json(self, name: str, data: Any) -> None:
         """A JSON file, replaced whole or not at all, by process 0 alone."""
+        self.write(name, pages(data))
+
+    def write(self, name: str, content: str) -> None:
+        """A file, replaced whole or not at all, by process 0 alone."""
         if not is_main():
             return
-        write_whole(self.path / name, pages(data))
+        write_whole(self.path / name, content)
         self.send()
 
 

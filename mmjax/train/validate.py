@@ -61,7 +61,7 @@ def _evaluators(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str
     """All evaluators on the data they are asked on, while training and at the end: by name, or `name (test)`."""
     found = dict(experiment.evaluate)
     for name, spec in at_the_end(experiment).evaluate.items():
-        if spec != experiment.evaluate[name]:
+        if spec.data != experiment.evaluate[name].data:
             found[f"{name} ({spec.data})"] = spec
     return {name: spec for name, spec in found.items() if spec.data in datasets}
 

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 from fake_evaluation import make_evaluation, make_params
-from sklearn.metrics import classification_report
+from sklearn.metrics import classification_report, confusion_matrix
 
 from mmjax.core.errors import UserError
 from mmjax.evaluate.report import Report
@@ -82,3 +82,30 @@ def test_mistakes_are_named():
         Report()(make_evaluation(columns | {"label": np.full(21, 9, np.int32)}, classes=CLASSES), PARAMS)
     with pytest.raises(UserError, match=r"model.heads.classes.classes=4: data.validation has 1 classes, so it needs 1"):
         Report()(make_evaluation(columns | {"label": np.zeros(21, np.int32)}, classes=CLASSES[:1]), PARAMS)
+
+
+def test_the_confusion_matrix_has_a_row_for_a_class_that_never_occurs(caplog):
+    columns = labelled()
+    predicted = (columns["image"] @ PARAMS["image"] @ PARAMS["classes"]).argmax(axis=1)
+    evaluation = make_evaluation(columns, classes=CLASSES)
+    expected = confusion_matrix(columns["label"], predicted, labels=range(4))
+    np.testing.assert_array_equal(Report().confusion(evaluation, PARAMS), expected)
+    assert not expected[3].any()
+    with caplog.at_level(logging.INFO, logger="mmjax"):
+        Report()(evaluation, PARAMS)
+    lines = caplog.messages[-1].splitlines()
+    assert lines[1].split() == list(CLASSES)
+    assert [line.split() for line in lines[2:]] == [[name, *map(str, row)] for name, row in zip(CLASSES, expected, strict=True)]
+
+
+def test_examples_are_kept_where_somebody_wants_them():
+    columns = labelled()
+    evaluation = make_evaluation(columns, classes=CLASSES)
+    evaluation.kept = []
+    Report()(evaluation, PARAMS)
+    logits = columns["image"] @ PARAMS["image"] @ PARAMS["classes"]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert evaluation.kept == [
+        {"index": n, "label": CLASSES[label], "predicted": CLASSES[row.argmax()], "score": pytest.approx(row.max(), abs=1e-5)}
+        for n, (label, row) in enumerate(zip(columns["label"], shares, strict=True))
+    ]

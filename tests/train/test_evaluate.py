@@ -49,6 +49,23 @@ def test_flags_change_the_data_and_the_evaluators_and_leave_the_run_as_it_is(run
     assert json.loads(before["final.json"])["data"] == "test"
 
 
+def test_what_is_said_of_each_example_is_written_down(run, tmp_path):
+    """At the end of a run, and where `--predictions` says; the metrics can be computed from it."""
+    folder, metrics = run
+    told = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for name in ("prompted", "report"):
+        own = [example for example in told if example["evaluator"] == name]
+        assert [example["index"] for example in own] == list(range(360)) and {example["data"] for example in own} == {"test"}
+        assert sum(one["label"] == one["predicted"] for one in own) / 360 == pytest.approx(metrics[f"{name}/accuracy"])
+    before = files(folder)
+    evaluate_run(folder, None, (), tmp_path / "again.jsonl")
+    again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert [{**one, "score": 0} for one in again] == [{**one, "score": 0} for one in told]
+    assert files(folder) == before
+    with pytest.raises(UserError, match=r"--predictions .*again\.jsonl: the file is there already"):
+        evaluate_run(folder, None, (), tmp_path / "again.jsonl")
+
+
 def test_the_batch_size_changes_no_metric(run):
     folder, metrics = run
     found = evaluate_run(folder, None, ["--data.test.batch_size", "40"])

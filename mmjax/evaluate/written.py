@@ -1,0 +1,185 @@
+"""Texts that a decoder writes of each example, held against those that people wrote: what all such evaluators share."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.types import Array, Batch, Params
+from mmjax.data.strings import strings
+from mmjax.evaluate.evaluation import Evaluation
+from mmjax.evaluate.texts.scores import SCORES
+from mmjax.generate import Settings, decode
+from mmjax.models.forward import spliced_tokens
+from mmjax.parallel.multihost import is_main
+
+logger = logging.getLogger("mmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """The fields of an evaluator that writes a text of each example and scores it. Examples without a reference do not count.
+
+    Beside the scores it gives `tokens`, the mean length of a text, its end included, and `cut`, the share of texts that came to
+    no end within `settings.max_new_tokens`.
+
+    Attributes:
+      decoder: the decoder that writes.
+      text: the modality that it writes.
+      prompt: the batch key of token ids that it goes on with, a question for instance, without their end; "" for the first
+        token alone.
+      references: the batch key of what people wrote, a column of `Strings`.
+      scores: names of `evaluate.texts.scores.SCORES`.
+      settings: how texts are written.
+      share_in_training: of the data, asked while training, where writing is slow: so many of its batches, evenly spaced, one
+        at least. A finished run, and `mmjax evaluate`, ask all.
+      samples: so many of the texts are logged, with their references.
+      data: the dataset.
+
+    Raises:
+      UserError: an unknown score or one whose package is not installed, no such decoder or one that writes no such text, data
+        without the keys, a prompt that leaves no room for `settings.max_new_tokens`, or no example with a reference.
+    """
+
+    decoder: str = "caption"
+    text: str = "text"
+    prompt: str = ""
+    references: str = "references"
+    scores: tuple[str, ...] = ("bleu", "rouge_l", "cider_d")
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    share_in_training: float = setting(above=0, most=1, default=1.0)
+    samples: int = setting(least=0, default=3)
+    data: str = "validation"
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise UserError(f"scores=(): name some of {', '.join(SCORES)}")
+        for name in self.scores:
+            if name not in SCORES:
+                raise UserError(f"scores has {name!r}{nearest(name, SCORES)}: there are {', '.join(SCORES)}")
+
+    def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
+        for name in self.scores:
+            SCORES[name].check()
+        rows = self.write(evaluation, params)
+        references, decoded = strings(rows["references"]), evaluation.tokenizer(self._key(), self.text).decode
+        kept = [n for n, own in enumerate(references) if own]
+        if not kept:
+            raise UserError(f"data={self.data!r} has no example with a text in {self.references!r}: scores need at least one")
+        found: list[dict[str, Any]] = []
+        for n in kept:
+            asked = {"prompt": decoded(rows["prompt"][n][rows["prompt_mask"][n]])} if self.prompt else {}
+            text = decoded(rows["ids"][n][: rows["lengths"][n]])
+            rest = {"references": list(references[n]), "log_likelihood": float(rows["scores"][n])}
+            found.append({"index": int(rows["index"][n]), **asked, "text": text, **rest})
+        evaluation.keep(found)
+        self._show(found)
+        metrics: dict[str, float] = {}
+        for name in self.scores:
+            metrics |= SCORES[name]([one["text"] for one in found], [one["references"] for one in found])
+        return metrics | {"tokens": float(rows["lengths"][kept].mean()), "cut": float(1 - rows["ended"][kept].mean())}
+
+    def write(self, evaluation: Evaluation, params: Params) -> dict[str, np.ndarray]:
+        """What is written of each example, as `generate.Texts` has it: `ids` [N, max_new_tokens] int32, `lengths` [N] int32,
+        `scores` [N] float32 and `ended` [N] bool; and its `index`, `references`, `prompt` and `prompt_mask`."""
+        tokenizer = evaluation.tokenizer(self._key(), self.text)
+        bos, eos, pad = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
+        ends = self.settings.eos_token_id or (eos,)
+
+        def write(forward: Any, batch: Batch) -> dict[str, Array]:
+            if self.references not in batch:
+                raise UserError(
+                    f"data={self.data!r} has no {self.references!r}, which texts are held against: give the data "
+                    f"columns={{{self.references!r}: Strings(of={self.text!r})}}, or Strings() where records have it; it has "
+                    f"{', '.join(batch)}"
+                )
+            if batch[self.references].dtype != jnp.uint8 or batch[self.references].ndim != 3:
+                raise UserError(f"references={self.references!r} is no column of Strings in data.{self.data}")
+            context = self._context(forward, batch)
+            ids_BT, mask_BT = prompts(batch, self.prompt, bos, eos, pad)
+            found = self._checked(forward, context, ids_BT, mask_BT)
+            given = (context, ids_BT, mask_BT, self.settings, ends, pad, batch["index"])
+            texts = decode(forward.model, forward.params, self.decoder, *given)
+            within_BN = jnp.arange(texts.ids.shape[1])[None] < texts.lengths[:, None]
+            ended_B = jnp.any(within_BN & jnp.isin(texts.ids, jnp.asarray(ends, jnp.int32)), axis=1)
+            written = {"ids": texts.ids, "lengths": texts.lengths, "scores": texts.scores, "ended": ended_B}
+            asked = {"index": batch["index"], "references": batch[self.references], "prompt": ids_BT, "prompt_mask": mask_BT}
+            return {**written, **asked, **found}
+
+        needs = (self.prompt, f"{self.prompt}_mask") if self.prompt else ()
+        rows: dict[str, np.ndarray] = evaluation.rows(self._key(), self.data, params, write, needs, self.share_in_training)
+        if "places" in rows and (wrong := np.flatnonzero((rows["places"] != rows["wanted"]) & (rows["places"] != 0))).size:
+            n = int(wrong[0])
+            raise UserError(
+                f"prompt={self.prompt!r}: record {rows['index'][n]} of data.{self.data} holds {rows['places'][n]} places, and "
+                f"the context has {rows['wanted'][n]} tokens to stand there"
+            )
+        return rows
+
+    def _context(self, forward: Any, batch: Batch) -> Batch:
+        """What the decoder's context is encoded from; {} where it has none."""
+        spec = forward.spec(f"decoders.{self.decoder}")
+        if not hasattr(spec, "begin") or getattr(spec, "headless", False):
+            raise UserError(f"decoder={self.decoder!r} writes no texts")
+        if spec.writes != self.text:
+            raise UserError(f"text={self.text!r}: model.decoders.{self.decoder}.writes={spec.writes!r}")
+        read = {modality for name in spec.context for modality in forward.modalities(name)}
+        if self.text in read:
+            raise UserError(
+                f"decoder={self.decoder!r}: its context {spec.context} would see the {self.text} that is to be written"
+            )
+        return batch if spec.context else {}
+
+    def _checked(self, forward: Any, context: Batch, ids_BT: Array, mask_BT: Array) -> dict[str, Array]:
+        """Hold prompts against the decoder's length; and, of one that has its context in the text, the places for that."""
+        spec, new = forward.spec(f"decoders.{self.decoder}"), self.settings.max_new_tokens
+        if ids_BT.shape[1] + new > spec.max_length:
+            raise UserError(
+                f"settings.max_new_tokens={new} and a prompt of {ids_BT.shape[1]} tokens do not fit into "
+                f"model.decoders.{self.decoder}.max_length={spec.max_length}"
+            )
+        if not hasattr(spec, "place") or not context:
+            return {}
+        wanted = spliced_tokens(forward.model, forward.params, context, self.decoder)
+        places_B = jnp.sum(((ids_BT == spec.place) & mask_BT).astype(jnp.int32), axis=1)
+        return {"places": places_B, "wanted": jnp.full_like(places_B, wanted)}
+
+    def _show(self, found: Sequence[dict[str, Any]]) -> None:
+        """Log some of the texts."""
+        if not is_main():
+            return
+        for one in found[: self.samples]:
+            asked = f" after {one['prompt']!r}" if "prompt" in one else ""
+            said = f"{one['text']!r}; people: {', '.join(map(repr, one['references']))}"
+            logger.info("%s of data.%s, record %d%s: %s", self._key(), self.data, one["index"], asked, said)
+
+    def _key(self) -> str:
+        """What this evaluation is called in what is said, and where its program is kept."""
+        return type(self).__name__.lower()
+
+
+def prompts(batch: Batch, key: str, bos: int, eos: int, pad: int) -> tuple[Array, Array]:
+    """([B, T] int32, [B, T] bool): the token ids of a key, padded on the right, without their end, now padded on the left.
+
+    A row without any, and every row where `key` is "", is the first token alone.
+    """
+    if not key:
+        ids_B1 = jnp.full((batch["valid"].shape[0], 1), bos, jnp.int32)
+        return ids_B1, jnp.ones(ids_B1.shape, bool)
+    ids_BT, real_BT = batch[key], batch[f"{key}_mask"]
+    length = ids_BT.shape[1]
+    count_B1 = jnp.sum(real_BT.astype(jnp.int32), axis=1, keepdims=True)
+    last_B1 = jnp.take_along_axis(ids_BT, jnp.maximum(count_B1 - 1, 0), axis=1)
+    count_B1 = count_B1 - ((last_B1 == eos) & (count_B1 > 1)).astype(jnp.int32)
+    ids_BT = jnp.where((count_B1 == 0) & (jnp.arange(length)[None] == 0), bos, ids_BT)
+    count_B1 = jnp.maximum(count_B1, 1)
+    from_BT = jnp.arange(length)[None] - (length - count_B1)
+    mask_BT = from_BT >= 0
+    return jnp.where(mask_BT, jnp.take_along_axis(ids_BT, jnp.maximum(from_BT, 0), axis=1), pad), mask_BT
