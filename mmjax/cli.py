@@ -222,10 +222,10 @@ def inspect_data(words: list[str]) -> int:
 
 
 def plan(words: list[str]) -> int:
-    """mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--batch_per_chip N] [--search] [--any.field value ...]
+    """mmjax plan [CONFIG] --topology KIND:SHAPE [--slices N] [--search | --decode BATCH,PROMPT,NEW] [--any.field value ...]
 
-    What a step will cost on a TPU that is not at hand; with --search, the best mesh, batch and rematerialisation there.
-    Prints a table, and one JSON object on the last line.
+    What a step will cost on a TPU that is not at hand; with --search, the best mesh, batch and rematerialisation there; with
+    --decode, what writing texts will. Prints a table, and one JSON object on the last line.
     """
     import jax
 

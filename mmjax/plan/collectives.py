@@ -38,6 +38,7 @@ class Collective:
       ways: chips in a group; for a `collective-permute`, those along its axes.
       count: executions in one run of the program.
       op_name: where in the traced function it comes from.
+      certain: False in a loop whose trips depend on data, of which one trip is counted.
     """
 
     opcode: str
@@ -46,6 +47,7 @@ class Collective:
     ways: int
     count: int
     op_name: str = ""
+    certain: bool = True
 
 
 def collective_bytes(module: Module, mesh_axes: Mapping[str, int]) -> list[Collective]:
@@ -62,7 +64,7 @@ def collective_bytes(module: Module, mesh_axes: Mapping[str, int]) -> list[Colle
             if channel and run.instruction.opcode == "fusion" and key in seen:
                 continue  # an asynchronous one stands in the fusion that starts it, those beside it and the one that ends it
             seen.add(key)
-            found.append(dataclasses.replace(part, bytes=part.bytes * run.count, count=run.count))
+            found.append(dataclasses.replace(part, bytes=part.bytes * run.count, count=run.count, certain=run.certain))
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.parallel.mesh import AXES, BATCH
-from mmjax.plan import budget
+from mmjax.plan import budget, decoding_report
 from mmjax.plan.batches import Spec, batch_shapes, with_batch_per_chip
 from mmjax.plan.compile import Measured, measure, worker
 from mmjax.plan.fit import too_large
@@ -33,6 +33,8 @@ class Options:
       batch_per_chip: examples a chip in every batch that tasks train on.
       search: find the best mesh, batch and rematerialisation there; `batch_per_chip` keeps the batch.
       minutes: how long to search (15).
+      decode: price writing texts instead of a step: so many at once, on all chips, of so many tokens after prompts of so many.
+      compile: with `decode`, compile the program too, to hold the counts against.
       write_budget: keep the figures there, for the tests of `benchmarks/budgets`.
       words: the whole command.
     """
@@ -42,6 +44,8 @@ class Options:
     batch_per_chip: str | None = setting(everyday=True, metavar="N", default=None)
     search: bool = setting(everyday=True, default=False)
     minutes: str | None = setting(everyday=True, metavar="N", default=None)
+    decode: str | None = setting(everyday=True, metavar="BATCH,PROMPT,NEW", default=None)
+    compile: bool = setting(everyday=True, default=False)
     write_budget: str | None = setting(everyday=True, metavar="FILE", default=None)
     words: tuple[str, ...] = setting(metavar="", default=())
 
@@ -63,6 +67,10 @@ def plan(name: str, experiment: Experiment, options: Options) -> str:
     Raises:
       UserError: anything wrong with the experiment or the flags, and a step that does not fit.
     """
+    if options.decode is not None:
+        return decoding_report.report(name, experiment, _topology(options), _alone(options), options.compile)
+    if options.compile:
+        raise UserError("--compile goes with --decode; a step is compiled always")
     job = prepare(name, experiment, options)
     if options.search:
         batches = (_number("--batch_per_chip", options.batch_per_chip, 0),) if options.batch_per_chip else ()
@@ -77,9 +85,7 @@ def plan(name: str, experiment: Experiment, options: Options) -> str:
 
 def prepare(name: str, experiment: Experiment, options: Options) -> Job:
     """What the flags ask for, checked as far as it can be without compiling."""
-    if not options.topology:
-        raise UserError("plan needs --topology, for instance --topology v5e:4x4")
-    topology = parse_topology(options.topology, _number("--slices", options.slices, 1))
+    topology = _topology(options)
     if options.search and topology.kind == "gpu":
         raise UserError("--search compiles, and nothing is compiled for a gpu: name a TPU topology")
     experiment.check()
@@ -90,6 +96,21 @@ def prepare(name: str, experiment: Experiment, options: Options) -> Job:
     if not options.search:
         experiment.check_batches(math.prod(axes[axis] for axis in BATCH))
     return Job(name, experiment, topology, *batch_shapes(experiment))
+
+
+def _topology(options: Options) -> Topology:
+    if not options.topology:
+        raise UserError("plan needs --topology, for instance --topology v5e:4x4")
+    return parse_topology(options.topology, _number("--slices", options.slices, 1))
+
+
+def _alone(options: Options) -> str:
+    """What `--decode` says, where no flag is there that speaks of a step."""
+    others = ("search", "minutes", "batch_per_chip", "write_budget")
+    if wrong := [name for name in others if getattr(options, name)]:
+        raise UserError(f"--decode prices the writing of texts, and --{wrong[0]} is about a step: use one of them")
+    assert options.decode is not None
+    return options.decode
 
 
 def measured_step(job: Job) -> Measured:

@@ -97,14 +97,15 @@ class Worker:
           CompileError: the compiler refused, for another reason than HBM.
           TimeoutError: the deadline.
         """
-        job = {
-            "experiment": to_json(experiment),
-            "topology": self._topology.name,
-            "slices": self._topology.slices,
-            "shapes": shapes,
-            "group": list(group),
-            "wants": list(wants),
-        }
+        return self._answer(experiment, {"shapes": shapes, "group": list(group), "wants": list(wants)})
+
+    def ask_decode(self, experiment: Experiment, batch: int, prompt: int, new: int) -> dict[str, Any]:
+        """The same of the program that writes `new` tokens after each of `batch` prompts of `prompt` tokens."""
+        return self._answer(experiment, {"decode": [batch, prompt, new]})
+
+    def _answer(self, experiment: Experiment, asked: Mapping[str, Any]) -> dict[str, Any]:
+        where = {"topology": self._topology.name, "slices": self._topology.slices}
+        job = {"experiment": to_json(experiment), **where, **asked}
         assert self._process.stdin is not None and self._process.stdout is not None
         late = threading.Event()
 
@@ -174,7 +175,7 @@ def _measure(
         return made
     made = dataclasses.replace(made, memory=main["memory"], seconds=main["seconds"])
     if not long:
-        return dataclasses.replace(made, traffic=main["traffic"], collectives=_sent(main))
+        return dataclasses.replace(made, traffic=main["traffic"], collectives=sent_in(main))
     cut = measure_cut(worker, experiment, shapes, group)
     seconds = made.seconds + cut.seconds
     return dataclasses.replace(made, traffic=cut.traffic, collectives=cut.collectives, seconds=seconds)
@@ -187,7 +188,7 @@ def measure_cut(worker: Worker, experiment: Experiment, shapes: Mapping[str, Spe
     replies = [worker.ask(cut(experiment, two), shapes, group, ["traffic"]) for two in (0, *depths)]
     if any("exceeds" in reply for reply in replies):
         raise MemoryError("one or two layers do not fit")
-    parts = [reply["traffic"] for reply in replies], [_sent(reply) for reply in replies]
+    parts = [reply["traffic"] for reply in replies], [sent_in(reply) for reply in replies]
     traffic, collectives = (whole(part[0], part[1:], depths) for part in parts)
     return dataclasses.replace(
         made, traffic=traffic, collectives=collectives, seconds=sum(reply["seconds"] for reply in replies)
@@ -205,7 +206,8 @@ def _traced(main: Mapping[str, Any], shapes: Mapping[str, Spec], group: tuple[st
     )
 
 
-def _sent(reply: Mapping[str, Any]) -> dict[str, float]:
+def sent_in(reply: Mapping[str, Any]) -> dict[str, float]:
+    """`opcode axis+axis` -> bytes that a chip sends, of a reply's collectives."""
     sent: dict[str, float] = {}
     for opcode, axes, size in reply["collectives"]:
         name = f"{opcode} {'+'.join(axes)}"

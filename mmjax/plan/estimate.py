@@ -46,12 +46,13 @@ def state_sizes(state: State, axes: Mapping[str, int], trained: Trained = ALL) -
     """Bytes a chip of each part of the state, and of a gradient, on a mesh, by the one table of `parallel.rules`."""
     trees = {name: getattr(state, name) for name in STATE} | {"gradients": trained.of(state.params)}
     return {
-        name: sum(_share(f"{name}/{path}", leaf, axes) for path, leaf in leaves_by_path(tree).items())
+        name: sum(bytes_a_chip(f"{name}/{path}", leaf, axes) for path, leaf in leaves_by_path(tree).items())
         for name, tree in trees.items()
     }
 
 
-def _share(path: str, leaf: Any, axes: Mapping[str, int]) -> int:
+def bytes_a_chip(path: str, leaf: Any, axes: Mapping[str, int]) -> int:
+    """Of one array of the state (`params/...`) on a mesh of axis -> size, {} for one chip."""
     split = [
         axis
         for entry in spec(path, leaf.shape, dict(axes))

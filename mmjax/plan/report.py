@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from mmjax.plan.compile import Measured
@@ -38,11 +39,16 @@ def table(name: str, topology: Topology, measured: Measured, predicted: Predicti
         rows += [*_memory(measured, topology), *_work(measured, topology), *_time(measured, predicted)]
     else:
         rows += _flops(measured)
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    lines += [f"{what:<{widths[0]}}  {much:>{widths[1]}}  {how}".rstrip() for what, much, how in rows]
+    lines += said(rows)
     if not predicted:
         lines += ["", "No GPU program is compiled: memory, traffic and time are not known here."]
     return "\n".join(lines)
+
+
+def said(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table."""
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    return [f"{what:<{widths[0]}}  {much:>{widths[1]}}  {how}".rstrip() for what, much, how in rows]
 
 
 def _sizes(measured: Measured) -> list[Row]:

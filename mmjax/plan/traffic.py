@@ -38,7 +38,7 @@ NAMING = ("convolution", "dot", "scatter", "gather", "reduce", "all-gather", "al
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One instruction's traffic, in bytes, over all its executions."""
+    """One instruction's traffic, in bytes, over all its executions; of a loop whose trips depend on data, over one trip."""
 
     name: str
     opcode: str
@@ -46,6 +46,7 @@ class Row:
     read: int
     written: int
     count: int
+    certain: bool = True  # not in such a loop
 
     @property
     def total(self) -> int:
@@ -100,7 +101,7 @@ def hbm_bytes(module: Module, kernels: Mapping[str, tuple[int, int]] | None = No
         if read or written:
             i = run.instruction
             place = _place(run.computation, i, forward=read > 0)
-            rows.append(Row(i.name, reader.label(i), place, read * run.count, written * run.count, run.count))
+            rows.append(Row(i.name, reader.label(i), place, read * run.count, written * run.count, run.count, run.certain))
         uncertain |= not run.certain
     rows.sort(key=lambda row: -row.total)
     read, written = sum(row.read for row in rows), sum(row.written for row in rows)

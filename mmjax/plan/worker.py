@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from mmjax.core.flops import count_flops
 from mmjax.parallel.mesh import AXES, use_mesh
 from mmjax.plan import collectives, hlo, traffic
 from mmjax.plan.batches import Shapes
+from mmjax.plan.decode_program import Asked, lower_decode
 from mmjax.plan.depths import plainest
 from mmjax.plan.topology import GIB, parse_topology
 from mmjax.train.setup import Setup, abstract_state, check_mesh, task_shapes
@@ -36,10 +38,14 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job.
 
     A job has `experiment` (JSON), `topology`, `slices`, `shapes` (see `batches.Spec`), `group` (the streams of the step) and
-    `wants`: any of `sizes`, `flops`, `memory` and `traffic`; the latter two compile the step.
+    `wants`: any of `sizes`, `flops`, `memory` and `traffic`; the latter two compile the step. Or it has, in place of the last
+    three, `decode`: [batch, prompt, new], and the program that writes texts is compiled.
     """
     experiment = from_json(job["experiment"])
     mesh = experiment.mesh.build(_devices(job["topology"], job["slices"]))
+    if "decode" in job:
+        with use_mesh(mesh):
+            return {"mesh": dict(mesh.shape)} | _compiled(lower_decode(experiment.model, mesh, Asked(*job["decode"])), mesh)
     wants, group = job["wants"], tuple(job["group"])
     with use_mesh(mesh):
         check_mesh(experiment, mesh)
@@ -52,7 +58,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         if "flops" in wants:
             found["flops"] = _flops(setup, group)
         if "memory" in wants or "traffic" in wants:
-            found |= _compiled(setup, group, wants)
+            found |= _compiled(setup.lower_step(group), mesh, wants)
     return found
 
 
@@ -113,10 +119,12 @@ def carried_bytes(jaxpr: Any) -> int:
     return total
 
 
-def _compiled(setup: Setup, group: tuple[str, ...], wants: list[str]) -> dict[str, Any]:
+def _compiled(
+    lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, wants: Sequence[str] = ("memory", "traffic")
+) -> dict[str, Any]:
     begun = time.monotonic()
     try:
-        compiled = setup.lower_step(group).compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = exceeded(str(error))
         if used is None:
@@ -140,8 +148,14 @@ def _compiled(setup: Setup, group: tuple[str, ...], wants: list[str]) -> dict[st
         module = hlo.parse(text)
         crossed = traffic.hbm_bytes(module)
         found["traffic"] = {"read": crossed.read, "written": crossed.written}
-        axes = {axis: setup.mesh.shape[axis] for axis in AXES}
-        found["collectives"] = [[c.opcode, list(c.axes), c.bytes] for c in collectives.collective_bytes(module, axes)]
+        axes = {axis: mesh.shape[axis] for axis in AXES}
+        sent = collectives.collective_bytes(module, axes)
+        found["collectives"] = [[c.opcode, list(c.axes), c.bytes] for c in sent]
+        # Of loops whose trips depend on data, one trip; of the program that writes texts, a token.
+        found["trip"] = {
+            "traffic": sum(row.total for row in crossed.rows if not row.certain),
+            "collectives": [[c.opcode, list(c.axes), c.bytes] for c in sent if not c.certain],
+        }
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from mmjax.cli import main
 from mmjax.plan import compile as compiling
 
-TINY = str(Path(__file__).parent / "plan_tiny.py")
+TINY, WRITER = (str(Path(__file__).parent / name) for name in ("plan_tiny.py", "plan_writer.py"))
 
 
 def test_a_small_step_is_compiled_for_a_tpu_that_is_not_there():
@@ -81,3 +81,47 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
     )
     assert main(["plan", TINY, "--topology", "v5e:2x2", "--data.test.batch_size", "8"]) == 2
     assert "needs libtpu; pip install 'mmjax[tpu]' brings it" in capsys.readouterr().err
+
+
+def test_writing_is_priced_beside_what_the_compiler_says_of_it(capsys):
+    """A decoder so small that no figure but those of memory can be held against the counts; `test_decoding` has large ones."""
+    small = {"vocab_size": 512, "width": 256, "depth": 1, "heads": 2, "max_length": 64}
+    flags = [f"--model.decoders.text.{name}={value}" for name, value in small.items()]
+    words = ["plan", WRITER, "--topology", "v5e:2x2", "--mesh.tensor", "2", "--decode", "64,32,32", "--compile", *flags]
+    assert main(words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert lines[0].endswith(
+        "v5e:2x2: 4 chips, data 2 x tensor 2; decoders.text writes 32 tokens after each of 64 prompts of 32, in bfloat16"
+    )
+    counted, compiled = found["decode"], found["compiled"]
+    assert counted["memory"]["cache"] == 2 * 32 * 64 * 128 * 2  # half the texts, half the heads
+    assert compiled["memory"]["arguments"] == pytest.approx(counted["memory"]["parameters"], rel=0.03)
+    assert compiled["memory"]["temporaries"] > counted["memory"]["weights"] + counted["memory"]["cache"]
+    assert 0 < compiled["traffic"]["token"] < compiled["traffic"]["prefill"]
+    sums = "all-reduce tensor"  # XLA sums with each other what it needs, and numbers of rows
+    assert compiled["collectives"]["token"][sums] == pytest.approx(counted["token"]["collectives"][sums], rel=0.4)
+    assert found["predicted"]["token_bound"] in found["predicted"]["token"]
+    assert sum(line.startswith("compiled ") for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--topology", "v5e:1x1", "--decode", "8;1;2"], "--decode 8;1;2: use BATCH,PROMPT,NEW"),
+        (["--topology", "gpu:2", "--decode", "8,1,2"], "there are none of a gpu: name a TPU topology"),
+        (["--topology", "v5e:1x1", "--decode", "8,1,2", "--search"], "--search is about a step: use one of them"),
+        (["--topology", "v5e:1x1", "--compile"], "--compile goes with --decode"),
+        (["--decode", "8,1,2"], "plan needs --topology"),
+        (["--topology", "v5e:1x1", "--decode", "2000,128,128"], "17.58 GiB of them its cache; use a batch of at most 1712"),
+        (
+            ["--topology", "v5e:1x1", "--decode", "1,8,8", "--model.decoders.text.depth", "1200"],
+            "use more chips, with --mesh.tensor",
+        ),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(capsys, words, said):
+    assert main(["plan", WRITER, *words]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
