@@ -107,6 +107,22 @@ class Tokenizer:
         """Text of one row of ids, without the special tokens."""
         return self.huggingface.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def pieces(self, size: int) -> list[bytes]:
+        """What each of so many tokens adds to a text, UTF-8; nothing for a special token, or a number that has no token."""
+        letters, special = _byte_letters(), set(self.huggingface.all_special_ids)
+        names = self.huggingface.convert_ids_to_tokens(range(min(size, len(self.huggingface))))
+        first = self.huggingface.encode("a", add_special_tokens=False)
+        before, found = self.decode(first), []
+        bytewise = "ByteLevel" in str(self.huggingface.backend_tokenizer.decoder)
+        for number, name in enumerate(names):
+            if name is None or number in special:
+                found.append(b"")
+            elif bytewise and all(letter in letters for letter in name):
+                found.append(bytes(letters[letter] for letter in name))
+            else:  # a piece of a word, or a word with the space before it, as it is after another
+                found.append(self.decode([*first, number])[len(before) :].encode())
+        return found + [b""] * (size - len(found))
+
     def save(self, directory: str | Path) -> None:
         """Write a HuggingFace tokenizer folder, which `AutoTokenizer.from_pretrained` opens too."""
         self.huggingface.save_pretrained(str(directory))
@@ -262,6 +278,13 @@ def _writes(huggingface: Any) -> tuple[bool, bool]:
                 return start > 0, start + len(alone) < len(whole)
     written = huggingface.num_special_tokens_to_add() > 0
     return written, written
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter by which byte-level BPE writes each byte: its own where that is printable, else one from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _first(*ids: int | None) -> Any:

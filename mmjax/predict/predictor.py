@@ -14,6 +14,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.types import Batch, Params
 from mmjax.generate import decode, settings_of
+from mmjax.generate.stops import table
 from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.predict.work import open_work
 
@@ -108,12 +109,15 @@ class Predictor:
         """[images, texts] float32: the cosines of all pairs."""
         return self.embed_image(images) @ self.embed_text(texts).T
 
-    def generate(self, prompts: Any = None, images: Any = None, **settings: Any) -> list[str]:
+    def generate(self, prompts: Any = None, images: Any = None, logits_processor: Any = None, **settings: Any) -> list[Any]:
         """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one.
+
+        With `num_return_sequences` above 1 a list of texts of each prompt, of beams the best first.
 
         Args:
           prompts: texts that are gone on with, or questions where the decoder reads the text by an encoder; None for none.
           images: as many, where the decoder looks at them.
+          logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; an end is the tokenizer's own.
 
         Raises:
@@ -143,12 +147,24 @@ class Predictor:
 
         def write(params: Params, rows: Batch) -> Any:
             own = {key: x for key, x in rows.items() if key in batch}
-            prompts = (rows["prompt"], rows["prompt_mask"])
-            return decode(work.model, params, name, own, *prompts, s, ends, tokenizer.pad_id, rows["row"])
+            prompts, rules = (rows["prompt"], rows["prompt_mask"]), [logits_processor] if logits_processor else []
+            texts = decode(
+                work.model, params, name, own, *prompts, s, ends, tokenizer.pad_id, rows["row"], stops=stops, own=rules
+            )
+            return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
 
+        stops = [jnp.asarray(table(one.encode(), tokenizer.pieces(self._vocabulary(name)))) for one in s.stop_strings]
         rows = batch | ids | {"row": np.arange(count, dtype=np.int32)}
-        written = self._rows(("generate", name, s, *batch), write, rows, bound=False)
-        return [tokenizer.decode(row[:length]) for row, length in zip(written.ids, written.lengths, strict=True)]
+        written = self._rows(("generate", name, s, logits_processor, *batch), write, rows, bound=False)
+        several = [
+            [tokenizer.decode(row[:length]) for row, length in zip(*own, strict=True)]
+            for own in zip(written.ids, written.lengths, strict=True)
+        ]
+        return several if s.num_return_sequences > 1 else [own[0] for own in several]
+
+    def _vocabulary(self, name: str) -> int:
+        """How many tokens the decoder's logits tell apart."""
+        return int(self.work.model.decoders[name].vocab_size)
 
     def _prompts(self, texts: list[str] | None, count: int, name: str, new: int, tokens: int) -> dict[str, np.ndarray]:
         """Prompts without their end, padded on the left to one of `BUCKETS`; the first token alone where there are none."""

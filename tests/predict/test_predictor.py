@@ -174,3 +174,23 @@ def test_a_prompt_is_gone_on_with(ask, digits):
         logits = forward.decode("caption", forward.batch, {"image": forward.tokens("image")})
         ids.append(int(np.argmax(logits[0, -1])))
     assert tokenizer.decode(ids[start:]) == found
+
+
+def test_several_texts_of_an_image_a_stop_string_and_a_rule_of_ones_own(ask, digits):
+    asked = {"images": digits[:3], "max_new_tokens": 6}
+    several = ask.generate(num_beams=3, num_return_sequences=2, **asked)
+    assert [len(own) for own in several] == [2, 2, 2] and all(first != second for first, second in several)
+    assert [own[0] for own in several] == ask.generate(num_beams=3, **asked)
+    (whole,) = ask.generate(images=digits[0], max_new_tokens=6)
+    word = whole.split()[1]
+    assert ask.generate(images=digits[0], max_new_tokens=6, stop_strings=word) == [whole[: whole.index(word) + len(word)]]
+    never = ask.work.tokenizer.huggingface.convert_tokens_to_ids(word)
+    (other,) = ask.generate(logits_processor=lambda x, written: x.at[:, never].set(-1e9), images=digits[0], max_new_tokens=6)
+    assert word not in other.split() and other
+
+
+def test_pieces_of_tokens_make_up_the_text(ask):
+    tokenizer = ask.work.tokenizer
+    ids = tokenizer.encode(["a photo of the number seven"], 20)
+    row = [int(i) for i in ids["ids"][0][ids["mask"][0]]]
+    assert b"".join(tokenizer.pieces(500)[i] for i in row).decode().strip() == tokenizer.decode(row).strip()
