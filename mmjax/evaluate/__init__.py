@@ -4,6 +4,7 @@ from mmjax.evaluate.answers import Answers
 from mmjax.evaluate.calibration import Calibration
 from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
+from mmjax.evaluate.held_out import HeldOut
 from mmjax.evaluate.perplexity import Perplexity
 from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
@@ -17,6 +18,7 @@ EVALUATORS: dict[str, type] = {
     "report": Report,
     "calibration": Calibration,
     "perplexity": Perplexity,
+    "held_out": HeldOut,
     "errors": Errors,
     "segmentation": Segmentation,
     "captions": Captions,
@@ -31,6 +33,7 @@ __all__ = [
     "Errors",
     "Evaluation",
     "Evaluator",
+    "HeldOut",
     "Perplexity",
     "Report",
     "Retrieval",

@@ -312,8 +312,8 @@ def lost_in(texts: Sequence[str], tokens: Mapping[str, np.ndarray], tokenizer: A
     lines = []
     if cut := int(np.sum(tokens.get("truncated", ()))):
         lines.append(f"{cut} of {len(texts)} prompts are longer than {length} tokens and were cut")
-    rows = dict.fromkeys(texts)
-    same = len(rows) - len(np.unique(tokens["ids"][[texts.index(text) for text in rows]], axis=0))
+    rows = {text: place for place, text in reversed([*enumerate(texts)])}  # of equal texts the first
+    same = len(rows) - len(np.unique(tokens["ids"][list(rows.values())], axis=0))
     if same:
         lines.append(f"{same} of {len(rows)} prompts are the same tokens as another: the model cannot tell them apart")
     if hasattr(tokenizer, "unknown") and (unknown := int(tokenizer.unknown(tokens["ids"], tokens["mask"]).sum())):

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
+from mmjax.data.strings import strings
 from mmjax.evaluate.evaluation import Evaluation
 
 BLOCK_SCORES = 2**24  # scores held at once: 64 MiB of float32
@@ -27,9 +28,11 @@ class Retrieval:
       modalities: the two that look each other up.
       data: the dataset.
       group: the batch key whose equal values make right answers.
+      captions: the batch key of all texts of a record, a column of `Strings`, which then stand for its second modality, each
+        one query and one answer: the usual five captions an image. "" where a record has one.
 
     Raises:
-      UserError: `at` is empty or holds a number below 1, or `modalities` are not two different ones.
+      UserError: `at` is empty or holds a number below 1, `modalities` are not two different ones, or no record has captions.
     """
 
     at: tuple[int, ...] = (1, 5, 10)
@@ -37,6 +40,7 @@ class Retrieval:
     modalities: tuple[str, str] = ("image", "text")
     data: str = "validation"
     group: str = "group"
+    captions: str = ""
 
     def __post_init__(self) -> None:
         if not self.at or min(self.at) < 1:
@@ -45,22 +49,43 @@ class Retrieval:
             raise UserError(f"modalities={self.modalities}: give two different ones, such as ('image', 'text')")
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
-        def embed(forward: Forward, batch: Batch) -> dict[str, Array]:
-            rows = {modality: forward.embed(modality, self.fusion) for modality in self.modalities}
-            return rows | {key: batch[key] for key in (self.group, *(f"{m}_id" for m in self.modalities)) if key in batch}
-
         first, second = self.modalities
-        needs = (*self.modalities, *((self.group,) if self.group != "group" else ()))
+        own = (first,) if self.captions else self.modalities
+
+        def embed(forward: Forward, batch: Batch) -> dict[str, Array]:
+            rows = {modality: forward.embed(modality, self.fusion) for modality in own}
+            keys = (self.group, self.captions, *(f"{m}_id" for m in own))
+            return rows | {key: batch[key] for key in keys if key in batch}
+
+        needs = (*own, *((self.group,) if self.group != "group" else ()), *((self.captions,) if self.captions else ()))
         rows = evaluation.rows("retrieval", self.data, params, embed, needs=needs)
         group_N = numbered(rows[self.group]) if self.group in rows else np.arange(len(rows[first]))
-        once = {m: first_of_each(rows[f"{m}_id"]) if f"{m}_id" in rows else np.arange(len(group_N)) for m in self.modalities}
+        once = {m: first_of_each(rows[f"{m}_id"]) if f"{m}_id" in rows else np.arange(len(group_N)) for m in own}
+        sides = {m: (rows[m][once[m]], group_N[once[m]]) for m in own}
+        if self.captions:
+            sides[second] = self._captioned(evaluation, params, rows[self.captions][once[first]], sides[first][1])
 
         metrics: dict[str, float] = {}
         for query, answer in ((first, second), (second, first)):
-            asked, given = once[query], once[answer]
-            rank_N = best_ranks(rows[query][asked], rows[answer][given], group_N[asked], answer_group_N=group_N[given])
-            metrics |= {f"{query}_to_{answer}_r{k}": float(np.mean(rank_N < k)) for k in self.at}
+            (asked_QE, asked_Q), (given_AE, given_A) = sides[query], sides[answer]
+            rank_Q = best_ranks(asked_QE, given_AE, asked_Q, answer_group_N=given_A)
+            metrics |= {f"{query}_to_{answer}_r{k}": float(np.mean(rank_Q < k)) for k in self.at}
         return metrics | {"mean_recall": float(np.mean(list(metrics.values())))}
+
+    def _captioned(
+        self, evaluation: Evaluation, params: Params, captions_NRL: np.ndarray, group_N: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All captions, embedded, and the group of each."""
+        _, second = self.modalities
+
+        def embed(forward: Forward, batch: Batch) -> Array:
+            return forward.embed(second, self.fusion)
+
+        texts = [(text, group) for own, group in zip(strings(captions_NRL), group_N, strict=True) for text in own]
+        if not texts:
+            raise UserError(f"data={self.data!r} has no text in {self.captions!r}: retrieval needs at least one")
+        embedded_ME = evaluation.texts("retrieval", params, [text for text, _ in texts], embed, second)
+        return embedded_ME, np.array([group for _, group in texts])
 
 
 def numbered(group_N: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from fake_evaluation import make_evaluation, make_params, unit
+from fake_evaluation import FakeTokenizer, make_evaluation, make_params, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
+from mmjax.data.strings import StringsColumn
 from mmjax.evaluate.retrieval import Retrieval, best_ranks
 
 PARAMS = make_params()
@@ -54,6 +55,32 @@ def test_both_ways_and_the_mean(group):
     expected = {f"image_to_text_r{k}": naive_recall(scores, right, k) for k in (1, 3)}
     expected |= {f"text_to_image_r{k}": naive_recall(scores.T, right, k) for k in (1, 3)}
     assert metrics == pytest.approx(expected | {"mean_recall": np.mean(list(expected.values()))})
+
+
+def test_five_captions_an_image_are_five_queries_and_five_answers():
+    """As lines of their own with an `image_id`, and as texts of one record: against a search by hand."""
+    rng = np.random.default_rng(3)
+    words = [f"word{i}" for i in range(40)]
+    texts = [[" ".join(rng.choice(words, 4)) for _ in range(5)] for _ in range(7)]
+    image = rng.normal(size=(7, 6)).astype(np.float32)
+    found = FakeTokenizer().encode([text for own in texts for text in own], 8)
+    group = np.repeat(np.arange(7), 5).astype(np.int32)
+    lines = {"image": image[group], "text": found["ids"], "text_mask": found["mask"], "group": group, "image_id": group}
+    kept, _ = StringsColumn("captions", 5, 64)(texts, ())
+    whole = Retrieval(at=(1, 5), captions="captions")(make_evaluation({"image": image, **kept}), PARAMS)
+    assert Retrieval(at=(1, 5))(make_evaluation(lines), PARAMS) == pytest.approx(whole)
+
+    mask = found["mask"][..., None]
+    said = unit((PARAMS["table"][found["ids"]] * mask).sum(axis=1) / mask.sum(axis=1))
+    scores = unit(image @ PARAMS["image"]) @ said.T
+    for k in (1, 5):
+        own = [(scores[i] > max(scores[i][group == i])).sum() < k for i in range(7)]  # COCO's: the best of its five
+        assert whole[f"image_to_text_r{k}"] == pytest.approx(np.mean(own))
+        back = [(scores[:, m] > scores[group[m], m]).sum() < k for m in range(35)]
+        assert whole[f"text_to_image_r{k}"] == pytest.approx(np.mean(back))
+    with pytest.raises(UserError, match="has no text in 'captions'"):
+        empty, _ = StringsColumn("captions", 5, 64)([None] * 7, ())
+        Retrieval(captions="captions")(make_evaluation({"image": image, **empty}), PARAMS)
 
 
 def test_a_collapsed_or_diverged_model_finds_nothing():
