@@ -6,6 +6,7 @@ from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.held_out import HeldOut
 from mmjax.evaluate.perplexity import Perplexity
+from mmjax.evaluate.ranking import Ranking
 from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
 from mmjax.evaluate.retrieval import Retrieval
@@ -23,6 +24,7 @@ EVALUATORS: dict[str, type] = {
     "segmentation": Segmentation,
     "captions": Captions,
     "answers": Answers,
+    "ranking": Ranking,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Evaluator",
     "HeldOut",
     "Perplexity",
+    "Ranking",
     "Report",
     "Retrieval",
     "Segmentation",

@@ -207,6 +207,10 @@ class Evaluation:
             raise UserError(f"tokenizer=None: {key} reads {modality}, so the run needs a tokenizer for it")
         return self._texts[modality][0]
 
+    def length(self, modality: str = "text") -> int:
+        """Tokens of a text of a modality that has a tokenizer."""
+        return self._texts[modality][1]
+
     def _numbers(self, data: str, share: float) -> list[int] | None:
         """The numbers of the batches that a share of the data is; None for all."""
         dataset = self.dataset(data)

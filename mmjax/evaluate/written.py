@@ -15,6 +15,7 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Batch, Params
 from mmjax.data.strings import strings
 from mmjax.evaluate.evaluation import Evaluation
+from mmjax.evaluate.prompts import context_of, prompts
 from mmjax.evaluate.texts.scores import SCORES
 from mmjax.generate import Settings, decode
 from mmjax.models.forward import spliced_tokens
@@ -102,7 +103,7 @@ class Written:
                 )
             if batch[self.references].dtype != jnp.uint8 or batch[self.references].ndim != 3:
                 raise UserError(f"references={self.references!r} is no column of Strings in data.{self.data}")
-            context = self._context(forward, batch)
+            context = context_of(forward, self.decoder, self.text, batch)
             ids_BT, mask_BT = prompts(batch, self.prompt, bos, eos, pad)
             found = self._checked(forward, context, ids_BT, mask_BT)
             given = (context, ids_BT, mask_BT, self.settings, ends, pad, batch["index"])
@@ -122,20 +123,6 @@ class Written:
                 f"the context has {rows['wanted'][n]} tokens to stand there"
             )
         return rows
-
-    def _context(self, forward: Any, batch: Batch) -> Batch:
-        """What the decoder's context is encoded from; {} where it has none."""
-        spec = forward.spec(f"decoders.{self.decoder}")
-        if not hasattr(spec, "begin") or getattr(spec, "headless", False):
-            raise UserError(f"decoder={self.decoder!r} writes no texts")
-        if spec.writes != self.text:
-            raise UserError(f"text={self.text!r}: model.decoders.{self.decoder}.writes={spec.writes!r}")
-        read = {modality for name in spec.context for modality in forward.modalities(name)}
-        if self.text in read:
-            raise UserError(
-                f"decoder={self.decoder!r}: its context {spec.context} would see the {self.text} that is to be written"
-            )
-        return batch if spec.context else {}
 
     def _checked(self, forward: Any, context: Batch, ids_BT: Array, mask_BT: Array) -> dict[str, Array]:
         """Hold prompts against the decoder's length; and, of one that has its context in the text, the places for that."""
@@ -163,23 +150,3 @@ class Written:
     def _key(self) -> str:
         """What this evaluation is called in what is said, and where its program is kept."""
         return type(self).__name__.lower()
-
-
-def prompts(batch: Batch, key: str, bos: int, eos: int, pad: int) -> tuple[Array, Array]:
-    """([B, T] int32, [B, T] bool): the token ids of a key, padded on the right, without their end, now padded on the left.
-
-    A row without any, and every row where `key` is "", is the first token alone.
-    """
-    if not key:
-        ids_B1 = jnp.full((batch["valid"].shape[0], 1), bos, jnp.int32)
-        return ids_B1, jnp.ones(ids_B1.shape, bool)
-    ids_BT, real_BT = batch[key], batch[f"{key}_mask"]
-    length = ids_BT.shape[1]
-    count_B1 = jnp.sum(real_BT.astype(jnp.int32), axis=1, keepdims=True)
-    last_B1 = jnp.take_along_axis(ids_BT, jnp.maximum(count_B1 - 1, 0), axis=1)
-    count_B1 = count_B1 - ((last_B1 == eos) & (count_B1 > 1)).astype(jnp.int32)
-    ids_BT = jnp.where((count_B1 == 0) & (jnp.arange(length)[None] == 0), bos, ids_BT)
-    count_B1 = jnp.maximum(count_B1, 1)
-    from_BT = jnp.arange(length)[None] - (length - count_B1)
-    mask_BT = from_BT >= 0
-    return jnp.where(mask_BT, jnp.take_along_axis(ids_BT, jnp.maximum(from_BT, 0), axis=1), pad), mask_BT

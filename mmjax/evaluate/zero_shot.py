@@ -58,7 +58,7 @@ class ZeroShot:
         embedding_NE, label_N, index_N = (row_N[rows[1] >= 0] for row_N in rows)
         if len(label_N) == 0:
             raise UserError(f"data={self.data!r} has no labelled record (all labels < 0): accuracy needs at least one")
-        label_N = self._by_name(label_N, own)
+        label_N = by_name(label_N, own, self.classes, self.data)
         if label_N.max() >= len(classes):
             raise UserError(f"data={self.data!r} has label {label_N.max()}, but there are {len(classes)} class names")
 
@@ -73,15 +73,6 @@ class ZeroShot:
             metrics["top5_accuracy"] = float(np.mean(rank_N < 5))
         return metrics
 
-    def _by_name(self, label_N: np.ndarray, own: tuple[str, ...]) -> np.ndarray:
-        """Labels as places among `classes`, where those hold the data's own names; names of their own go by place."""
-        if not self.classes or not own or self.classes == own or not set(own) & set(self.classes):
-            return label_N
-        stranger = next((name for name in own if name not in self.classes), None)
-        if stranger is not None:
-            raise UserError(f"classes={self.classes}: data.{self.data} has the class {stranger!r}, which is not one of them")
-        return np.array([self.classes.index(name) for name in own])[label_N]
-
     def class_embeddings(self, evaluation: Evaluation, params: Params, classes: tuple[str, ...]) -> np.ndarray:
         """[C, E] float32, of unit length."""
 
@@ -92,6 +83,20 @@ class ZeroShot:
         prompt_PE = evaluation.texts("zero_shot", params, prompts, embed, self.text)
         mean_CE = prompt_PE.reshape(len(classes), len(self.templates), -1).mean(axis=1)
         return mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+
+
+def by_name(label_N: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], data: str) -> np.ndarray:
+    """Labels as places among `classes`, where those hold the data's own names; names of their own go by place.
+
+    Raises:
+      UserError: they hold some of the data's names and not all.
+    """
+    if not classes or not own or classes == own or not set(own) & set(classes):
+        return label_N
+    stranger = next((name for name in own if name not in classes), None)
+    if stranger is not None:
+        raise UserError(f"classes={classes}: data.{data} has the class {stranger!r}, which is not one of them")
+    return np.array([classes.index(name) for name in own])[label_N]
 
 
 def label_ranks(score_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:

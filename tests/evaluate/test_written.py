@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,7 +15,6 @@ from mmjax.core.errors import UserError
 from mmjax.data import Data, Digits, Manifest, Strings, Text, WordPiece
 from mmjax.evaluate import Answers, Captions
 from mmjax.evaluate.texts import bleu, cider_d, exact_match, f1, rouge_l, vqa_accuracy
-from mmjax.evaluate.written import prompts
 from mmjax.generate import Settings
 from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
@@ -179,14 +177,3 @@ def test_answers_go_on_with_the_question(answered):
     texts, references = [one["text"] for one in found], [one["references"] for one in found]
     for name, score in (("vqa_accuracy", vqa_accuracy), ("exact_match", exact_match), ("f1", f1)):
         assert metrics[f"answers/{name}"] == pytest.approx(np.mean(score(texts, references)), abs=1e-9)
-
-
-def test_a_prompt_loses_its_end_and_moves_to_the_right():
-    ids = jnp.array([[1, 5, 6, 2, 0], [1, 5, 6, 7, 8], [2, 0, 0, 0, 0], [0, 0, 0, 0, 0]], jnp.int32)
-    mask = jnp.array([[1, 1, 1, 1, 0], [1] * 5, [1, 0, 0, 0, 0], [0] * 5], bool)
-    batch = {"question": ids, "question_mask": mask, "valid": jnp.ones(4, bool)}
-    found, real = prompts(batch, "question", bos=1, eos=2, pad=0)
-    assert found.tolist() == [[0, 0, 1, 5, 6], [1, 5, 6, 7, 8], [0, 0, 0, 0, 2], [0, 0, 0, 0, 1]]
-    assert real.sum(axis=1).tolist() == [3, 5, 1, 1]
-    found, real = prompts(batch, "", bos=1, eos=2, pad=0)
-    assert found.tolist() == [[1]] * 4 and real.all()

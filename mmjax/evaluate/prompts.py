@@ -1,0 +1,49 @@
+"""What a decoder of texts starts from: prompts, and the context that it looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Array, Batch
+
+
+def context_of(forward: Any, decoder: str, text: str, batch: Batch) -> Batch:
+    """What the context of a decoder that writes `text` is encoded from; {} where it has none.
+
+    Raises:
+      UserError: no such decoder, one that writes no such text, or one whose context would see it.
+    """
+    spec = forward.spec(f"decoders.{decoder}")
+    if not hasattr(spec, "begin") or getattr(spec, "headless", False):
+        raise UserError(f"decoder={decoder!r} writes no texts")
+    if spec.writes != text:
+        raise UserError(f"text={text!r}: model.decoders.{decoder}.writes={spec.writes!r}")
+    if text in {modality for name in spec.context for modality in forward.modalities(name)}:
+        raise UserError(f"decoder={decoder!r}: its context {spec.context} would see the {text} it is to write")
+    return batch if spec.context else {}
+
+
+def begun(batch: Batch, key: str, bos: int, eos: int) -> tuple[Array, Array]:
+    """([B, T] int32, [B, 1] int32): the token ids of a key, padded on the right, and how many of them are a prompt: all but the
+    end. A row without any, and every row where `key` is "", is the first token alone."""
+    if not key:
+        ids_B1 = jnp.full((batch["valid"].shape[0], 1), bos, jnp.int32)
+        return ids_B1, jnp.ones_like(ids_B1)
+    ids_BT = batch[key]
+    count_B1 = jnp.sum(batch[f"{key}_mask"].astype(jnp.int32), axis=1, keepdims=True)
+    last_B1 = jnp.take_along_axis(ids_BT, jnp.maximum(count_B1 - 1, 0), axis=1)
+    count_B1 = count_B1 - ((last_B1 == eos) & (count_B1 > 1)).astype(jnp.int32)
+    first = jnp.arange(ids_BT.shape[1])[None] == 0
+    return jnp.where((count_B1 == 0) & first, bos, ids_BT), jnp.maximum(count_B1, 1)
+
+
+def prompts(batch: Batch, key: str, bos: int, eos: int, pad: int) -> tuple[Array, Array]:
+    """([B, T] int32, [B, T] bool): what `begun` gives, padded on the left."""
+    ids_BT, count_B1 = begun(batch, key, bos, eos)
+    length = ids_BT.shape[1]
+    from_BT = jnp.arange(length)[None] - (length - count_B1)
+    mask_BT = from_BT >= 0
+    return jnp.where(mask_BT, jnp.take_along_axis(ids_BT, jnp.maximum(from_BT, 0), axis=1), pad), mask_BT
