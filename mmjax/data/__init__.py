@@ -7,7 +7,7 @@ from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
-from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest, Scenes
+from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, Manifest, Scenes, Stamps
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
 from mmjax.data.transforms import (
@@ -65,6 +65,7 @@ __all__ = [
     "Rotate",
     "Scenes",
     "Source",
+    "Stamps",
     "Text",
     "Tokenizer",
     "Transform",

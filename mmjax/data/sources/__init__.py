@@ -4,8 +4,9 @@ from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.scenes import Scenes
+from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "tfds": TFDS}
+SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest", "Scenes"]
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest", "Scenes", "Stamps"]
