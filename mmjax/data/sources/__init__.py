@@ -3,8 +3,10 @@
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.scenes import Scenes
+from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "tfds": TFDS}
+SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest"]
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest", "Scenes", "Stamps"]
