@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib
 import importlib.metadata
 import inspect
 import itertools
@@ -161,14 +162,24 @@ def evaluate(words: list[str]) -> int:
 
 
 def predict(words: list[str]) -> int:
-    """mmjax predict RUN INPUT ... [--text] [--out FILE.jsonl]
+    """mmjax predict RUN INPUT ... [--text] [--index FILE.npz] [--out FILE.jsonl]
 
-    Answer new inputs: classes, captions, answers, one JSON object an input. RUN is a run or a HuggingFace folder, INPUT an
-    image, a folder of them, or with --text a text. Exit status 1 where an input could not be read.
+    Answer new inputs: classes, captions, answers, nearest matches, one JSON object an input. RUN is a run or a HuggingFace
+    folder, INPUT an image, a folder of them, or with --text a text. Exit status 1 where an input could not be read.
     """
     from mmjax.predict.command import run
 
     return run(words, _usage(predict), _say)
+
+
+def embed(words: list[str]) -> int:
+    """mmjax embed RUN INPUT ... --out FILE.npz [--text]
+
+    Write the vectors of inputs, of unit length in the space that images share with texts, for predict --index.
+    """
+    from mmjax.predict.embed import run
+
+    return run(words, _usage(embed), _say)
 
 
 def from_hf(words: list[str]) -> int:
@@ -240,16 +251,8 @@ def plan(words: list[str]) -> int:
     return 0
 
 
-def _plan_options() -> tuple[type, ...]:
-    from mmjax.plan.command import Options
-
-    return (Options,)
-
-
-def _predict_options() -> tuple[type, ...]:
-    from mmjax.predict.command import Options
-
-    return (Options,)
+def _options_in(module: str) -> tuple[type, ...]:
+    return (importlib.import_module(module).Options,)
 
 
 def _many_processes() -> tuple[type, ...]:
@@ -275,11 +278,12 @@ def _fields_of_evaluation(words: list[str]) -> dict[str, list[Line]]:
 COMMANDS = {
     "train": Command(train, lambda: (TrainOptions, *_many_processes()), _fields_of_config),
     "evaluate": Command(evaluate, lambda: (EvaluateOptions, *_many_processes()), _fields_of_evaluation),
-    "predict": Command(predict, _predict_options),
+    "predict": Command(predict, lambda: _options_in("mmjax.predict.command")),
+    "embed": Command(embed, lambda: _options_in("mmjax.predict.embed")),
     "convert from-hf": Command(from_hf),
     "convert to-hf": Command(to_hf),
     "data inspect": Command(inspect_data, fields=_fields_of_data),
-    "plan": Command(plan, _plan_options, _fields_of_config),
+    "plan": Command(plan, lambda: _options_in("mmjax.plan.command"), _fields_of_config),
 }
 
 

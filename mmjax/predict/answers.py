@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,23 @@ def answers(ask: Predictor, images: Sequence[str], texts: Sequence[str], asked: 
     Raises:
       UserError: a model that does neither.
     """
+    return each(ask, images, texts, lambda kind, some: _said(ask, kind, some, asked))
+
+
+def each(
+    ask: Predictor, images: Sequence[str], texts: Sequence[str], said: Callable[[str, list[Any]], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """What `said` gives of each input, some at a time, with the input's name; a file that is no image has an `error`.
+
+    Args:
+      said: (`image`, pixels) or (`text`, texts) -> an answer for each.
+    """
     whole: list[Any] = list(images) or list(texts)
     kind = "image" if images else "text"
     for start in range(0, len(whole), ask.batch_size):
         some = whole[start : start + ask.batch_size]
         read, errors = _readable(ask, some) if images else (some, {})
-        known = iter(_said(ask, kind, read, asked) if read else ())
+        known = iter(said(kind, read) if read else ())
         for one in some:
             yield {kind: one, "error": errors[one]} if one in errors else {kind: one, **next(known)}
 

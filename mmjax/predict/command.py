@@ -22,7 +22,8 @@ class Options:
       text: the inputs are texts, to be classified or gone on with.
       question: asked of each image.
       classes: of zero-shot classification, parted by commas.
-      top_k: so many classes of each input; 0 for all.
+      index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
+      top_k: so many classes, or nearest, of each input; 0 for all.
       max_new_tokens: at most so many tokens of a text.
       batch_size: inputs that are computed at once.
     """
@@ -31,6 +32,7 @@ class Options:
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
     classes: str = setting(everyday=True, default="")
+    index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
     max_new_tokens: int = setting(everyday=True, least=1, default=32)
     batch_size: int = setting(least=1, default=32)
@@ -50,15 +52,21 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError(f"predict takes a run and what to answer: {usage}")
     if own.text and own.question:
         raise UserError("--question is asked of images, and --text says that the inputs are texts")
+    if own.index and (own.question or own.classes):
+        raise UserError("--index answers with what is nearest; leave --question and --classes out")
     from mmjax.predict.answers import Asked, answers, listed
+    from mmjax.predict.embed import neighbours
+    from mmjax.predict.index import Index
     from mmjax.predict.predictor import Predictor
 
     images, texts = ([], words[1:]) if own.text else (listed(words[1:]), [])
     classes = tuple(name.strip() for name in own.classes.split(",") if name.strip())
-    failed = 0
+    failed, index = 0, Index(own.index) if own.index else None
     with written(own.out, say) as write:
         ask = Predictor(words[0], own.batch_size)
-        for answer in answers(ask, images, texts, Asked(classes, own.question, own.top_k, own.max_new_tokens)):
+        asked = Asked(classes, own.question, own.top_k, own.max_new_tokens)
+        found = answers(ask, images, texts, asked) if index is None else neighbours(ask, index, images, texts, own.top_k)
+        for answer in found:
             write(line(answer))
             failed += "error" in answer
     return 1 if failed else 0

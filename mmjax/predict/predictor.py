@@ -92,7 +92,7 @@ class Predictor:
 
     def _nearest(self, images: Any, texts: list[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
-        fusion = self._space("image")
+        fusion = self.space("image")
         scale = BoundForward(self.work.model, self.work.params, {}).scalar(fusion, "scale")
         logits: np.ndarray = float(scale) * self.similarity(images, texts)
         return logits
@@ -200,12 +200,12 @@ class Predictor:
         return [*row[:at], *[place] * tokens, *row[at + (place in row) :]]
 
     def _embed(self, modality: str, batch: dict[str, np.ndarray]) -> np.ndarray:
-        fusion = self._space(modality)
+        fusion = self.space(modality)
         rows: np.ndarray = self._rows(("embed", modality), lambda forward: forward.embed(modality, fusion), batch)
         return rows
 
-    def _space(self, modality: str) -> str:
-        """The fusion that holds the space which a modality shares with others."""
+    def space(self, modality: str) -> str:
+        """The fusion that holds the space which a modality shares with others. Raises `UserError` where there is none."""
         found = [name for name, fusion in self.work.model.fusions.items() if modality in getattr(fusion, "pool", {})]
         if not found:
             raise UserError(f"{self.work.path}: {modality} has no space that it shares with another modality; {self._can()}")
