@@ -56,7 +56,7 @@ def caption(seen: Sequence[Seen]) -> str:
 def ask(seen: Sequence[Seen], rng: np.random.Generator) -> Asked:
     """A question about a scene: each kind as often as any other, and of those with yes or no as many of both."""
     kind = tuple(KINDS)[rng.integers(len(KINDS))]
-    one = seen[rng.integers(len(seen))]
+    one = seen[int(rng.integers(len(seen)))]
     number = one.place if kind in ("digit", "colour") else one.digit
     if kind == "exists" and rng.integers(2):
         absent = sorted(set(range(len(NAMES))) - {other.digit for other in seen})
