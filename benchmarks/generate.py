@@ -39,7 +39,7 @@ class Case:
     cached: int  # bytes of one slot of the cache of all rows
 
 
-def gpt2(batch: int, prompt: int = PROMPT, new: int = NEW, end: int | None = None, room: int = 0) -> Case:
+def gpt2(batch: int, prompt: int = PROMPT, new: int = NEW) -> Case:
     """A GPT-2 of the first published size with random weights."""
     import torch
     import transformers
@@ -48,7 +48,7 @@ def gpt2(batch: int, prompt: int = PROMPT, new: int = NEW, end: int | None = Non
     config = transformers.GPT2Config(attn_implementation="sdpa")
     hf = transformers.GPT2LMHeadModel(config).eval()
     ids = np.random.default_rng(0).integers(5, config.vocab_size, (batch, prompt)).astype(np.int32)
-    weights = sum(p.numel() for p in hf.parameters()) - config.vocab_size * 0
+    weights = sum(p.numel() for p in hf.parameters())
     weights -= hf.transformer.wpe.weight.numel()  # of which a token reads one row
     slot = 2 * config.n_layer * config.n_embd * batch
     return _case(hf, ids, {}, new, 4 * weights, 4 * slot)
@@ -104,6 +104,38 @@ def _case(hf: Any, ids: np.ndarray, inputs: dict[str, np.ndarray], new: int, wei
     return Case(ours, theirs, weights, slot)
 
 
+def room(slots: int = 64, roomy: int = 512) -> dict[str, Any]:
+    """Seconds of a GPT-2's text that ends at slot `slots`, where the cache has room for as many or for `roomy`, in turns."""
+    import jax
+    import jax.numpy as jnp
+    import transformers
+
+    import mmjax
+    from mmjax.generate import decode, settings_of
+
+    end, last = 7, slots - PROMPT - 1
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(folder)
+        model, params = mmjax.load(folder)
+    (name,) = model.decoders
+    ids = jnp.asarray(np.random.default_rng(0).integers(8, 50000, (1, PROMPT)), jnp.int32)
+
+    def ends(logits_RV: Any, written: Any) -> Any:
+        is_end = jnp.arange(logits_RV.shape[1])[None] == end
+        return jnp.where(is_end == (written.count == last), logits_RV, -jnp.inf)
+
+    def text(most: int) -> Callable[[], np.ndarray]:
+        settings = settings_of({"max_new_tokens": most - PROMPT})
+        write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(end,), pad=0, own=[ends]))
+        return lambda: np.asarray(write(params, batch={}, ids_BT=ids, mask_BT=jnp.ones(ids.shape, bool)).lengths)
+
+    small, large = text(slots), text(roomy)
+    assert small().tolist() == large().tolist() == [last + 1]
+    pairs = [(timed(small)[0], timed(large)[0]) for _ in range(2 * ROUNDS)]
+    ratio = statistics.median(b / a for a, b in pairs)
+    return {"case": "room", "small_s": min(a for a, _ in pairs), "large_s": min(b for _, b in pairs), "room": round(ratio, 3)}
+
+
 def bandwidth() -> float:
     """Bytes a second that two threads read, the best of ten sums over 1 GiB."""
     import torch
@@ -153,10 +185,13 @@ CASES: dict[str, Callable[[], Case]] = {
 def main() -> None:
     """Run the cases and print one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--only", nargs="*", choices=[*CASES, "room"], default=[*CASES, "room"])
     speed = bandwidth()
     print(json.dumps({"read_bandwidth_GB_s": round(speed / 1e9, 2)}), flush=True)
     for name in parser.parse_args().only:
+        if name == "room":
+            print(json.dumps(room()), flush=True)
+            continue
         case = CASES[name]()
         found = compare(case)
         a_token = case.weights + case.cached * (PROMPT + NEW / 2)
