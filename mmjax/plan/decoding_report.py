@@ -168,7 +168,11 @@ def _time(predicted: Times) -> list[Row]:
 
 def _beside(compiled: Mapping[str, Any]) -> list[Row]:
     return [
-        ("compiled HBM in use", gib(sum(compiled["memory"].values())), "a chip"),
+        (
+            "compiled HBM in use",
+            gib(sum(compiled["memory"].values())),
+            "a chip; of the parameters, those that the program reads",
+        ),
         *[
             (f"compiled HBM traffic of {what}", giga(compiled["traffic"][key]), "a chip")
             for what, key in (("prompts", "prefill"), ("a token", "token"))

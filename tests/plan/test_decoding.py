@@ -155,7 +155,7 @@ def test_the_compiler_says_about_the_same(fields, topology, sizes, ask):
     assert 1 <= sum(reply["memory"].values()) / sum(found.memory.values()) < 1.25
     assert 0.7 < reply["trip"]["traffic"] / sum(found.token.traffic.values()) < 1.2
     sent, counted = sent_in(reply["trip"]), found.token.collectives
-    assert sum(sent.values()) == pytest.approx(sum(counted.values()), rel=0.05)
+    assert sum(sent.values()) == pytest.approx(sum(counted.values()), rel=0.1)
 
 
 @pytest.mark.parametrize(
