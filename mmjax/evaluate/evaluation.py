@@ -74,6 +74,10 @@ class Tokenizer(Protocol):
         """Text of one row of ids, without the special tokens."""
         ...
 
+    def pieces(self, size: int) -> list[bytes]:
+        """What each of so many tokens adds to a text."""
+        ...
+
     def encode(self, texts: Sequence[str], max_length: int) -> Mapping[str, np.ndarray]:
         """At least `ids` [N, T] int32 and `mask` [N, T] bool."""
         ...
@@ -158,7 +162,9 @@ class Evaluation:
         Raises:
           UserError: no such dataset, one without a readable record, or one without a key that `fn` needs.
         """
-        rows = self._rows(key, self._epoch(data, needs), params, fn, self._numbers(data, share))
+        numbers = self._numbers(data, share)
+        taken = (batch for number, batch in enumerate(self._epoch(data, needs)) if numbers is None or number in numbers)
+        rows = self._rows(key, taken, params, fn)
         if len(jax.tree.leaves(rows)[0]) == 0:
             raise UserError(f"data={data!r} has no readable record: evaluation needs at least one")
         return rows
@@ -251,20 +257,13 @@ class Evaluation:
                 "valid": start + row_B < len(texts),
             }
 
-    def _rows(
-        self,
-        key: str,
-        batches: Iterable[HostBatch],
-        params: Params,
-        fn: Callable[..., Any],
-        numbers: Sequence[int] | None = None,
-    ) -> Any:
+    def _rows(self, key: str, batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]) -> Any:
         def rows_and_valid(forward: Forward, batch: Batch, rng: Array) -> tuple[Any, Array]:
             return fn(forward, batch), batch["valid"]
 
         parts = [
             jax.tree.map(operator.itemgetter(valid_B), rows)
-            for rows, valid_B in self._outputs(("rows", key), batches, params, rows_and_valid, numbers)
+            for rows, valid_B in self._outputs(("rows", key), batches, params, rows_and_valid)
         ]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -289,23 +288,15 @@ class Evaluation:
         return compiled
 
     def _outputs(
-        self,
-        key: tuple[str, str],
-        batches: Iterable[HostBatch],
-        params: Params,
-        fn: Callable[..., Any],
-        numbers: Sequence[int] | None = None,
+        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Params, fn: Callable[..., Any]
     ) -> Iterator[Any]:
-        """What `fn` returns for each batch, or for those of some numbers, on the host, one batch behind the device so that
-        loading and computing overlap."""
+        """What `fn` returns for each batch, on the host, one batch behind the device so that loading and computing overlap."""
 
         compiled = self._kept(key, fn)
         running: Any = None
         for number, batch in enumerate(batches):
-            if numbers is not None and number not in numbers:
-                continue
             started = compiled(params, self._place(batch), np.int32(number))
-            if running is not None:
+            if number > 0:
                 yield to_host(running)
             running = started
         yield to_host(running)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch
+from mmjax.models.decoders import writes_texts
 
 
 def context_of(forward: Any, decoder: str, text: str, batch: Batch) -> Batch:
@@ -17,7 +18,7 @@ def context_of(forward: Any, decoder: str, text: str, batch: Batch) -> Batch:
       UserError: no such decoder, one that writes no such text, or one whose context would see it.
     """
     spec = forward.spec(f"decoders.{decoder}")
-    if not hasattr(spec, "begin") or getattr(spec, "headless", False):
+    if not writes_texts(spec):
         raise UserError(f"decoder={decoder!r} writes no texts")
     if spec.writes != text:
         raise UserError(f"text={text!r}: model.decoders.{decoder}.writes={spec.writes!r}")

@@ -18,6 +18,7 @@ from mmjax.evaluate.evaluation import Evaluation
 from mmjax.evaluate.prompts import context_of, prompts
 from mmjax.evaluate.texts.scores import SCORES
 from mmjax.generate import Settings, decode
+from mmjax.generate.stops import tables
 from mmjax.models.forward import spliced_tokens
 from mmjax.parallel.multihost import is_main
 
@@ -62,6 +63,8 @@ class Written:
     def __post_init__(self) -> None:
         if not self.scores:
             raise UserError(f"scores=(): name some of {', '.join(SCORES)}")
+        if (number := self.settings.num_return_sequences) > 1:
+            raise UserError(f"settings.num_return_sequences={number}: one text an example is scored")
         for name in self.scores:
             if name not in SCORES:
                 raise UserError(f"scores has {name!r}{nearest(name, SCORES)}: there are {', '.join(SCORES)}")
@@ -107,9 +110,12 @@ class Written:
             ids_BT, mask_BT = prompts(batch, self.prompt, bos, eos, pad)
             found = self._checked(forward, context, ids_BT, mask_BT)
             given = (context, ids_BT, mask_BT, self.settings, ends, pad, batch["index"])
-            texts = decode(forward.model, forward.params, self.decoder, *given)
+            size = forward.spec(f"decoders.{self.decoder}").vocab_size
+            stops = tables(self.settings.stop_strings, tokenizer, size)
+            texts = decode(forward.model, forward.params, self.decoder, *given, stops=stops)
             within_BN = jnp.arange(texts.ids.shape[1])[None] < texts.lengths[:, None]
             ended_B = jnp.any(within_BN & jnp.isin(texts.ids, jnp.asarray(ends, jnp.int32)), axis=1)
+            ended_B |= texts.lengths < texts.ids.shape[1]  # at a stop string
             written = {"ids": texts.ids, "lengths": texts.lengths, "scores": texts.scores, "ended": ended_B}
             asked = {"index": batch["index"], "references": batch[self.references], "prompt": ids_BT, "prompt_mask": mask_BT}
             return {**written, **asked, **found}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,11 +11,11 @@ import numpy as np
 
 from mmjax.core.types import Array
 from mmjax.generate.filters import filtered, row_keys
-from mmjax.generate.processors import Processor, processed
 from mmjax.generate.reading import Reader
+from mmjax.generate.rules import Rules
 from mmjax.generate.settings import Settings
 from mmjax.generate.texts import Texts
-from mmjax.generate.written import Written, appended, ended
+from mmjax.generate.written import Written
 
 LOW = -1e9  # of what cannot be taken; not -inf, since such scores are compared with one another
 
@@ -59,34 +58,25 @@ class Turn:
     over: Array
 
 
-def search(
-    logits_RV: Array,
-    written: Written,
-    cache: Any,
-    reader: Reader,
-    rules: Sequence[Processor],
-    settings: Settings,
-    ends: Sequence[int],
-    tables: Sequence[Array],
-    index_B: Array,
-) -> Texts:
+def search(logits_RV: Array, written: Written, cache: Any, reader: Reader, rules: Rules, index_B: Array) -> Texts:
     """The best `num_return_sequences` texts of each prompt.
 
     Args:
       logits_RV: [B * N, V] float32 of the first token, equal within a prompt's beams.
       written, cache: of the prompts, a row a beam.
     """
+    settings = rules.settings
     N, B = settings.num_beams, len(index_B)
     start = written.ids.shape[1] - settings.max_new_tokens
     none = Finished(written.ids.reshape(B, N, -1), jnp.full((B, N), LOW), jnp.zeros((B, N), bool), jnp.zeros((B, N), jnp.int32))
     scores_BN = jnp.where(jnp.arange(N)[None] == 0, 0.0, LOW) * jnp.ones((B, 1))  # all beams are one at first
 
     def chosen(logits_RV: Array, state: Turn) -> tuple[Turn, Array]:
-        likely_RV = processed(jax.nn.log_softmax(logits_RV, axis=-1), state.written, rules)
+        likely_RV = rules.processed(jax.nn.log_softmax(logits_RV, axis=-1), state.written)
         if settings.do_sample:
-            likely_RV = filtered(likely_RV, settings, least=len(ends) + 1)
-        found, scores_BC, beam_BC = _candidates(likely_RV, state, settings, ends, tables, index_B)
-        return _gone_on(found, scores_BC, beam_BC, state, settings, ends, tables)
+            likely_RV = filtered(likely_RV, settings, least=len(rules.ends) + 1)
+        found, scores_BC, beam_BC = _candidates(likely_RV, state, rules, index_B)
+        return _gone_on(found, scores_BC, beam_BC, state, rules)
 
     def turn(state: Turn) -> Turn:
         logits_RV, new = reader.step(state.written, state.cache)
@@ -102,15 +92,13 @@ def search(
     return Texts(ids, last.lengths[:, :R].reshape(-1), last.scores[:, :R].reshape(-1))
 
 
-def _candidates(
-    likely_RV: Array, state: Turn, settings: Settings, ends: Sequence[int], tables: Sequence[Array], index_B: Array
-) -> tuple[Written, Array, Array]:
+def _candidates(likely_RV: Array, state: Turn, rules: Rules, index_B: Array) -> tuple[Written, Array, Array]:
     """Of each prompt the C likeliest beginnings that are one token longer, as rows, their scores and their beams [B, C].
 
     C is such that N of them have not ended, however many ends there are. Drawn ones are so without putting back (Kool 2019).
     """
-    (B, N), V = state.scores.shape, likely_RV.shape[-1]
-    C = min(max(2, 1 + len(ends)) * N, N * V)
+    (B, N), V, settings = state.scores.shape, likely_RV.shape[-1], rules.settings
+    C = min(max(2, 1 + len(rules.ends)) * N, N * V)
     scores_BM = (likely_RV.reshape(B, N, V) + state.scores[:, :, None]).reshape(B, N * V)
     if settings.do_sample:
         keys = row_keys(settings.seed, state.written.count, index_B)
@@ -123,22 +111,15 @@ def _candidates(
         scores_BC, taken_BC = jax.lax.top_k(scores_BM, C)
     beam_BC, token_BC = taken_BC // V, (taken_BC % V).astype(jnp.int32)
     rows = (jnp.arange(B)[:, None] * N + beam_BC).reshape(-1)
-    return appended(state.written.rows(rows), token_BC.reshape(-1), tables), scores_BC, beam_BC
+    return rules.appended(state.written.rows(rows), token_BC.reshape(-1)), scores_BC, beam_BC
 
 
-def _gone_on(
-    found: Written,
-    scores_BC: Array,
-    beam_BC: Array,
-    state: Turn,
-    settings: Settings,
-    ends: Sequence[int],
-    tables: Sequence[Array],
-) -> tuple[Turn, Array]:
+def _gone_on(found: Written, scores_BC: Array, beam_BC: Array, state: Turn, rules: Rules) -> tuple[Turn, Array]:
     """The next turn's state, but for its cache; and from which beams [B, N] those that go on come."""
+    settings = rules.settings
     (B, N), C, most = state.scores.shape, scores_BC.shape[1], settings.max_new_tokens
     full = found.count == most
-    hits_BC = ended(found, found.last(), ends, tables).reshape(B, C) | full
+    hits_BC = rules.ended(found, found.last()).reshape(B, C) | full
     running_BN, place_BN = jax.lax.top_k(scores_BC + _low(hits_BC), N)
     rows = (jnp.arange(B)[:, None] * C + place_BN).reshape(-1)
     finished = _ended_now(found, scores_BC, hits_BC, state, settings)

@@ -8,16 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Params
 from mmjax.generate.beams import search
 from mmjax.generate.filters import filtered, row_keys
-from mmjax.generate.processors import Processor, processed, processors
+from mmjax.generate.processors import Processor
 from mmjax.generate.reading import Reader, prefill
+from mmjax.generate.rules import Rules
 from mmjax.generate.settings import Settings
 from mmjax.generate.texts import Texts
-from mmjax.generate.written import Written, appended, begun, ended
+from mmjax.generate.written import Written, begun
 from mmjax.models import Multimodal
 
 
@@ -44,7 +46,7 @@ def decode(
     ends: Sequence[int],
     pad: int,
     index_B: Array | None = None,
-    stops: Sequence[Array] = (),
+    stops: Sequence[np.ndarray] = (),
     own: Sequence[Processor] = (),
 ) -> Texts:
     """Write texts after each prompt, `num_return_sequences` of them. Traced: wrap it in `jax.jit`.
@@ -59,42 +61,35 @@ def decode(
       own: what is done to the logits [R, V] after all that the settings ask for, `(logits, Written) -> logits`.
 
     Raises:
-      UserError: a cache that cannot hold the tables' vocabulary.
+      UserError: tables that are not those of `settings.stop_strings`, or of too small a vocabulary.
     """
-    s, tables = settings, [jnp.asarray(one) for one in stops]
+    s, rules = settings, Rules(settings, ends, [jnp.asarray(one) for one in stops], own)
     (B, _), each = ids_BT.shape, s.num_beams if s.num_beams > 1 else s.num_return_sequences
+    if [one.shape[0] - 1 for one in rules.tables] != [len(one.encode()) for one in s.stop_strings]:
+        raise UserError(f"stop_strings={s.stop_strings}: give decode a table of each (`generate.stops.tables`)")
     logits_RV, cache, reader = prefill(model, params, decoder, batch, ids_BT, mask_BT, s.max_new_tokens, each)
-    if any(one.shape[1] < logits_RV.shape[-1] for one in tables):
-        raise UserError(f"stop strings of a tokenizer of {tables[0].shape[1]} tokens, and a model of {logits_RV.shape[-1]}")
-    rules = processors(s, ends, own)
+    if any(one.shape[1] < logits_RV.shape[-1] for one in rules.tables):
+        raise UserError(f"stop strings of {rules.tables[0].shape[1]} tokens, and a model of {logits_RV.shape[-1]}")
     index_B = jnp.arange(B, dtype=jnp.int32) if index_B is None else index_B
-    written = begun(ids_BT, mask_BT, s.max_new_tokens, pad, len(tables)).rows(jnp.repeat(jnp.arange(B), each))
+    written = begun(ids_BT, mask_BT, s.max_new_tokens, pad, len(rules.tables)).rows(jnp.repeat(jnp.arange(B), each))
     if s.num_beams > 1:
-        return search(logits_RV, written, cache, reader, rules, s, ends, tables, index_B)
+        return search(logits_RV, written, cache, reader, rules, index_B)
     index_R = jnp.repeat(index_B, each) * each + jnp.tile(jnp.arange(each, dtype=jnp.int32), B)
-    return _one_by_one(logits_RV, written, cache, reader, rules, s, ends, tables, pad, index_R)
+    return _one_by_one(logits_RV, written, cache, reader, rules, index_R, pad)
 
 
 def _one_by_one(
-    logits_RV: Array,
-    written: Written,
-    cache: Any,
-    reader: Reader,
-    rules: Sequence[Processor],
-    settings: Settings,
-    ends: Sequence[int],
-    tables: Sequence[Array],
-    pad: int,
-    index_R: Array,
+    logits_RV: Array, written: Written, cache: Any, reader: Reader, rules: Rules, index_R: Array, pad: int
 ) -> Texts:
     """The likeliest token of each row, or a drawn one, until every text has ended."""
-    rows, start = len(index_R), written.ids.shape[1] - settings.max_new_tokens
+    settings, rows = rules.settings, len(index_R)
+    start = written.ids.shape[1] - settings.max_new_tokens
 
     def taken(logits_RV: Array, state: Turn) -> Turn:
-        token_R, likely_R = _taken(processed(logits_RV, state.written, rules), settings, state.written.count, index_R)
+        token_R, likely_R = _taken(rules.processed(logits_RV, state.written), settings, state.written.count, index_R)
         token_R = jnp.where(state.done, pad, token_R)
-        now = appended(state.written, token_R, tables)
-        done = state.done | ended(now, token_R, ends, tables)
+        now = rules.appended(state.written, token_R)
+        done = state.done | rules.ended(now, token_R)
         lengths = state.lengths + (~state.done).astype(jnp.int32)
         return Turn(now, state.cache, done, lengths, state.scores + jnp.where(state.done, 0.0, likely_R))
 

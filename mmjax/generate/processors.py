@@ -128,10 +128,3 @@ def _without(logits_BV: Array, tokens: Sequence[int], where: Array) -> Array:
 
 def _only(logits_BV: Array, token: int) -> Array:
     return jnp.full_like(logits_BV, NEVER).at[:, token].set(0.0)
-
-
-def processed(logits_BV: Array, written: Written, rules: Sequence[Processor]) -> Array:
-    """What all of them make of the logits."""
-    for rule in rules:
-        logits_BV = rule(logits_BV, written)
-    return logits_BV

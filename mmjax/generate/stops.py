@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+
+def tables(strings: Sequence[str], tokenizer: Any, size: int) -> list[np.ndarray]:
+    """The table of each string, for a vocabulary of so many tokens; `tokenizer.pieces` says what they write."""
+    pieces = tokenizer.pieces(size) if strings else []
+    return [table(one.encode(), pieces) for one in strings]
 
 
 def table(text: bytes, pieces: Sequence[bytes]) -> np.ndarray:

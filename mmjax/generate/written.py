@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +44,3 @@ def begun(ids_BT: Array, mask_BT: Array, new: int, pad: int, stops: int) -> Writ
     ids, real = jnp.pad(ids_BT, more, constant_values=pad), jnp.pad(mask_BT, more)
     slot, count = jnp.asarray(ids_BT.shape[1], jnp.int32), jnp.zeros((), jnp.int32)
     return Written(ids, real, slot, count, jnp.zeros((ids_BT.shape[0], stops), jnp.int32))
-
-
-def appended(written: Written, token_R: Array, tables: Sequence[Array]) -> Written:
-    """One token more in each row."""
-    ids = jax.lax.dynamic_update_slice_in_dim(written.ids, token_R[:, None], written.slot, axis=1)
-    real = jax.lax.dynamic_update_slice_in_dim(written.real, jnp.ones((len(token_R), 1), bool), written.slot, axis=1)
-    states = [table[written.stops[:, n], token_R].astype(jnp.int32) for n, table in enumerate(tables)]
-    stops = jnp.stack(states, axis=1) if states else written.stops
-    return Written(ids, real, written.slot + 1, written.count + 1, stops)
-
-
-def ended(written: Written, token_R: Array, ends: Sequence[int], tables: Sequence[Array]) -> Array:
-    """[R] bool: rows whose last token is an end, or with which a stop string is complete."""
-    found = jnp.isin(token_R, jnp.asarray(list(ends), jnp.int32)) if ends else jnp.zeros(token_R.shape, bool)
-    for n, table in enumerate(tables):
-        found |= written.stops[:, n] == table.shape[0] - 1
-    return found

@@ -15,7 +15,7 @@ from mmjax.core.types import Batch, Params
 from mmjax.generate import decode
 from mmjax.generate.settings import Settings
 from mmjax.models import Multimodal, param_shapes
-from mmjax.models.decoders import TextDecoder
+from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward, cast_params, spliced_tokens
 from mmjax.models.parts import example_of, key_of
 from mmjax.parallel.mesh import batch_sharding
@@ -58,7 +58,7 @@ def asked(word: str) -> Asked:
 def writer(model: Multimodal) -> str:
     """The name of the decoder that writes texts. Raises `UserError` for a model without one."""
     for name, part in model.decoders.items():
-        if isinstance(part, TextDecoder) and not getattr(part, "headless", False):
+        if writes_texts(part):
             return name
     rooms = {"encoders": model.encoders, "fusions": model.fusions, "decoders": model.decoders, "heads": model.heads}
     has = ", ".join(f"{room} {', '.join(parts)}" for room, parts in rooms.items() if parts)

@@ -41,12 +41,14 @@ class Asked:
       question: asked of each image; "" for none.
       top_k: so many classes; 0 for all.
       new_tokens: at most so many tokens of a text.
+      decoder: which writes; "" for the only one.
     """
 
     classes: tuple[str, ...] = ()
     question: str = ""
     top_k: int = 5
     new_tokens: int = 32
+    decoder: str = ""
 
 
 def answers(ask: Predictor, images: Sequence[str], texts: Sequence[str], asked: Asked) -> Iterator[dict[str, Any]]:
@@ -97,4 +99,4 @@ def _said(ask: Predictor, kind: str, some: list[Any], asked: Asked) -> list[dict
     if asked.classes or ask.classifies():
         return [{"classes": row} for row in ask.classify(images, texts, asked.top_k, classes=asked.classes)]
     name = "answer" if asked.question or kind == "text" else "caption"
-    return [{name: text} for text in ask.generate(texts, images, max_new_tokens=asked.new_tokens)]
+    return [{name: text} for text in ask.generate(texts, images, max_new_tokens=asked.new_tokens, decoder=asked.decoder)]

@@ -22,6 +22,7 @@ class Options:
       text: the inputs are texts, to be classified or gone on with.
       question: asked of each image.
       classes: of zero-shot classification, parted by commas.
+      decoder: which writes; where one alone does it need not be said.
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
       max_new_tokens: at most so many tokens of a text.
@@ -32,6 +33,7 @@ class Options:
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
     classes: str = setting(everyday=True, default="")
+    decoder: str = setting(metavar="NAME", default="")
     index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
     max_new_tokens: int = setting(everyday=True, least=1, default=32)
@@ -64,7 +66,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     failed, index = 0, Index(own.index) if own.index else None
     with written(own.out, say) as write:
         ask = Predictor(words[0], own.batch_size)
-        asked = Asked(classes, own.question, own.top_k, own.max_new_tokens)
+        asked = Asked(classes, own.question, own.top_k, own.max_new_tokens, own.decoder)
         found = answers(ask, images, texts, asked) if index is None else neighbours(ask, index, images, texts, own.top_k)
         for answer in found:
             write(line(answer))

@@ -14,7 +14,8 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.types import Batch, Params
 from mmjax.generate import decode, settings_of
-from mmjax.generate.stops import table
+from mmjax.generate.stops import tables
+from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.predict.work import open_work
 
@@ -109,7 +110,9 @@ class Predictor:
         """[images, texts] float32: the cosines of all pairs."""
         return self.embed_image(images) @ self.embed_text(texts).T
 
-    def generate(self, prompts: Any = None, images: Any = None, logits_processor: Any = None, **settings: Any) -> list[Any]:
+    def generate(
+        self, prompts: Any = None, images: Any = None, logits_processor: Any = None, decoder: str = "", **settings: Any
+    ) -> list[Any]:
         """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one.
 
         With `num_return_sequences` above 1 a list of texts of each prompt, of beams the best first.
@@ -118,12 +121,13 @@ class Predictor:
           prompts: texts that are gone on with, or questions where the decoder reads the text by an encoder; None for none.
           images: as many, where the decoder looks at them.
           logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
+          decoder: which writes; "" for the only one that writes texts.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; an end is the tokenizer's own.
 
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
-        work, name = self.work, self._decoder()
+        work, name = self.work, self._decoder(decoder)
         spec, tokenizer, s = work.model.decoders[name], work.tokenizer, settings_of(settings)
         if tokenizer is None:
             raise UserError(f"{work.path}: there is no tokenizer in it, so it writes no text")
@@ -148,12 +152,12 @@ class Predictor:
         def write(params: Params, rows: Batch) -> Any:
             own = {key: x for key, x in rows.items() if key in batch}
             prompts, rules = (rows["prompt"], rows["prompt_mask"]), [logits_processor] if logits_processor else []
+            stops = tables(s.stop_strings, tokenizer, spec.vocab_size)  # made where it is traced: once a program
             texts = decode(
                 work.model, params, name, own, *prompts, s, ends, tokenizer.pad_id, rows["row"], stops=stops, own=rules
             )
             return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
 
-        stops = [jnp.asarray(table(one.encode(), tokenizer.pieces(self._vocabulary(name)))) for one in s.stop_strings]
         rows = batch | ids | {"row": np.arange(count, dtype=np.int32)}
         written = self._rows(("generate", name, s, logits_processor, *batch), write, rows, bound=False)
         several = [
@@ -161,10 +165,6 @@ class Predictor:
             for own in zip(written.ids, written.lengths, strict=True)
         ]
         return several if s.num_return_sequences > 1 else [own[0] for own in several]
-
-    def _vocabulary(self, name: str) -> int:
-        """How many tokens the decoder's logits tell apart."""
-        return int(self.work.model.decoders[name].vocab_size)
 
     def _prompts(self, texts: list[str] | None, count: int, name: str, new: int, tokens: int) -> dict[str, np.ndarray]:
         """Prompts without their end, padded on the left to one of `BUCKETS`; the first token alone where there are none."""
@@ -223,15 +223,15 @@ class Predictor:
             raise UserError(f"{self.work.path}: {which}; {self._can()}")
         return asked or heads[0]
 
-    def _decoder(self) -> str:
-        found = [
-            name
-            for name, part in self.work.model.decoders.items()
-            if hasattr(part, "begin") and not getattr(part, "headless", 0)
-        ]
+    def _decoder(self, asked: str) -> str:
+        found = [name for name, part in self.work.model.decoders.items() if writes_texts(part)]
+        if asked and asked not in found:
+            raise UserError(f"decoder={asked!r}: the decoders that write texts are {', '.join(found) or 'none'}")
         if not found:
             raise UserError(f"{self.work.path}: no decoder writes texts; {self._can()}")
-        return found[0]
+        if not asked and len(found) > 1:
+            raise UserError(f"{self.work.path}: say which decoder writes: {', '.join(found)}")
+        return asked or found[0]
 
     def _can(self) -> str:
         """What the model has, for whoever asks for something else."""

@@ -47,12 +47,7 @@ class DryEvaluation(Evaluation):
         yield batch | {"valid": np.ones(dataset.batch_size, bool)}
 
     def _outputs(
-        self,
-        key: tuple[str, str],
-        batches: Iterable[HostBatch],
-        params: Any,
-        fn: Callable[..., Any],
-        numbers: Sequence[int] | None = None,
+        self, key: tuple[str, str], batches: Iterable[HostBatch], params: Any, fn: Callable[..., Any]
     ) -> Iterator[Any]:
         given: Any = None
         for batch in batches:

@@ -114,7 +114,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(tmp_path, spec
     assert str(raised.value).startswith("evaluate.mine: ")
 
 
+def test_a_stop_string_ends_a_text_and_is_no_cut(captioned, tmp_path, capsys):
+    folder, _, _ = captioned
+    before, out = [one["text"] for one in told(folder / "predictions.jsonl")], tmp_path / "all.jsonl"
+    word = before[0].split()[0]
+    stop = ["--evaluate.captions.settings.stop_strings", word, "--predictions", str(out)]
+    assert main(["evaluate", str(folder), *stop]) == 0
+    wanted = [text[: text.index(word) + len(word)] if word in text else text for text in before]
+    assert [one["text"] for one in told(out)] == wanted and wanted != before
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["captions/cut"] < 1
+
+
 def test_scores_that_there_are_not(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="num_return_sequences=2: one text an example is scored"):
+        Captions(settings=Settings(num_beams=2, num_return_sequences=2))
     with pytest.raises(UserError, match=r"scores has 'cider'.*there are bleu, rouge_l, cider_d"):
         Captions(scores=("cider",))
     with pytest.raises(UserError, match=r"scores=\(\): name some of"):

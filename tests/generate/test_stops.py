@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decode import IDS, MASK, NEW, PAD, V, made  # noqa: F401
 
+from mmjax.core.errors import UserError
 from mmjax.generate import decode, settings_of
 from mmjax.generate.stops import table
 
@@ -31,6 +33,9 @@ def test_a_text_ends_with_the_token_that_completes_a_string(made):  # noqa: F811
     rows = {"batch": {}, "ids_BT": jnp.asarray(IDS), "mask_BT": jnp.asarray(MASK)}
     plain = np.asarray(jax.jit(write)(params, **rows).ids)
     strings = [f"{plain[0, 2]}><{plain[0, 3]}", f"<{plain[2, 6]}"]
+    write = functools.partial(write, settings=settings_of({"max_new_tokens": NEW, "stop_strings": strings}))
+    with pytest.raises(UserError, match="give decode a table of each"):
+        jax.jit(write)(params, **rows)
     found = jax.jit(functools.partial(write, stops=[table(one.encode(), pieces) for one in strings]))(params, **rows)
     for row, length, whole in zip(np.asarray(found.ids), np.asarray(found.lengths), plain, strict=True):
         texts = [b"".join(pieces[token] for token in whole[: n + 1]).decode() for n in range(NEW)]

@@ -130,6 +130,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
         (lambda ask: ask.classify(), "give images, texts, or both"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
+        (lambda ask: ask.generate(decoder="pixels"), "decoder='pixels': the decoders that write texts are caption"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(ask_for, said, ask):
