@@ -116,6 +116,8 @@ def test_what_cannot_be_read_is_said(folder, caplog):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no stamps in its folders; install Debian's package tuxpaint-stamps-default"):
         Stamps(str(folder / "empty")).build()
+    with pytest.raises(UserError, match=r"Stamps.fractions=\(2, -1, 0\): give three shares"):
+        Stamps(str(folder), fractions=(2, -1, 0)).build()
     with pytest.raises(UserError, match=r"Stamps.split='tset' is not a split"):
         Stamps(str(folder), "tset").build()
 

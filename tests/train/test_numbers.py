@@ -56,7 +56,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
         f"Data.{name}"
         for name in ("batch_size", "max_length", "workers", "threads", "prefetch", "cache_mb", "bad_record_limit")
     ),
-    *("Folder.fractions", "Manifest.fractions", "Experiment.steps"),
+    *("Folder.fractions", "Manifest.fractions", "Stamps.fractions", "Experiment.steps"),
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
     *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder")),
     *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder")),
