@@ -86,19 +86,22 @@ def _case(hf: Any, ids: np.ndarray, inputs: dict[str, np.ndarray], new: int, wei
         hf.save_pretrained(folder)
         model, params = mmjax.load(folder)
     (name,) = model.decoders
-    settings = settings_of({"max_new_tokens": new})
-    write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(), pad=0))
+    settings, end = settings_of({"max_new_tokens": new, "min_new_tokens": new}), hf.generation_config.eos_token_id
+    end = hf.config.text_config.sep_token_id if inputs else end  # which BLIP takes, whatever else it is told
+    write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(end,), pad=0))
     batch = {key: jnp.asarray(x) for key, x in inputs.items()}
     given = {"ids_BT": jnp.asarray(ids), "mask_BT": jnp.ones(ids.shape, bool)}
-    pixels = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))} if inputs else {}
-    prompt = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.ones(ids.shape, dtype=torch.long)}
+    given_them: dict[str, Any] = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.ones(ids.shape).long()}
+    given_them |= {"pad_token_id": 0}
+    if inputs:  # BLIP begins by itself, and says how it pads
+        given_them = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))}
 
     def ours() -> np.ndarray:
         return np.asarray(write(params, batch=batch, **given).ids)
 
     def theirs() -> np.ndarray:
         with torch.inference_mode():
-            out = hf.generate(**prompt, **pixels, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+            out = hf.generate(**given_them, max_new_tokens=new, min_new_tokens=new, do_sample=False)
         return np.asarray(out)[:, -new:]
 
     return Case(ours, theirs, weights, slot)
