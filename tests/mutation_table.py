@@ -344,7 +344,7 @@ MUTATIONS = (
              'unit = 255 * settings.number("rescale_factor")'),
     # generate
     Mutation("written_too_late", "a token is written to the slot after its own",
-             "mmjax/generate/decode.py", "tests/generate/test_decode.py",
+             "mmjax/generate/greedy.py", "tests/generate/test_decode.py",
              "reader.keep(state.cache, new, state.written.slot - 1, jnp.all(then.done))",
              "reader.keep(state.cache, new, state.written.slot, jnp.all(then.done))"),
     Mutation("places_with_padding", "a token's position counts the padding before its prompt",

@@ -93,6 +93,10 @@ class Tokenizer:
             segments_NT[n, : len(ids)] = segments
         return {"ids": ids_NT, "mask": mask_NT, "segments": segments_NT, "truncated": truncated_N}
 
+    def whole(self, text: str) -> list[int]:
+        """The ids of one text as `encode` gives them, however many they are."""
+        return [*self.begins, *self._encode([text], None)["input_ids"][0], *self.ends]
+
     def unknown(self, ids_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
         """[N]: how many real tokens of each row stand for what the tokenizer does not know.
 

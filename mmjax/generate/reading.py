@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,17 +17,42 @@ from mmjax.models.forward import BoundForward, cast_params, compute_dtype
 from mmjax.nn.cache import write
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What every turn reads and none changes.
+
+    Attributes:
+      params: the decoder's, each layer's an array of its own: sliced out of the stack once, not in every turn.
+      context: [B, S] bool, of what the layers attend to beside the text; None where they attend to nothing.
+    """
+
+    params: Any
+    context: Array | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """What a turn needs of the decoder.
 
     Attributes:
-      step: (written, cache) -> logits [R, V] float32 of the token after the last one, and what is new for the cache.
+      model, decoder: which reads.
+      held: what it reads beside the cache.
       room: slots of the cache.
     """
 
-    step: Callable[[Written, Any], tuple[Array, Any]]
+    model: Multimodal
+    decoder: str
+    held: Held
     room: int
+
+    def step(self, written: Written, cache: Any) -> tuple[Array, Any]:
+        """The logits [R, V] float32 of the token after the last one, and what is new for the cache."""
+        places_R = jnp.sum(written.real, axis=1, dtype=jnp.int32) - 1
+        real_RS, context_BS = written.real[:, : self.room], self.held.context
+        given = (self.decoder, written.last(), real_RS, places_R, context_BS, cache, written.slot - 1)
+        logits_RV, new = self.model.apply({"params": self.held.params}, *given, method="step")
+        return logits_RV.astype(jnp.float32), new
 
     def keep(self, cache: Any, new: Any, slot: Array, over: Array) -> Any:
         """The cache with what is new in a slot.
@@ -54,17 +79,15 @@ def prefill(
     own = cast_params({f"decoders_{decoder}": params[f"decoders_{decoder}"]}, compute_dtype(model.dtype))
     places_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0)
     logits_BV, cache = model.apply({"params": own}, decoder, ids_BT, mask_BT, places_BT, context, method="begin")
-    seen_BS, layered = _context_mask(spec, context), _layers_apart(own, decoder)
-    room = ids_BT.shape[1] + max(new - 1, 1)  # the last token is written, not read
-
-    def step(written: Written, cache: Any) -> tuple[Array, Any]:
-        places_R = jnp.sum(written.real, axis=1, dtype=jnp.int32) - 1
-        given = (decoder, written.last(), written.real[:, :room], places_R, seen_BS, cache, written.slot - 1)
-        logits_RV, new = model.apply({"params": layered}, *given, method="step")
-        return logits_RV.astype(jnp.float32), new
-
+    held = Held(_layers_apart(own, decoder), _context_mask(spec, context))
+    slots = room(ids_BT.shape[1], new)
     logits_RV = jnp.repeat(logits_BV.astype(jnp.float32), each, axis=0)
-    return logits_RV, _roomy(cache, room, each), Reader(step, room)
+    return logits_RV, _roomy(cache, slots, each), Reader(model, decoder, held, slots)
+
+
+def room(prompt: int, new: int) -> int:
+    """Slots of a cache for a prompt and so many tokens after it, of which the last is written and not read."""
+    return prompt + max(new - 1, 1)
 
 
 def _context_mask(spec: Any, context: Mapping[str, Tokens] | None) -> Array | None:
@@ -74,7 +97,7 @@ def _context_mask(spec: Any, context: Mapping[str, Tokens] | None) -> Array | No
 
 
 def _layers_apart(params: Params, decoder: str) -> Params:
-    """The decoder's parameters, each layer's an array of its own: sliced out of the stack once, not in every turn."""
+    """See `Held.params`."""
     name = f"decoders_{decoder}"
     own = dict(params[name])
     if "stack" in own and "layers" in own["stack"]:

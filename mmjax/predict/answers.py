@@ -1,35 +1,73 @@
-"""`mmjax predict`: one JSON object an input, in order, as soon as it is known."""
+"""What a run says of each of many inputs: read ahead by threads, answered some at a time, given in order."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
-from mmjax.data.images import read_image
+from mmjax.data.images import printable
+from mmjax.data.sources import walk
 from mmjax.data.sources.folder import EXTENSIONS
+from mmjax.data.sources.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
 from mmjax.predict.predictor import Predictor
+from mmjax.predict.work import Made
+
+MANIFESTS = (*SEPARATORS, ".jsonl")
+TEXTS_AT_ONCE = 8  # batches of texts among which those of a length are put together
 
 
-def listed(inputs: Sequence[str]) -> list[str]:
-    """Image files, those of folders in the order of their paths among them.
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One input.
+
+    Attributes:
+      given: a path, or a text.
+      question: asked of it alone; "" for what is asked of all.
+    """
+
+    given: str
+    question: str = ""
+
+
+def listed(inputs: Sequence[str], text: bool) -> list[Input]:
+    """The inputs that words name: image files, those of folders in the order of their paths, and those of manifests line by
+    line: `image`, a path from the manifest's own folder, and its `question`. With `text`: texts, and a manifest's `text`.
 
     Raises:
-      UserError: a folder without images.
+      UserError: a folder without images, a manifest that cannot be read or whose lines have no such field.
     """
-    found: list[str] = []
+    found: list[Input] = []
     for one in inputs:
-        if not Path(one).is_dir():
-            found.append(one)
-            continue
-        own = sorted(str(p) for p in Path(one).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not own:
-            raise UserError(f"{one}: no image in this folder ({', '.join(EXTENSIONS)})")
-        found += own
+        path = Path(one)
+        if path.suffix.lower() in MANIFESTS and (path.is_file() or not text):
+            found += _lines(one, "text" if text else "image")
+        elif not text and path.is_dir():
+            own = [Input(os.path.join(one, name.removeprefix("./"))) for name in walk.images(path, path, EXTENSIONS)]
+            if not own:
+                raise UserError(f"{one}: no image in this folder ({', '.join(EXTENSIONS)})")
+            found += own
+        else:
+            found.append(Input(one))
     return found
+
+
+def _lines(path: str, field: str) -> Iterator[Input]:
+    for number, values in read_lines(path, "", (field, "question")):
+        given = values.get(field)
+        if not isinstance(given, str) or not given:
+            raise UserError(f"{path}:{number}: its {field!r} is {given!r}, no string; the line has {', '.join(values)}")
+        question = values.get("question") or ""
+        if not isinstance(question, str):
+            raise UserError(f"{path}:{number}: its 'question' is {question!r}, no string")
+        yield Input(os.path.join(os.path.dirname(path), given) if field == "image" else given, question)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,65 +76,87 @@ class Asked:
 
     Attributes:
       classes: of zero-shot classification; () for those of the run's head.
+      template: makes the text of such a class.
       question: asked of each image; "" for none.
       top_k: so many classes; 0 for all.
-      new_tokens: at most so many tokens of a text.
+      threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
+      new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
       decoder: which writes; "" for the only one.
     """
 
     classes: tuple[str, ...] = ()
+    template: str = "{}"
     question: str = ""
     top_k: int = 5
-    new_tokens: int = 32
+    threshold: float | None = None
+    new_tokens: int = 0
     decoder: str = ""
 
 
-def answers(ask: Predictor, images: Sequence[str], texts: Sequence[str], asked: Asked) -> Iterator[dict[str, Any]]:
+def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
     """What the run says of each input: classes where a head or a list names them, else a text where a decoder writes one.
 
     Args:
-      images: paths; a file that is no image is an answer with an `error`.
-      texts: where there are no images, what is classified or gone on with.
+      kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
 
     Raises:
       UserError: a model that does neither.
     """
-    return each(ask, images, texts, lambda kind, some: _said(ask, kind, some, asked))
+    return each(ask, inputs, kind, lambda some, given: _said(ask, kind, some, given, asked))
 
 
 def each(
-    ask: Predictor, images: Sequence[str], texts: Sequence[str], said: Callable[[str, list[Any]], list[dict[str, Any]]]
+    ask: Predictor, inputs: Sequence[Input], kind: str, said: Callable[[list[Input], list[Any]], list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    """What `said` gives of each input, some at a time, with the input's name; a file that is no image has an `error`.
+    """What `said` gives of each input, with the input's name, in order; a file that is no image has an `error`.
 
     Args:
-      said: (`image`, pixels) or (`text`, texts) -> an answer for each.
+      said: (inputs, their pixels or texts) -> an answer for each.
     """
-    whole: list[Any] = list(images) or list(texts)
-    kind = "image" if images else "text"
-    for start in range(0, len(whole), ask.batch_size):
-        some = whole[start : start + ask.batch_size]
-        read, errors = _readable(ask, some) if images else (some, {})
-        known = iter(said(kind, read) if read else ())
-        for one in some:
-            yield {kind: one, "error": errors[one]} if one in errors else {kind: one, **next(known)}
+    size = ask.batch_size * (TEXTS_AT_ONCE if kind == "text" else 1)
+    ready = ((one, one.given) for one in inputs) if kind == "text" else _made(ask, inputs)
+    while some := list(itertools.islice(ready, size)):
+        good = [(one, given) for one, given in some if not isinstance(given, BadRecordError)]
+        known = iter(said([one for one, _ in good], [given for _, given in good]) if good else ())
+        for one, given in some:
+            name = {kind: one.given if kind == "text" else printable(one.given)}
+            yield {**name, "error": given.reason} if isinstance(given, BadRecordError) else {**name, **next(known)}
 
 
-def _readable(ask: Predictor, paths: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
-    """The pixels of those that can be read, and path -> why of the others."""
-    read, errors = [], {}
-    for path in paths:
+def _made(ask: Predictor, inputs: Sequence[Input]) -> Iterator[tuple[Input, Made | BadRecordError]]:
+    """Each image as the run's transforms make it, or why it could not be read; so many batches ahead, whatever their number."""
+
+    def make(one: Input) -> Made | BadRecordError:
         try:
-            read.append(read_image(path))
+            return Made(ask.work.pixels(one.given))
         except BadRecordError as error:
-            errors[path] = error.reason
-    return read, errors
+            return error
+
+    waiting: deque[tuple[Input, Future[Made | BadRecordError]]] = deque()
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "mmjax-predict")
+    try:
+        for one in inputs:
+            waiting.append((one, pool.submit(make, one)))
+            if len(waiting) > 2 * ask.batch_size:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        for first, made in waiting:
+            yield first, made.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _said(ask: Predictor, kind: str, some: list[Any], asked: Asked) -> list[dict[str, Any]]:
-    questions = [asked.question] * len(some) if asked.question else None
-    images, texts = (some, questions) if kind == "image" else (None, some)
-    if asked.classes or ask.classifies():
-        return [{"classes": row} for row in ask.classify(images, texts, asked.top_k, classes=asked.classes)]
-    name = "answer" if asked.question or kind == "text" else "caption"
-    return [{name: text} for text in ask.generate(texts, images, max_new_tokens=asked.new_tokens, decoder=asked.decoder)]
+def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:
+    put = [one.question or asked.question for one in some]
+    questions = put if any(put) else None
+    if questions and not all(put):
+        raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
+    images, texts = (given, questions) if kind == "image" else (None, given)
+    shown = [{"question": one} for one in put] if any(one.question for one in some) else [{}] * len(some)
+    if asked.classes or (ask.classifies() and not asked.decoder):
+        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template, asked.threshold)
+        return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
+    name = "answer" if questions or kind == "text" else "caption"
+    settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
+    written = ask.generate(texts, images, decoder=asked.decoder, **settings)
+    return [{**own, name: text} for own, text in zip(shown, written, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,11 +22,13 @@ class Options:
       out: a new file for the answers, one JSON object a line; without it they are printed.
       text: the inputs are texts, to be classified or gone on with.
       question: asked of each image.
-      classes: of zero-shot classification, parted by commas.
+      classes: of zero-shot classification, parted by commas; or a file with one a line.
+      template: makes the text of such a class, `a photo of a {}.` for instance.
       decoder: which writes; where one alone does it need not be said.
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
-      max_new_tokens: at most so many tokens of a text.
+      threshold: of a head of several labels at once: those at least so likely.
+      max_new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
       batch_size: inputs that are computed at once.
     """
 
@@ -33,10 +36,12 @@ class Options:
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
     classes: str = setting(everyday=True, default="")
+    template: str = "{}"
     decoder: str = setting(metavar="NAME", default="")
     index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
-    max_new_tokens: int = setting(everyday=True, least=1, default=32)
+    threshold: float | None = setting(least=0, most=1, default=None)
+    max_new_tokens: int = setting(everyday=True, least=0, default=32)
     batch_size: int = setting(least=1, default=32)
 
 
@@ -61,17 +66,40 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.index import Index
     from mmjax.predict.predictor import Predictor
 
-    images, texts = ([], words[1:]) if own.text else (listed(words[1:]), [])
-    classes = tuple(name.strip() for name in own.classes.split(",") if name.strip())
+    kind, inputs = "text" if own.text else "image", listed(words[1:], own.text)
     failed, index = 0, Index(own.index) if own.index else None
-    with written(own.out, say) as write:
+    asked = Asked(_classes(own.classes), own.template, own.question, own.top_k, own.threshold, own.max_new_tokens, own.decoder)
+    with written(own.out, say) as write, progress(len(inputs), own.out) as tick:
         ask = Predictor(words[0], own.batch_size)
-        asked = Asked(classes, own.question, own.top_k, own.max_new_tokens, own.decoder)
-        found = answers(ask, images, texts, asked) if index is None else neighbours(ask, index, images, texts, own.top_k)
+        found = answers(ask, inputs, kind, asked) if index is None else neighbours(ask, index, inputs, kind, own.top_k)
         for answer in found:
             write(line(answer))
+            tick()
             failed += "error" in answer
     return 1 if failed else 0
+
+
+def _classes(said: str) -> tuple[str, ...]:
+    """Names that are parted by commas, or the lines of a file."""
+    if not said:
+        return ()
+    try:
+        lines = Path(said).read_text(encoding="utf-8-sig").splitlines() if Path(said).is_file() else said.split(",")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--classes {said}: not UTF-8 text ({error})") from None
+    names = tuple(name.strip() for name in lines if name.strip())
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"--classes {said}: {'name each once' if names else 'it names none'}")
+    return names
+
+
+@contextlib.contextmanager
+def progress(total: int, out: str | None) -> Iterator[Callable[[], object]]:
+    """What is called once an input, and shows how many are done where answers go to a file and somebody looks."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="input", disable=out is None or not sys.stderr.isatty()) as bar:
+        yield bar.update
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import take
 from mmjax.core.trees import leaves_by_path
 from mmjax.models.forward import VARIABLES
+from mmjax.predict.command import progress
 from mmjax.predict.index import Index, new_index
 
 
@@ -49,12 +50,13 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.answers import each, listed
     from mmjax.predict.predictor import Predictor
 
-    images, texts = ([], words[1:]) if own.text else (listed(words[1:]), [])
     kind, failed = "text" if own.text else "image", 0
-    with new_index(own.out) as new:
+    inputs = listed(words[1:], own.text)
+    with new_index(own.out) as new, progress(len(inputs), own.out) as tick:
         ask = Predictor(words[0], own.batch_size)
         new.about = identity(ask, kind)
-        for answer in each(ask, images, texts, lambda kind, some: [{"vector": row} for row in vectors(ask, kind, some)]):
+        for answer in each(ask, inputs, kind, lambda _, some: [{"vector": row} for row in vectors(ask, kind, some)]):
+            tick()
             if "error" in answer:
                 print(f"mmjax: left out: {answer[kind]}: {answer['error']}", file=sys.stderr)
                 failed += 1
@@ -98,7 +100,7 @@ def identity(ask: Any, modality: str) -> dict[str, Any]:
     return {"run": work.path, "space": space, "modality": modality, "fingerprint": digest.hexdigest()}
 
 
-def neighbours(ask: Any, index: Index, images: Sequence[str], texts: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
+def neighbours(ask: Any, index: Index, inputs: Sequence[Any], kind: str, top_k: int) -> Iterator[dict[str, Any]]:
     """The nearest of an index to each input: names and cosines.
 
     Raises:
@@ -106,16 +108,16 @@ def neighbours(ask: Any, index: Index, images: Sequence[str], texts: Sequence[st
     """
     from mmjax.predict.answers import each
 
-    check_same(index, identity(ask, "image" if images else "text"))
+    check_same(index, identity(ask, kind))
 
-    def said(kind: str, some: list[Any]) -> list[dict[str, Any]]:
+    def said(_: list[Any], some: list[Any]) -> list[dict[str, Any]]:
         rows_QK, cosines_QK = index.nearest(vectors(ask, kind, some), top_k)
         return [
             {"nearest": [{"name": str(index.names[n]), "cosine": float(c)} for n, c in zip(*pair, strict=True)]}
             for pair in zip(rows_QK, cosines_QK, strict=True)
         ]
 
-    yield from each(ask, images, texts, said)
+    yield from each(ask, inputs, kind, said)
 
 
 def check_same(index: Index, own: dict[str, Any]) -> None:

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.core.types import Batch, Params
-from mmjax.generate import decode, settings_of
-from mmjax.generate.stops import tables
+from mmjax.generate import Settings, settings_of
 from mmjax.models.decoders import writes_texts
-from mmjax.models.forward import BoundForward, spliced_tokens
+from mmjax.models.forward import BoundForward
+from mmjax.predict import writing
 from mmjax.predict.work import open_work
 
 logger = logging.getLogger("mmjax")
-BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
 
 
 class Predictor:
@@ -47,6 +45,7 @@ class Predictor:
             raise UserError(f"batch_size={batch_size}: use 1 or more")
         self.work, self.batch_size = open_work(path), batch_size
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._told = False
 
     @property
     def model(self) -> Any:
@@ -65,6 +64,7 @@ class Predictor:
         head: str = "",
         classes: Sequence[str] = (),
         template: str = "{}",
+        threshold: float | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
 
@@ -74,9 +74,11 @@ class Predictor:
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
           template: makes the text of a class, `a photo of a {}.` for instance.
+          threshold: of a checkpoint of several labels at once (`problem_type="multi_label_classification"`), whose labels are
+            each likely or not by themselves: those at least so likely, of an input perhaps none; None for the likeliest.
 
         Raises:
-          UserError: no such head, or inputs that it does not read.
+          UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
         """
         if classes:
             logits_NC, names = self._nearest(images, [template.format(one) for one in classes]), tuple(classes)
@@ -84,11 +86,15 @@ class Predictor:
             name = self._head(head)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
             names = self.work.classes.get(name) or tuple(str(i) for i in range(logits_NC.shape[-1]))
-        shares_NC = np.exp(logits_NC - logits_NC.max(-1, keepdims=True))
-        shares_NC /= shares_NC.sum(-1, keepdims=True)
+        several = self.work.several and not classes
+        if threshold is not None and not several:
+            raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")
+        shares_NC = 1 / (1 + np.exp(-logits_NC)) if several else np.exp(logits_NC - logits_NC.max(-1, keepdims=True))
+        shares_NC = shares_NC if several else shares_NC / shares_NC.sum(-1, keepdims=True)
         order_NC = np.argsort(-shares_NC, axis=-1, kind="stable")[:, : top_k or None]
         return [
-            [{"label": names[i], "score": float(row[i])} for i in order] for row, order in zip(shares_NC, order_NC, strict=True)
+            [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
+            for row, order in zip(shares_NC, order_NC, strict=True)
         ]
 
     def _nearest(self, images: Any, texts: list[str]) -> np.ndarray:
@@ -111,8 +117,15 @@ class Predictor:
         return self.embed_image(images) @ self.embed_text(texts).T
 
     def generate(
-        self, prompts: Any = None, images: Any = None, logits_processor: Any = None, decoder: str = "", **settings: Any
-    ) -> list[Any]:
+        self,
+        prompts: Any = None,
+        images: Any = None,
+        logits_processor: Any = None,
+        decoder: str = "",
+        details: bool = False,
+        stream: bool = False,
+        **settings: Any,
+    ) -> Any:
         """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one.
 
         With `num_return_sequences` above 1 a list of texts of each prompt, of beams the best first.
@@ -122,82 +135,82 @@ class Predictor:
           images: as many, where the decoder looks at them.
           logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
           decoder: which writes; "" for the only one that writes texts.
-          settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; an end is the tokenizer's own.
+          details: give `predict.writing.Written` for each text: `text`, `ids`, and its log-likelihood as `score`.
+          stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
+          settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the
+            generation_config.json that came with the weights. An end is the tokenizer's own where neither says another.
 
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
-        work, name = self.work, self._decoder(decoder)
-        spec, tokenizer, s = work.model.decoders[name], work.tokenizer, settings_of(settings)
-        if tokenizer is None:
-            raise UserError(f"{work.path}: there is no tokenizer in it, so it writes no text")
+        s = self._settings(settings)
         texts, images = _listed(prompts), _listed(images)
-        forward = BoundForward(work.model, work.params, {})
-        read = {one for context in spec.context for one in forward.modalities(context)}
-        if ("image" in read) != (images is not None):
-            raise UserError(
-                f"decoders.{name} {'looks at an image, and there is none' if 'image' in read else 'looks at no image'}"
-            )
-        asked = texts if "text" in read else None
-        if "text" in read and asked is None:
-            raise UserError(f"decoders.{name} answers a question: give one a prompt")
-        batch = self._batch(images, asked) if read else {}
-        count = len(next(iter(batch.values()))) if batch else len(texts or [""])
-        if texts is not None and len(texts) != count:
-            raise UserError(f"{count} images and {len(texts)} prompts: give as many of both")
-        places = spliced_tokens(work.model, work.params, batch, name) if hasattr(spec, "place") and batch else 0
-        ids = self._prompts(None if asked is not None else texts, count, name, s.max_new_tokens, places)
-        ends = s.eos_token_id or (tokenizer.eos_id,)
+        ready = writing.ready(self.work, self._decoder(decoder), texts, images, s.max_new_tokens, self._batch)
+        return self._written(ready, s, logits_processor, details, stream)
 
-        def write(params: Params, rows: Batch) -> Any:
-            own = {key: x for key, x in rows.items() if key in batch}
-            prompts, rules = (rows["prompt"], rows["prompt_mask"]), [logits_processor] if logits_processor else []
-            stops = tables(s.stop_strings, tokenizer, spec.vocab_size)  # made where it is traced: once a program
-            texts = decode(
-                work.model, params, name, own, *prompts, s, ends, tokenizer.pad_id, rows["row"], stops=stops, own=rules
-            )
-            return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
+    def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
+        """What the model says next in a conversation, put into words by the tokenizer's own template.
 
-        rows = batch | ids | {"row": np.arange(count, dtype=np.int32)}
-        written = self._rows(("generate", name, s, logits_processor, *batch), write, rows, bound=False)
-        several = [
-            [tokenizer.decode(row[:length]) for row, length in zip(*own, strict=True)]
-            for own in zip(written.ids, written.lengths, strict=True)
-        ]
+        Args:
+          messages: `[{"role": "user", "content": "hello"}, ...]`, or a list of such conversations.
+          details, stream, settings: as `generate` takes them.
+
+        Raises:
+          UserError: a tokenizer without a template; as `generate`.
+        """
+        s, tokenizer = self._settings(settings), self.work.tokenizer
+        if tokenizer is None or not tokenizer.huggingface.chat_template:
+            raise UserError(f"{self.work.path}: its tokenizer has no chat template; use generate with a prompt of your own")
+        several = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        try:
+            rows = [
+                tokenizer.huggingface.apply_chat_template(one, add_generation_prompt=True, tokenize=True, return_dict=False)
+                for one in several
+            ]
+        except Exception as error:  # templates are programs, and raise what they like
+            raise UserError(f"{self.work.path}: its chat template refuses these messages: {error}") from None
+        ready = writing.ready(self.work, self._decoder(""), rows, None, s.max_new_tokens, self._batch)
+        found = self._written(ready, s, None, details, stream)
+        return found if stream or len(several) > 1 or messages is several else found[0]
+
+    def score(self, prompts: Any, continuations: Any, images: Any = None, decoder: str = "") -> list[dict[str, Any]]:
+        """How likely each continuation is after its prompt, its end left out.
+
+        Of each: `log_likelihood`, the sum over its `tokens`, and `greedy`, whether each of those was the likeliest one. Prompt
+        and continuation are read as one text, and what counts are the tokens from the first that the prompt alone has not.
+
+        Args:
+          prompts, continuations: texts, as many of both.
+          images: as many, where the decoder looks at them.
+          decoder: which writes; "" for the only one that writes texts.
+
+        Raises:
+          UserError: a decoder that reads the prompt by an encoder is given it as `generate` is, and its text is the
+            continuation alone; else as `generate`; a continuation of no tokens.
+        """
+        work, name = self.work, self._decoder(decoder)
+        texts, after, images = _listed(prompts), _listed(continuations), _listed(images)
+        if texts is None or after is None or len(texts) != len(after):
+            raise UserError(f"{len(texts or [])} prompts and {len(after or [])} continuations: give as many of both")
+        return writing.scored(work, name, texts, after, images, self._batch, self._rows)
+
+    def _settings(self, given: dict[str, Any]) -> Settings:
+        """Those given, then those that came with the weights."""
+        if self.work.unwritten and not self._told:
+            self._told = True
+            left = ", ".join(f"{name}={value!r}" for name, value in self.work.unwritten.items())
+            logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", self.work.path, left)
+        settings_of(given)  # complaints are about what was asked for first
+        return settings_of({**self.work.writes, **given})
+
+    def _written(self, ready: writing.Writing, s: Settings, processor: Any, details: bool, stream: bool) -> Any:
+        if stream:
+            if len(ready.prompts) > 1 or s.num_return_sequences > 1:
+                raise UserError(f"stream=True: {len(ready.prompts)} prompts, {s.num_return_sequences} texts each; stream one")
+            return writing.streamed(ready, s, processor, self._program)
+        found = writing.written(ready, s, processor, self._rows)
+        several = found if details else [[one.text for one in own] for own in found]
         return several if s.num_return_sequences > 1 else [own[0] for own in several]
-
-    def _prompts(self, texts: list[str] | None, count: int, name: str, new: int, tokens: int) -> dict[str, np.ndarray]:
-        """Prompts without their end, padded on the left to one of `BUCKETS`; the first token alone where there are none."""
-        tokenizer, most = self.work.tokenizer, self.work.model.decoders[name].max_length
-        assert tokenizer is not None
-        rows = [[tokenizer.bos_id]] * count
-        if texts is not None:
-            found, cut = self.work.texts(texts)
-            rows = [ids[mask].tolist() for ids, mask in zip(found["ids"], found["mask"], strict=True)]
-            rows = [row[:-1] if row[-1:] == [tokenizer.eos_id] and len(row) > 1 else row or [tokenizer.bos_id] for row in rows]
-            rows = [self._with_places(row, name, tokens) for row in rows]
-            for text, row, was_cut in zip(texts, rows, cut, strict=True):
-                if was_cut or len(row) + new > most:
-                    raise UserError(
-                        f"a prompt of {'more than ' * was_cut}{len(row)} tokens and max_new_tokens={new} do not fit into "
-                        f"decoders.{name}.max_length={most}: {text[:40]!r}"
-                    )
-        length = next((size for size in BUCKETS if size >= max(map(len, rows))), max(map(len, rows)))
-        pad = tokenizer.pad_id
-        return {
-            "prompt": np.array([[pad] * (length - len(row)) + row for row in rows], np.int32),
-            "prompt_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
-        }
-
-    def _with_places(self, row: list[int], name: str, tokens: int) -> list[int]:
-        """A prompt whose one place for an image, after its first token where it has none, is as long as the image."""
-        place = int(getattr(self.work.model.decoders[name], "place", -1))
-        if not tokens or row.count(place) == tokens:
-            return row
-        if row.count(place) > 1:
-            raise UserError(f"a prompt holds {row.count(place)} places for an image: give it one, or the image's {tokens}")
-        at = row.index(place) if place in row else min(1, len(row))
-        return [*row[:at], *[place] * tokens, *row[at + (place in row) :]]
 
     def _embed(self, modality: str, batch: dict[str, np.ndarray]) -> np.ndarray:
         fusion = self.space(modality)
@@ -262,12 +275,17 @@ class Predictor:
             batch |= {"text": found["ids"], "text_mask": found["mask"]}
         return batch
 
+    def _program(self, key: Any, run: Callable[..., Any], donated: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """The compiled function of a key; made when first asked for."""
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(run, donate_argnums=donated)
+        return self._compiled[key]
+
     def _rows(self, key: Any, ask: Callable[..., Any], batch: dict[str, np.ndarray], bound: bool = True) -> Any:
         """What `ask` gives of the forward (or of parameters and a batch), some rows at a time: a tree of numpy [N, ...]."""
         work, size = self.work, self.batch_size
-        if key not in self._compiled:
-            run = (lambda params, rows: ask(BoundForward(work.model, params, rows))) if bound else ask
-            self._compiled[key] = jax.jit(run)
+        run = (lambda params, rows: ask(BoundForward(work.model, params, rows))) if bound else ask
+        program = self._program(key, run)
         count, given = len(next(iter(batch.values()))), []
         for start in range(0, count, size):
             rows = {name: x[start : start + size] for name, x in batch.items()}
@@ -275,7 +293,7 @@ class Predictor:
             # Filled up to a power of two, so that batches which lack some rows need few programs.
             full = size if start else min(size, 1 << (real - 1).bit_length())
             rows = {name: np.concatenate([x, np.repeat(x[-1:], full - real, 0)]) for name, x in rows.items()}
-            out = self._compiled[key](work.params, {name: jnp.asarray(x) for name, x in rows.items()})
+            out = program(work.params, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *given)
 

@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from mmjax.convert import image_transforms, load
-from mmjax.convert.api import has_tokenizer, run_at
+from mmjax.convert.api import COMPANION_FOLDER, has_tokenizer, run_at
 from mmjax.convert.export import text_tokenizer
 from mmjax.convert.processor import NoProcessorError
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
+from mmjax.generate import generation_config
 from mmjax.models import Multimodal
 from mmjax.train.classes import from_huggingface
 from mmjax.train.experiment import Experiment
@@ -34,6 +35,10 @@ class Work:
       classes: head -> the names of its classes in the order of its logits; () where there are none.
       max_length: tokens of a text, where the run's data says so; 0 where it does not.
       shape: (H, W, channels) of the images that it is evaluated on; None where nothing says so.
+      trained: whether mmjax trained it on data of its own, and so on texts as `Tokenizer.encode` gives them; else prompts are
+        what `transformers` makes of them.
+      several: whether its head says several labels at once (HuggingFace's `problem_type`), each by itself.
+      writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
     """
 
     path: str
@@ -44,14 +49,21 @@ class Work:
     classes: Mapping[str, tuple[str, ...]]
     max_length: int
     shape: tuple[int, ...] | None = None
+    trained: bool = False
+    several: bool = False
+    writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def pixels(self, image: Any) -> np.ndarray:
-        """[H, W, 3] float32 of a path, a PIL image or a uint8 array [H, W, 3], as the run's evaluation makes them.
+        """[H, W, 3] float32 of a path, a PIL image or a uint8 array [H, W, 3], as the run's evaluation makes them; what is
+        `Made` already stays.
 
         Raises:
           BadRecordError: a file that is no image.
           UserError: something else; a run that says nothing of how images are made ready.
         """
+        if isinstance(image, Made):
+            return image.pixels
         if self.transforms is None:
             raise UserError(
                 f"{self.path}: nothing in it says how an image is made ready (preprocessor_config.json is not there)"
@@ -81,11 +93,45 @@ class Work:
         found = self.tokenizer.encode(list(texts), self.length())
         return {"ids": found["ids"], "mask": found["mask"]}, found["truncated"].tolist()
 
+    def prompt(self, text: str | None) -> list[int]:
+        """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
+
+        Raises:
+          UserError: no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
+        first = [self._first()]
+        if text is None:
+            return first
+        ids = self.tokenizer.whole(text) if self.trained else self.tokenizer.huggingface(text, verbose=False)["input_ids"]
+        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_id:
+            ids = ids[:-1]
+        if self._is_blip() and not self.trained:  # which writes its own first token over that of the tokenizer
+            ids = [*first, *ids[1:]]
+        return list(ids) or first
+
+    def _first(self) -> int:
+        """The token that begins a text which nothing precedes."""
+        assert self.tokenizer is not None
+        said = self.model.huggingface.get("text_config", {}).get("bos_token_id", 30522) if self._is_blip() else None
+        return self.tokenizer.bos_id if self.trained or said is None else int(said)
+
+    def _is_blip(self) -> bool:
+        return self.model.huggingface.get("model_type") == "blip"
+
     def length(self) -> int:
         """Tokens of a text: of the run's data, else as many as the model reads."""
         parts = (*self.model.encoders.values(), *self.model.decoders.values())
         most = [part.max_length for part in parts if hasattr(part, "vocab_size")]
         return min([self.max_length or 512, *most])
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An image [H, W, 3] float32 as the run's transforms have made it already."""
+
+    pixels: np.ndarray
 
 
 def open_work(path: str | Path) -> Work:
@@ -100,7 +146,11 @@ def open_work(path: str | Path) -> Work:
         folder = Path(path)
         tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None
         alone = Experiment(model=model, data={}, tasks={}, steps=0)
-        return Work(str(path), model, params, tokenizer, _came_with(path), from_huggingface(alone), 0)
+        own, rest = generation_config.read(folder)
+        given = (_came_with(path), from_huggingface(alone), 0)
+        return Work(
+            str(path), model, params, tokenizer, *given, several=_several(model), writes=_of(model, own), unwritten=rest
+        )
     e, tokenizers = run.experiment(), run.tokenizers()
     data = e.asked_data()
     names = run.classes() or from_huggingface(e)
@@ -108,7 +158,21 @@ def open_work(path: str | Path) -> Work:
     tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
-    return Work(str(path), model, params, tokenizer, transforms, names, 0 if data is None else data.max_length, shape)
+    own, rest = generation_config.read(run.path / COMPANION_FOLDER)
+    length, how = 0 if data is None else data.max_length, {"writes": _of(model, own), "unwritten": rest}
+    trained = bool(e.data)
+    several = not trained and _several(model)
+    return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)
+
+
+def _several(model: Multimodal) -> bool:
+    return bool(model.huggingface.get("problem_type") == "multi_label_classification")
+
+
+def _of(model: Multimodal, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that came with a model. BLIP's texts end with its config's `sep_token_id`, whatever else it is told."""
+    blip = model.huggingface.get("model_type") == "blip"
+    return {name: value for name, value in settings.items() if not (blip and name == "eos_token_id")}
 
 
 def _came_with(path: str | Path) -> tuple[Any, ...] | None:

@@ -15,6 +15,7 @@ from mmjax.convert.api import save_params
 from mmjax.core.errors import UserError
 from mmjax.data import Digits
 from mmjax.models import init_params
+from mmjax.predict.answers import Input
 from mmjax.predict.embed import neighbours
 from mmjax.predict.index import Index
 from mmjax.train.run import Run
@@ -99,7 +100,7 @@ def test_texts_find_images_and_images_find_texts(run, ask, files, index, capsys)
 
 def test_an_input_is_nearest_to_itself(ask, files, index):
     good = [str(files / f"{i}.png") for i in range(6)]
-    for row in neighbours(ask, Index(str(index)), good, [], 1):
+    for row in neighbours(ask, Index(str(index)), [Input(path) for path in good], "image", 1):
         (one,) = row["nearest"]
         assert (one["name"], one["cosine"]) == (row["image"], pytest.approx(1, abs=1e-5))
 
@@ -130,7 +131,7 @@ def test_a_copy_of_the_run_is_the_same(run, index, tmp_path, capsys):
 def test_a_vector_that_is_no_number_is_not_written(ask, index, monkeypatch):
     monkeypatch.setattr(ask, "embed_text", lambda texts: np.full((len(texts), 4), np.nan, np.float32))
     with pytest.raises(UserError, match="among the vectors of 1 texts one holds NaN"):
-        list(neighbours(ask, Index(str(index)), [], ["zero"], 1))
+        list(neighbours(ask, Index(str(index)), [Input("zero")], "text", 1))
 
 
 def test_where_nothing_can_be_read_there_is_no_file(run, files, tmp_path, capsys):

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import tiny
+import torch
+import transformers
 from PIL import Image
 
 import mmjax
@@ -15,6 +17,7 @@ from mmjax.data import Digits
 from mmjax.evaluate import Report
 from mmjax.models.forward import BoundForward
 from mmjax.models.heads import Classifier
+from mmjax.predict.answers import Input, listed
 from mmjax.train import Checkpoint, train
 
 
@@ -195,3 +198,75 @@ def test_pieces_of_tokens_make_up_the_text(ask):
     ids = tokenizer.encode(["a photo of the number seven"], 20)
     row = [int(i) for i in ids["ids"][0][ids["mask"][0]]]
     assert b"".join(tokenizer.pieces(500)[i] for i in row).decode().strip() == tokenizer.decode(row).strip()
+
+
+def test_a_manifest_names_images_and_a_question_of_each(run, files, tmp_path, capsys):
+    table = tmp_path / "asked.jsonl"
+    table.write_text("".join(json.dumps({"image": f"{n}.png"}) + "\n" for n in (1, 0)))
+    assert main(["predict", str(run), str(table), "--top_k", "1"]) == 0
+    assert [json.loads(row)["image"] for row in capsys.readouterr().out.splitlines()] == [
+        str(files / f"{n}.png") for n in (1, 0)
+    ]
+    (tmp_path / "texts.csv").write_text("text\nthe number\na photo of\n")
+    found = [one.given for one in listed([str(tmp_path / "texts.csv"), "no.csv"], text=True)]
+    assert found == ["the number", "a photo of", "no.csv"]
+    (tmp_path / "q.csv").write_text("image,question\n0.png,what is it?\n1.png,\n")
+    asked = listed([str(tmp_path / "q.csv")], text=False)
+    assert asked == [Input(str(files / "0.png"), "what is it?"), Input(str(files / "1.png"))]
+    assert main(["predict", str(run), str(tmp_path / "q.csv")]) == 2
+    assert "1.png: it has no question, and others have" in capsys.readouterr().err
+    (tmp_path / "bad.csv").write_text("picture,label\n0.png,1\n")
+    assert main(["predict", str(run), str(tmp_path / "bad.csv")]) == 2
+    assert "bad.csv:2: its 'image' is None, no string; the line has picture, label" in capsys.readouterr().err
+
+
+def test_classes_stand_in_a_file_too(run, files, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\n\n")
+    words = ["predict", str(run), str(files / "0.png"), "--top_k", "0", "--template", "the number {}."]
+    assert main([*words, "--classes", str(names)]) == 0
+    there = capsys.readouterr().out
+    assert main([*words, "--classes", "one, two"]) == 0
+    assert capsys.readouterr().out == there
+    for wrong, said in (("one,one", "name each once"), (" , ", "it names none")):
+        assert main([*words, "--classes", wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_labels_that_do_not_exclude_each_other_are_each_likely_by_itself(tmp_path, digits):
+    """A checkpoint of `problem_type="multi_label_classification"` against the pipeline of `transformers`."""
+    names = {0: "a", 1: "b", 2: "c"}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(
+        **sizes, image_size=8, patch_size=4, id2label=names, label2id={v: k for k, v in names.items()}
+    )
+    config.problem_type = "multi_label_classification"
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    pipe, ask = transformers.pipeline("image-classification", model=str(tmp_path)), mmjax.Predictor(tmp_path)
+    (found,) = ask.classify(digits[0], top_k=0)
+    wanted = {one["label"]: one["score"] for one in pipe(Image.fromarray(digits[0]), top_k=3)}
+    assert {one["label"]: one["score"] for one in found} == pytest.approx(wanted, rel=1e-5)
+    middle = sorted(wanted.values())[1]
+    assert len(ask.classify(digits[0], top_k=0, threshold=middle - 1e-6)[0]) == 2
+    assert ask.classify(digits[0], threshold=1.0) == [[]]
+
+
+def test_a_threshold_is_of_labels_that_do_not_exclude_each_other(run, files, capsys):
+    assert main(["predict", str(run), str(files / "0.png"), "--threshold", "0.5"]) == 2
+    assert "exclude each other; use top_k" in capsys.readouterr().err
+
+
+def test_answers_come_in_order_however_many_are_read_ahead(run, files, tmp_path, capsys):
+    """More than the batches that are read ahead, the unreadable ones among them."""
+    good = ("0.png", "1.png", "2.bmp", "3.tiff", "4.gif")
+    rows = [{"image": good[n % 5] if n % 7 else "3x.png"} for n in range(40)]
+    table = tmp_path / "many.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["predict", str(run), str(table), "--top_k", "1", "--batch_size", "4"]) == 1
+    found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [one["image"].rsplit("/")[-1] for one in found] == [row["image"] for row in rows]
+    assert [n for n, one in enumerate(found) if "error" in one] == list(range(0, 40, 7))
+    alike = {one["image"]: one["classes"][0]["label"] for one in found if "classes" in one}
+    assert all(one["classes"][0]["label"] == alike[one["image"]] for one in found if "classes" in one)

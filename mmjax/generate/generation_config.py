@@ -1,0 +1,67 @@
+"""What `generation_config.json` says of how a checkpoint writes, as settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax.core.errors import UserError
+from mmjax.generate.settings import Settings
+
+# What says nothing of how a text is written here: ids that the tokenizer has, whence the file is, what `generate` returns, and
+# how it is computed.
+SILENT = (
+    *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "use_cache", "return_dict_in_generate"),
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "cache_config"),
+    *("cache_implementation", "disable_compile", "compile_config", "low_memory", "token_healing"),
+)
+# Values with which a setting that there is not here changes nothing.
+NEUTRAL: dict[str, Any] = {
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+    "guidance_scale": 1.0,
+}
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings by name, what else the file asks for and is not done); both {} without a file.
+
+    Raises:
+      UserError: a file that is no JSON object.
+    """
+    file = folder / "generation_config.json"
+    try:
+        said = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}, {}
+    except ValueError as error:
+        raise UserError(f"{file}: it is not JSON ({error})") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{file}: it holds {type(said).__name__}, not an object")
+    return settings(said)
+
+
+def settings(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of what a file says. `max_length` counts the prompt, and is no setting here; 20 is what nobody chose."""
+    known = {field.name for field in dataclasses.fields(Settings)} - {"seed"}
+    own = {name: value for name, value in said.items() if name in known and value is not None}
+    rest = {
+        name: value
+        for name, value in said.items()
+        if name not in (*known, *SILENT)
+        and not name.startswith("_")
+        and value is not None
+        and NEUTRAL.get(name) != value
+        and (name, value) != ("max_length", 20)
+    }
+    return own, rest

@@ -1,0 +1,268 @@
+"""What a Predictor writes: prompts as token ids, the programs that go on with them, and texts again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.core.types import Batch, Params
+from mmjax.generate import Settings, decode
+from mmjax.generate.decode import begin, more
+from mmjax.generate.stops import tables
+from mmjax.models.forward import BoundForward, spliced_tokens
+from mmjax.objectives.losses import cross_entropy
+from mmjax.predict.work import Work
+
+BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
+Rows = list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """Prompts that are gone on with by one decoder, N of them.
+
+    Attributes:
+      prompts: their token ids, without padding.
+      batch: what the decoder's context is encoded from, N rows; {} where it has none.
+    """
+
+    work: Work
+    decoder: str
+    prompts: Rows
+    batch: dict[str, np.ndarray]
+
+    @property
+    def spec(self) -> Any:
+        """The decoder."""
+        return self.work.model.decoders[self.decoder]
+
+    def padded(self, some: Sequence[int], left: bool = True) -> dict[str, np.ndarray]:
+        """`prompt` and `prompt_mask` [n, T] of those rows, T one of `BUCKETS` where they fit into one that the decoder has."""
+        rows = [self.prompts[n] for n in some]
+        most, pad = max(map(len, rows)), _tokenizer(self.work).pad_id
+        length = next((size for size in BUCKETS if most <= size <= self.spec.max_length), most)
+        before = [length - len(row) if left else 0 for row in rows]
+        ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), bool)
+        for n, (row, start) in enumerate(zip(rows, before, strict=True)):
+            ids[n, start : start + len(row)], mask[n, start : start + len(row)] = row, True
+        return {"prompt": ids, "prompt_mask": mask}
+
+    def by_length(self) -> Iterator[list[int]]:
+        """Rows of about a length together, the short ones first, so that none is padded to the longest of all."""
+        size = lambda n: next((size for size in BUCKETS if size >= len(self.prompts[n])), len(self.prompts[n]))  # noqa: E731
+        order = sorted(range(len(self.prompts)), key=size)
+        for length in dict.fromkeys(map(size, order)):
+            yield [n for n in order if size(n) == length]
+
+
+def ready(
+    work: Work,
+    decoder: str,
+    prompts: Sequence[str] | Rows | None,
+    images: Sequence[Any] | None,
+    new: int,
+    batch_of: Callable[[Any, Any], dict[str, np.ndarray]],
+) -> Writing:
+    """Prompts and images as a decoder takes them.
+
+    Args:
+      prompts: texts, or the token ids of each; None for the first token alone.
+      new: how many tokens will follow.
+      batch_of: (images, texts) -> what encoders read.
+
+    Raises:
+      UserError: images where it looks at none, or none where it does; a prompt that does not fit, or another number of them.
+    """
+    spec, forward = work.model.decoders[decoder], BoundForward(work.model, work.params, {})
+    read = {one for context in spec.context for one in forward.modalities(context)}
+    if ("image" in read) != (images is not None):
+        raise UserError(
+            f"decoders.{decoder} {'looks at an image, and there is none' if 'image' in read else 'looks at no image'}"
+        )
+    asked = prompts if "text" in read else None
+    if "text" in read and asked is None:
+        raise UserError(f"decoders.{decoder} answers a question: give one a prompt")
+    batch = batch_of(images, asked) if read else {}
+    count = len(next(iter(batch.values()))) if batch else len([""] if prompts is None else prompts)
+    if prompts is not None and len(prompts) != count:
+        raise UserError(f"{count} images and {len(prompts)} prompts: give as many of both")
+    tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
+    if prompts is None or asked is not None:
+        return Writing(work, decoder, [work.prompt(None)] * count, batch)
+    rows = [_with_places(work.prompt(one) if isinstance(one, str) else one, spec, tokens) for one in prompts]
+    for text, row in zip(prompts, rows, strict=True):
+        if len(row) + new > spec.max_length:
+            raise UserError(
+                f"a prompt of {len(row)} tokens and max_new_tokens={new} do not fit into "
+                f"decoders.{decoder}.max_length={spec.max_length}: {str(text)[:40]!r}"
+            )
+    return Writing(work, decoder, rows, batch)
+
+
+def _tokenizer(work: Work) -> Any:
+    if work.tokenizer is None:
+        raise UserError(f"{work.path}: there is no tokenizer in it, so it writes no text")
+    return work.tokenizer
+
+
+def _with_places(row: list[int], spec: Any, tokens: int) -> list[int]:
+    """A prompt whose one place for an image, after its first token where it has none, is as long as the image."""
+    place = int(getattr(spec, "place", -1))
+    if not tokens or row.count(place) == tokens:
+        return row
+    if row.count(place) > 1:
+        raise UserError(f"a prompt holds {row.count(place)} places for an image: give it one, or the image's {tokens}")
+    at = row.index(place) if place in row else min(1, len(row))
+    return [*row[:at], *[place] * tokens, *row[at + (place in row) :]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A text that was written after a prompt.
+
+    Attributes:
+      text: without the prompt and special tokens.
+      ids: its tokens, its end among them.
+      score: as `generate.Texts.scores`.
+    """
+
+    text: str
+    ids: list[int]
+    score: float
+
+
+def written(writing: Writing, s: Settings, processor: Any, rows_of: Callable[..., Any]) -> list[list[Written]]:
+    """Of each prompt its `num_return_sequences` texts.
+
+    Args:
+      processor: a function of the user's, see `Predictor.generate`; None for none.
+      rows_of: `Predictor._rows`.
+    """
+    name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
+
+    def write(params: Params, rows: Batch) -> Any:
+        own, fixed = {key: rows[key] for key in batch}, _fixed(writing, s, processor)  # where it is traced: once a program
+        given = (name, own, rows["prompt"], rows["prompt_mask"])
+        texts = decode(writing.work.model, params, *given, index_B=rows["row"], **fixed)
+        return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
+
+    found: dict[int, list[Written]] = {}
+    for some in writing.by_length():
+        rows = {key: x[some] for key, x in batch.items()} | writing.padded(some) | {"row": np.array(some, np.int32)}
+        out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
+        for n, *own in zip(some, out.ids, out.lengths, out.scores, strict=True):
+            texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*own, strict=True)]
+            found[n] = [Written(tokenizer.decode(ids), ids, score) for ids, score in texts]
+    return [found[n] for n in range(len(writing.prompts))]
+
+
+def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[..., Any]) -> Iterator[str]:
+    """The one text of the one prompt, piece by piece; the pieces together are what `written` gives, unless the tokenizer writes
+    the beginning of a text otherwise once more of it is there ("do n't", "don't").
+
+    Args:
+      compiled: (key, function, donated arguments) -> the jitted function.
+    """
+    name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
+    model, key = writing.work.model, (name, s, processor, *batch)
+    fixed = functools.partial(_fixed, writing, s, processor)
+    first = compiled(("begin", *key), lambda params, own, ids, mask: begin(model, params, name, own, ids, mask, **fixed()), ())
+    then = compiled(("more", *key), lambda going: more(model, name, going, **fixed()), (0,))
+    going = first(writing.work.params, {key: jnp.asarray(x) for key, x in batch.items()}, *writing.padded([0]).values())
+    said, start = "", going.turn.written.ids.shape[1] - s.max_new_tokens
+    for count in range(1, s.max_new_tokens + 1):
+        done, length = bool(going.turn.done[0]), int(going.turn.lengths[0])
+        text = tokenizer.decode(np.asarray(going.turn.written.ids)[0, start : start + length])
+        whole = done or count == s.max_new_tokens
+        settled = whole or not text.endswith("\ufffd")  # half a letter, of which the next token is the rest
+        if settled and text != said and (whole or text.startswith(said)):
+            yield text[_same(said, text) :]
+            said = text
+        if whole:
+            return
+        going = then(going)
+
+
+def _fixed(writing: Writing, s: Settings, processor: Any) -> dict[str, Any]:
+    """What a program that writes is compiled for."""
+    tokenizer = _tokenizer(writing.work)
+    stops = tables(s.stop_strings, tokenizer, writing.spec.vocab_size)
+    ends, own = s.eos_token_id or (tokenizer.eos_id,), [processor] if processor else []
+    return {"settings": s, "ends": ends, "pad": tokenizer.pad_id, "stops": stops, "own": own}
+
+
+def scored(
+    work: Work,
+    decoder: str,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    images: Sequence[Any] | None,
+    batch_of: Callable[[Any, Any], dict[str, np.ndarray]],
+    rows_of: Callable[..., Any],
+) -> list[dict[str, Any]]:
+    """See `Predictor.score`."""
+    forward = BoundForward(work.model, work.params, {})
+    asked = any("text" in forward.modalities(context) for context in work.model.decoders[decoder].context)
+    begun = ready(work, decoder, prompts, images, 0, batch_of)
+    texts = [after if asked else prompt + after for prompt, after in zip(prompts, continuations, strict=True)]
+    wholes, starts = [], []
+    for text, own in zip(texts, begun.prompts, strict=True):
+        whole = _with_places(work.prompt(text), begun.spec, _places(own, begun.spec))
+        same = next(
+            (n for n, pair in enumerate(zip(own, whole, strict=False)) if pair[0] != pair[1]), min(len(own), len(whole))
+        )
+        if same == len(whole):
+            raise UserError(f"a continuation of no tokens, after {text[:40]!r}")
+        if len(whole) > begun.spec.max_length:
+            raise UserError(
+                f"a prompt and its continuation of {len(whole)} tokens are longer than decoders.{decoder}.max_length="
+                f"{begun.spec.max_length}: {text[:40]!r}"
+            )
+        wholes.append(whole)
+        starts.append(same)
+    return likelihoods(dataclasses.replace(begun, prompts=wholes), starts, rows_of)
+
+
+def _places(row: list[int], spec: Any) -> int:
+    """How many places for an image a prompt has."""
+    return row.count(spec.place) if hasattr(spec, "place") else 0
+
+
+def likelihoods(writing: Writing, starts: Sequence[int], rows_of: Callable[..., Any]) -> list[dict[str, Any]]:
+    """`log_likelihood` of the tokens of each row from a place on, how many `tokens` those are, and whether each was the
+    likeliest (`greedy`)."""
+    name, batch = writing.decoder, writing.batch
+
+    def score(params: Params, rows: Batch) -> dict[str, Any]:
+        forward = BoundForward(writing.work.model, params, {key: rows[key] for key in batch})
+        context = {one: forward.tokens(one) for one in writing.spec.context if batch}
+        text, ids_BT = writing.spec.writes, rows["prompt"]
+        logits_BTV = forward.decode(name, {text: ids_BT, f"{text}_mask": rows["prompt_mask"]}, context or None, key="score")
+        labels_BT = jnp.roll(ids_BT, -1, axis=1)
+        loss_BT, place_BT = cross_entropy(logits_BTV, labels_BT), jnp.arange(ids_BT.shape[1])[None] + 1
+        counts_BT = (place_BT >= rows["start"][:, None]) & jnp.roll(rows["prompt_mask"], -1, axis=1)
+        counts_BT &= place_BT < ids_BT.shape[1]
+        right_BT = jnp.argmax(logits_BTV, axis=-1) == labels_BT
+        total_B = -jnp.sum(jnp.where(counts_BT, loss_BT, 0.0), axis=1)
+        return {"total": total_B, "tokens": jnp.sum(counts_BT, axis=1), "greedy": jnp.all(right_BT | ~counts_BT, axis=1)}
+
+    found: dict[int, dict[str, Any]] = {}
+    for some in writing.by_length():
+        rows = {key: x[some] for key, x in batch.items()} | writing.padded(some, left=False)
+        rows |= {"start": np.array([starts[n] for n in some], np.int32)}
+        out: Mapping[str, Any] = rows_of(("score", name, *batch), score, rows, bound=False)
+        for n, total, tokens, greedy in zip(some, out["total"], out["tokens"], out["greedy"], strict=True):
+            found[n] = {"log_likelihood": float(total), "tokens": int(tokens), "greedy": bool(greedy)}
+    return [found[n] for n in range(len(writing.prompts))]
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items two sequences begin alike with."""
+    return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))

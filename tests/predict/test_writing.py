@@ -1,0 +1,188 @@
+"""A HuggingFace folder that writes: as its generation_config.json says, in conversations, piece by piece; and likelihoods."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+import mmjax
+from mmjax.core.errors import UserError
+from mmjax.data import BPE
+from mmjax.generate import generation_config
+
+PROMPTS = ["hello there", "the cat sat on the mat, and", "a"]
+TEMPLATE = """{% for m in messages %}{% if m['role'] == 'judge' %}{{ raise_exception('who is ' + m['role']) }}{% endif %}{{
+m['role'] }}: {{ m['content'] }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def spread(model):
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn_like(p) * (0.3 if p.ndim > 1 else 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """GPT-2's tokenizer writes nothing before a text and nothing after it, and so does this one."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    trained = BPE(300).train([*PROMPTS, "how are you, my friend? fine.", "é ü"]).huggingface
+    backend = Backend.from_str(trained.backend_tokenizer.to_str())
+    backend.post_processor = processors.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="[CLS]", eos_token="[SEP]", pad_token="[PAD]")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
+    model = spread(transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(tokenizer), **sizes, **ids)))
+    model.save_pretrained(folder)
+    return folder, model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def ask(gpt2):
+    return mmjax.Predictor(gpt2[0])
+
+
+def theirs(model, tokenizer, prompt, **settings):
+    given = tokenizer(prompt, return_tensors="pt") if isinstance(prompt, str) else {"input_ids": torch.tensor([prompt])}
+    given = {name: x for name, x in given.items() if name != "token_type_ids"}
+    return model.generate(**given, do_sample=False, **settings)[0, given["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}, {"num_beams": 3}])
+def test_prompts_of_several_lengths_are_read_as_transformers_reads_them(settings, gpt2, ask):
+    _, model, tokenizer = gpt2
+    found = ask.generate(PROMPTS, details=True, max_new_tokens=9, **settings)
+    assert [one.ids for one in found] == [theirs(model, tokenizer, p, max_new_tokens=9, **settings) for p in PROMPTS]
+    assert [one.text for one in found] == ask.generate(PROMPTS, max_new_tokens=9, **settings)
+
+
+def test_pieces_are_the_text(ask):
+    (whole,) = ask.generate(PROMPTS[1], max_new_tokens=12, repetition_penalty=1.7)
+    pieces = list(ask.generate(PROMPTS[1], max_new_tokens=12, repetition_penalty=1.7, stream=True))
+    assert len(pieces) > 1 and "".join(pieces) == whole
+    drawn = {"do_sample": True, "seed": 3, "max_new_tokens": 12}
+    assert "".join(ask.generate(PROMPTS[0], stream=True, **drawn)) == ask.generate(PROMPTS[0], **drawn)[0]
+
+
+def test_a_stream_ends_where_the_text_ends(ask):
+    (whole,) = ask.generate(PROMPTS[1], details=True, max_new_tokens=12, repetition_penalty=1.7)
+    end = (whole.ids[4],)
+    (text,) = ask.generate(PROMPTS[1], details=True, max_new_tokens=12, repetition_penalty=1.7, eos_token_id=end)
+    assert len(text.ids) == whole.ids.index(end[0]) + 1
+    pieces = ask.generate(PROMPTS[1], max_new_tokens=12, repetition_penalty=1.7, eos_token_id=end, stream=True)
+    assert "".join(pieces) == text.text
+
+
+def test_scores_are_the_likelihoods_of_pytorch(gpt2, ask):
+    _, model, tokenizer = gpt2
+    after = [", my friend", " how are you?", " cat"]
+    for prompt, own, found in zip(PROMPTS, after, ask.score(PROMPTS, after), strict=True):
+        ids = tokenizer(prompt + own)["input_ids"]
+        start = len(tokenizer(prompt)["input_ids"])
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].double()
+        likely = torch.log_softmax(logits, -1)
+        wanted = sum(likely[n - 1, ids[n]].item() for n in range(start, len(ids)))
+        assert found["log_likelihood"] == pytest.approx(wanted, rel=1e-5) and found["tokens"] == len(ids) - start
+        assert found["greedy"] == all(logits[n - 1].argmax() == ids[n] for n in range(start, len(ids)))
+    text = ask.generate(PROMPTS[0], max_new_tokens=4, details=True)[0]
+    (score,) = ask.score(PROMPTS[0], text.text)
+    if ask.work.prompt(PROMPTS[0] + text.text) == ask.work.prompt(PROMPTS[0]) + text.ids:
+        assert score["greedy"] and score["log_likelihood"] == pytest.approx(text.score, rel=1e-5)
+
+
+def test_a_conversation_is_put_into_words_by_the_template(gpt2, ask):
+    _, model, tokenizer = gpt2
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the cat"}, {"role": "user", "content": "a"}]
+    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    wanted = tokenizer.decode(theirs(model, tokenizer, ids, max_new_tokens=6), skip_special_tokens=True)
+    assert ask.chat(talk, max_new_tokens=6) == wanted
+    assert ask.chat([talk, talk[:1]], max_new_tokens=6)[0] == wanted
+    assert "".join(ask.chat(talk, max_new_tokens=6, stream=True)) == wanted
+
+
+def test_the_settings_of_a_checkpoint_are_those_of_its_file(gpt2, tmp_path, caplog):
+    folder, model, tokenizer = gpt2
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    said = json.loads((tmp_path / "generation_config.json").read_text())
+    end = theirs(model, tokenizer, PROMPTS[1], max_new_tokens=9, repetition_penalty=1.7)[5]
+    said |= {"max_new_tokens": 9, "repetition_penalty": 1.7, "eos_token_id": [end], "num_beam_groups": 1, "typical_p": 0.9}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    ask, loaded = mmjax.Predictor(tmp_path), transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    (found,) = ask.generate(PROMPTS[1], details=True)
+    loaded.generation_config.typical_p = None
+    assert found.ids == theirs(loaded, tokenizer, PROMPTS[1]) and found.ids[-1] == end
+    assert "asks for what is not done here: typical_p=0.9" in caplog.text and "num_beam_groups" not in caplog.text
+    (other,) = ask.generate(PROMPTS[1], details=True, max_new_tokens=2)
+    assert other.ids == found.ids[:2]
+    (tmp_path / "generation_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="it holds list, not an object"):
+        mmjax.Predictor(tmp_path)
+
+
+def test_what_every_field_of_their_config_becomes():
+    """Each is a setting here, says nothing of what is written, or is told."""
+    said = dict.fromkeys(transformers.GenerationConfig().to_dict(), "x") | {"max_length": 30, "_from_model_config": True}
+    own, rest = generation_config.settings(said)
+    assert not {*own} & {*rest} and {"top_k", "num_beams", "stop_strings"} <= {*own}
+    assert {"max_length", "typical_p", "guidance_scale"} <= {*rest} and "use_cache" not in rest
+    assert generation_config.settings(transformers.GenerationConfig().to_dict())[1] == {}
+
+
+def test_blip_begins_by_itself(tmp_path):
+    """A caption without a prompt, and one that goes on with words, are those of `transformers`, of which the first token is
+    the config's and not the tokenizer's."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "the", "cat", "dog", "on", "mat", "red", "be"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {**tower, "vocab_size": 18, "max_position_embeddings": 32, "encoder_hidden_size": 32, "bos_token_id": 16}
+    config = transformers.BlipConfig(
+        text_config={**text, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3},
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+    )
+    hf = spread(transformers.BlipForConditionalGeneration(config))
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processor = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(tmp_path)
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    ask = mmjax.Predictor(tmp_path)
+    (found,) = ask.generate(images=image, details=True, max_new_tokens=6)
+    alone = hf.generate(pixel_values=pixels, max_new_tokens=6, do_sample=False)[0].tolist()
+    assert alone[0] == 16 and found.ids == alone[len(alone) - len(found.ids) :]
+    given = tokenizer("a photo of", return_tensors="pt")
+    (found,) = ask.generate("a photo of", image, details=True, max_new_tokens=6)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    whole = hf.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)[0].tolist()
+    assert found.ids == whole[4:]
+
+
+@pytest.mark.parametrize(
+    ("ask_for", "said"),
+    [
+        (lambda ask: ask.generate(PROMPTS, stream=True), "3 prompts, 1 texts each; stream one"),
+        (lambda ask: next(ask.generate("a", num_beams=2, stream=True)), "beams are no text before all is written"),
+        (lambda ask: ask.chat([{"role": "judge", "content": "a"}]), "refuses these messages: who is judge"),
+        (lambda ask: ask.score("a", ["b", "c"]), "1 prompts and 2 continuations"),
+        (lambda ask: ask.score("a", ""), "a continuation of no tokens"),
+        (lambda ask: ask.score("a", " cat" * 80), "longer than decoders."),
+        (lambda ask: ask.generate("a", images="x.png"), "looks at no image"),
+        (lambda ask: ask.generate("a cat" * 80), "do not fit into"),
+        (lambda ask: ask.classify(texts="a"), "no head classifies"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(ask_for, said, ask):
+    with pytest.raises(UserError) as caught:
+        ask_for(ask)
+    assert said in str(caught.value)
