@@ -30,16 +30,6 @@ def told(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def captioner(**changes):
-    whole = tiny.model()
-    model = whole.copy(fusions={"dual": whole.fusions["dual"]}, heads={})
-    columns = {"references": Strings(rows=1, length=64, of="text")}
-    data = {split: dataclasses.replace(own, columns=columns) for split, own in tiny.experiment().data.items()}
-    data["train"] = tiny.data()
-    evaluate = {"captions": Captions(settings=SHORT, share_in_training=0.25)}
-    return tiny.experiment(model=model, tasks=tiny.tasks("contrastive", "caption"), data=data, evaluate=evaluate, **changes)
-
-
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
     """(folder, final metrics, what was said) of a run that captions digits, its parameters split over four devices."""
@@ -50,7 +40,7 @@ def captioned(tmp_path_factory):
     level = logging.getLogger("mmjax").level
     logging.getLogger("mmjax").setLevel(logging.INFO)
     spec = Checkpoint(every=20, best="captions/cider_d")
-    metrics = train(captioner(steps=20, evaluate_every=20, mesh=Mesh(data=2, fsdp=4), checkpoint=spec), folder)
+    metrics = train(tiny.captioner(steps=20, evaluate_every=20, mesh=Mesh(data=2, fsdp=4), checkpoint=spec), folder)
     logging.getLogger("mmjax").removeHandler(handler)
     logging.getLogger("mmjax").setLevel(level)
     return folder, metrics, said
@@ -110,7 +100,7 @@ def test_evaluating_again_with_flags_and_on_one_device(captioned, monkeypatch, c
 )
 def test_what_does_not_fit_is_refused_before_anything_is_compiled(tmp_path, spec, message):
     with pytest.raises(UserError, match=message) as raised:
-        train(dataclasses.replace(captioner(steps=1), evaluate={"mine": spec}), tmp_path)
+        train(dataclasses.replace(tiny.captioner(steps=1), evaluate={"mine": spec}), tmp_path)
     assert str(raised.value).startswith("evaluate.mine: ")
 
 
@@ -135,7 +125,7 @@ def test_scores_that_there_are_not(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with pytest.raises(UserError, match=r"evaluate.mine: jiwer is not installed"):
         train(
-            dataclasses.replace(captioner(steps=1), evaluate={"mine": Captions(settings=SHORT, scores=("error_rates",))}),
+            dataclasses.replace(tiny.captioner(steps=1), evaluate={"mine": Captions(settings=SHORT, scores=("error_rates",))}),
             tmp_path,
         )
 

@@ -20,6 +20,7 @@ import tiny
 
 from mmjax.train import train
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.evaluate import evaluate_run
 from mmjax.train.experiment import Checkpoint
 from mmjax.train.metrics import read_lines
 
@@ -258,3 +259,22 @@ def test_several_processes_evaluate_as_one(story, compiled):
     final = json.loads((story["run"] / "final.json").read_text())
     del final["data"]
     assert json.loads(out.splitlines()[-1]) == final
+
+
+@pytest.mark.usefixtures("single")
+def test_several_processes_write_the_texts_of_one(compiled, tmp_path):
+    """The likeliest, the best of beams and drawn ones, the parameters split over both processes."""
+    run = tmp_path / "run"
+    train(tiny.captioner(steps=30, evaluate={}, evaluate_every=0, checkpoint=Checkpoint(every=30)), run)
+    flags = ["--mesh.data", "1", "--mesh.fsdp", "4"]
+    for name, setting in {"greedy": "min_length 1", "beams": "num_beams 3", "drawn": "do_sample true"}.items():
+        asked = f"--evaluate.{name}.settings"
+        flags += [f"--evaluate.{name}", "captions", f"{asked}.max_new_tokens", "6", *f"{asked}.{setting}".split()]
+    both = Crowd(compiled, None, ["evaluate", str(run), *flags, "--predictions", str(tmp_path / "both")]).end()
+    assert [status for status, _, _ in both] == [0, 0], both
+    evaluate_run(run, flags=["--mesh.data", "1", "--mesh.fsdp", "1", *flags[4:]], predictions=tmp_path / "one")
+    told, there = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("one", "both"))
+    assert [row.pop("text") for row in told] == [row.pop("text") for row in there] and len(told) == 3 * 360
+    likely, own = (np.array([row.pop("log_likelihood") for row in rows]) for rows in (told, there))
+    np.testing.assert_allclose(own, likely, rtol=1e-5)
+    assert told == there

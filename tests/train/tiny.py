@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.data import Caption, Data, Digits, Normalise, WordPiece
-from mmjax.evaluate import ZeroShot
+from mmjax.data import Caption, Data, Digits, Normalise, Strings, WordPiece
+from mmjax.evaluate import Captions, ZeroShot
+from mmjax.generate import Settings
 from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
@@ -80,6 +81,19 @@ def four(**changes: Any) -> Experiment:
 def experiment(**changes: Any) -> Experiment:
     """The two tasks of `small_model`, which is what most tests need."""
     return _with(changes, model=small_model(), tasks=tasks("contrastive", "classify"))
+
+
+def captioner(**changes: Any) -> Experiment:
+    """Writes of each digit, and is held against its caption; what it writes in training, of a quarter of the data."""
+    whole, columns = model(), {"references": Strings(rows=1, length=64, of="text")}
+    evaluate = {"captions": Captions(settings=Settings(max_new_tokens=6), share_in_training=0.25)}
+    chosen = experiment(
+        model=whole.copy(fusions={"dual": whole.fusions["dual"]}, heads={}),
+        tasks=tasks("contrastive", "caption"),
+        data={"train": data(), **{split: data(split, 96, columns=columns) for split in ("validation", "test")}},
+        evaluate=evaluate,
+    )
+    return dataclasses.replace(chosen, **changes)
 
 
 def _with(changes: dict[str, Any], **chosen: Any) -> Experiment:
