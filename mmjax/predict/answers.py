@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
-from mmjax.data.images import printable
+from mmjax.data.images import printable, to_pil
 from mmjax.data.sources import walk
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.sources.table import SEPARATORS, read_lines
@@ -31,10 +31,12 @@ class Input:
     Attributes:
       given: a path, or a text.
       question: asked of it alone; "" for what is asked of all.
+      number: its place among all.
     """
 
     given: str
     question: str = ""
+    number: int = dataclasses.field(default=0, compare=False)
 
 
 def listed(inputs: Sequence[str], text: bool) -> list[Input]:
@@ -56,7 +58,7 @@ def listed(inputs: Sequence[str], text: bool) -> list[Input]:
             found += own
         else:
             found.append(Input(one))
-    return found
+    return [dataclasses.replace(one, number=number) for number, one in enumerate(found)]
 
 
 def _lines(path: str, field: str) -> Iterator[Input]:
@@ -82,6 +84,8 @@ class Asked:
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
       new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
       decoder: which writes; "" for the only one.
+      pictures: the folder for what a masked autoencoder paints; "" for none.
+      seed: of what is hidden from it.
     """
 
     classes: tuple[str, ...] = ()
@@ -91,16 +95,19 @@ class Asked:
     threshold: float | None = None
     new_tokens: int = 0
     decoder: str = ""
+    pictures: str = ""
+    seed: int = 0
 
 
 def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
-    """What the run says of each input: classes where a head or a list names them, else a text where a decoder writes one.
+    """What the run says of each input: classes where a head or a list names them, else a text where a decoder writes one, or
+    the file of a picture that it painted.
 
     Args:
       kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
 
     Raises:
-      UserError: a model that does neither.
+      UserError: a model that does nothing of that.
     """
     return each(ask, inputs, kind, lambda some, given: _said(ask, kind, some, given, asked))
 
@@ -156,7 +163,27 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     if asked.classes or (ask.classifies() and not asked.decoder):
         rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template, asked.threshold)
         return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
+    if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
+        return _painted(ask, some, given, asked)
     name = "answer" if questions or kind == "text" else "caption"
     settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
     written = ask.generate(texts, images, decoder=asked.decoder, **settings)
     return [{**own, name: text} for own, text in zip(shown, written, strict=True)]
+
+
+def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:
+    """Pictures side by side, as new files of the folder: what was seen, what was painted, and the whole."""
+    if not asked.pictures:
+        raise UserError(f"{ask.work.path} paints pictures: say by --pictures DIR where they go")
+    found, folder = [], Path(asked.pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    painted = ask.paint(given, seed=asked.seed, numbers=[one.number for one in some])
+    for one, own in zip(some, painted, strict=True):
+        file = folder / f"{one.number:06d}_{Path(one.given).stem}.png"
+        try:
+            with file.open("xb") as new:
+                to_pil(own.side_by_side()).save(new, "png")
+        except FileExistsError:
+            raise UserError(f"--pictures {asked.pictures}: {file.name} is there already; give another folder") from None
+        found.append({"picture": str(file), "hidden_error": own.error})
+    return found

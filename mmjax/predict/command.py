@@ -25,10 +25,12 @@ class Options:
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance.
       decoder: which writes; where one alone does it need not be said.
+      pictures: a folder for the pictures of a masked autoencoder.
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
       threshold: of a head of several labels at once: those at least so likely.
       max_new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
+      seed: of what is hidden from a masked autoencoder.
       batch_size: inputs that are computed at once.
     """
 
@@ -38,10 +40,12 @@ class Options:
     classes: str = setting(everyday=True, default="")
     template: str = "{}"
     decoder: str = setting(metavar="NAME", default="")
+    pictures: str = setting(everyday=True, metavar="DIR", default="")
     index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
     threshold: float | None = setting(least=0, most=1, default=None)
     max_new_tokens: int = setting(everyday=True, least=0, default=32)
+    seed: int = setting(least=0, default=0)
     batch_size: int = setting(least=1, default=32)
 
 
@@ -68,7 +72,17 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
 
     kind, inputs = "text" if own.text else "image", listed(words[1:], own.text)
     failed, index = 0, Index(own.index) if own.index else None
-    asked = Asked(_classes(own.classes), own.template, own.question, own.top_k, own.threshold, own.max_new_tokens, own.decoder)
+    asked = Asked(
+        classes=_classes(own.classes),
+        template=own.template,
+        question=own.question,
+        top_k=own.top_k,
+        threshold=own.threshold,
+        new_tokens=own.max_new_tokens,
+        decoder=own.decoder,
+        pictures=own.pictures,
+        seed=own.seed,
+    )
     with written(own.out, say) as write, progress(len(inputs), own.out) as tick:
         ask = Predictor(words[0], own.batch_size)
         found = answers(ask, inputs, kind, asked) if index is None else neighbours(ask, index, inputs, kind, own.top_k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmjax.core.errors import UserError
 from mmjax.generate import Settings, settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
-from mmjax.predict import writing
+from mmjax.predict import painting, writing
 from mmjax.predict.work import open_work
 
 logger = logging.getLogger("mmjax")
@@ -193,6 +194,35 @@ class Predictor:
         if texts is None or after is None or len(texts) != len(after):
             raise UserError(f"{len(texts or [])} prompts and {len(after or [])} continuations: give as many of both")
         return writing.scored(work, name, texts, after, images, self._batch, self._rows)
+
+    def writes(self) -> bool:
+        """Whether a decoder writes texts."""
+        return any(writes_texts(part) for part in self.work.model.decoders.values())
+
+    def paints(self) -> bool:
+        """Whether it paints what is hidden of a picture."""
+        return painting.objective_of(self.work) is not None
+
+    def paint(
+        self, images: Any, mask_ratio: float | None = None, seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> list[painting.Painted]:
+        """Hide patches of each picture and let a masked autoencoder paint them.
+
+        Args:
+          mask_ratio: the share that is hidden; None: as it was trained.
+          seed: of what is hidden.
+          numbers: of the pictures, on which that depends too; None for 0, 1, 2, ...
+
+        Raises:
+          UserError: a model that paints no pictures.
+        """
+        objective = painting.objective_of(self.work)
+        if objective is None:
+            raise UserError(f"{self.work.path}: it paints no pictures; {self._can()}")
+        if mask_ratio is not None:
+            objective = dataclasses.replace(objective, mask_ratio=mask_ratio)
+        pixels = list(self._batch(images, None)["image"])
+        return painting.paint(self.work, objective, pixels, numbers or range(len(pixels)), seed, self._rows)
 
     def _settings(self, given: dict[str, Any]) -> Settings:
         """Those given, then those that came with the weights."""

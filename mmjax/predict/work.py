@@ -22,6 +22,7 @@ from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.generate import generation_config
 from mmjax.models import Multimodal
+from mmjax.objectives import MaskedImage
 from mmjax.train.classes import from_huggingface
 from mmjax.train.experiment import Experiment
 
@@ -38,6 +39,7 @@ class Work:
       trained: whether mmjax trained it on data of its own, and so on texts as `Tokenizer.encode` gives them; else prompts are
         what `transformers` makes of them.
       several: whether its head says several labels at once (HuggingFace's `problem_type`), each by itself.
+      paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
     """
 
@@ -51,6 +53,7 @@ class Work:
     shape: tuple[int, ...] | None = None
     trained: bool = False
     several: bool = False
+    paints: MaskedImage | None = None
     writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -159,7 +162,9 @@ def open_work(path: str | Path) -> Work:
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
     own, rest = generation_config.read(run.path / COMPANION_FOLDER)
-    length, how = 0 if data is None else data.max_length, {"writes": _of(model, own), "unwritten": rest}
+    length = 0 if data is None else data.max_length
+    how: dict[str, Any] = {"writes": _of(model, own), "unwritten": rest}
+    how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)

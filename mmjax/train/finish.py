@@ -123,8 +123,11 @@ def data_troubles(setup: Setup) -> Iterator[str]:
     for name, dataset in setup.datasets.items():
         lost = dataset.lost
         if lost.truncated:
-            length = setup.experiment.data[name].max_length
-            yield f"data.{name}: {lost.truncated:,} captions were longer than max_length={length} tokens and were cut"
+            lengths = {key: most for key, (_, most) in dataset.texts().items()}
+            alike = set(lengths.values())
+            each = ", ".join(f"{key} {most}" for key, most in lengths.items())
+            what = f"max_length={alike.pop()} tokens" if len(alike) == 1 else f"the tokens of their columns ({each})"
+            yield f"data.{name}: {lost.truncated:,} captions were longer than {what} and were cut"
         if lost.unknown:
             share = lost.unknown / lost.tokens
             yield (
