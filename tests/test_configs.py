@@ -26,14 +26,16 @@ ALWAYS = "--steps 2 --evaluate_every 2 --log.every 1 --log.progress false --log.
 # What else a config needs here; {photos} and {captions} are a folder of class folders and a manifest.
 FLAGS = {
     "blip_base": "--data.train.source.path {captions} --data.validation.source.path {captions}",
+    "captioner": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "digits": "",
     "digits_finetune": "--init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
+    "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
 PUBLISHED = {"siglip_b16": 203_155_970}
-LONG = ("blip_base", "digits")  # three objectives and more: twenty seconds to compile, so by default only traced
+LONG = ("blip_base", "digits", "scenes_vqa")  # three objectives and more: twenty seconds to compile, so by default only traced
 
 
 @pytest.fixture(scope="module")
