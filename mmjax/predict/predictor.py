@@ -85,6 +85,7 @@ class Predictor:
             logits_NC, names = self._nearest(images, [template.format(one) for one in classes]), tuple(classes)
         else:
             name = self._head(head)
+            self._check_read(name, images, texts)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
             names = self.work.classes.get(name) or tuple(str(i) for i in range(logits_NC.shape[-1]))
         several = self.work.several and not classes
@@ -97,6 +98,16 @@ class Predictor:
             [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
             for row, order in zip(shares_NC, order_NC, strict=True)
         ]
+
+    def _check_read(self, head: str, images: Any, texts: Any) -> None:
+        """Raises UserError where a head reads something else than what is given."""
+        forward, said = BoundForward(self.work.model, self.work.params, {}), self.work.model.heads[head].input
+        reads = {one for name in ((said,) if isinstance(said, str) else said) for one in forward.modalities(name)}
+        given = {name for name, own in (("image", images), ("text", texts)) if own is not None}
+        if given and reads != given:
+            tip = {"text": " (--question, of an image)", "image": ""}
+            wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(reads))
+            raise UserError(f"heads.{head} reads {wanted}, and is given {' and '.join(sorted(given))} alone")
 
     def _nearest(self, images: Any, texts: list[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""

@@ -124,8 +124,9 @@ class Work:
         return self.model.huggingface.get("model_type") == "blip"
 
     def length(self) -> int:
-        """Tokens of a text: of the run's data, else as many as the model reads."""
-        parts = (*self.model.encoders.values(), *self.model.decoders.values())
+        """Tokens of a text: of the run's data, else as many as the part that reads `text` can."""
+        own = self.model.encoders.get("text")
+        parts = (*self.model.encoders.values(), *self.model.decoders.values()) if own is None else (own,)
         most = [part.max_length for part in parts if hasattr(part, "vocab_size")]
         return min([self.max_length or 512, *most])
 
@@ -162,7 +163,8 @@ def open_work(path: str | Path) -> Work:
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
     own, rest = generation_config.read(run.path / COMPANION_FOLDER)
-    length = 0 if data is None else data.max_length
+    column = None if data is None else data.columns.get("text")
+    length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own), "unwritten": rest}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     trained = bool(e.data)

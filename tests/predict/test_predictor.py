@@ -132,6 +132,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
         (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
         (lambda ask: ask.classify(), "give images, texts, or both"),
+        (lambda ask: ask.classify(texts="one"), "heads.classes reads an image, and is given text alone"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
         (lambda ask: ask.generate(decoder="pixels"), "decoder='pixels': the decoders that write texts are caption"),
     ],
@@ -270,3 +271,8 @@ def test_answers_come_in_order_however_many_are_read_ahead(run, files, tmp_path,
     assert [n for n, one in enumerate(found) if "error" in one] == list(range(0, 40, 7))
     alike = {one["image"]: one["classes"][0]["label"] for one in found if "classes" in one}
     assert all(one["classes"][0]["label"] == alike[one["image"]] for one in found if "classes" in one)
+
+
+def test_a_question_is_cut_at_what_reads_it_and_not_at_what_writes_the_answer(ask):
+    short = {"caption": ask.model.decoders["caption"].copy(max_length=5)}
+    assert dataclasses.replace(ask.work, model=ask.model.copy(decoders=short)).length() == ask.work.length() == 12
