@@ -78,7 +78,7 @@ class Asked:
 
     Attributes:
       classes: of zero-shot classification; () for those of the run's head.
-      template: makes the text of such a class.
+      template: makes the text of such a class; "" for those of the run's own `ZeroShot`, or the name alone.
       question: asked of each image; "" for none.
       top_k: so many classes; 0 for all.
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
@@ -89,7 +89,7 @@ class Asked:
     """
 
     classes: tuple[str, ...] = ()
-    template: str = "{}"
+    template: str = ""
     question: str = ""
     top_k: int = 5
     threshold: float | None = None
@@ -161,7 +161,7 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     images, texts = (given, questions) if kind == "image" else (None, given)
     shown = [{"question": one} for one in put] if any(one.question for one in some) else [{}] * len(some)
     if asked.classes or (ask.classifies() and not asked.decoder):
-        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template, asked.threshold)
+        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold)
         return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
     if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
         return _painted(ask, some, given, asked)

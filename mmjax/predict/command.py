@@ -23,7 +23,7 @@ class Options:
       text: the inputs are texts, to be classified or gone on with.
       question: asked of each image.
       classes: of zero-shot classification, parted by commas; or a file with one a line.
-      template: makes the text of such a class, `a photo of a {}.` for instance.
+      template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.
       decoder: which writes; where one alone does it need not be said.
       pictures: a folder for the pictures of a masked autoencoder.
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
@@ -38,7 +38,7 @@ class Options:
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
     classes: str = setting(everyday=True, default="")
-    template: str = "{}"
+    template: str = ""
     decoder: str = setting(metavar="NAME", default="")
     pictures: str = setting(everyday=True, metavar="DIR", default="")
     index: str = setting(everyday=True, metavar="FILE", default="")

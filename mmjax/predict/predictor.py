@@ -64,7 +64,7 @@ class Predictor:
         top_k: int = 5,
         head: str = "",
         classes: Sequence[str] = (),
-        template: str = "{}",
+        template: str | Sequence[str] = (),
         threshold: float | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
@@ -74,7 +74,8 @@ class Predictor:
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
-          template: makes the text of a class, `a photo of a {}.` for instance.
+          template: makes the text of a class, `a photo of a {}.` for instance; of several the mean of their vectors, as
+            `ZeroShot` has it; () for those of the run's own `ZeroShot`, or the name alone.
           threshold: of a checkpoint of several labels at once (`problem_type="multi_label_classification"`), whose labels are
             each likely or not by themselves: those at least so likely, of an input perhaps none; None for the likeliest.
 
@@ -82,7 +83,7 @@ class Predictor:
           UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
         """
         if classes:
-            logits_NC, names = self._nearest(images, [template.format(one) for one in classes]), tuple(classes)
+            logits_NC, names = self._nearest(images, tuple(classes), template), tuple(classes)
         else:
             name = self._head(head)
             self._check_read(name, images, texts)
@@ -109,11 +110,18 @@ class Predictor:
             wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(reads))
             raise UserError(f"heads.{head} reads {wanted}, and is given {' and '.join(sorted(given))} alone")
 
-    def _nearest(self, images: Any, texts: list[str]) -> np.ndarray:
+    def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
+        templates = ((template,) if isinstance(template, str) else tuple(template)) or self.work.templates or ("{}",)
+        for one in templates:
+            if "{}" not in one:
+                raise UserError(f"template={one!r} lacks the {{}} where the name of the class goes")
         fusion = self.space("image")
         scale = BoundForward(self.work.model, self.work.params, {}).scalar(fusion, "scale")
-        logits: np.ndarray = float(scale) * self.similarity(images, texts)
+        text_PE = self.embed_text([one.replace("{}", name) for name in classes for one in templates])
+        mean_CE = text_PE.reshape(len(classes), len(templates), -1).mean(axis=1)
+        mean_CE /= np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+        logits: np.ndarray = float(scale) * (self.embed_image(images) @ mean_CE.T)
         return logits
 
     def embed_image(self, images: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
+from mmjax.evaluate import ZeroShot
 from mmjax.generate import generation_config
 from mmjax.models import Multimodal
 from mmjax.objectives import MaskedImage
@@ -39,6 +40,7 @@ class Work:
       trained: whether mmjax trained it on data of its own, and so on texts as `Tokenizer.encode` gives them; else prompts are
         what `transformers` makes of them.
       several: whether its head says several labels at once (HuggingFace's `problem_type`), each by itself.
+      templates: those by which the run's own `ZeroShot` makes texts of classes; () where it has none.
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
     """
@@ -53,6 +55,7 @@ class Work:
     shape: tuple[int, ...] | None = None
     trained: bool = False
     several: bool = False
+    templates: tuple[str, ...] = ()
     paints: MaskedImage | None = None
     writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -167,6 +170,7 @@ def open_work(path: str | Path) -> Work:
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own), "unwritten": rest}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
+    how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)

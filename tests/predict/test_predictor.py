@@ -14,7 +14,7 @@ import mmjax
 from mmjax.cli import main
 from mmjax.core.errors import UserError
 from mmjax.data import Digits
-from mmjax.evaluate import Report
+from mmjax.evaluate import Report, ZeroShot
 from mmjax.models.forward import BoundForward
 from mmjax.models.heads import Classifier
 from mmjax.predict.answers import Input, listed
@@ -94,6 +94,26 @@ def test_vectors_and_names_that_no_head_knows(ask, digits):
     likely = np.exp(scale * (images @ texts.T)[0])
     wanted = dict(zip(("one", "two"), likely / likely.sum(), strict=True))
     assert {one["label"]: one["score"] for one in row} == pytest.approx(wanted, rel=1e-4)
+
+
+def test_prompts_are_those_of_the_runs_own_evaluator(tmp_path, digits):
+    """Several templates: each class is the mean of their vectors, and what is said of test pictures is what `ZeroShot` says."""
+    run = tmp_path / "run"
+    metrics = train(
+        tiny.experiment(steps=20, checkpoint=Checkpoint(every=20), evaluate={"prompted": ZeroShot(tiny.TEMPLATES)}), run
+    )
+    records, ask = Digits("test").build(), mmjax.Predictor(run)
+    whole = [records[i] for i in range(len(records))]
+    images = [record["image"] for record in whole]
+    said = ask.classify(images, classes=records.classes, top_k=1)
+    told = [json.loads(row) for row in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [row[0]["label"] for row in said] == [row["predicted"] for row in told]
+    assert np.mean([row["predicted"] == row["label"] for row in told]) == pytest.approx(metrics["prompted/accuracy"])
+    one = ask.classify(images[:9], classes=records.classes, template="the number {}.")
+    assert one != ask.classify(images[:9], classes=records.classes)
+    assert ask.classify(images[:9], classes=("a {b}", "{}")) is not None
+    with pytest.raises(UserError, match=r"lacks the \{\} where the name of the class goes"):
+        ask.classify(images[0], classes=("one", "two"), template="a photo")
 
 
 def test_captions_are_the_likeliest_words(ask, digits):
