@@ -17,7 +17,8 @@ from mmjax.generate.beams import search
 from mmjax.generate.processors import Processor
 from mmjax.generate.reading import Held, Reader, prefill, room
 from mmjax.generate.rules import Rules
-from mmjax.generate.settings import Settings
+from mmjax.generate.settings import Settings, token_ids
+from mmjax.generate.stops import after
 from mmjax.generate.texts import Texts
 from mmjax.generate.written import Written, begun
 from mmjax.models import Multimodal
@@ -129,6 +130,11 @@ def _read(
     logits_RV, cache, reader = prefill(model, params, decoder, batch, ids_BT, mask_BT, s.max_new_tokens, each)
     if any(one.shape[1] < logits_RV.shape[-1] for one in rules.tables):
         raise UserError(f"stop strings of {rules.tables[0].shape[1]} tokens, and a model of {logits_RV.shape[-1]}")
+    size = logits_RV.shape[-1]
+    for name, tokens in ({**token_ids(s), "ends": tuple(rules.ends)}).items():
+        if wrong := [token for token in tokens if not 0 <= token < size]:
+            raise UserError(f"{name}: there is no token {wrong[0]}; decoders.{decoder} has 0 to {size - 1}")
     index_B = jnp.arange(B, dtype=jnp.int32) if index_B is None else index_B
-    written = begun(ids_BT, mask_BT, s.max_new_tokens, pad, len(rules.tables)).rows(jnp.repeat(jnp.arange(B), each))
+    begin_BN = after(rules.tables, [one.encode() for one in s.stop_strings], ids_BT, mask_BT)
+    written = begun(ids_BT, mask_BT, s.max_new_tokens, pad, begin_BN).rows(jnp.repeat(jnp.arange(B), each))
     return logits_RV, written, cache, reader, index_B

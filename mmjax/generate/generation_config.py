@@ -55,6 +55,8 @@ def settings(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of what a file says. `max_length` counts the prompt, and is no setting here; 20 is what nobody chose."""
     known = {field.name for field in dataclasses.fields(Settings)} - {"seed"}
     own = {name: value for name, value in said.items() if name in known and value is not None}
+    if not own.get("do_sample") and own.get("temperature") == 0:  # which is how some say that nothing is drawn
+        del own["temperature"]
     rest = {
         name: value
         for name, value in said.items()

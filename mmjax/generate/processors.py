@@ -28,7 +28,7 @@ def processors(settings: Settings, ends: Sequence[int], own: Sequence[Processor]
         repetition_penalty(s.repetition_penalty) if s.repetition_penalty != 1.0 else None,
         no_repeat_ngram(s.no_repeat_ngram_size) if s.no_repeat_ngram_size else None,
         bad_words(s.bad_words_ids, ends) if s.bad_words_ids else None,
-        min_length(s.min_length, ends) if s.min_length else None,
+        min_length(s.min_length, ends) if s.min_length and not s.min_new_tokens else None,
         min_new_tokens(s.min_new_tokens, ends) if s.min_new_tokens else None,
         forced_first(s.forced_bos_token_id) if s.forced_bos_token_id is not None else None,
         forced_at(last, s.forced_eos_token_id) if s.forced_eos_token_id is not None else None,

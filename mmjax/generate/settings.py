@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
@@ -16,7 +19,7 @@ class Settings:
     Attributes:
       max_new_tokens: at most so many tokens a text.
       min_new_tokens: no text ends before it has so many.
-      min_length: no text ends before it and its prompt have so many.
+      min_length: no text ends before it and its prompt have so many; not looked at where `min_new_tokens` is given.
       do_sample: draw each token instead of taking the likeliest.
       temperature: of the draw; logits are divided by it.
       top_k: only so many of the likeliest tokens are drawn from; 0 for all.
@@ -61,7 +64,7 @@ class Settings:
     forced_eos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
-    seed: int = setting(least=0, default=0)
+    seed: int = setting(least=0, below=2**32, default=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -79,19 +82,55 @@ class Settings:
             )
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    """Settings by their names; lists become tuples. Raises `UserError` for a name that there is not."""
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """Settings by their names; lists become tuples, a number alone one of them where there may be several. None says nothing.
+
+    Raises:
+      UserError: a name that there is not, or a value of another kind than the setting has.
+    """
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in known:
             raise UserError(
                 f"{name}={given[name]!r}: generation has no such setting{nearest(name, known)}; it has {', '.join(known)}"
             )
-    for name, one in (("eos_token_id", int), ("stop_strings", str)):
-        if isinstance(given.get(name), one):
-            given = given | {name: (given[name],)}
-    return Settings(**{name: _frozen(value) for name, value in given.items()})
+    return Settings(**{name: _typed(name, value) for name, value in given.items() if value is not None})
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+def token_ids(s: Settings) -> dict[str, tuple[int, ...]]:
+    """The token ids that settings name, by the setting."""
+    found = {name: getattr(s, name) for name in ("suppress_tokens", "begin_suppress_tokens", "eos_token_id")}
+    forced = {name: getattr(s, name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
+    found |= {name: (token,) for name, token in forced.items() if token is not None}
+    return {**found, "bad_words_ids": tuple(token for words in s.bad_words_ids for token in words)}
+
+
+SEVERAL = {"eos_token_id": int, "suppress_tokens": int, "begin_suppress_tokens": int, "stop_strings": str}
+WHOLE = ("forced_bos_token_id", "forced_eos_token_id")  # whose default, None, does not say that they are whole numbers
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value as `Settings` has it."""
+    if name == "early_stopping":
+        return value  # which says itself what it may be
+    if name == "bad_words_ids":
+        return tuple(tuple(_one(name, token, int) for token in _several(name, words)) for words in _several(name, value))
+    if name in SEVERAL:
+        alone = isinstance(value, str | int | np.integer)
+        return tuple(_one(name, item, SEVERAL[name]) for item in ((value,) if alone else _several(name, value)))
+    default = next(field.default for field in dataclasses.fields(Settings) if field.name == name)
+    return _one(name, value, int if name in WHOLE else type(default))
+
+
+def _several(name: str, value: Any) -> list[Any]:
+    if isinstance(value, list | tuple | set | np.ndarray):
+        return sorted(value) if isinstance(value, set) else list(value)
+    raise UserError(f"{name}={value!r}: use a list")
+
+
+def _one(name: str, value: Any, kind: type) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    said = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}[kind]
+    raise UserError(f"{name}={value!r}: use {said}")

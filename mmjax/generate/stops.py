@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from mmjax.core.types import Array
 
 
 def tables(strings: Sequence[str], tokenizer: Any, size: int) -> list[np.ndarray]:
@@ -30,6 +34,24 @@ def table(text: bytes, pieces: Sequence[bytes]) -> np.ndarray:
             states = step[states, byte]
         found[:, token] = states
     return found
+
+
+def after(tables: Sequence[Array], texts: Sequence[bytes], ids_BT: Array, mask_BT: Array) -> Array:
+    """[B, n] int32: how much of each string a prompt ends with. One that is whole within the prompt ends nothing: of that what
+    its end has in common with its beginning goes on."""
+    found = []
+    for table, text in zip(tables, texts, strict=True):
+        whole, border = len(text), max(n for n in range(len(text)) if text.endswith(text[:n]))
+
+        def read(
+            state_B: Array, own: tuple[Array, Array], table: Array = table, last: tuple[int, int] = (whole, border)
+        ) -> Any:
+            then_B = table[state_B, own[0]].astype(jnp.int32)
+            then_B = jnp.where(then_B == last[0], last[1], then_B)
+            return jnp.where(own[1], then_B, state_B), None
+
+        found.append(jax.lax.scan(read, jnp.zeros(ids_BT.shape[0], jnp.int32), (ids_BT.T, mask_BT.T))[0])
+    return jnp.stack(found, axis=1) if found else jnp.zeros((ids_BT.shape[0], 0), jnp.int32)
 
 
 def _automaton(text: bytes) -> np.ndarray:

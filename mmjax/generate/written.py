@@ -38,9 +38,13 @@ class Written:
         return jnp.take(self.ids, self.slot - 1, axis=1)
 
 
-def begun(ids_BT: Array, mask_BT: Array, new: int, pad: int, stops: int) -> Written:
-    """Prompts, with slots after them for so many tokens."""
+def begun(ids_BT: Array, mask_BT: Array, new: int, pad: int, stops_BN: Array) -> Written:
+    """Prompts, with slots after them for so many tokens.
+
+    Args:
+      stops_BN: [B, n] int32, how much of each stop string they end with.
+    """
     more = ((0, 0), (0, new))
     ids, real = jnp.pad(ids_BT, more, constant_values=pad), jnp.pad(mask_BT, more)
     slot, count = jnp.asarray(ids_BT.shape[1], jnp.int32), jnp.zeros((), jnp.int32)
-    return Written(ids, real, slot, count, jnp.zeros((ids_BT.shape[0], stops), jnp.int32))
+    return Written(ids, real, slot, count, stops_BN)

@@ -62,6 +62,7 @@ def listed(inputs: Sequence[str], text: bool) -> list[Input]:
 
 
 def _lines(path: str, field: str) -> Iterator[Input]:
+    number = 0
     for number, values in read_lines(path, "", (field, "question")):
         given = values.get(field)
         if not isinstance(given, str) or not given:
@@ -70,6 +71,8 @@ def _lines(path: str, field: str) -> Iterator[Input]:
         if not isinstance(question, str):
             raise UserError(f"{path}:{number}: its 'question' is {question!r}, no string")
         yield Input(os.path.join(os.path.dirname(path), given) if field == "image" else given, question)
+    if not number:
+        raise UserError(f"{path}: it has no lines")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +179,10 @@ def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) 
     if not asked.pictures:
         raise UserError(f"{ask.work.path} paints pictures: say by --pictures DIR where they go")
     found, folder = [], Path(asked.pictures)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--pictures {asked.pictures}: it cannot be made a folder ({error.strerror})") from None
     painted = ask.paint(given, seed=asked.seed, numbers=[one.number for one in some])
     for one, own in zip(some, painted, strict=True):
         file = folder / f"{one.number:06d}_{Path(one.given).stem}.png"
@@ -185,5 +191,5 @@ def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) 
                 to_pil(own.side_by_side()).save(new, "png")
         except FileExistsError:
             raise UserError(f"--pictures {asked.pictures}: {file.name} is there already; give another folder") from None
-        found.append({"picture": str(file), "hidden_error": own.error})
+        found.append({"picture": printable(file), "hidden_error": own.error})
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mmjax.core.config import setting
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import take
 from mmjax.core.strict_json import line
@@ -29,7 +30,7 @@ class Options:
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
       threshold: of a head of several labels at once: those at least so likely.
-      max_new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
+      max_new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20, if there is room.
       seed: of what is hidden from a masked autoencoder.
       batch_size: inputs that are computed at once.
     """
@@ -44,7 +45,7 @@ class Options:
     index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
     threshold: float | None = setting(least=0, most=1, default=None)
-    max_new_tokens: int = setting(everyday=True, least=0, default=32)
+    max_new_tokens: int = setting(everyday=True, least=0, default=0)
     seed: int = setting(least=0, default=0)
     batch_size: int = setting(least=1, default=32)
 
@@ -56,6 +57,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
       UserError: mistaken words; what `answers` raises.
     """
     own = take(words, Options)
+    check_ranges(own, "--")
     if wrong := [word for word in words if word.startswith("--")]:
         known = [f"--{field.name}" for field in dataclasses.fields(Options)]
         raise UserError(f"predict has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")
@@ -98,7 +100,7 @@ def _classes(said: str) -> tuple[str, ...]:
     if not said:
         return ()
     try:
-        lines = Path(said).read_text(encoding="utf-8-sig").splitlines() if Path(said).is_file() else said.split(",")
+        lines = Path(said).read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(said) else said.split(",")
     except UnicodeDecodeError as error:
         raise UserError(f"--classes {said}: not UTF-8 text ({error})") from None
     names = tuple(name.strip() for name in lines if name.strip())
@@ -130,6 +132,8 @@ def written(out: str | None, say: Callable[[str], None]) -> Iterator[Callable[[s
         file = open(out, "x", encoding="utf-8")  # noqa: SIM115
     except FileExistsError:
         raise UserError(f"--out {out}: the file is there already; give another name") from None
+    except OSError as error:
+        raise UserError(f"--out {out}: it cannot be written ({error.strerror})") from None
 
     def write(text: str) -> None:
         file.write(text + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.core.config import setting, to_json
+from mmjax.core.config import check_ranges, setting, to_json
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import take
 from mmjax.core.trees import leaves_by_path
@@ -42,6 +42,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
       UserError: mistaken words; a run without a shared space; a file that is there already.
     """
     own = take(words, Options)
+    check_ranges(own, "--")
     if wrong := [word for word in words if word.startswith("--")]:
         known = [f"--{field.name}" for field in dataclasses.fields(Options)]
         raise UserError(f"embed has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.generate import Settings, settings_of
+from mmjax.data.types import BadRecordError
+from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.predict import painting, writing
+from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.work import open_work
 
 logger = logging.getLogger("mmjax")
@@ -42,8 +44,8 @@ class Predictor:
     """
 
     def __init__(self, path: str | Path, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: use 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r}: use a whole number from 1 up")
         self.work, self.batch_size = open_work(path), batch_size
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._told = False
@@ -82,6 +84,12 @@ class Predictor:
         Raises:
           UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
         """
+        if isinstance(classes, str):
+            raise UserError(f"classes={classes!r}: give a list of names")
+        if not isinstance(top_k, int) or top_k < 0:
+            raise UserError(f"top_k={top_k!r}: use a whole number from 0 up")
+        if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+            raise UserError(f"threshold={threshold!r}: use a number from 0 to 1")
         if classes:
             logits_NC, names = self._nearest(images, tuple(classes), template), tuple(classes)
         else:
@@ -108,7 +116,7 @@ class Predictor:
         if given and reads != given:
             tip = {"text": " (--question, of an image)", "image": ""}
             wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(reads))
-            raise UserError(f"heads.{head} reads {wanted}, and is given {' and '.join(sorted(given))} alone")
+            raise UserError(f"heads.{head} reads {wanted}; it was given {' and '.join(sorted(given))}")
 
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
@@ -158,15 +166,14 @@ class Predictor:
           details: give `predict.writing.Written` for each text: `text`, `ids`, and its log-likelihood as `score`.
           stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the
-            generation_config.json that came with the weights. An end is the tokenizer's own where neither says another.
+            generation_config.json that came with the weights. An end is the tokenizer's own where neither says another, and
+            `max_new_tokens` 20, or what there is room for.
 
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
-        s = self._settings(settings)
-        texts, images = _listed(prompts), _listed(images)
-        ready = writing.ready(self.work, self._decoder(decoder), texts, images, s.max_new_tokens, self._batch)
-        return self._written(ready, s, logits_processor, details, stream)
+        texts, images = as_prompts(prompts), as_list(images)
+        return self._go_on(self._decoder(decoder), texts, images, logits_processor, details, stream, settings)
 
     def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
         """What the model says next in a conversation, put into words by the tokenizer's own template.
@@ -178,10 +185,12 @@ class Predictor:
         Raises:
           UserError: a tokenizer without a template; as `generate`.
         """
-        s, tokenizer = self._settings(settings), self.work.tokenizer
+        tokenizer = self.work.tokenizer
         if tokenizer is None or not tokenizer.huggingface.chat_template:
             raise UserError(f"{self.work.path}: its tokenizer has no chat template; use generate with a prompt of your own")
-        several = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        if not isinstance(messages, list | tuple) or not messages:
+            raise UserError(f"messages={messages!r}: give a list of messages, or of such lists")
+        several = [messages] if isinstance(messages[0], dict) else list(messages)
         try:
             rows = [
                 tokenizer.huggingface.apply_chat_template(one, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -189,9 +198,8 @@ class Predictor:
             ]
         except Exception as error:  # templates are programs, and raise what they like
             raise UserError(f"{self.work.path}: its chat template refuses these messages: {error}") from None
-        ready = writing.ready(self.work, self._decoder(""), rows, None, s.max_new_tokens, self._batch)
-        found = self._written(ready, s, None, details, stream)
-        return found if stream or len(several) > 1 or messages is several else found[0]
+        found = self._go_on(self._decoder(""), rows, None, None, details, stream, settings)
+        return found[0] if isinstance(messages[0], dict) and not stream else found
 
     def score(self, prompts: Any, continuations: Any, images: Any = None, decoder: str = "") -> list[dict[str, Any]]:
         """How likely each continuation is after its prompt, its end left out.
@@ -209,7 +217,7 @@ class Predictor:
             continuation alone; else as `generate`; a continuation of no tokens.
         """
         work, name = self.work, self._decoder(decoder)
-        texts, after, images = _listed(prompts), _listed(continuations), _listed(images)
+        texts, after, images = as_texts(prompts), as_texts(continuations), as_list(images)
         if texts is None or after is None or len(texts) != len(after):
             raise UserError(f"{len(texts or [])} prompts and {len(after or [])} continuations: give as many of both")
         return writing.scored(work, name, texts, after, images, self._batch, self._rows)
@@ -243,19 +251,26 @@ class Predictor:
         pixels = list(self._batch(images, None)["image"])
         return painting.paint(self.work, objective, pixels, numbers or range(len(pixels)), seed, self._rows)
 
-    def _settings(self, given: dict[str, Any]) -> Settings:
-        """Those given, then those that came with the weights."""
-        if self.work.unwritten and not self._told:
+    def _go_on(
+        self, name: str, prompts: Any, images: Any, processor: Any, details: bool, stream: bool, given: dict[str, Any]
+    ) -> Any:
+        """See `generate`."""
+        work = self.work
+        if work.unwritten and not self._told:
             self._told = True
-            left = ", ".join(f"{name}={value!r}" for name, value in self.work.unwritten.items())
-            logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", self.work.path, left)
+            left = ", ".join(f"{name}={value!r}" for name, value in work.unwritten.items())
+            logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", work.path, left)
         settings_of(given)  # complaints are about what was asked for first
-        return settings_of({**self.work.writes, **given})
-
-    def _written(self, ready: writing.Writing, s: Settings, processor: Any, details: bool, stream: bool) -> Any:
+        s = settings_of({**work.writes, **{name: value for name, value in given.items() if value is not None}})
+        said = any(own.get("max_new_tokens") is not None for own in (work.writes, given))
+        ready = writing.ready(work, name, prompts, images, s.max_new_tokens if said else 1, self._batch)
+        if not said:  # nobody has: as many as there is room for, then
+            room = ready.spec.max_length - max(map(len, ready.prompts))
+            s = dataclasses.replace(s, max_new_tokens=min(s.max_new_tokens, room))
         if stream:
-            if len(ready.prompts) > 1 or s.num_return_sequences > 1:
-                raise UserError(f"stream=True: {len(ready.prompts)} prompts, {s.num_return_sequences} texts each; stream one")
+            if details or len(ready.prompts) > 1 or s.num_return_sequences > 1:
+                asked = f"{len(ready.prompts)} prompts, {s.num_return_sequences} texts each, details={details}"
+                raise UserError(f"stream=True: {asked}; stream the one text of one prompt, without details")
             return writing.streamed(ready, s, processor, self._program)
         found = writing.written(ready, s, processor, self._rows)
         several = found if details else [[one.text for one in own] for own in found]
@@ -304,14 +319,17 @@ class Predictor:
 
     def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
-        images, texts = _listed(images), _listed(texts)
+        images, texts = as_list(images), as_texts(texts)
         if images is None and texts is None:
             raise UserError("give images, texts, or both")
         if images is not None and texts is not None and len(images) != len(texts):
             raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
         batch: dict[str, np.ndarray] = {}
         if images is not None:
-            made = [self.work.pixels(image) for image in images]
+            try:
+                made = [self.work.pixels(image) for image in images]
+            except BadRecordError as error:
+                raise UserError(str(error)) from None
             if len(sizes := {one.shape for one in made}) > 1:
                 raise UserError(
                     f"{self.work.path}: images of {len(sizes)} sizes after its transforms, which have no Resize: {sizes}"
@@ -345,12 +363,3 @@ class Predictor:
             out = program(work.params, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *given)
-
-
-def _listed(inputs: Any) -> list[Any] | None:
-    """One input as a list of one."""
-    if inputs is None:
-        return None
-    if isinstance(inputs, list | tuple):
-        return list(inputs)
-    return [inputs]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmjax.convert import image_transforms, load
 from mmjax.convert.api import COMPANION_FOLDER, has_tokenizer, run_at
@@ -26,6 +26,9 @@ from mmjax.models import Multimodal
 from mmjax.objectives import MaskedImage
 from mmjax.train.classes import from_huggingface
 from mmjax.train.experiment import Experiment
+
+# Modes of PIL's that no PNG has -> the nearest that one has.
+PLAIN = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), **dict.fromkeys(("RGBa", "PA"), "RGBA"), "La": "LA"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +113,19 @@ class Work:
         first = [self._first()]
         if text is None:
             return first
-        ids = self.tokenizer.whole(text) if self.trained else self.tokenizer.huggingface(text, verbose=False)["input_ids"]
-        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_id:
-            ids = ids[:-1]
-        if self._is_blip() and not self.trained:  # which writes its own first token over that of the tokenizer
-            ids = [*first, *ids[1:]]
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"a text holds what is no character: {text.encode('utf-8', 'backslashreplace').decode()[:40]!r}"
+            ) from None
+        if self.trained:  # what `encode` adds at the end is not part of a text that goes on
+            ids = self.tokenizer.whole(text)
+            ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids
+        else:
+            ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
+            if self._is_blip():  # which leaves the last token away, and writes its own over the first
+                ids = [*first, *ids[1:-1]]
         return list(ids) or first
 
     def _first(self) -> int:
@@ -156,7 +167,7 @@ def open_work(path: str | Path) -> Work:
         own, rest = generation_config.read(folder)
         given = (_came_with(path), from_huggingface(alone), 0)
         return Work(
-            str(path), model, params, tokenizer, *given, several=_several(model), writes=_of(model, own), unwritten=rest
+            str(path), model, params, tokenizer, *given, several=_several(model), writes=_of(model, own, False), unwritten=rest
         )
     e, tokenizers = run.experiment(), run.tokenizers()
     data = e.asked_data()
@@ -168,7 +179,7 @@ def open_work(path: str | Path) -> Work:
     own, rest = generation_config.read(run.path / COMPANION_FOLDER)
     column = None if data is None else data.columns.get("text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
-    how: dict[str, Any] = {"writes": _of(model, own), "unwritten": rest}
+    how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), "unwritten": rest}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     trained = bool(e.data)
@@ -180,10 +191,18 @@ def _several(model: Multimodal) -> bool:
     return bool(model.huggingface.get("problem_type") == "multi_label_classification")
 
 
-def _of(model: Multimodal, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that came with a model. BLIP's texts end with its config's `sep_token_id`, whatever else it is told."""
-    blip = model.huggingface.get("model_type") == "blip"
-    return {name: value for name, value in settings.items() if not (blip and name == "eos_token_id")}
+def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:
+    """Settings that came with a model. The ends of a run's texts are those of the tokenizer that it was trained with; BLIP's
+    are its config's `sep_token_id`, whatever else it is told; where only config.json says an end, as older checkpoints do, that
+    is it."""
+    named = {name: value for name, value in settings.items() if name != "eos_token_id"}
+    if trained or model.huggingface.get("model_type") == "blip":
+        return named
+    said = model.huggingface
+    end = next(
+        (own.get("eos_token_id") for own in (settings, said, said.get("text_config", {})) if "eos_token_id" in own), None
+    )
+    return named if end is None else {**named, "eos_token_id": end}
 
 
 def _came_with(path: str | Path) -> tuple[Any, ...] | None:
@@ -199,10 +218,12 @@ def _pixels(image: Any) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
         if image.mode == "RGB":
             return from_pil(image)
+        mode = PLAIN.get(image.mode)  # that a file can have
         file = io.BytesIO()
-        image.save(file, "png")
+        (image if mode is None else image.convert(mode)).save(file, "tiff" if image.mode in ("F", "I") else "png")
         return decode_image(file.getvalue(), "image")
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:

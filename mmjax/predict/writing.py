@@ -54,18 +54,29 @@ class Writing:
             ids[n, start : start + len(row)], mask[n, start : start + len(row)] = row, True
         return {"prompt": ids, "prompt_mask": mask}
 
-    def by_length(self) -> Iterator[list[int]]:
-        """Rows of about a length together, the short ones first, so that none is padded to the longest of all."""
-        size = lambda n: next((size for size in BUCKETS if size >= len(self.prompts[n])), len(self.prompts[n]))  # noqa: E731
+    def by_length(self) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        """Rows of about a length together, the short ones first, so that none is padded to the longest of all; and their batch.
+
+        A decoder that attends to its context's padding (BLIP's answers) gives what `transformers` gives of a question alone
+        where there is none: those of a run were trained with theirs, of others each length stands by itself.
+        """
+        bare = not (self.work.trained or getattr(self.spec, "mask_context", True)) and "text_mask" in self.batch
+
+        def size(n: int) -> tuple[int, int]:
+            own = len(self.prompts[n])
+            return int(self.batch["text_mask"][n].sum()) if bare else 0, next((size for size in BUCKETS if size >= own), own)
+
         order = sorted(range(len(self.prompts)), key=size)
         for length in dict.fromkeys(map(size, order)):
-            yield [n for n in order if size(n) == length]
+            some = [n for n in order if size(n) == length]
+            batch = {key: x[some] for key, x in self.batch.items()}
+            yield some, {key: x[:, : length[0]] if bare and key.startswith("text") else x for key, x in batch.items()}
 
 
 def ready(
     work: Work,
     decoder: str,
-    prompts: Sequence[str] | Rows | None,
+    prompts: Sequence[Any] | None,
     images: Sequence[Any] | None,
     new: int,
     batch_of: Callable[[Any, Any], dict[str, np.ndarray]],
@@ -74,7 +85,7 @@ def ready(
 
     Args:
       prompts: texts, or the token ids of each; None for the first token alone.
-      new: how many tokens will follow.
+      new: how many tokens will follow, at least.
       batch_of: (images, texts) -> what encoders read.
 
     Raises:
@@ -94,14 +105,15 @@ def ready(
     if prompts is not None and len(prompts) != count:
         raise UserError(f"{count} images and {len(prompts)} prompts: give as many of both")
     tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
-    if prompts is None or asked is not None:
-        return Writing(work, decoder, [work.prompt(None)] * count, batch)
-    rows = [_with_places(work.prompt(one) if isinstance(one, str) else one, spec, tokens) for one in prompts]
-    for text, row in zip(prompts, rows, strict=True):
+    texts = [None] * count if prompts is None or asked is not None else list(prompts)
+    rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one), spec, tokens) for one in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if wrong := [token for token in row if not 0 <= token < spec.vocab_size]:
+            raise UserError(f"a prompt holds token {wrong[0]}; decoders.{decoder} has 0 to {spec.vocab_size - 1}")
         if len(row) + new > spec.max_length:
             raise UserError(
                 f"a prompt of {len(row)} tokens and max_new_tokens={new} do not fit into "
-                f"decoders.{decoder}.max_length={spec.max_length}: {str(text)[:40]!r}"
+                f"decoders.{decoder}.max_length={spec.max_length}" + (f": {str(text)[:40]!r}" if text is not None else "")
             )
     return Writing(work, decoder, rows, batch)
 
@@ -154,11 +166,11 @@ def written(writing: Writing, s: Settings, processor: Any, rows_of: Callable[...
         return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
 
     found: dict[int, list[Written]] = {}
-    for some in writing.by_length():
-        rows = {key: x[some] for key, x in batch.items()} | writing.padded(some) | {"row": np.array(some, np.int32)}
+    for some, own in writing.by_length():
+        rows = own | writing.padded(some) | {"row": np.array(some, np.int32)}
         out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
-        for n, *own in zip(some, out.ids, out.lengths, out.scores, strict=True):
-            texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*own, strict=True)]
+        for n, *each in zip(some, out.ids, out.lengths, out.scores, strict=True):
+            texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*each, strict=True)]
             found[n] = [Written(tokenizer.decode(ids), ids, score) for ids, score in texts]
     return [found[n] for n in range(len(writing.prompts))]
 
@@ -175,7 +187,8 @@ def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[.
     fixed = functools.partial(_fixed, writing, s, processor)
     first = compiled(("begin", *key), lambda params, own, ids, mask: begin(model, params, name, own, ids, mask, **fixed()), ())
     then = compiled(("more", *key), lambda going: more(model, name, going, **fixed()), (0,))
-    going = first(writing.work.params, {key: jnp.asarray(x) for key, x in batch.items()}, *writing.padded([0]).values())
+    ((_, rows),) = writing.by_length()
+    going = first(writing.work.params, {key: jnp.asarray(x) for key, x in rows.items()}, *writing.padded([0]).values())
     said, start = "", going.turn.written.ids.shape[1] - s.max_new_tokens
     for count in range(1, s.max_new_tokens + 1):
         done, length = bool(going.turn.done[0]), int(going.turn.lengths[0])
@@ -213,8 +226,10 @@ def scored(
     begun = ready(work, decoder, prompts, images, 0, batch_of)
     texts = [after if asked else prompt + after for prompt, after in zip(prompts, continuations, strict=True)]
     wholes, starts = [], []
-    for text, own in zip(texts, begun.prompts, strict=True):
+    for prompt, text, own in zip(prompts, texts, begun.prompts, strict=True):
         whole = _with_places(work.prompt(text), begun.spec, _places(own, begun.spec))
+        if not prompt and whole[:1] != own[:1]:  # after nothing is after the token that begins a text
+            whole = [*own, *whole]
         same = next(
             (n for n, pair in enumerate(zip(own, whole, strict=False)) if pair[0] != pair[1]), min(len(own), len(whole))
         )
@@ -254,8 +269,8 @@ def likelihoods(writing: Writing, starts: Sequence[int], rows_of: Callable[..., 
         return {"total": total_B, "tokens": jnp.sum(counts_BT, axis=1), "greedy": jnp.all(right_BT | ~counts_BT, axis=1)}
 
     found: dict[int, dict[str, Any]] = {}
-    for some in writing.by_length():
-        rows = {key: x[some] for key, x in batch.items()} | writing.padded(some, left=False)
+    for some, own in writing.by_length():
+        rows = own | writing.padded(some, left=False)
         rows |= {"start": np.array([starts[n] for n in some], np.int32)}
         out: Mapping[str, Any] = rows_of(("score", name, *batch), score, rows, bound=False)
         for n, total, tokens, greedy in zip(some, out["total"], out["tokens"], out["greedy"], strict=True):

@@ -213,7 +213,7 @@ def forced(model, params, ids, decoder="caption", start=3):
     rules, mask = Rules(settings_of({"max_new_tokens": T - start + 1}), ENDS), jnp.ones((B, start), bool)
     new = T - start + 1
     logits, cache, reader = prefill(model, params, decoder, {}, jnp.asarray(ids[:, :start]), mask, new, 1)
-    found, written = [logits], begun(jnp.asarray(ids[:, :start]), mask, new, PAD, 0)
+    found, written = [logits], begun(jnp.asarray(ids[:, :start]), mask, new, PAD, jnp.zeros((B, 0), jnp.int32))
 
     @jax.jit
     def step(written, cache, token_B):

@@ -152,7 +152,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
         (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
         (lambda ask: ask.classify(), "give images, texts, or both"),
-        (lambda ask: ask.classify(texts="one"), "heads.classes reads an image, and is given text alone"),
+        (lambda ask: ask.classify(texts="one"), "heads.classes reads an image; it was given text"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
         (lambda ask: ask.generate(decoder="pixels"), "decoder='pixels': the decoders that write texts are caption"),
     ],
@@ -296,3 +296,66 @@ def test_answers_come_in_order_however_many_are_read_ahead(run, files, tmp_path,
 def test_a_question_is_cut_at_what_reads_it_and_not_at_what_writes_the_answer(ask):
     short = {"caption": ask.model.decoders["caption"].copy(max_length=5)}
     assert dataclasses.replace(ask.work, model=ask.model.copy(decoders=short)).length() == ask.work.length() == 12
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "RGBA", "LA", "L", "P", "1", "F", "I", "PA"])
+def test_a_picture_of_any_mode_is_read(mode, ask, digits):
+    image = Image.fromarray(digits[1])
+    image = (
+        image.convert("LA").convert("PA")
+        if mode == "PA"
+        else image.convert({"RGBa": "RGBA", "F": "L", "I": "L"}.get(mode, mode))
+    )
+    image = image.convert(mode)
+    assert ask.work.pixels(image).shape == ask.work.pixels(digits[1]).shape
+    if mode in ("CMYK", "RGBX", "RGBa", "RGBA"):
+        np.testing.assert_array_equal(ask.work.pixels(image), ask.work.pixels(digits[1]))
+
+
+def test_a_picture_that_is_turned_is_turned_from_both_sides(ask, digits, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(digits[1]).save(tmp_path / "turned.png", exif=exif)
+    turned = ask.work.pixels(tmp_path / "turned.png")
+    np.testing.assert_array_equal(ask.work.pixels(Image.open(tmp_path / "turned.png")), turned)
+    assert (turned != ask.work.pixels(digits[1])).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--top_k", "-1"], "--top_k=-1"),
+        (["--threshold", "5"], "--threshold=5"),
+        (["--classes", "a,b", "--template", "{x}"], "lacks the {} where the name of the class goes"),
+        (["--out", "no_such_folder/x.jsonl"], "--out no_such_folder/x.jsonl: it cannot be written"),
+    ],
+)
+def test_options_that_mean_nothing_are_one_line(words, said, run, files, capsys):
+    assert main(["predict", str(run), str(files / "0.png"), *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+
+
+def test_many_classes_and_empty_manifests(run, files, tmp_path, capsys):
+    assert main(["predict", str(run), str(files / "0.png"), "--classes", ",".join(map(str, range(1000, 1070)))]) == 0
+    (tmp_path / "empty.csv").write_text("image\n")
+    capsys.readouterr()
+    assert main(["predict", str(run), str(tmp_path / "empty.csv")]) == 2
+    assert "empty.csv: it has no lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ask_for", "said"),
+    [
+        (lambda ask: ask.classify([]), "a list of no inputs"),
+        (lambda ask: ask.classify("no_such.png"), "no such file"),
+        (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), classes="red"), "give a list of names"),
+        (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), top_k=-1), "top_k=-1"),
+        (lambda ask: ask.embed_text(5), "a text is a string; found int 5"),
+        (lambda ask: mmjax.Predictor(ask.work.path, batch_size="x"), "batch_size='x'"),
+    ],
+)
+def test_what_is_no_input_is_one_line(ask_for, said, ask):
+    with pytest.raises(UserError) as caught:
+        ask_for(ask)
+    assert said in str(caught.value)

@@ -171,7 +171,7 @@ def test_blip_begins_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("ask_for", "said"),
     [
-        (lambda ask: ask.generate(PROMPTS, stream=True), "3 prompts, 1 texts each; stream one"),
+        (lambda ask: ask.generate(PROMPTS, stream=True), "3 prompts, 1 texts each, details=False; stream the one text"),
         (lambda ask: next(ask.generate("a", num_beams=2, stream=True)), "beams are no text before all is written"),
         (lambda ask: ask.chat([{"role": "judge", "content": "a"}]), "refuses these messages: who is judge"),
         (lambda ask: ask.score("a", ["b", "c"]), "1 prompts and 2 continuations"),
@@ -186,3 +186,141 @@ def test_what_cannot_be_written_is_one_line(ask_for, said, ask):
     with pytest.raises(UserError) as caught:
         ask_for(ask)
     assert said in str(caught.value)
+
+
+def test_a_question_is_read_without_the_padding_that_blip_would_attend_to(tmp_path):
+    """Questions of several lengths in one call, each what `transformers` answers to it alone."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "many", "dogs", "are", "there", "is", "it", "red"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {**tower, "vocab_size": 20, "max_position_embeddings": 64, "encoder_hidden_size": 32, "bos_token_id": 16}
+    config = transformers.BlipConfig(
+        text_config={**text, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3},
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+    )
+    hf = spread(transformers.BlipForQuestionAnswering(config))
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processor = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(tmp_path)
+    images = list(np.random.default_rng(1).integers(0, 255, (4, 16, 16, 3), np.uint8))
+    asked = ["how many dogs are there", "red", "is it red", "is it"]
+    ask = mmjax.Predictor(tmp_path)
+    found = ask.generate(asked, images, details=True, max_new_tokens=6)
+    for image, question, one in zip(images, asked, found, strict=True):
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        given = tokenizer(question, return_tensors="pt")
+        ids, mask = given["input_ids"], given["attention_mask"]
+        out = hf.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=6, do_sample=False)
+        assert out[0, -len(one.ids) :].tolist() == one.ids
+    with pytest.raises(UserError, match="max_new_tokens=64 do not fit into"):
+        ask.generate(asked, images, max_new_tokens=64)
+
+
+def test_an_end_in_a_prompt_is_part_of_it(gpt2, ask):
+    _, model, tokenizer = gpt2
+    text = "hello[SEP] a[SEP]"
+    assert ask.generate(text, details=True, max_new_tokens=5)[0].ids == theirs(model, tokenizer, text, max_new_tokens=5)
+
+
+def test_after_nothing_is_after_the_first_token(gpt2, ask):
+    _, model, tokenizer = gpt2
+    (found,) = ask.score("", "hello there")
+    ids = [tokenizer.bos_token_id, *tokenizer("hello there")["input_ids"]]
+    with torch.no_grad():
+        likely = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+    wanted = sum(likely[n - 1, ids[n]].item() for n in range(1, len(ids)))
+    assert found["tokens"] == len(ids) - 1 and found["log_likelihood"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_stop_string_may_begin_in_the_prompt(gpt2, ask):
+    """And one that is whole in the prompt ends nothing."""
+    _, model, tokenizer = gpt2
+    (whole,) = ask.generate("the cat", max_new_tokens=8, repetition_penalty=1.7)
+    for text in ("at" + whole[:2], "t" + whole[0], "cat"):
+        given = {"max_new_tokens": 8, "repetition_penalty": 1.7, "stop_strings": [text]}
+        out = model.generate(**tokenizer("the cat", return_tensors="pt"), do_sample=False, tokenizer=tokenizer, **given)
+        ids = out[0, len(tokenizer("the cat")["input_ids"]) :].tolist()
+        (found,) = ask.generate("the cat", details=True, max_new_tokens=8, repetition_penalty=1.7, stop_strings=[text])
+        assert found.ids == ids
+
+
+def test_an_end_that_only_config_json_says(gpt2, tmp_path):
+    folder, model, tokenizer = gpt2
+    for file in folder.iterdir():
+        if file.name != "generation_config.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    said = json.loads((tmp_path / "config.json").read_text())
+    end = theirs(model, tokenizer, PROMPTS[1], max_new_tokens=9)[0]
+    (tmp_path / "config.json").write_text(json.dumps(said | {"eos_token_id": end}))
+    assert mmjax.Predictor(tmp_path).generate(PROMPTS[1], details=True, max_new_tokens=9)[0].ids == [end]
+
+
+def test_one_conversation_in_a_list_is_a_list(ask):
+    talk = [{"role": "user", "content": "hello"}]
+    assert isinstance(ask.chat([talk], max_new_tokens=2), list) and isinstance(ask.chat(talk, max_new_tokens=2), str)
+
+
+def test_no_more_is_written_than_there_is_room_for(ask):
+    (found,) = ask.generate("a" * 50, details=True)
+    assert len(ask.work.prompt("a" * 50)) + len(found.ids) <= 64
+    with pytest.raises(UserError, match="do not fit into"):
+        ask.generate(max_new_tokens=64)
+
+
+def test_nothing_said_is_the_default_of_transformers(gpt2, ask):
+    settings = {
+        "stop_strings": None,
+        "bad_words_ids": None,
+        "early_stopping": None,
+        "temperature": None,
+        "max_new_tokens": None,
+    }
+    assert ask.generate("a", **settings) == ask.generate("a", max_new_tokens=20)
+    assert ask.generate("a", eos_token_id={5, 9}, max_new_tokens=np.int64(3)) == ask.generate(
+        "a", eos_token_id=[9, 5], max_new_tokens=3
+    )
+    assert generation_config.settings({"temperature": 0.0, "do_sample": False})[0] == {"do_sample": False}
+
+
+def test_the_least_length_gives_way_to_the_least_of_new_tokens(gpt2, ask):
+    _, model, tokenizer = gpt2
+    end = theirs(model, tokenizer, "a", max_new_tokens=9)[3]
+    given = {"min_length": 8, "min_new_tokens": 1, "eos_token_id": end, "max_new_tokens": 9}
+    assert ask.generate("a", details=True, **given)[0].ids == theirs(model, tokenizer, "a", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_new_tokens": "5"}, "max_new_tokens='5': use a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: use a whole number"),
+        ({"temperature": "hot"}, "temperature='hot': use a number"),
+        ({"do_sample": "yes"}, "do_sample='yes': use True or False"),
+        ({"suppress_tokens": 7.5}, "suppress_tokens=7.5: use a list"),
+        ({"suppress_tokens": [9999]}, "suppress_tokens: there is no token 9999"),
+        ({"eos_token_id": -1}, "there is no token -1"),
+        ({"forced_bos_token_id": 9999}, "forced_bos_token_id: there is no token 9999"),
+        ({"bad_words_ids": [5]}, "bad_words_ids=5: use a list"),
+        ({"bad_words_ids": [[9999]]}, "bad_words_ids: there is no token 9999"),
+        ({"stop_strings": [1]}, "stop_strings=1: use a string"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"prompts": []}, "a list of no inputs"),
+        ({"prompts": 5}, "a text is a string; found int 5"),
+        ({"prompts": [None]}, "a text is a string; found NoneType"),
+        ({"prompts": "caf\udce9"}, "a text holds what is no character"),
+        ({"prompts": [[5, 9999]]}, "a prompt holds token 9999"),
+        ({"stream": True, "details": True}, "without details"),
+    ],
+)
+def test_what_is_no_setting_or_no_prompt_is_one_line(given, said, ask):
+    with pytest.raises(UserError) as caught:
+        ask.generate(**{"prompts": "a", "max_new_tokens": 3, **given})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("messages", [None, [], "hello", {"role": "user"}])
+def test_what_is_no_conversation_is_one_line(messages, ask):
+    with pytest.raises(UserError):
+        ask.chat(messages)
