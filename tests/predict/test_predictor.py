@@ -192,6 +192,7 @@ def test_a_prompt_is_gone_on_with(ask, digits):
     (found,) = ask.generate(prompts="the number", images=digits[:1], max_new_tokens=2)
     ids = tokenizer.encode(["the number"], 12)["ids"][0]
     ids = ids[: list(ids).index(tokenizer.eos_id)].tolist()
+    assert ask.work.prompt("the number") == ids
     start = len(ids)
     while len(ids) < start + 2 and tokenizer.eos_id not in ids[start:]:
         batch = {"image": ask.work.pixels(digits[0])[None], "text": np.array([ids], np.int32)}

@@ -158,6 +158,7 @@ def test_blip_begins_by_itself(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     ask = mmjax.Predictor(tmp_path)
+    assert ask.work.prompt(None) == [16] and ask.work.prompt("a photo of") == [16, 5, 6, 7]
     (found,) = ask.generate(images=image, details=True, max_new_tokens=6)
     alone = hf.generate(pixel_values=pixels, max_new_tokens=6, do_sample=False)[0].tolist()
     assert alone[0] == 16 and found.ids == alone[len(alone) - len(found.ids) :]
@@ -194,12 +195,14 @@ def test_a_question_is_read_without_the_padding_that_blip_would_attend_to(tmp_pa
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {**tower, "vocab_size": 20, "max_position_embeddings": 64, "encoder_hidden_size": 32, "bos_token_id": 16}
+    text = {**tower, "vocab_size": 20, "max_position_embeddings": 512, "encoder_hidden_size": 32, "bos_token_id": 16}
+    tower["initializer_range"] = text["initializer_range"] = 0.3
     config = transformers.BlipConfig(
         text_config={**text, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3},
         vision_config={**tower, "image_size": 16, "patch_size": 8},
     )
-    hf = spread(transformers.BlipForQuestionAnswering(config))
+    torch.manual_seed(1)
+    hf = transformers.BlipForQuestionAnswering(config).eval()
     hf.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     processor = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
@@ -214,8 +217,19 @@ def test_a_question_is_read_without_the_padding_that_blip_would_attend_to(tmp_pa
         ids, mask = given["input_ids"], given["attention_mask"]
         out = hf.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=6, do_sample=False)
         assert out[0, -len(one.ids) :].tolist() == one.ids
-    with pytest.raises(UserError, match="max_new_tokens=64 do not fit into"):
-        ask.generate(asked, images, max_new_tokens=64)
+        likely = hf.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=pixels,
+            max_new_tokens=6,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ).logits
+        wanted = sum(torch.log_softmax(x[0].double(), -1)[token].item() for x, token in zip(likely, one.ids, strict=True))
+        assert one.score == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(UserError, match="max_new_tokens=512 do not fit into"):
+        ask.generate(asked, images, max_new_tokens=512)
 
 
 def test_an_end_in_a_prompt_is_part_of_it(gpt2, ask):
