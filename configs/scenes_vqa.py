@@ -2,9 +2,9 @@
 
     mmjax train scenes_vqa
 
-About 7 minutes on 2 CPU cores (`python benchmarks/scenes.py`). Captions teach the image encoder what there is: answers are
-too few words for that, and with full weight they drown the captions' gradient. A patch is as large as a digit: a question finds
-what it looks for. `mmjax predict RUN IMAGE --question "where is the three?"` chooses, `--decoder answer` writes.
+About 9 minutes on 2 CPU cores, to 0.98 (see `benchmarks/scenes.py`). Captions teach the image encoder what there is: answers
+are too few words for that, and with full weight they drown the captions' gradient. A patch is as large as a digit: a question
+finds what it looks for. `mmjax predict RUN IMAGE --question "where is the three?"` chooses, `--decoder answer` writes.
 """
 
 from mmjax.data import Data, Normalise, Scenes, Strings, Text, WordPiece
