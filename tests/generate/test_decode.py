@@ -167,8 +167,11 @@ def test_settings_that_mean_nothing_are_refused(given, said):
 ACROSS = ["BlipForConditionalGeneration", "BlipForQuestionAnswering", "LlavaForConditionalGeneration"]
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("name", ACROSS)
+WAYS = [{"length_penalty": p, "early_stopping": e} for p in (0.6, 2.0) for e in (False, True, "never")]
+SEARCHED = [(ACROSS[2], {"num_beams": 4, **way}) for way in WAYS]
+
+
+@pytest.mark.parametrize(("name", "beams"), [*[(name, {"num_beams": n}) for name in ACROSS for n in (1, 4)], *SEARCHED])
 def test_a_text_about_an_image_is_what_transformers_writes(name, beams, tmp_path):
     """Each row against `transformers` alone, whose padded batches of BLIP are not its single rows."""
     case, made = next((case, made) for case in CASES.values() for made in case.models if made.name == name)
@@ -193,7 +196,7 @@ def test_a_text_about_an_image_is_what_transformers_writes(name, beams, tmp_path
     if name == "BlipForQuestionAnswering":
         text = rng.integers(4, 59, (3, 5)).astype(np.int32)
         batch |= {"text": text, "text_mask": np.ones(text.shape, bool)}
-    found = np.asarray(ours(model, params, {"num_beams": beams}, ids, mask, batch, decoder, (3,)).ids)
+    found = np.asarray(ours(model, params, beams, ids, mask, batch, decoder, (3,)).ids)
     for n in range(3):
         own = {key: x[n : n + 1] for key, x in inputs.items()}
         if "text" in batch:
@@ -201,7 +204,7 @@ def test_a_text_about_an_image_is_what_transformers_writes(name, beams, tmp_path
         elif mask.shape[1] > 1:
             own |= {"input_ids": torch.tensor(ids[n][mask[n]])[None].long()}
         ends = {} if name.startswith("Blip") else {"eos_token_id": 3, "pad_token_id": PAD}
-        out = hf.generate(**own, **ends, max_new_tokens=NEW, do_sample=False, num_beams=beams)[0].tolist()
+        out = hf.generate(**own, **ends, max_new_tokens=NEW, do_sample=False, **beams)[0].tolist()
         new = out[len(own["input_ids"][0]) :] if name.startswith("Llava") else out[1:]
         new = new[: new.index(3) + 1] if 3 in new else new  # beams are filled up with an end where padding is 0
         assert found[n].tolist() == (new + [PAD] * NEW)[:NEW]
