@@ -80,7 +80,7 @@ def _case(hf: Any, ids: np.ndarray, inputs: dict[str, np.ndarray], new: int, wei
     import torch
 
     import mmjax
-    from mmjax.generate import decode, settings_of
+    from mmjax.generate import Rules, decode, settings_of
 
     with tempfile.TemporaryDirectory() as folder:
         hf.save_pretrained(folder)
@@ -88,7 +88,7 @@ def _case(hf: Any, ids: np.ndarray, inputs: dict[str, np.ndarray], new: int, wei
     (name,) = model.decoders
     settings, end = settings_of({"max_new_tokens": new, "min_new_tokens": new}), hf.generation_config.eos_token_id
     end = hf.config.text_config.sep_token_id if inputs else end  # which BLIP takes, whatever else it is told
-    write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(end,), pad=0))
+    write = jax.jit(functools.partial(decode, model, decoder=name, rules=Rules(settings, (end,), 0)))
     batch = {key: jnp.asarray(x) for key, x in inputs.items()}
     given = {"ids_BT": jnp.asarray(ids), "mask_BT": jnp.ones(ids.shape, bool)}
     given_them: dict[str, Any] = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.ones(ids.shape).long()}
@@ -114,7 +114,7 @@ def room(slots: int = 64, roomy: int = 512) -> dict[str, Any]:
     import transformers
 
     import mmjax
-    from mmjax.generate import decode, settings_of
+    from mmjax.generate import Rules, decode, settings_of
 
     end, last = 7, slots - PROMPT - 1
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def room(slots: int = 64, roomy: int = 512) -> dict[str, Any]:
 
     def text(most: int) -> Callable[[], np.ndarray]:
         settings = settings_of({"max_new_tokens": most - PROMPT})
-        write = jax.jit(functools.partial(decode, model, decoder=name, settings=settings, ends=(end,), pad=0, own=[ends]))
+        write = jax.jit(functools.partial(decode, model, decoder=name, rules=Rules(settings, (end,), 0, own=[ends])))
         return lambda: np.asarray(write(params, batch={}, ids_BT=ids, mask_BT=jnp.ones(ids.shape, bool)).lengths)
 
     small, large = text(slots), text(roomy)

@@ -205,6 +205,7 @@ BLIP = Family(
     model_type="blip",
     texts=("text_config",),
     ends_with_sep=True,
+    first_token=("text_config.bos_token_id", 30522),
     models={
         "BlipForImageTextRetrieval": _retrieval,
         "BlipForConditionalGeneration": _caption,

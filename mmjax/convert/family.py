@@ -157,6 +157,8 @@ class Family:
       texts: the groups of config.json that say a tokenizer's ids, "" for its top; () for a family without texts.
       reads: what of a tokenizer's results its classes take, as `transformers` calls them.
       ends_with_sep: whether its classes end what they write with `sep_token_id` (BLIP).
+      first_token: (config field, its default) of the token with which its classes begin what they write, over the tokenizer's
+        first one, whose last they leave away (BLIP); None where a prompt stays as the tokenizer gives it.
       pools_at_end: whether its classes find a text's vector by `eos_token_id` (CLIP).
       any_size: whether its classes resize positions to the image they are given, whatever `image_size` says.
     """
@@ -179,6 +181,7 @@ class Family:
     texts: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("input_ids", "attention_mask")
     ends_with_sep: bool = False
+    first_token: tuple[str, int] | None = None
     pools_at_end: bool = False
     any_size: bool = False
 

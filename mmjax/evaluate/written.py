@@ -17,7 +17,7 @@ from mmjax.data.strings import strings
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.evaluate.prompts import context_of, prompts
 from mmjax.evaluate.texts.scores import SCORES
-from mmjax.generate import Settings, decode
+from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.stops import tables
 from mmjax.models.forward import spliced_tokens
 from mmjax.parallel.multihost import is_main
@@ -109,10 +109,9 @@ class Written:
             context = context_of(forward, self.decoder, self.text, batch)
             ids_BT, mask_BT = prompts(batch, self.prompt, bos, eos, pad)
             found = self._checked(forward, context, ids_BT, mask_BT)
-            given = (context, ids_BT, mask_BT, self.settings, ends, pad, batch["index"])
             size = forward.spec(f"decoders.{self.decoder}").vocab_size
-            stops = tables(self.settings.stop_strings, tokenizer, size)
-            texts = decode(forward.model, forward.params, self.decoder, *given, stops=stops)
+            rules = Rules(self.settings, ends, pad, tables(self.settings.stop_strings, tokenizer, size))
+            texts = decode(forward.model, forward.params, self.decoder, context, ids_BT, mask_BT, rules, batch["index"])
             within_BN = jnp.arange(texts.ids.shape[1])[None] < texts.lengths[:, None]
             ended_B = jnp.any(within_BN & jnp.isin(texts.ids, jnp.asarray(ends, jnp.int32)), axis=1)
             ended_B |= texts.lengths < texts.ids.shape[1]  # at a stop string

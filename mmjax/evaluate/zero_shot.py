@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,9 +43,7 @@ class ZeroShot:
     def __post_init__(self) -> None:
         if not self.templates:
             raise UserError("templates=(): give at least one, such as 'a photo of a {}.'")
-        for template in self.templates:
-            if "{}" not in template:
-                raise UserError(f"templates has {template!r}, which lacks the {{}} where the class name goes")
+        check_templates("templates", self.templates)
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         def embed(forward: Forward, batch: Batch) -> tuple[Array, Array, Array]:
@@ -79,10 +78,28 @@ class ZeroShot:
         def embed(forward: Forward, batch: Batch) -> Array:
             return forward.embed(self.text, self.fusion)
 
-        prompts = [template.replace("{}", name) for name in classes for template in self.templates]
-        prompt_PE = evaluation.texts("zero_shot", params, prompts, embed, self.text)
-        mean_CE = prompt_PE.reshape(len(classes), len(self.templates), -1).mean(axis=1)
-        return mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+        return class_vectors(
+            classes, self.templates, lambda prompts: evaluation.texts("zero_shot", params, prompts, embed, self.text)
+        )
+
+
+def class_vectors(classes: Sequence[str], templates: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """[C, E] float32, of unit length: of each class the mean over the templates' texts (Radford 2021, section 3.1.4).
+
+    Args:
+      embed: texts -> [N, E].
+    """
+    prompt_PE = embed([template.replace("{}", name) for name in classes for template in templates])
+    mean_CE = prompt_PE.reshape(len(classes), len(templates), -1).mean(axis=1)
+    vectors: np.ndarray = mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+    return vectors
+
+
+def check_templates(field: str, templates: Sequence[str]) -> None:
+    """Raises UserError for a template without a place for the name of the class."""
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"{field} has {template!r}, which lacks the {{}} where the class name goes")
 
 
 def by_name(label_N: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], data: str) -> np.ndarray:

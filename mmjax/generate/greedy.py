@@ -37,36 +37,38 @@ class Turn:
     scores: Array
 
 
-def begun(logits_RV: Array, written: Written, cache: Any, reader: Reader, rules: Rules, index_B: Array, pad: int) -> Turn:
+def begun(logits_RV: Array, written: Written, cache: Any, rules: Rules, index_B: Array) -> Turn:
     """With the first token."""
     rows = len(written.ids)
     each = rows // len(index_B)
     index_R = jnp.repeat(index_B, each) * each + jnp.tile(jnp.arange(each, dtype=jnp.int32), len(index_B))
     none = jnp.zeros(rows, jnp.int32)
-    return _taken(logits_RV, Turn(written, cache, index_R, jnp.zeros(rows, bool), none, jnp.zeros(rows)), rules, pad)
+    return _taken(logits_RV, Turn(written, cache, index_R, jnp.zeros(rows, bool), none, jnp.zeros(rows)), rules)
 
 
-def gone_on(first: Turn, reader: Reader, rules: Rules, pad: int, until: Array | None = None) -> Turn:
+def gone_on(first: Turn, reader: Reader, rules: Rules, until: Array | None = None) -> Turn:
     """The likeliest token of each row, or a drawn one, until every text has ended or has so many tokens; None: all it may."""
     most = rules.settings.max_new_tokens if until is None else until
 
     def turn(state: Turn) -> Turn:
         logits_RV, new = reader.step(state.written, state.cache)
-        then = _taken(logits_RV, state, rules, pad)
+        then = _taken(logits_RV, state, rules)
         kept = reader.keep(state.cache, new, state.written.slot - 1, jnp.all(then.done))
         return dataclasses.replace(then, cache=kept)
 
     return jax.lax.while_loop(lambda state: (state.written.count < most) & ~jnp.all(state.done), turn, first)
 
 
-def texts(last: Turn, settings: Settings) -> Texts:
-    return Texts(last.written.ids[:, last.written.ids.shape[1] - settings.max_new_tokens :], last.lengths, last.scores)
+def texts(last: Turn, rules: Rules) -> Texts:
+    """What was written after the prompts."""
+    start = last.written.ids.shape[1] - rules.settings.max_new_tokens
+    return Texts(last.written.ids[:, start:], last.lengths, last.scores)
 
 
-def _taken(logits_RV: Array, state: Turn, rules: Rules, pad: int) -> Turn:
+def _taken(logits_RV: Array, state: Turn, rules: Rules) -> Turn:
     """With one token more in each row; padding in those that have ended."""
     token_R, likely_R = _one(rules.processed(logits_RV, state.written), rules.settings, state.written.count, state.rows)
-    token_R = jnp.where(state.done, pad, token_R)
+    token_R = jnp.where(state.done, rules.pad, token_R)
     now = rules.appended(state.written, token_R)
     done = state.done | rules.ended(now, token_R)
     lengths = state.lengths + (~state.done).astype(jnp.int32)

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.generate.processors import Processor, processors
-from mmjax.generate.settings import Settings
-from mmjax.generate.written import Written
+from mmjax.generate.settings import Settings, token_ids
+from mmjax.generate.stops import after
+from mmjax.generate.written import Written, begun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +24,38 @@ class Rules:
     Attributes:
       settings: how texts are written.
       ends: ids that end a text.
-      tables: of each stop string, in their order, `stops.table`: [states, V].
-      own: the user's processors, after those of the settings.
+      pad: the id that follows an end.
+      tables: of each string that ends a text too, in their order, `stops.table`: [states, V].
+      own: what is done to the logits [R, V] after all that the settings ask for, `(logits, Written) -> logits`.
+
+    Raises:
+      UserError: tables that are not those of `settings.stop_strings`.
     """
 
     settings: Settings
     ends: Sequence[int]
-    tables: Sequence[Array] = ()
+    pad: int
+    tables: Sequence[np.ndarray] = ()
     own: Sequence[Processor] = ()
+
+    def __post_init__(self) -> None:
+        strings = self.settings.stop_strings
+        if [one.shape[0] - 1 for one in self.tables] != [len(one.encode()) for one in strings]:
+            raise UserError(f"stop_strings={strings}: give a table of each (`generate.stops.tables`)")
+
+    def check(self, size: int, decoder: str) -> None:
+        """Raises `UserError` for tables of too small a vocabulary, and for a token that there is not."""
+        if any(one.shape[1] < size for one in self.tables):
+            raise UserError(f"stop strings of {self.tables[0].shape[1]} tokens, and a model of {size}")
+        for name, tokens in {**token_ids(self.settings), "ends": tuple(self.ends)}.items():
+            if wrong := [token for token in tokens if not 0 <= token < size]:
+                raise UserError(f"{name}: there is no token {wrong[0]}; decoders.{decoder} has 0 to {size - 1}")
+
+    def begun(self, ids_BT: Array, mask_BT: Array) -> Written:
+        """Prompts that end together, with slots for what follows them."""
+        texts = [one.encode() for one in self.settings.stop_strings]
+        stops_BN = after(self.tables, texts, ids_BT, mask_BT)
+        return begun(ids_BT, mask_BT, self.settings.max_new_tokens, self.pad, stops_BN)
 
     def processed(self, logits_RV: Array, written: Written) -> Array:
         """What all processors make of the logits."""
@@ -40,7 +67,7 @@ class Rules:
         """One token more in each row."""
         ids = jax.lax.dynamic_update_slice_in_dim(written.ids, token_R[:, None], written.slot, axis=1)
         real = jax.lax.dynamic_update_slice_in_dim(written.real, jnp.ones((len(token_R), 1), bool), written.slot, axis=1)
-        states = [table[written.stops[:, n], token_R].astype(jnp.int32) for n, table in enumerate(self.tables)]
+        states = [jnp.asarray(table)[written.stops[:, n], token_R].astype(jnp.int32) for n, table in enumerate(self.tables)]
         stops = jnp.stack(states, axis=1) if states else written.stops
         return Written(ids, real, written.slot + 1, written.count + 1, stops)
 

@@ -36,22 +36,19 @@ def table(text: bytes, pieces: Sequence[bytes]) -> np.ndarray:
     return found
 
 
-def after(tables: Sequence[Array], texts: Sequence[bytes], ids_BT: Array, mask_BT: Array) -> Array:
+def after(tables: Sequence[np.ndarray], texts: Sequence[bytes], ids_BT: Array, mask_BT: Array) -> Array:
     """[B, n] int32: how much of each string a prompt ends with. One that is whole within the prompt ends nothing: of that what
     its end has in common with its beginning goes on."""
     found = []
     for table, text in zip(tables, texts, strict=True):
-        whole, border = len(text), max(n for n in range(len(text)) if text.endswith(text[:n]))
+        border = max(n for n in range(len(text)) if text.endswith(text[:n]))
+        step = jnp.where(jnp.asarray(table) == len(text), border, jnp.asarray(table)).astype(jnp.int32)
 
-        def read(
-            state_B: Array, own: tuple[Array, Array], table: Array = table, last: tuple[int, int] = (whole, border)
-        ) -> Any:
-            then_B = table[state_B, own[0]].astype(jnp.int32)
-            then_B = jnp.where(then_B == last[0], last[1], then_B)
-            return jnp.where(own[1], then_B, state_B), None
+        def read(state_B: Array, own: tuple[Array, Array], step: Array = step) -> tuple[Array, None]:
+            return jnp.where(own[1], step[state_B, own[0]], state_B), None
 
-        found.append(jax.lax.scan(read, jnp.zeros(ids_BT.shape[0], jnp.int32), (ids_BT.T, mask_BT.T))[0])
-    return jnp.stack(found, axis=1) if found else jnp.zeros((ids_BT.shape[0], 0), jnp.int32)
+        found.append(jax.lax.scan(read, jnp.zeros(len(ids_BT), jnp.int32), (ids_BT.T, mask_BT.T))[0])
+    return jnp.stack(found, axis=1) if found else jnp.zeros((len(ids_BT), 0), jnp.int32)
 
 
 def _automaton(text: bytes) -> np.ndarray:

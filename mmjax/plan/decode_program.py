@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
 from mmjax.core.types import Batch, Params
-from mmjax.generate import decode
+from mmjax.generate import Rules, decode
 from mmjax.generate.settings import Settings
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.decoders import writes_texts
@@ -145,7 +145,7 @@ def lower_decode(model: Multimodal, mesh: jax.sharding.Mesh, ask: Asked) -> jax.
     name, params, rows = writer(model), param_shapes(model), batch_sharding(mesh)
 
     def write(params: Params, batch: Batch, ids: Any, mask: Any) -> Any:
-        return decode(model, params, name, batch, ids, mask, Settings(max_new_tokens=ask.new), (END,), PAD)
+        return decode(model, params, name, batch, ids, mask, Rules(Settings(max_new_tokens=ask.new), (END,), PAD))
 
     def placed(leaf: Any, sharding: Any = rows) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

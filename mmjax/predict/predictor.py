@@ -14,6 +14,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.types import BadRecordError
+from mmjax.evaluate.zero_shot import check_templates, class_vectors
 from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
@@ -49,6 +50,7 @@ class Predictor:
         self.work, self.batch_size = open_work(path), batch_size
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._told = False
+        self._classes: tuple[tuple[str, ...], tuple[str, ...], np.ndarray] | None = None  # names, templates, vectors [C, E]
 
     @property
     def model(self) -> Any:
@@ -121,15 +123,12 @@ class Predictor:
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
         templates = ((template,) if isinstance(template, str) else tuple(template)) or self.work.templates or ("{}",)
-        for one in templates:
-            if "{}" not in one:
-                raise UserError(f"template={one!r} lacks the {{}} where the name of the class goes")
+        check_templates("template", templates)
         fusion = self.space("image")
+        if self._classes is None or self._classes[:2] != (classes, templates):  # once for all pictures that are asked about
+            self._classes = (classes, templates, class_vectors(classes, templates, self.embed_text))
         scale = BoundForward(self.work.model, self.work.params, {}).scalar(fusion, "scale")
-        text_PE = self.embed_text([one.replace("{}", name) for name in classes for one in templates])
-        mean_CE = text_PE.reshape(len(classes), len(templates), -1).mean(axis=1)
-        mean_CE /= np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
-        logits: np.ndarray = float(scale) * (self.embed_image(images) @ mean_CE.T)
+        logits: np.ndarray = float(scale) * (self.embed_image(images) @ self._classes[2].T)
         return logits
 
     def embed_image(self, images: Any) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmjax.convert import image_transforms, load
+from mmjax.convert import FAMILIES, image_transforms, load
 from mmjax.convert.api import COMPANION_FOLDER, has_tokenizer, run_at
 from mmjax.convert.export import text_tokenizer
+from mmjax.convert.family import get
 from mmjax.convert.processor import NoProcessorError
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
@@ -110,32 +111,22 @@ class Work:
         """
         if self.tokenizer is None:
             raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
-        first = [self._first()]
+        first = self._first()
         if text is None:
-            return first
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"a text holds what is no character: {text.encode('utf-8', 'backslashreplace').decode()[:40]!r}"
-            ) from None
+            return [self.tokenizer.bos_id if first is None else first]
         if self.trained:  # what `encode` adds at the end is not part of a text that goes on
             ids = self.tokenizer.whole(text)
             ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids
         else:
             ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
-            if self._is_blip():  # which leaves the last token away, and writes its own over the first
-                ids = [*first, *ids[1:-1]]
-        return list(ids) or first
+            ids = ids if first is None else [first, *ids[1:-1]]
+        return list(ids) or [self.tokenizer.bos_id]
 
-    def _first(self) -> int:
-        """The token that begins a text which nothing precedes."""
-        assert self.tokenizer is not None
-        said = self.model.huggingface.get("text_config", {}).get("bos_token_id", 30522) if self._is_blip() else None
-        return self.tokenizer.bos_id if self.trained or said is None else int(said)
-
-    def _is_blip(self) -> bool:
-        return self.model.huggingface.get("model_type") == "blip"
+    def _first(self) -> int | None:
+        """The token with which HuggingFace's class begins each text, whatever its tokenizer writes; None where that stays."""
+        family = FAMILIES.get(self.model.huggingface.get("model_type", ""))
+        first = None if self.trained or family is None else family.first_token
+        return None if first is None else int(get(self.model.huggingface, *first))
 
     def length(self) -> int:
         """Tokens of a text: of the run's data, else as many as the part that reads `text` can."""
@@ -192,16 +183,15 @@ def _several(model: Multimodal) -> bool:
 
 
 def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:
-    """Settings that came with a model. The ends of a run's texts are those of the tokenizer that it was trained with; BLIP's
-    are its config's `sep_token_id`, whatever else it is told; where only config.json says an end, as older checkpoints do, that
-    is it."""
+    """Settings that came with a model. The ends of a run's texts are those of the tokenizer that it was trained with; of a
+    class that ends with its separator that is it, whatever else it is told; where only config.json says an end, as older
+    checkpoints do, that is it."""
+    said, family = model.huggingface, FAMILIES.get(model.huggingface.get("model_type", ""))
     named = {name: value for name, value in settings.items() if name != "eos_token_id"}
-    if trained or model.huggingface.get("model_type") == "blip":
+    if trained or (family is not None and family.ends_with_sep):
         return named
-    said = model.huggingface
-    end = next(
-        (own.get("eos_token_id") for own in (settings, said, said.get("text_config", {})) if "eos_token_id" in own), None
-    )
+    places = (settings, said, said.get("text_config", {}))
+    end = next((own["eos_token_id"] for own in places if own.get("eos_token_id") is not None), None)
     return named if end is None else {**named, "eos_token_id": end}
 
 

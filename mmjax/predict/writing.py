@@ -13,10 +13,11 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Batch, Params
-from mmjax.generate import Settings, decode
+from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.decode import begin, more
 from mmjax.generate.stops import tables
 from mmjax.models.forward import BoundForward, spliced_tokens
+from mmjax.objectives.causal_lm import next_tokens
 from mmjax.objectives.losses import cross_entropy
 from mmjax.predict.work import Work
 
@@ -160,9 +161,8 @@ def written(writing: Writing, s: Settings, processor: Any, rows_of: Callable[...
     name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
 
     def write(params: Params, rows: Batch) -> Any:
-        own, fixed = {key: rows[key] for key in batch}, _fixed(writing, s, processor)  # where it is traced: once a program
-        given = (name, own, rows["prompt"], rows["prompt_mask"])
-        texts = decode(writing.work.model, params, *given, index_B=rows["row"], **fixed)
+        own, rules = {key: rows[key] for key in batch}, _rules(writing, s, processor)  # where it is traced: once a program
+        texts = decode(writing.work.model, params, name, own, rows["prompt"], rows["prompt_mask"], rules, rows["row"])
         return jax.tree.map(lambda x: x.reshape(-1, s.num_return_sequences, *x.shape[1:]), texts)
 
     found: dict[int, list[Written]] = {}
@@ -184,9 +184,9 @@ def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[.
     """
     name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
     model, key = writing.work.model, (name, s, processor, *batch)
-    fixed = functools.partial(_fixed, writing, s, processor)
-    first = compiled(("begin", *key), lambda params, own, ids, mask: begin(model, params, name, own, ids, mask, **fixed()), ())
-    then = compiled(("more", *key), lambda going: more(model, name, going, **fixed()), (0,))
+    rules = functools.partial(_rules, writing, s, processor)
+    first = compiled(("begin", *key), lambda params, own, ids, mask: begin(model, params, name, own, ids, mask, rules()), ())
+    then = compiled(("more", *key), lambda going: more(model, name, going, rules()), (0,))
     ((_, rows),) = writing.by_length()
     going = first(writing.work.params, {key: jnp.asarray(x) for key, x in rows.items()}, *writing.padded([0]).values())
     said, start = "", going.turn.written.ids.shape[1] - s.max_new_tokens
@@ -203,12 +203,11 @@ def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[.
         going = then(going)
 
 
-def _fixed(writing: Writing, s: Settings, processor: Any) -> dict[str, Any]:
-    """What a program that writes is compiled for."""
+def _rules(writing: Writing, s: Settings, processor: Any) -> Rules:
+    """How a program writes."""
     tokenizer = _tokenizer(writing.work)
     stops = tables(s.stop_strings, tokenizer, writing.spec.vocab_size)
-    ends, own = s.eos_token_id or (tokenizer.eos_id,), [processor] if processor else []
-    return {"settings": s, "ends": ends, "pad": tokenizer.pad_id, "stops": stops, "own": own}
+    return Rules(s, s.eos_token_id or (tokenizer.eos_id,), tokenizer.pad_id, stops, [processor] if processor else [])
 
 
 def scored(
@@ -230,9 +229,7 @@ def scored(
         whole = _with_places(work.prompt(text), begun.spec, _places(own, begun.spec))
         if not prompt and whole[:1] != own[:1]:  # after nothing is after the token that begins a text
             whole = [*own, *whole]
-        same = next(
-            (n for n, pair in enumerate(zip(own, whole, strict=False)) if pair[0] != pair[1]), min(len(own), len(whole))
-        )
+        same = _same(own, whole)
         if same == len(whole):
             raise UserError(f"a continuation of no tokens, after {text[:40]!r}")
         if len(whole) > begun.spec.max_length:
@@ -260,12 +257,11 @@ def likelihoods(writing: Writing, starts: Sequence[int], rows_of: Callable[..., 
         context = {one: forward.tokens(one) for one in writing.spec.context if batch}
         text, ids_BT = writing.spec.writes, rows["prompt"]
         logits_BTV = forward.decode(name, {text: ids_BT, f"{text}_mask": rows["prompt_mask"]}, context or None, key="score")
-        labels_BT = jnp.roll(ids_BT, -1, axis=1)
-        loss_BT, place_BT = cross_entropy(logits_BTV, labels_BT), jnp.arange(ids_BT.shape[1])[None] + 1
-        counts_BT = (place_BT >= rows["start"][:, None]) & jnp.roll(rows["prompt_mask"], -1, axis=1)
-        counts_BT &= place_BT < ids_BT.shape[1]
+        labels_BT, counts_BT = next_tokens(ids_BT, rows["prompt_mask"])
+        place_BT = jnp.arange(ids_BT.shape[1])[None] + 1
+        counts_BT &= place_BT >= rows["start"][:, None]
         right_BT = jnp.argmax(logits_BTV, axis=-1) == labels_BT
-        total_B = -jnp.sum(jnp.where(counts_BT, loss_BT, 0.0), axis=1)
+        total_B = -jnp.sum(jnp.where(counts_BT, cross_entropy(logits_BTV, labels_BT), 0.0), axis=1)
         return {"total": total_B, "tokens": jnp.sum(counts_BT, axis=1), "greedy": jnp.all(right_BT | ~counts_BT, axis=1)}
 
     found: dict[int, dict[str, Any]] = {}

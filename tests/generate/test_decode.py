@@ -11,15 +11,13 @@ import transformers
 from cases import image_config
 from families import CASES
 from handed import sizes_of
-from parity import save
+from parity import save, spread
 
 import mmjax
 from mmjax.core.errors import UserError
 from mmjax.core.trees import map_with_path
-from mmjax.generate import decode, settings_of
+from mmjax.generate import Rules, decode, settings_of
 from mmjax.generate.reading import prefill
-from mmjax.generate.rules import Rules
-from mmjax.generate.written import begun
 from mmjax.models.forward import BoundForward
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import place
@@ -46,14 +44,6 @@ SIZES = {
 }
 
 
-def spread(model):
-    """Random parameters so large that no two tokens are nearly as likely."""
-    torch.manual_seed(0)
-    for p in model.parameters():
-        p.data = torch.randn_like(p) * (0.3 if p.ndim > 1 else 0.2)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     @functools.cache
@@ -69,8 +59,8 @@ def made(tmp_path_factory):
 
 
 def ours(model, params, given=None, ids=IDS, mask=MASK, batch=None, decoder="caption", ends=ENDS):
-    settings = settings_of({"max_new_tokens": NEW, **(given or {})})
-    write = jax.jit(functools.partial(decode, model, decoder=decoder, settings=settings, ends=ends, pad=PAD))
+    rules = Rules(settings_of({"max_new_tokens": NEW, **(given or {})}), ends, PAD)
+    write = jax.jit(functools.partial(decode, model, decoder=decoder, rules=rules))
     return write(params, batch=batch or {}, ids_BT=jnp.asarray(ids), mask_BT=jnp.asarray(mask))
 
 
@@ -213,10 +203,10 @@ def test_a_text_about_an_image_is_what_transformers_writes(name, beams, tmp_path
 def forced(model, params, ids, decoder="caption", start=3):
     """[B, T - start + 1, V]: the logits after each token from `start` on, read with a cache."""
     B, T = ids.shape
-    rules, mask = Rules(settings_of({"max_new_tokens": T - start + 1}), ENDS), jnp.ones((B, start), bool)
+    rules, mask = Rules(settings_of({"max_new_tokens": T - start + 1}), ENDS, PAD), jnp.ones((B, start), bool)
     new = T - start + 1
     logits, cache, reader = prefill(model, params, decoder, {}, jnp.asarray(ids[:, :start]), mask, new, 1)
-    found, written = [logits], begun(jnp.asarray(ids[:, :start]), mask, new, PAD, jnp.zeros((B, 0), jnp.int32))
+    found, written = [logits], rules.begun(jnp.asarray(ids[:, :start]), mask)
 
     @jax.jit
     def step(written, cache, token_B):

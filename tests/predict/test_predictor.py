@@ -109,10 +109,15 @@ def test_prompts_are_those_of_the_runs_own_evaluator(tmp_path, digits):
     told = [json.loads(row) for row in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row[0]["label"] for row in said] == [row["predicted"] for row in told]
     assert np.mean([row["predicted"] == row["label"] for row in told]) == pytest.approx(metrics["prompted/accuracy"])
+    asked, embed = [], ask.embed_text
+    ask.embed_text = lambda texts: asked.append(len(texts)) or embed(texts)
+    for n in range(3):  # of pictures that come one after the other, the texts are read once
+        assert ask.classify(images[n], classes=("six", "two"))
+    assert asked == [2 * len(tiny.TEMPLATES)]
     one = ask.classify(images[:9], classes=records.classes, template="the number {}.")
     assert one != ask.classify(images[:9], classes=records.classes)
     assert ask.classify(images[:9], classes=("a {b}", "{}")) is not None
-    with pytest.raises(UserError, match=r"lacks the \{\} where the name of the class goes"):
+    with pytest.raises(UserError, match=r"lacks the \{\} where the class name goes"):
         ask.classify(images[0], classes=("one", "two"), template="a photo")
 
 
@@ -327,7 +332,7 @@ def test_a_picture_that_is_turned_is_turned_from_both_sides(ask, digits, tmp_pat
     [
         (["--top_k", "-1"], "--top_k=-1"),
         (["--threshold", "5"], "--threshold=5"),
-        (["--classes", "a,b", "--template", "{x}"], "lacks the {} where the name of the class goes"),
+        (["--classes", "a,b", "--template", "{x}"], "lacks the {} where the class name goes"),
         (["--out", "no_such_folder/x.jsonl"], "--out no_such_folder/x.jsonl: it cannot be written"),
     ],
 )

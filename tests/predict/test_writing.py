@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from parity import spread
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
@@ -19,13 +20,6 @@ PROMPTS = ["hello there", "the cat sat on the mat, and", "a"]
 TEMPLATE = """{% for m in messages %}{% if m['role'] == 'judge' %}{{ raise_exception('who is ' + m['role']) }}{% endif %}{{
 m['role'] }}: {{ m['content'] }}
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
-
-
-def spread(model):
-    torch.manual_seed(0)
-    for p in model.parameters():
-        p.data = torch.randn_like(p) * (0.3 if p.ndim > 1 else 0.2)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
