@@ -8,8 +8,9 @@ sides take turns, so that a change in the machine's mood hits both, with as many
 said. Both must write the same tokens: a figure for other tokens would mean nothing.
 
 `read` is the share of this machine's read bandwidth (two threads summing 1 GiB) that one token reads: the weights once and the
-live part of the cache. `room` (`--only room`) is the time of a text of 64 slots where the cache has room for 512, over the time
-where it has room for 64.
+live part of the cache. The bandwidth is measured before each text anew, since on a shared machine it changes by half within
+minutes; given are the median share, the least and the most. `room` (`--only room`) is the time of a text of 64 slots where
+the cache has room for 512, over that where it has room for 64.
 """
 
 from __future__ import annotations
@@ -139,12 +140,10 @@ def room(slots: int = 64, roomy: int = 512) -> dict[str, Any]:
     return {"case": "room", "small_s": min(a for a, _ in pairs), "large_s": min(b for _, b in pairs), "room": round(ratio, 3)}
 
 
-def bandwidth() -> float:
-    """Bytes a second that two threads read, the best of ten sums over 1 GiB."""
-    import torch
-
-    x, best = torch.ones(1 << 28), 0.0
-    for _ in range(10):
+def bandwidth(x: Any, rounds: int = 3) -> float:
+    """Bytes a second that two threads read, the best of some sums over an array."""
+    best = 0.0
+    for _ in range(rounds):
         start = time.perf_counter()
         x.sum()
         best = max(best, x.numel() * 4 / (time.perf_counter() - start))
@@ -159,13 +158,18 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """Seconds of both sides, in turns."""
+    """Seconds of both sides, in turns, and what ours reads of the bandwidth before each."""
+    import torch
+
+    x = torch.ones(1 << 28)
     first, ours = timed(case.ours)
     _, theirs = timed(case.theirs)
     same = float(np.mean(ours == theirs))
-    pairs = [(timed(case.ours)[0], timed(case.theirs)[0]) for _ in range(ROUNDS)]
-    own, other = zip(*pairs, strict=True)
-    tokens = ours.size
+    turns = [(bandwidth(x), timed(case.ours)[0], timed(case.theirs)[0]) for _ in range(ROUNDS)]
+    speeds, own, other = zip(*turns, strict=True)
+    tokens, pairs = ours.size, list(zip(own, other, strict=True))
+    whole = (case.weights + case.cached * (PROMPT + NEW / 2)) * ours.shape[1]
+    read = [whole / seconds / speed for speed, seconds in zip(speeds, own, strict=True)]
     return {
         "tokens_equal": same,
         "first_call_s": round(first, 2),
@@ -174,6 +178,9 @@ def compare(case: Case) -> dict[str, Any]:
         "ours_best_s": round(min(own), 3),
         "theirs_best_s": round(min(other), 3),
         "times_theirs": round(statistics.median(b / a for a, b in pairs), 3),
+        "read": round(statistics.median(read), 3),
+        "read_least_most": [round(min(read), 3), round(max(read), 3)],
+        "bandwidth_GB_s": [round(speed / 1e9, 1) for speed in speeds],
     }
 
 
@@ -189,17 +196,11 @@ def main() -> None:
     """Run the cases and print one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=[*CASES, "room"], default=[*CASES, "room"])
-    speed = bandwidth()
-    print(json.dumps({"read_bandwidth_GB_s": round(speed / 1e9, 2)}), flush=True)
     for name in parser.parse_args().only:
         if name == "room":
             print(json.dumps(room()), flush=True)
             continue
-        case = CASES[name]()
-        found = compare(case)
-        a_token = case.weights + case.cached * (PROMPT + NEW / 2)
-        batch_tokens_s = found["ours_tokens_s"] / int(name.split("_")[1])
-        print(json.dumps({"case": name, **found, "read": round(a_token * batch_tokens_s / speed, 3)}), flush=True)
+        print(json.dumps({"case": name, **compare(CASES[name]())}), flush=True)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         return _painted(ask, some, given, asked)
     name = "answer" if questions or kind == "text" else "caption"
     settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
-    written = ask.generate(texts, images, decoder=asked.decoder, **settings)
+    written = ask.generate(texts, images, decoder=asked.decoder, numbers=[one.number for one in some], **settings)
     return [{**own, name: text} for own, text in zip(shown, written, strict=True)]
 
 

@@ -151,6 +151,7 @@ class Predictor:
         decoder: str = "",
         details: bool = False,
         stream: bool = False,
+        numbers: Sequence[int] | None = None,
         **settings: Any,
     ) -> Any:
         """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one.
@@ -164,6 +165,7 @@ class Predictor:
           decoder: which writes; "" for the only one that writes texts.
           details: give `predict.writing.Written` for each text: `text`, `ids`, and its log-likelihood as `score`.
           stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
+          numbers: of the prompts, on which what is drawn depends beside the seed; None for 0, 1, 2, ...
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the
             generation_config.json that came with the weights. An end is the tokenizer's own where neither says another, and
             `max_new_tokens` 20, or what there is room for.
@@ -172,7 +174,7 @@ class Predictor:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
         texts, images = as_prompts(prompts), as_list(images)
-        return self._go_on(self._decoder(decoder), texts, images, logits_processor, details, stream, settings)
+        return self._go_on(self._decoder(decoder), texts, images, logits_processor, details, stream, settings, numbers)
 
     def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
         """What the model says next in a conversation, put into words by the tokenizer's own template.
@@ -251,7 +253,15 @@ class Predictor:
         return painting.paint(self.work, objective, pixels, numbers or range(len(pixels)), seed, self._rows)
 
     def _go_on(
-        self, name: str, prompts: Any, images: Any, processor: Any, details: bool, stream: bool, given: dict[str, Any]
+        self,
+        name: str,
+        prompts: Any,
+        images: Any,
+        processor: Any,
+        details: bool,
+        stream: bool,
+        given: dict[str, Any],
+        numbers: Sequence[int] | None = None,
     ) -> Any:
         """See `generate`."""
         work = self.work
@@ -266,12 +276,14 @@ class Predictor:
         if not said:  # nobody has: as many as there is room for, then
             room = ready.spec.max_length - max(map(len, ready.prompts))
             s = dataclasses.replace(s, max_new_tokens=min(s.max_new_tokens, room))
+        if numbers is not None and len(numbers) != len(ready.prompts):
+            raise UserError(f"{len(ready.prompts)} prompts and {len(numbers)} numbers: give one each")
         if stream:
             if details or len(ready.prompts) > 1 or s.num_return_sequences > 1:
                 asked = f"{len(ready.prompts)} prompts, {s.num_return_sequences} texts each, details={details}"
                 raise UserError(f"stream=True: {asked}; stream the one text of one prompt, without details")
             return writing.streamed(ready, s, processor, self._program)
-        found = writing.written(ready, s, processor, self._rows)
+        found = writing.written(ready, s, processor, numbers or range(len(ready.prompts)), self._rows)
         several = found if details else [[one.text for one in own] for own in found]
         return several if s.num_return_sequences > 1 else [own[0] for own in several]
 

@@ -151,11 +151,14 @@ class Written:
     score: float
 
 
-def written(writing: Writing, s: Settings, processor: Any, rows_of: Callable[..., Any]) -> list[list[Written]]:
+def written(
+    writing: Writing, s: Settings, processor: Any, numbers: Sequence[int], rows_of: Callable[..., Any]
+) -> list[list[Written]]:
     """Of each prompt its `num_return_sequences` texts.
 
     Args:
       processor: a function of the user's, see `Predictor.generate`; None for none.
+      numbers: of the prompts, on which what is drawn depends.
       rows_of: `Predictor._rows`.
     """
     name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
@@ -167,7 +170,7 @@ def written(writing: Writing, s: Settings, processor: Any, rows_of: Callable[...
 
     found: dict[int, list[Written]] = {}
     for some, own in writing.by_length():
-        rows = own | writing.padded(some) | {"row": np.array(some, np.int32)}
+        rows = own | writing.padded(some) | {"row": np.array([numbers[n] for n in some], np.int32)}
         out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
         for n, *each in zip(some, out.ids, out.lengths, out.scores, strict=True):
             texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*each, strict=True)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -188,6 +189,7 @@ def test_a_draw_depends_on_the_number_of_the_input_and_not_on_the_batch(run, ask
     draw = {"images": digits[:11], "do_sample": True, "max_new_tokens": 5, "seed": 3}
     found = ask.generate(**draw)
     assert mmjax.Predictor(run, batch_size=3).generate(**draw) == found
+    assert ask.generate(**{**draw, "images": digits[9:11]}, numbers=[9, 10]) == found[9:]
     assert len(set(ask.generate(images=[digits[0]] * 11, do_sample=True, top_k=0, temperature=3.0))) > 1
 
 
@@ -365,3 +367,18 @@ def test_what_is_no_input_is_one_line(ask_for, said, ask):
     with pytest.raises(UserError) as caught:
         ask_for(ask)
     assert said in str(caught.value)
+
+
+def test_what_a_command_draws_does_not_depend_on_its_batches(run, files, tmp_path, capsys):
+    """A run whose weights came with `do_sample`: the same picture many times, in batches of two sizes."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "huggingface").mkdir()
+    (copy / "huggingface" / "generation_config.json").write_text('{"do_sample": true, "top_k": 0, "temperature": 3.0}')
+    table = tmp_path / "same.jsonl"
+    table.write_text((json.dumps({"image": str(files / "0.png")}) + "\n") * 7)
+    said = []
+    for size in ("2", "7"):
+        assert main(["predict", str(copy), str(table), "--decoder", "caption", "--batch_size", size]) == 0
+        said.append([json.loads(row)["caption"] for row in capsys.readouterr().out.splitlines()])
+    assert said[0] == said[1] and len(set(said[0])) > 3
