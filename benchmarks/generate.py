@@ -8,8 +8,8 @@ sides take turns, so that a change in the machine's mood hits both, with as many
 said. Both must write the same tokens: a figure for other tokens would mean nothing.
 
 `read` is the share of this machine's read bandwidth (two threads summing 1 GiB) that one token reads: the weights once and the
-live part of the cache. The bandwidth is measured before each text anew, since on a shared machine it changes by half within
-minutes; given are the median share, the least and the most. `room` (`--only room`) is the time of a text of 64 slots where
+live part of the cache. The bandwidth is measured before and after each text anew, for as long as a text takes, since on a shared
+machine it changes by half within minutes; given are the median share, the least and the most. `room` (`--only room`) is the time of a text of 64 slots where
 the cache has room for 512, over that where it has room for 64.
 """
 
@@ -140,14 +140,16 @@ def room(slots: int = 64, roomy: int = 512) -> dict[str, Any]:
     return {"case": "room", "small_s": min(a for a, _ in pairs), "large_s": min(b for _, b in pairs), "room": round(ratio, 3)}
 
 
-def bandwidth(x: Any, rounds: int = 3) -> float:
-    """Bytes a second that two threads read, the best of some sums over an array."""
-    best = 0.0
-    for _ in range(rounds):
-        start = time.perf_counter()
+def bandwidth(x: Any, seconds: float = 1.5) -> float:
+    """Bytes a second that two threads read, summing an array again and again for so long.
+
+    A text takes seconds too: the best of a few sums of 30 ms is a burst that no text could hold.
+    """
+    start, sums = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         x.sum()
-        best = max(best, x.numel() * 4 / (time.perf_counter() - start))
-    return best
+        sums += 1
+    return sums * x.numel() * 4 / (time.perf_counter() - start)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -165,8 +167,9 @@ def compare(case: Case) -> dict[str, Any]:
     first, ours = timed(case.ours)
     _, theirs = timed(case.theirs)
     same = float(np.mean(ours == theirs))
-    turns = [(bandwidth(x), timed(case.ours)[0], timed(case.theirs)[0]) for _ in range(ROUNDS)]
-    speeds, own, other = zip(*turns, strict=True)
+    turns = [(bandwidth(x), timed(case.ours)[0], bandwidth(x), timed(case.theirs)[0]) for _ in range(ROUNDS)]
+    before, own, after, other = zip(*turns, strict=True)
+    speeds = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
     tokens, pairs = ours.size, list(zip(own, other, strict=True))
     whole = (case.weights + case.cached * (PROMPT + NEW / 2)) * ours.shape[1]
     read = [whole / seconds / speed for speed, seconds in zip(speeds, own, strict=True)]
