@@ -8,9 +8,9 @@ sides take turns, so that a change in the machine's mood hits both, with as many
 said. Both must write the same tokens: a figure for other tokens would mean nothing.
 
 `read` is the share of this machine's read bandwidth (two threads summing 1 GiB) that one token reads: the weights once and the
-live part of the cache. The bandwidth is measured before and after each text anew, for as long as a text takes, since on a shared
-machine it changes by half within minutes; given are the median share, the least and the most. `room` (`--only room`) is the time of a text of 64 slots where
-the cache has room for 512, over that where it has room for 64.
+live part of the cache. The bandwidth is measured before and after each text anew, for as long as a text takes, since on a
+shared machine it changes by half within minutes; given are the median share, the least and the most. `room` (`--only room`) is
+the time of a text of 64 slots where the cache has room for 512, over that where it has room for 64.
 """
 
 from __future__ import annotations

@@ -187,36 +187,39 @@ def from_hf(words: list[str]) -> int:
 
     Make a run out of a HuggingFace folder, for --init_from and to-hf.
     """
-    source, target = _folders(words, from_hf)
-    from mmjax.convert.api import from_hf as convert
-    from mmjax.core.trees import count
-    from mmjax.models import param_shapes
+    from mmjax.convert.command import from_hf as convert
 
-    model, unused = convert(source, target)
-    if unused:
-        print(
-            f"mmjax: {len(unused)} tensors have no place in this class: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}",
-            file=sys.stderr,
-        )
-    _say(f"{target}: {model.huggingface['architectures'][0]}, {count(param_shapes(model)):,} parameters")
-    return 0
+    return convert(words, _usage(from_hf), _say)
 
 
 def to_hf(words: list[str]) -> int:
     """mmjax convert to-hf RUN HF_DIR
 
-    Write a run's best checkpoint as a folder that transformers opens.
+    Write a run's best checkpoint as a folder that transformers opens; what adapts it is merged.
     """
-    source, target = _folders(words, to_hf)
-    from mmjax.convert.api import to_hf as convert
+    from mmjax.convert.command import to_hf as convert
 
-    written = convert(source, target)
-    left = written.pop("left", "")
-    for folder, name in written.items():
-        _say(f"{target if folder == '.' else f'{target}/{folder}'}: {name}")
-    if left:
-        print(f"mmjax: no HuggingFace class is the whole model; left behind: {left}", file=sys.stderr)
-    return 0
+    return convert(words, _usage(to_hf), _say)
+
+
+def to_peft(words: list[str]) -> int:
+    """mmjax convert to-peft RUN DIR [--base NAME]
+
+    Write what adapts a run as a folder that peft opens over the base.
+    """
+    from mmjax.convert.command import to_peft as convert
+
+    return convert(words, _usage(to_peft), _say)
+
+
+def from_peft(words: list[str]) -> int:
+    """mmjax convert from-peft BASE_RUN DIR RUN
+
+    Make a run of a base, a run or a HuggingFace folder, and of a folder of peft's.
+    """
+    from mmjax.convert.command import from_peft as convert
+
+    return convert(words, _usage(from_peft), _say)
 
 
 def inspect_data(words: list[str]) -> int:
@@ -282,6 +285,8 @@ COMMANDS = {
     "embed": Command(embed, lambda: _options_in("mmjax.predict.embed")),
     "convert from-hf": Command(from_hf),
     "convert to-hf": Command(to_hf),
+    "convert to-peft": Command(to_peft, lambda: _options_in("mmjax.convert.command")),
+    "convert from-peft": Command(from_peft),
     "data inspect": Command(inspect_data, fields=_fields_of_data),
     "plan": Command(plan, lambda: _options_in("mmjax.plan.command"), _fields_of_config),
 }
@@ -343,13 +348,6 @@ def _without_help(words: list[str]) -> Iterator[str]:
 
 def _usage(run: Callable[..., Any]) -> str:
     return (run.__doc__ or run.__name__).splitlines()[0]
-
-
-def _folders(words: list[str], run: Callable[..., Any]) -> list[str]:
-    """The two folders of a conversion."""
-    if len(words) != 2 or not all(words) or any(word.startswith("-") for word in words):
-        raise UserError(f"convert takes two folders, found {' '.join(words) or 'none'}: use {_usage(run)}")
-    return words
 
 
 def _experiment(words: list[str]) -> tuple[str, Experiment]:

@@ -53,7 +53,7 @@ def test_every_command_has_a_help_of_forty_lines(capsys, monkeypatch, tmp_path, 
     assert said.startswith(f"usage: mmjax {command} ")
     assert len(said.splitlines()) <= 40
     assert asked(capsys, "help", *command.split()) == said
-    if command not in ("convert from-hf", "convert to-hf", "predict", "embed"):  # which set no fields of a config
+    if command.split()[0] not in ("convert", "predict", "embed"):  # which set no fields of a config
         assert len(asked(capsys, *command.split(), flag, "all")) > len(said)
 
 

@@ -105,8 +105,8 @@ def test_the_step_of_the_shrunk_config_is_traced(name, places, quick):
     """Every part that the tasks ask for is there, and fits the batches."""
     made = shrunk(name, places)
     setup = set_up(made, Run("nowhere"), made.mesh.build())
-    tx, rate = made.optimizer.build(setup.abstract.params, made.steps), made.optimizer.rate(made.steps)
-    step = make_step(made.model, made.tasks, made.weighting, made.optimizer, tx, rate)
+    tx, rate = made.updating.build(setup.abstract.params, made.steps), made.optimizer.rate(made.steps)
+    step = make_step(made.model, made.tasks, made.weighting, made.updating, tx, rate)
     specs = {data: setup.datasets[data].spec().items() for data in made.task_data()}
     batches = {data: {k: jax.ShapeDtypeStruct(*value) for k, value in spec} for data, spec in specs.items()}
     state, figures = jax.eval_shape(step, setup.abstract, batches)

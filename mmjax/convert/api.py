@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.adapt import is_adapter, merged
 from mmjax.convert import processor
-from mmjax.convert.export import class_names, image_sizes, prepare, text_tokenizer
+from mmjax.convert.export import Whole, class_names, image_sizes, prepare, text_tokenizer
 from mmjax.convert.family import explicit
 from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
@@ -22,6 +23,7 @@ from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_g
 from mmjax.convert.towers import towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
+from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
@@ -53,7 +55,7 @@ def load(path: str | Path, mesh: Mesh | jax.sharding.Mesh | None = None) -> tupl
     run = run_at(path)
     built = mesh.build() if isinstance(mesh, Mesh) else mesh
     if run is not None:
-        return _load_run(run, built)
+        return load_run(run, built)
     model, params, _ = read_model(Path(path), None if built is None else functools.partial(place, built))
     return model, params
 
@@ -97,7 +99,8 @@ def image_transforms(path: str | Path) -> tuple[Any, ...]:
 
 
 def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str | Path | None = None) -> str:
-    """Write a folder that `transformers` opens with `from_pretrained`, and return the name of its class.
+    """Write a folder that `transformers` opens with `from_pretrained`, and return the name of its class. What adapts the model
+    is merged into its parameters.
 
     Args:
       companions: a folder whose tokenizer and image-processor files go with it.
@@ -105,9 +108,10 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     Raises:
       UserError: no HuggingFace class is this model; `path` holds files already.
     """
+    params = without_adapters(model, params)
     if companions is None:
         return write_model(model, params, Path(path))
-    return write_model(model, params, Path(path), functools.partial(_copy_companions, Path(companions)))
+    return write_model(model, params, Path(path), functools.partial(copy_companions, Path(companions)))
 
 
 def run_at(path: str | Path) -> Run | None:
@@ -140,11 +144,25 @@ def from_hf(source: str | Path, target: str | Path) -> tuple[Multimodal, tuple[s
         run.write_config(Experiment(model=model, data={}, tasks={}, steps=0))
         run.write_json("environment.json", environment())
         (folder / COMPANION_FOLDER).mkdir()
-        _copy_companions(source, folder / COMPANION_FOLDER)
+        copy_companions(source, folder / COMPANION_FOLDER)
         if has_tokenizer(source):
             run.keep_tokenizer(Tokenizer.load(source))
         save_params(run, params)
     return model, unused
+
+
+def prepared(run: Run, model: Multimodal) -> Whole | None:
+    """A run's model as the HuggingFace class that answers as it does, see `export.prepare`."""
+    tokenizer, sizes = _texts_and_sizes(run)
+    with within(run.name):
+        return prepare(model, tokenizer, sizes, class_names(run.experiment(), run.classes()))
+
+
+def _texts_and_sizes(run: Run) -> tuple[Tokenizer | None, dict[str, tuple[int, int]]]:
+    """The tokenizer of a run's texts, and the sizes of its images."""
+    e = run.experiment()
+    shapes = {name: about.get("shapes", {}) for name, about in run.about_data().items()}
+    return text_tokenizer(e, run.tokenizers()), image_sizes(e, shapes)
 
 
 def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
@@ -159,17 +177,13 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
       UserError: as `save_hf`; or no part of the model is a HuggingFace class.
     """
     run = Run(source)
-    model, params = _load_run(run)
-    e, tokenizers = run.experiment(), run.tokenizers()
-    tokenizer, names = text_tokenizer(e, tokenizers), class_names(e, run.classes())
-    shapes = {name: about.get("shapes", {}) for name, about in run.about_data().items()}
-    sizes = image_sizes(e, shapes)
-    own: Params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    model, params = load_run(run)
+    e, tokenizer, sizes = run.experiment(), *_texts_and_sizes(run)
+    own: Params = without_adapters(model, {name: tree for name, tree in params.items() if name != VARIABLES})
     left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
     if (step := run.saved_steps()[-1]) < e.steps and not (run.path / FINISHED).is_file():
         logger.warning("mmjax: %s has come to step %d of %d: this is an unfinished run's model", run.name, step, e.steps)
-    with within(str(source)):
-        whole = prepare(model, tokenizer, sizes, names)
+    whole = prepared(run, model)
     if whole is not None:
         firsts = {part.replace(".", "_", 1) for part in whole.left}
         own = {name: tree for name, tree in own.items() if name not in firsts}
@@ -192,7 +206,24 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join([*spare, *left])}
 
 
-def _load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
+def without_adapters(model: Multimodal, params: Params) -> Params:
+    """The parameters with what adapts them merged in.
+
+    Raises:
+      UserError: an adapted word table that an output is tied to, which merging would change as well.
+    """
+    if not any(map(is_adapter, leaves_by_path(params))):
+        return params
+    tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
+    tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
+    for path in leaves_by_path(params):
+        if is_adapter(path) and "/words/" in path and path.split("/")[0] in tied:
+            raise UserError(f"{path}: the output is tied to this table and was not adapted with it, so they cannot be merged")
+    return merged(params)
+
+
+def load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
+    """A run's model and the parameters of its best checkpoint; those that its modules keep under `VARIABLES`."""
     experiment = run.experiment()
     if not run.has_checkpoint():
         raise UserError(f"{run.name}: the run has no checkpoint yet")
@@ -204,7 +235,7 @@ def _load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimod
     return experiment.model, params if mesh is not None else jax.tree.map(jnp.asarray, params)
 
 
-def _copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if COMPANIONS.match(file.name):
             shutil.copyfile(file, target / file.name)
@@ -218,7 +249,7 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     """
     came_with, e = run.path / COMPANION_FOLDER, run.experiment()
     if came_with.is_dir():
-        _copy_companions(came_with, folder)
+        copy_companions(came_with, folder)
     family, tokenizer = family_of(model), text_tokenizer(e, run.tokenizers())
     if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)

@@ -41,3 +41,26 @@ def model_card(architecture: str, config: Mapping[str, Any], model: Multimodal) 
     if names:
         lines += ["", "Classes: " + ", ".join(str(names[key]) for key in names) + "."]
     return "\n".join(lines) + "\n"
+
+
+def adapter_card(architecture: str, config: Mapping[str, Any], base: str) -> str:
+    """README.md of a peft folder."""
+    header = ["library_name: peft", f"tags: [mmjax, {config['peft_type'].lower()}]"] + ([f"base_model: {base}"] if base else [])
+    lines = [
+        "---",
+        *header,
+        "---",
+        "",
+        f"# An adapter of {architecture}",
+        "",
+        f"{config['peft_type']}" + (f" of rank {config['r']}" if "r" in config else "") + ", trained or converted with mmjax.",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {architecture}",
+        "",
+        f'base = {architecture}.from_pretrained("{base or "path/to/the/base"}")',
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 from mmjax.convert.bert import labels
 from mmjax.convert.family import Family
 from mmjax.convert.layout import Row, Table, linear
-from mmjax.convert.vit import HEAD_FIELDS, POOLER, RENAMES, complete, encoder, image_fields, pooled
+from mmjax.convert.vit import HEAD_FIELDS, POOLER, RENAMES, complete, encoder, image_fields, modules, pooled
 from mmjax.models import Multimodal
 from mmjax.models.encoders import ViT
 from mmjax.models.heads import DistilledClassifier
@@ -40,6 +40,7 @@ DEIT = Family(
     },
     fields={**image_fields(), **HEAD_FIELDS},
     rows=_rows,
+    modules=modules,
     prefix="deit.",
     renames=RENAMES,
     complete=complete,

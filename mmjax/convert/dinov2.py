@@ -10,7 +10,17 @@ from typing import Any
 from mmjax.convert.bert import labels
 from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert
 from mmjax.convert.layout import Linear, Row, Table, Vector, linear, norm
-from mmjax.convert.vit import ATTENTION_RENAMES, IMAGE, attention, embeddings, image_fields, pair, side, whole_patches
+from mmjax.convert.vit import (
+    ATTENTION_MODULES,
+    ATTENTION_RENAMES,
+    IMAGE,
+    attention,
+    embeddings,
+    image_fields,
+    pair,
+    side,
+    whole_patches,
+)
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import ViT
@@ -121,8 +131,13 @@ DINOV2 = Family(
     },
     fields=FIELDS,
     rows=_rows,
+    modules=lambda architecture: (
+        *ATTENTION_MODULES,
+        (r"\.mlp\.weights_out\.", ".mlp.down_proj."),
+        (r".*\.mlp\.weights_in\.$", ""),  # two modules in memory
+    ),
     prefix="dinov2.",
-    renames=ATTENTION_RENAMES,
+    renames=(*ATTENTION_RENAMES, (r"\.mlp\.down_proj\.", ".mlp.weights_out.")),
     complete=_complete,
     derive=_derive,
 )

@@ -147,6 +147,8 @@ class Family:
       constants: parameters that HuggingFace has not, with the value that leaves them without effect.
       prefix: what comes before the names of the base model's tensors in the other classes' files ("bert.").
       renames: (regular expression, replacement), applied in order to names in files: what older or other versions wrote.
+      modules: its HuggingFace class -> (regular expression, replacement), applied in order to names in files: what the modules
+        that hold those tensors are called in memory, where that differs.
       dropped: regular expressions of tensors in files that carry nothing (buffers, copies of tied tensors).
       complete: the config as read -> with the fields filled in that depend on others.
       observe: the config as read, the weights beside it -> with the fields that the weights overrule; None where none is.
@@ -171,6 +173,7 @@ class Family:
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     renames: tuple[tuple[str, str], ...] = ()
+    modules: Callable[[str], tuple[tuple[str, str], ...]] = lambda architecture: ()
     dropped: tuple[str, ...] = ()
     complete: Callable[[Config], Config] = lambda config: config
     observe: Callable[[Config, Weights], Config] | None = None

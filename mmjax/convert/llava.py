@@ -78,6 +78,16 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
     return rows + linear("language_model.lm_head", "decoders_caption/logits", bias=False)
 
 
+def _modules(architecture: str) -> tuple[tuple[str, str], ...]:
+    if architecture == "LlavaModel":
+        return ((r"^language_model\.model\.", "language_model."),)
+    return (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    )
+
+
 LLAVA = Family(
     model_type="llava",
     texts=("text_config",),
@@ -105,6 +115,7 @@ LLAVA = Family(
         (r"^vision_tower\.vision_model\.", "vision_tower."),
         (r"^language_model\.(?=embed_tokens|layers|norm)", "language_model.model."),  # a LlavaModel's, in memory
     ),
+    modules=_modules,
     constants=siglip.SIGLIP.constants,
     dropped=(r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$", r"^language_model\.lm_head\.weight$"),
     complete=_complete,

@@ -27,6 +27,24 @@ RENAMES = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+# And the way back.
+ATTENTION_MODULES = (
+    (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+)
+MODULES = (
+    *ATTENTION_MODULES,
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
+)
+
+
+def modules(architecture: str) -> tuple[tuple[str, str], ...]:
+    """See `Family.modules`."""
+    return MODULES
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -150,6 +168,7 @@ VIT = Family(
     },
     fields={**image_fields(), **HEAD_FIELDS},
     rows=_rows,
+    modules=modules,
     prefix="vit.",
     renames=RENAMES,
     complete=complete,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmjax.convert.family import Config, ConfigField, Family, Honoured, get
 from mmjax.convert.layout import Row, Table, linear, norm
-from mmjax.convert.vit import RENAMES, image_fields, layers, pair, patches, whole_patches
+from mmjax.convert.vit import RENAMES, image_fields, layers, modules, pair, patches, whole_patches
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.decoders import PixelDecoder
@@ -101,6 +101,7 @@ VIT_MAE = Family(
         "norm_pix_loss": Honoured(NORM_PIXELS, ()),
     },
     rows=_rows,
+    modules=lambda architecture: ((r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."), *modules(architecture)),
     prefix="vit.",
     # Published files have `decoder.decoder_layers`; transformers 5 writes otherwise, and reads both.
     renames=((r"\.decoder_layers\.(\d+)\.", r".decoder_encoder.layer.\1."), *RENAMES),

@@ -150,6 +150,16 @@ def open_weights(folder: Path) -> Weights:
     raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin, nor an index of shards: found {found}")
 
 
+def open_file(path: Path) -> Weights:
+    """Open one file of tensors, safetensors or, by its ending `.bin`, torch's.
+
+    Raises:
+      UserError: as `open_weights`.
+    """
+    whole: _File = _Pickle(path) if path.suffix == ".bin" else _Safetensors(path)
+    return Weights(path.parent, dict.fromkeys(whole.tensors, whole))
+
+
 def _open_shards(index: Path, kind: Callable[[Path], _File]) -> dict[str, _File]:
     try:
         places = json.loads(index.read_bytes())["weight_map"]

@@ -9,6 +9,7 @@ A leaf's path is its keys joined by "/", for instance `encoders_image/layers/att
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -51,6 +52,15 @@ def match(pattern: str, path: str) -> bool:
 def match_any(patterns: Iterable[str], path: str) -> bool:
     """Whether any of the patterns matches the whole path."""
     return any(match(pattern, path) for pattern in patterns)
+
+
+def split_layers(pattern: str) -> tuple[str, slice | None]:
+    """ "a/*[:6]" -> ("a/*", layers 0 to 5); a pattern without a slice -> (pattern, None)."""
+    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", pattern)
+    if not found:
+        return pattern, None
+    start, stop = (int(number) if number else None for number in found.groups()[1:])
+    return found.group(1), slice(start, stop)
 
 
 def count(tree: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from mmjax.core.types import Array
+from mmjax.nn.adapters import low_rank, scaled_input, scaled_output
 from mmjax.nn.product import product
 from mmjax.parallel.mesh import axis_size, platform
 
@@ -31,6 +33,7 @@ class Linear(nn.Module):
 
     Parameters `kernel` [*x.shape[-axes:], *features] and `bias` [*features], float32; computed in the dtype of x. With
     `float32` the sums of those products are kept as they are, not rounded to that dtype: for logits, and whatever a loss reads.
+    What adapters have put beside the kernel acts as `nn.adapters` says.
     """
 
     features: int | tuple[int, ...]
@@ -44,11 +47,13 @@ class Linear(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         init = self.kernel_init or fan_in_init(self.axes)
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
-        y = _multiply(x, kernel.astype(x.dtype), self.axes, jax.numpy.float32 if self.float32 else None)
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros, features)
-        return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
+        multiply = functools.partial(_multiply, dtype=jax.numpy.float32 if self.float32 else None)
+        x = scaled_input(self, x, self.axes)
+        y = low_rank(self, x, multiply(x, kernel.astype(x.dtype), self.axes), kernel, self.axes, multiply)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, features)
+            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
+        return scaled_output(self, y, len(features))
 
 
 def by_table(x_BTD: Array, table_VD: Array) -> Array:

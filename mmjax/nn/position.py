@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
+from mmjax.nn.adapters import added_rows, added_table
 from mmjax.parallel.mesh import constrain
 
 POSITIONS = ("learned", "fixed", "sincos", "rotary", "none")
@@ -32,9 +33,16 @@ class Table(nn.Module):
     def __call__(self, ids: Array) -> Array:
         # Each row is gathered whole, as every parameter is over `fsdp`: rows that stay split there meet examples that are split
         # there, and XLA then copies those of the whole batch to every device.
-        return jnp.take(constrain(self.table, "tensor", None), ids, axis=0)
+        rows = jnp.take(constrain(self.table, "tensor", None), ids, axis=0)
+        added = added_rows(self, ids, rows.dtype)
+        return rows if added is None else rows + added
 
     def all(self) -> Array:
+        added = added_table(self)
+        return self.table if added is None else self.table + added.astype(self.table.dtype)
+
+    def base(self) -> Array:
+        """The table as it is without adapters: what an output that is tied to it multiplies by, as in peft."""
         return self.table
 
 

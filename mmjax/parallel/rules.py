@@ -17,7 +17,7 @@ from mmjax.core.trees import map_with_path, match
 from mmjax.parallel.mesh import fit
 
 # Pattern of the path's end -> the dims from the last one backwards are named in the comment.
-RULES: tuple[tuple[str, P], ...] = (
+OWN: tuple[tuple[str, P], ...] = (
     # attention: q, k, v [.., D, H, K]; out [.., H, K, D]
     ("*/*attention/[qkv]/kernel", P("fsdp", "tensor", None)),
     ("*/*attention/[qkv]/bias", P("tensor", None)),
@@ -61,6 +61,29 @@ RULES: tuple[tuple[str, P], ...] = (
     # what no forward pass reads
     ("unread/*", P(None)),
     ("*/unread/*", P(None)),
+)
+
+
+def _adapters_of(pattern: str, spec: P) -> list[tuple[str, P]]:
+    """Rows of what adapters put beside a kernel or a table (`nn.adapters`): its dims are split as there, the rank is not."""
+    room, _, name = pattern.rpartition("/")
+    if name not in ("kernel", "table") or room.endswith("/fixed_position"):
+        return []
+    axes = 2 if room.endswith("/out") else 1
+    dims = tuple(spec)
+    first, second = P(*dims[:axes], None), P(None, *dims[axes:])
+    found = [("lora_a", first), ("lora_b", second)]
+    if name == "kernel":
+        found += [("lora_a0", first), ("lora_b0", second)]
+        found += [("dora_magnitude", P(*dims[axes:])), ("ia3_in", P(*dims[:axes])), ("ia3_out", P(*dims[axes:]))]
+    return [(f"{room}/{leaf}", own) for leaf, own in found]
+
+
+RULES: tuple[tuple[str, P], ...] = (
+    *OWN,
+    *(row for own in OWN for row in _adapters_of(*own)),
+    ("*/lora_scale", P()),
+    ("*/lora_dropout", P()),
 )
 
 

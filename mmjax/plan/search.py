@@ -106,7 +106,7 @@ class Search:
         one = Mesh().build(jax.devices()[:1])
         with use_mesh(one):
             state = abstract_state(self._experiment, one)
-        trained = self._experiment.optimizer.trained(state.params)
+        trained = self._experiment.updating.trained(state.params)
         return {mesh: state_sizes(state, axes_of(mesh), trained) for mesh in meshes}
 
     def _calibrate(self, every: list[Candidate], sizes: Mapping[Mesh, Mapping[str, int]]) -> dict[Choice, Calibration]:

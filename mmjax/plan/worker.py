@@ -87,8 +87,8 @@ def _flops(setup: Setup, group: tuple[str, ...]) -> dict[str, float]:
     layers together.
     """
     e, state = setup.experiment, setup.abstract
-    tx, rate = e.optimizer.build(state.params, e.steps), e.optimizer.rate(e.steps)
-    step = make_step(e.model, setup.tasks_of(group), e.weighting, e.optimizer, tx, rate, setup.group_number(group))
+    tx, rate = e.updating.build(state.params, e.steps), e.optimizer.rate(e.steps)
+    step = make_step(e.model, setup.tasks_of(group), e.weighting, e.updating, tx, rate, setup.group_number(group))
     plain = dataclasses.replace(setup, experiment=plainest(e))
     model, tasks = plain.experiment.model, plain.tasks_of(group)
 

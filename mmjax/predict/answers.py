@@ -104,7 +104,7 @@ class Asked:
 
 def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
     """What the run says of each input: classes where a head or a list names them, else a text where a decoder writes one, or
-    the file of a picture that it painted.
+    the file of a picture that it painted. A text that came to no end within `max_new_tokens` has `cut`.
 
     Args:
       kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
@@ -168,10 +168,18 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
     if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
         return _painted(ask, some, given, asked)
+    if not ask.writes() and ask.shares(kind):
+        raise UserError(f"{ask.work.path} compares {kind}s with texts: say by --classes what to choose from")
     name = "answer" if questions or kind == "text" else "caption"
+    if questions and kind == "image":
+        ask.check_answers(asked.decoder)
     settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
-    written = ask.generate(texts, images, decoder=asked.decoder, numbers=[one.number for one in some], **settings)
-    return [{**own, name: text} for own, text in zip(shown, written, strict=True)]
+    numbers = [one.number for one in some]
+    written = ask.generate(
+        texts, images, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings
+    )
+    cut = [{} if one.ended else {"cut": True} for one in written]
+    return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
 
 
 def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:

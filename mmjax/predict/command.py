@@ -30,7 +30,8 @@ class Options:
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
       threshold: of a head of several labels at once: those at least so likely.
-      max_new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20, if there is room.
+      max_new_tokens: at most so many tokens of a text; 0 for as many as the run's evaluator writes, or the weights came with,
+        or 20, if there is room.
       seed: of what is hidden from a masked autoencoder.
       batch_size: inputs that are computed at once.
     """
@@ -92,6 +93,8 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
             write(line(answer))
             tick()
             failed += "error" in answer
+    if failed and own.out is not None:  # what is printed shows it
+        print(f"mmjax: {failed} of {len(inputs)} inputs could not be read: they have an error in {own.out}", file=sys.stderr)
     return 1 if failed else 0
 
 

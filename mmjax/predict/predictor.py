@@ -163,12 +163,14 @@ class Predictor:
           images: as many, where the decoder looks at them.
           logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
           decoder: which writes; "" for the only one that writes texts.
-          details: give `predict.writing.Written` for each text: `text`, `ids`, and its log-likelihood as `score`.
+          details: give `predict.writing.Written` for each text: `text`, `ids`, `ended` (False where `max_new_tokens` cut it),
+            and `score`: its log-likelihood, which beams divide by its length to the power of `length_penalty`.
           stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
           numbers: of the prompts, on which what is drawn depends beside the seed; None for 0, 1, 2, ...
-          settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the
-            generation_config.json that came with the weights. An end is the tokenizer's own where neither says another, and
-            `max_new_tokens` 20, or what there is room for.
+          settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the run's
+            own evaluator of that decoder (`Captions`, `Answers`), or else of the generation_config.json that came with the
+            weights. An end is the tokenizer's own where nothing says another, and `max_new_tokens` 20, or what there is room
+            for.
 
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
@@ -227,6 +229,19 @@ class Predictor:
         """Whether a decoder writes texts."""
         return any(writes_texts(part) for part in self.work.model.decoders.values())
 
+    def shares(self, modality: str) -> bool:
+        """Whether a modality has a space that it shares with others."""
+        return any(modality in getattr(fusion, "pool", {}) for fusion in self.work.model.fusions.values())
+
+    def check_answers(self, decoder: str = "") -> None:
+        """Raises UserError where a decoder does not answer questions."""
+        name = self._decoder(decoder)
+        if not self.work.answers(name):
+            raise UserError(
+                f"{self.work.path}: decoders.{name} was given no questions when it was trained, it would go on with yours as "
+                "with a text of its own; for that, give generate a prompt from Python"
+            )
+
     def paints(self) -> bool:
         """Whether it paints what is hidden of a picture."""
         return painting.objective_of(self.work) is not None
@@ -270,8 +285,9 @@ class Predictor:
             left = ", ".join(f"{name}={value!r}" for name, value in work.unwritten.items())
             logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", work.path, left)
         settings_of(given)  # complaints are about what was asked for first
-        s = settings_of({**work.writes, **{name: value for name, value in given.items() if value is not None}})
-        said = any(own.get("max_new_tokens") is not None for own in (work.writes, given))
+        known = work.settings(name)
+        s = settings_of({**known, **{name: value for name, value in given.items() if value is not None}})
+        said = any(own.get("max_new_tokens") is not None for own in (known, given))
         ready = writing.ready(work, name, prompts, images, s.max_new_tokens if said else 1, self._batch)
         if not said:  # nobody has: as many as there is room for, then
             room = ready.spec.max_length - max(map(len, ready.prompts))

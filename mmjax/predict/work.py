@@ -22,8 +22,10 @@ from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.evaluate import ZeroShot
-from mmjax.generate import generation_config
+from mmjax.evaluate.written import Written
+from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
+from mmjax.models.forward import BoundForward
 from mmjax.objectives import MaskedImage
 from mmjax.train.classes import from_huggingface
 from mmjax.train.experiment import Experiment
@@ -47,6 +49,8 @@ class Work:
       templates: those by which the run's own `ZeroShot` makes texts of classes; () where it has none.
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
+      evaluated: decoder -> the settings with which the run's own evaluator writes; of several evaluators those of the first.
+      questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
 
     path: str
@@ -63,6 +67,23 @@ class Work:
     paints: MaskedImage | None = None
     writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluated: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    questions: frozenset[str] = frozenset()
+
+    def settings(self, decoder: str) -> dict[str, Any]:
+        """Settings of generation where nobody says others: the run's evaluator's, else those that came with the weights."""
+        own = self.evaluated.get(decoder)
+        if own is None:
+            return dict(self.writes)
+        return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+
+    def answers(self, decoder: str) -> bool:
+        """Whether a decoder answers questions: it has them in its context, or beside the image that stands in its text, or was
+        trained on prompts. Another would go on with one as if it had written it itself."""
+        spec = self.model.decoders[decoder]
+        forward = BoundForward(self.model, self.params, {})
+        reads = any("text" in forward.modalities(context) for context in spec.context)
+        return reads or hasattr(spec, "place") or decoder in self.questions
 
     def pixels(self, image: Any) -> np.ndarray:
         """[H, W, 3] float32 of a path, a PIL image or a uint8 array [H, W, 3], as the run's evaluation makes them; what is
@@ -173,9 +194,20 @@ def open_work(path: str | Path) -> Work:
     how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), "unwritten": rest}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
+    how["evaluated"], how["questions"] = _evaluators(e)
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)
+
+
+def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
+    """Decoder -> settings of the evaluator that writes with it; and the decoders that tasks or evaluators give prompts."""
+    found: dict[str, Settings] = {}
+    for one in e.evaluate.values():
+        if isinstance(one, Written):
+            found.setdefault(one.decoder, one.settings)
+    users = [*e.evaluate.values(), *(task.objective for task in e.tasks.values())]
+    return found, frozenset(one.decoder for one in users if getattr(one, "prompt", "") and hasattr(one, "decoder"))
 
 
 def _several(model: Multimodal) -> bool:

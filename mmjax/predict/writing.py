@@ -144,11 +144,13 @@ class Written:
       text: without the prompt and special tokens.
       ids: its tokens, its end among them.
       score: as `generate.Texts.scores`.
+      ended: False where it was cut at `max_new_tokens`.
     """
 
     text: str
     ids: list[int]
     score: float
+    ended: bool
 
 
 def written(
@@ -162,6 +164,7 @@ def written(
       rows_of: `Predictor._rows`.
     """
     name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
+    ends = _ends(writing, s)
 
     def write(params: Params, rows: Batch) -> Any:
         own, rules = {key: rows[key] for key in batch}, _rules(writing, s, processor)  # where it is traced: once a program
@@ -174,7 +177,10 @@ def written(
         out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
         for n, *each in zip(some, out.ids, out.lengths, out.scores, strict=True):
             texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*each, strict=True)]
-            found[n] = [Written(tokenizer.decode(ids), ids, score) for ids, score in texts]
+            found[n] = [
+                Written(tokenizer.decode(ids), ids, score, len(ids) < s.max_new_tokens or ids[-1] in ends)
+                for ids, score in texts
+            ]
     return [found[n] for n in range(len(writing.prompts))]
 
 
@@ -210,7 +216,12 @@ def _rules(writing: Writing, s: Settings, processor: Any) -> Rules:
     """How a program writes."""
     tokenizer = _tokenizer(writing.work)
     stops = tables(s.stop_strings, tokenizer, writing.spec.vocab_size)
-    return Rules(s, s.eos_token_id or (tokenizer.eos_id,), tokenizer.pad_id, stops, [processor] if processor else [])
+    return Rules(s, _ends(writing, s), tokenizer.pad_id, stops, [processor] if processor else [])
+
+
+def _ends(writing: Writing, s: Settings) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    return s.eos_token_id or (_tokenizer(writing.work).eos_id,)
 
 
 def scored(

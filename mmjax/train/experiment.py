@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.adapt import METHODS, trained_patterns
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.data import TOKENIZERS, Data
@@ -15,7 +17,7 @@ from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.hooks import HOOKS
-from mmjax.train.optimizer import AdamW
+from mmjax.train.optimizer import AdamW, Optimizer
 from mmjax.train.optimizers import OPTIMIZERS
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
@@ -124,6 +126,8 @@ class Experiment:
       hooks: what else happens beside the steps, by name; see `train.hooks`.
       init_from: folder of a run whose parameters to start from.
       init_fresh: patterns of parameters that are initialised anew all the same.
+      adapt: pattern of kernels -> how they are adapted (`mmjax.adapt`): what that adds is trained, and the rest stays as it is
+        but for what `optimizer.train` names. Several at once, one a tower, are several patterns.
     """
 
     model: Any = setting({"multimodal": Multimodal})
@@ -145,6 +149,19 @@ class Experiment:
     hooks: Mapping[str, Any] = setting(HOOKS, default_factory=dict)
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
+    adapt: Mapping[str, Any] = setting(METHODS, default_factory=dict)
+
+    @functools.cached_property
+    def updating(self) -> Optimizer:
+        """The optimizer, which knows what `adapt` trains.
+
+        Raises:
+          UserError: a pattern of `adapt` that matches nothing, or a method that a kernel cannot take.
+        """
+        own: Optimizer = self.optimizer
+        if not self.adapt:
+            return own
+        return dataclasses.replace(own, train=(*trained_patterns(self.model, self.adapt, own.train), *own.train))
 
     def asked_data(self) -> Data | None:
         """The data whose transforms new inputs go through: what a finished run is evaluated on; None where there is none."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from mmjax.adapt import adapted, base_of, is_adapter, merged
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
-from mmjax.core.types import Array
+from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import position_tables, resize_positions
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, task_shapes
-from mmjax.train.state import State, task_variables, together
+from mmjax.train.state import State, adapter_key, task_variables, together
 
 
 def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
@@ -43,7 +46,12 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     there = source.experiment().model
     params, resized = resize_positions(params, there, e.model)
     resized = [path for path in resized if not match_any(e.init_fresh, path)]
+    target = leaves_by_path(state.params)
+    if spare := [path for path in leaves_by_path(params) if is_adapter(path) and path not in target]:
+        say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
+        params = merged(params)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
+    _check_frozen(setup, new)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
     say(f"  {_sorted_out('left over', left)}")
@@ -57,9 +65,34 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
         state.params,
     )
+    taken = _begun(setup, taken, [path for path in new if is_adapter(path)])
     own = setup.trained().of(taken) if state.ema else {}
     state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
     return dataclasses.replace(state, variables=_variables(setup, state, variables))
+
+
+def _begun(setup: Setup, params: Params, new: Sequence[str]) -> Params:
+    """The parameters, of which those of adapters that are new begin anew, with what was loaded beside them."""
+    if not new:
+        return params
+    e, layout = setup.experiment, jax.tree.map(lambda x: x.sharding, params)
+    make = functools.partial(adapted, e.model, adapt=e.adapt, key=adapter_key(jnp.uint32(e.seed)))
+    begun = leaves_by_path(jax.jit(make, out_shardings=layout)(base_of(params)))
+    return map_with_path(lambda path, x: begun[path] if path in new else x, params)
+
+
+def _check_frozen(setup: Setup, new: Sequence[str]) -> None:
+    """Raises UserError for parameters of an adapted model that were not in the other run and that nothing will train."""
+    if not setup.experiment.adapt:
+        return
+    rest = leaves_by_path(setup.trained().rest(setup.abstract.params))
+    stuck = [path for path in new if path in rest and not is_adapter(path)]
+    if stuck:
+        room = stuck[0].split("/")[0]
+        raise UserError(
+            f"init_from: {stuck[0]} is new ({len(stuck)} such in all), and only what adapts the model is trained: name it in "
+            f"optimizer.train, for instance --optimizer.train '{room}/*'"
+        )
 
 
 def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:

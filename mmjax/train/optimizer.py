@@ -46,7 +46,8 @@ class Optimizer:
         have made: the parameters before the first step are no part of it (the correction of Kingma & Ba 2015, section 3).
       layer_decay: rate of layer l of L in an encoder is times layer_decay ** (L - l), embeddings ** (L + 1) (Bao 2021).
       rates: pattern -> factor on the learning rate, for instance a slower backbone.
-      train: patterns of the parameters that are trained; all unless it says fewer.
+      train: patterns of the parameters that are trained. () is all of them; where the experiment adapts its model, what its
+        methods train and no more, and what is named here comes in addition (a new head).
       freeze: patterns of parameters that stay as they are all the same; "encoders_image/*[:6]", here and in `train`, is of the
         first six layers of a stack. What is frozen has no gradient, no optimizer state and no moving average.
       on_bad_step: what a non-finite or spiking step does: `stop` the run, or `skip` that step.
@@ -68,7 +69,7 @@ class Optimizer:
     ema: float = setting(least=0, below=1, default=0.0)
     layer_decay: float = setting(above=0, default=1.0)
     rates: Mapping[str, float] = setting(least=0, default_factory=dict)
-    train: tuple[str, ...] = ("*",)
+    train: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     on_bad_step: str = "stop"
     spike_factor: float = setting(least=0, default=0.0)

@@ -83,9 +83,9 @@ class Setup:
     def jit_step(self, group: tuple[str, ...]) -> Any:
         """The training step over the streams of `group`: (state, batches) -> (state, figures); the state is donated."""
         e = self.experiment
-        tx, rate = e.optimizer.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
+        tx, rate = e.updating.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
         tasks = self.tasks_of(group)
-        step = make_step(e.model, tasks, e.weighting, e.optimizer, tx, rate, self.group_number(group))
+        step = make_step(e.model, tasks, e.weighting, e.updating, tx, rate, self.group_number(group))
         check_needs(tasks, self.batch_shapes(group))
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
@@ -97,7 +97,7 @@ class Setup:
 
     def trained(self) -> Trained:
         """Which parameters are trained."""
-        return self.experiment.optimizer.trained(self.abstract.params)
+        return self.experiment.updating.trained(self.abstract.params)
 
     def trained_shapes(self) -> Params:
         """Shapes and shardings of the trained ones alone."""
@@ -221,7 +221,7 @@ def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State
 
     objectives = {name: task.objective for name, task in e.tasks.items()}
     groups = len(set(e.groups()))
-    return init_state(e.model, e.optimizer, e.steps, e.weighting, weights, seed, groups, objectives, shapes)
+    return init_state(e.model, e.updating, e.steps, e.weighting, weights, seed, groups, objectives, shapes, e.adapt)
 
 
 def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmjax.adapt import adapted
 from mmjax.core.random import fold_name
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
@@ -56,17 +57,20 @@ def init_state(
     groups: int = 1,
     objectives: Mapping[str, Any] | None = None,
     batches: Mapping[str, Any] | None = None,
+    adapt: Mapping[str, Any] | None = None,
 ) -> State:
-    """The state before the first step. Parameters depend on the model and the seed alone, whatever the tasks.
+    """The state before the first step. Parameters depend on the model and the seed alone, whatever tasks it has or adapts it.
 
     Args:
       steps: of the run, which the learning rate follows.
       groups: how many groups of streams alternate.
       objectives: task -> objective; those that keep variables make them here.
       batches: task -> the shapes of its batches.
+      adapt: pattern -> method, what is added to the parameters.
     """
     key = jax.random.key(seed)
     params, kept = init_model(model, fold_name(key, "params"))
+    params = adapted(model, params, adapt or {}, adapter_key(seed))
     own = optimizer.trained(params).of(params)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = optimizer.build(params, steps).init(own)
@@ -80,6 +84,11 @@ def init_state(
         watch=init_watch(groups),
         variables=together(kept, task_variables(objectives or {}, params, batches or {})),
     )
+
+
+def adapter_key(seed: Array) -> Array:
+    """The key of what adapters begin with."""
+    return fold_name(jax.random.key(seed), "adapt")
 
 
 def init_watch(groups: int) -> dict[str, Array]:

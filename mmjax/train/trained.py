@@ -6,7 +6,6 @@ Gradients, optimizer state, the moving average and what every checkpoint holds e
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.stacked import Run, Stacked, joined
-from mmjax.core.trees import leaves_by_path, map_with_path, match, nested
+from mmjax.core.trees import leaves_by_path, map_with_path, match, nested, split_layers
 from mmjax.core.types import Params
 
 UNREAD = "unread/*"  # parameters that no forward pass reads: see `Multimodal.unread`
@@ -118,14 +117,15 @@ ALL = Trained()
 
 
 def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> Trained:
-    """What patterns make of parameters, or of their shapes: trained is what matches one of `train` and none of `freeze`.
+    """What patterns make of parameters, or of their shapes: trained is what matches one of `train` (all where there is none)
+    and none of `freeze`.
 
     "encoders_image/*[:6]" is of the parameters stacked over layers that match, and of those the first six layers.
 
     Raises:
       UserError: a pattern that matches no parameter, or layers of what has none; or nothing is left to train.
     """
-    leaves = leaves_by_path(params)
+    leaves, train = leaves_by_path(params), tuple(train) or ("*",)
     for field, patterns in (("train", train), ("freeze", freeze)):
         for pattern in patterns:
             _check_pattern(f"optimizer.{field}", pattern, leaves)
@@ -144,15 +144,6 @@ def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> T
     if leaves and not whole and not layers:
         raise UserError(f"optimizer.freeze={tuple(freeze)} with train={tuple(train)} leaves nothing to train")
     return Trained(frozenset(whole), layers)
-
-
-def split_layers(pattern: str) -> tuple[str, slice | None]:
-    """ "a/*[:6]" -> ("a/*", layers 0 to 5); a pattern without a slice -> (pattern, None)."""
-    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", pattern)
-    if not found:
-        return pattern, None
-    start, stop = (int(number) if number else None for number in found.groups()[1:])
-    return found.group(1), slice(start, stop)
 
 
 def _some(leaf: Any, runs: Sequence[Run]) -> Any:

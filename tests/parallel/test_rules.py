@@ -5,7 +5,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mmjax.core.trees import leaves_by_path
+from mmjax.adapt import IA3, LoRA, adapted
+from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
@@ -56,9 +57,27 @@ def every_part():
     )
 
 
+ADAPTED = [
+    {"all-linear": LoRA(dora=True, init="pissa", r=1), "*/words/table": LoRA(r=2)},
+    {"*logits/kernel": LoRA(dropout=0.1, dora=True, init="pissa", r=1)},
+    {"heads_*/project*/kernel": LoRA(dora=True, init="pissa", r=1)},
+    {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1)},
+    {"*": IA3()},
+    {"*": IA3("input")},
+]
+
+
 @functools.cache
 def shapes(name):
-    return param_shapes(every_part() if name == "every part" else load_config(name).model)
+    """Of every part with all that adapters could put beside its kernels."""
+    if name != "every part":
+        return param_shapes(load_config(name).model)
+    model, leaves = every_part(), {}
+    own = param_shapes(model)
+    for adapt in ADAPTED:
+        made = functools.partial(adapted, model, adapt=adapt, key=jax.random.key(0))
+        leaves |= leaves_by_path(jax.eval_shape(made, own))
+    return nested(leaves)
 
 
 @pytest.mark.parametrize("name", ["every part", *shipped_configs()])

@@ -14,8 +14,9 @@ from PIL import Image
 import mmjax
 from mmjax.cli import main
 from mmjax.core.errors import UserError
-from mmjax.data import Digits
-from mmjax.evaluate import Report, ZeroShot
+from mmjax.data import Digits, Strings
+from mmjax.evaluate import Captions, Report, ZeroShot
+from mmjax.generate import Settings
 from mmjax.models.forward import BoundForward
 from mmjax.models.heads import Classifier
 from mmjax.predict.answers import Input, listed
@@ -382,3 +383,46 @@ def test_what_a_command_draws_does_not_depend_on_its_batches(run, files, tmp_pat
         assert main(["predict", str(copy), str(table), "--decoder", "caption", "--batch_size", size]) == 0
         said.append([json.loads(row)["caption"] for row in capsys.readouterr().out.splitlines()])
     assert said[0] == said[1] and len(set(said[0])) > 3
+
+
+def test_texts_are_written_as_the_runs_own_evaluator_writes_them(tmp_path, digits, capsys):
+    """Beams, lengths and penalties of `Captions` are those of `predict` too, what is cut is said, and a captioner that was
+    never asked a question answers none."""
+    run = tmp_path / "run"
+    whole = tiny.model()
+    model = whole.copy(fusions={}, heads={})
+    settings = Settings(max_new_tokens=4, num_beams=2, repetition_penalty=1.5)
+    captions = Captions(scores=("exact_match",), settings=settings)
+    columns = {"references": Strings(of="text")}
+    data = {split: tiny.data(split, columns=columns) for split in ("train", "validation", "test")}
+    e = tiny.experiment(model=model, data=data, tasks=tiny.tasks("caption"), steps=20, evaluate={"captions": captions})
+    train(dataclasses.replace(e, evaluate_every=0, checkpoint=Checkpoint(every=20)), run)
+    told = [json.loads(row)["text"] for row in (run / "predictions.jsonl").read_text().splitlines()]
+    records = Digits("test").build()
+    for i in range(12):
+        Image.fromarray(records[i]["image"]).save(tmp_path / f"{i:02d}.png")
+    files = [str(tmp_path / f"{i:02d}.png") for i in range(12)]
+    assert main(["predict", str(run), *files]) == 0
+    said = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [one["caption"] for one in said] == told[:12]
+    assert mmjax.Predictor(run).generate(images=files, num_beams=1) != told[:12] or len(set(told[:12])) == 1
+    ended = [one.ended for one in mmjax.Predictor(run).generate(images=files, details=True)]
+    assert [not one.get("cut", False) for one in said] == ended
+    assert main(["predict", str(run), files[0], "--question", "what is it?"]) == 2
+    assert "decoders.caption was given no questions when it was trained" in capsys.readouterr().err
+
+
+def test_how_many_inputs_could_not_be_read_is_said(run, files, tmp_path, capsys):
+    out = str(tmp_path / "out.jsonl")
+    assert main(["predict", str(run), str(files / "0.png"), str(files / "3x.png"), "--out", out]) == 1
+    assert f"1 of 2 inputs could not be read: they have an error in {out}" in capsys.readouterr().err
+
+
+def test_what_only_compares_asks_for_classes(tmp_path, files, capsys):
+    run = tmp_path / "run"
+    whole = tiny.model()
+    model = whole.copy(fusions={"dual": whole.fusions["dual"]}, heads={}, decoders={})
+    train(tiny.experiment(model=model, tasks=tiny.tasks("contrastive"), steps=2, checkpoint=Checkpoint(every=2)), run)
+    capsys.readouterr()
+    assert main(["predict", str(run), str(files / "0.png")]) == 2
+    assert "compares images with texts: say by --classes what to choose from" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pathlib import Path
 import tiny
 
 from mmjax import cli
+from mmjax.adapt import LoRA
 from mmjax.data import Data, Digits, NextSentence, Normalise
 from mmjax.data.sources.digits import DigitsRecords
 from mmjax.models import Multimodal
@@ -71,18 +72,25 @@ def record(path: str) -> None:
 
 
 def experiment(which: str = "", **changes):
-    """Two objectives on the plainest layer there is; `all` of digits'; or the `rest` that there are."""
+    """Two objectives on the plainest layer there is; `all` of digits'; the `rest` that there are; or the first two on an
+    `adapted` model."""
     if which == "all":
         chosen = {"model": tiny.model(), "tasks": tiny.tasks(*tiny.FOUR)}
     elif which == "rest":
         chosen = rest()
+    elif which == "adapted":
+        adapt = {
+            "encoders_image/*/attention/*": LoRA(r=3, alpha=6, dropout=0.1),
+            "encoders_image/*/mlp/*": LoRA(r=2, dora=True),
+        }
+        chosen = {"model": tiny.small_model(depth=2), "adapt": adapt}
     else:
         chosen = {"model": tiny.small_model(norm="rmsnorm", activation="relu", bias=False, qkv_bias=False)}
     # A triplet loss adds up many hinges: at the rate of the others it magnifies rounding tenfold within 30 steps.
     rate = 0.01 if which == "rest" else 0.03
-    return tiny.experiment(
-        **chosen, optimizer=SGD(learning_rate=rate, schedule="constant"), steps=STEPS, evaluate={}, **changes
-    )
+    train = ("heads_*", "fusions_*") if which == "adapted" else ()
+    optimizer = SGD(learning_rate=rate, schedule="constant", train=train)
+    return tiny.experiment(**chosen, optimizer=optimizer, steps=STEPS, evaluate={}, **changes)
 
 
 def rest():

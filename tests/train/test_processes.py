@@ -121,6 +121,11 @@ def test_two_processes_give_the_losses_of_one(compiled, tmp_path):
     check_meshes(compiled, tmp_path, ["slices", "fsdp x tensor across"])
 
 
+@pytest.mark.usefixtures("single")
+def test_two_processes_adapt_as_one(compiled, tmp_path):
+    check_meshes(compiled, tmp_path, ["fsdp x tensor across"], which="adapted")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("single")
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
 from mmjax.core.stacked import Stacked
-from mmjax.core.trees import leaves_by_path
+from mmjax.core.trees import leaves_by_path, split_layers
 from mmjax.models.multimodal import init_params
 from mmjax.train import SGD
 from mmjax.train.state import init_state
 from mmjax.train.step import make_step
-from mmjax.train.trained import Trained, split_layers, trained_of
+from mmjax.train.trained import Trained, trained_of
 
 DEPTH = 6
 KERNEL, BIAS = "encoders_image/stack/layers/mlp/kernel", "encoders_image/stack/layers/mlp/bias"

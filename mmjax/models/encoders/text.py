@@ -117,7 +117,7 @@ class TextTransformer(StackFields):
 
     def word_table(self) -> Array:
         """[V, D], for whoever ties its output to it."""
-        return self.words.all()
+        return self.words.base()
 
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""

@@ -1,0 +1,168 @@
+"""What a mapping of patterns to methods makes of a model: the leaves it adds, what of all is trained, and the way back."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.adapt.method import Given
+from mmjax.adapt.places import TABLE, Place, inner, places_of
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.random import fold_name
+from mmjax.core.trees import leaves_by_path, match, nested, split_layers
+from mmjax.core.types import Array, Params
+from mmjax.models import Multimodal
+from mmjax.models.multimodal import param_shapes
+from mmjax.nn.adapters import LEAVES
+
+ALL_LINEAR = "all-linear"
+
+
+def given_places(adapt: Mapping[str, Any], places: Mapping[str, Place]) -> dict[str, list[Given]]:
+    """Path of a kernel or table -> the methods that were given it, each with its layers.
+
+    Raises:
+      UserError: a pattern that matches nothing its method could take, a method that a place cannot take, or two methods on one
+        kernel (of one layer, or of two kinds).
+    """
+    found: dict[str, list[Given]] = {}
+    by: dict[str, list[str]] = {}
+    for pattern, method in adapt.items():
+        if not method.adds:
+            continue
+        for path, some in _matched(pattern, method, places).items():
+            place = places[path]
+            rows = np.zeros(place.layers or 1, bool)
+            rows[some] = True
+            method.check(place, bool(rows.all()))
+            for other, first in zip(found.get(path, ()), by.get(path, ()), strict=True):
+                if type(other.method) is not type(method) or (other.rows & rows).any():
+                    raise UserError(
+                        f"adapt: {first!r} ({type(other.method).__name__}) and {pattern!r} ({type(method).__name__}) are both "
+                        f"given {path}: a kernel takes one method, and a layer of it one rank"
+                    )
+            found.setdefault(path, []).append(Given(method, rows))
+            by.setdefault(path, []).append(pattern)
+    return found
+
+
+def _matched(pattern: str, method: Any, places: Mapping[str, Place]) -> dict[str, slice]:
+    """Path -> layers, of the places that a pattern gives its method."""
+    if pattern == ALL_LINEAR:
+        return dict.fromkeys(inner(places), slice(None))
+    plain, some = split_layers(pattern)
+    kernels = [path for path in places if match(plain, path)]
+    if not plain.endswith("table"):  # words are adapted where someone says so, not where "encoders_text/*" does
+        kernels = [path for path in kernels if places[path].kind != TABLE]
+    if some is not None:
+        kernels = [path for path in kernels if places[path].layers and range(places[path].layers)[some]]
+    if not kernels:
+        raise UserError(
+            f"adapt: {pattern!r} matches no kernel that {type(method).__name__} could be given{nearest(plain, places)}; one is "
+            f"{next(iter(places), 'none')!r}"
+        )
+    return dict.fromkeys(kernels, slice(None) if some is None else some)
+
+
+def adapted(model: Multimodal, params: Params, adapt: Mapping[str, Any], key: Array) -> Params:
+    """The parameters with what the methods add, as it is before the first step; the others are not touched."""
+    if not adapt:
+        return params
+    places = places_of(model)
+    leaves = leaves_by_path(params)
+    for path, given in given_places(adapt, places).items():
+        place = places[path]
+        made = given[0].method.leaves(place, given, leaves[path], fold_name(key, path))
+        leaves |= {f"{place.room}/{name}": leaf for name, leaf in made.items()}
+    return nested(leaves)
+
+
+def trained_patterns(model: Multimodal, adapt: Mapping[str, Any], beside: Sequence[str] = ()) -> tuple[str, ...]:
+    """Patterns of what the methods train, layer by layer.
+
+    Args:
+      beside: patterns of what is trained in addition, as a whole.
+
+    Raises:
+      UserError: as `given_places`; a kernel that is adapted and trained as a whole.
+    """
+    places, shapes = places_of(model), leaves_by_path(param_shapes(model))
+    patterns: list[str] = []
+    for path, given in given_places(adapt, places).items():
+        whole = [pattern for pattern in beside if match(split_layers(pattern)[0], path)]
+        if whole:
+            raise UserError(
+                f"{path} is adapted, and optimizer.train={whole[0]!r} trains it as a whole: name it in one of the two"
+            )
+        rows = np.any([each.rows for each in given], axis=0)
+        for name in given[0].method.names(given):
+            patterns += _layers(f"{places[path].room}/{name}", rows, bool(places[path].layers))
+    for pattern, method in adapt.items():
+        if method.adds:
+            continue
+        plain, some = split_layers(pattern)
+        own = [path for path in shapes if match(plain, path) and method.trains(path) and (some is None or "/layers/" in path)]
+        if not own:
+            kind = type(method).__name__
+            raise UserError(f"adapt: {pattern!r} matches nothing that {kind} trains{nearest(plain, shapes)}")
+        suffix = "" if some is None else pattern[len(plain) :]
+        patterns += [glob.escape(path) + suffix for path in own]
+    return tuple(dict.fromkeys(patterns))
+
+
+def _layers(path: str, rows: np.ndarray, stacked: bool) -> list[str]:
+    """The pattern of a leaf, or one for each run of its layers."""
+    path = glob.escape(path)
+    if not stacked or rows.all():
+        return [path]
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], rows, [False])).astype(int))).reshape(-1, 2)
+    return [f"{path}[{a}:{b}]" for a, b in edges]
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a leaf is of an adapter, and not of the model itself."""
+    return path.rpartition("/")[2] in LEAVES
+
+
+def base_of(params: Params) -> Params:
+    """The model's own parameters."""
+    return nested({path: leaf for path, leaf in leaves_by_path(params).items() if not is_adapter(path)})
+
+
+def merged(params: Params) -> Params:
+    """The parameters of a model without adapters that gives the same results. An output that is tied to an adapted table would
+    change with it, see `check_merge`."""
+    leaves = leaves_by_path(params)
+    rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
+    for room in rooms:
+        own = {name: leaves.pop(f"{room}/{name}") for name in LEAVES if f"{room}/{name}" in leaves}
+        path = f"{room}/kernel" if f"{room}/kernel" in leaves else f"{room}/table"
+        stacked = "/layers/" in room
+        leaves[path] = _merged_kernel(leaves[path], own, stacked)
+        if "ia3_out" in own and f"{room}/bias" in leaves:
+            leaves[f"{room}/bias"] = leaves[f"{room}/bias"] * own["ia3_out"]
+    return nested(leaves)
+
+
+def _merged_kernel(kernel: Any, own: Mapping[str, Any], stacked: bool) -> Any:
+    """[L?, in..., out...] with its adapter's leaves inside, in the kernel's own dtype."""
+    if stacked:
+        layers = [_merged_kernel(kernel[n], {k: x[n] for k, x in own.items()}, False) for n in range(kernel.shape[0])]
+        return jnp.stack(layers)
+    out = jnp.asarray(kernel, jnp.float32)
+    if "lora_a" in own:
+        out = out + own["lora_scale"] * jnp.tensordot(own["lora_a"], own["lora_b"], 1)
+        if "lora_a0" in own:
+            out = out - own["lora_scale"] * jnp.tensordot(own["lora_a0"], own["lora_b0"], 1)
+    if "dora_magnitude" in own:
+        axes = tuple(range(out.ndim - own["dora_magnitude"].ndim))
+        out = out * (own["dora_magnitude"] / jnp.sqrt(jnp.sum(jnp.square(out), axes)))[(None,) * len(axes)]
+    if "ia3_out" in own:
+        out = out * own["ia3_out"][(None,) * (out.ndim - own["ia3_out"].ndim)]
+    if "ia3_in" in own:
+        out = out * own["ia3_in"].reshape(own["ia3_in"].shape + (1,) * (out.ndim - own["ia3_in"].ndim))
+    return out.astype(kernel.dtype)

@@ -1,0 +1,85 @@
+"""The conversions of the command line: two or three folders in, a line about what was made out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError
+from mmjax.core.flags import take
+from mmjax.core.trees import count
+from mmjax.models import param_shapes
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of `mmjax convert to-peft`.
+
+    Attributes:
+      base: what the adapter says of its base: a folder, or a name on a hub, that peft's user loads first.
+    """
+
+    base: str = setting(everyday=True, metavar="NAME", default="")
+
+
+def from_hf(words: list[str], usage: str, say: Say) -> int:
+    """HuggingFace folder -> run."""
+    source, target = _folders(words, usage, 2)
+    from mmjax.convert.api import from_hf as convert
+
+    model, unused = convert(source, target)
+    if unused:
+        print(
+            f"mmjax: {len(unused)} tensors have no place in this class: {', '.join(unused[:5])}{' ...' * (len(unused) > 5)}",
+            file=sys.stderr,
+        )
+    say(f"{target}: {model.huggingface['architectures'][0]}, {count(param_shapes(model)):,} parameters")
+    return 0
+
+
+def to_hf(words: list[str], usage: str, say: Say) -> int:
+    """Run -> HuggingFace folder."""
+    source, target = _folders(words, usage, 2)
+    from mmjax.convert.api import to_hf as convert
+
+    written = convert(source, target)
+    left = written.pop("left", "")
+    for folder, name in written.items():
+        say(f"{target if folder == '.' else f'{target}/{folder}'}: {name}")
+    if left:
+        print(f"mmjax: no HuggingFace class is the whole model; left behind: {left}", file=sys.stderr)
+    return 0
+
+
+def to_peft(words: list[str], usage: str, say: Say) -> int:
+    """Adapted run -> peft folder."""
+    own = take(words, Options)
+    source, target = _folders(words, usage, 2)
+    from mmjax.convert.peft import to_peft as convert
+
+    architecture, numbers = convert(source, target, own.base)
+    say(f"{target}: an adapter of {architecture}, {numbers:,} numbers")
+    return 0
+
+
+def from_peft(words: list[str], usage: str, say: Say) -> int:
+    """Base and peft folder -> adapted run."""
+    base, source, target = _folders(words, usage, 3)
+    from mmjax.convert.peft import from_peft as convert
+
+    adapt, beside = convert(base, source, target)
+    kinds = ", ".join(dict.fromkeys(type(method).__name__ for method in adapt.values())) or "nothing"
+    say(f"{target}: {kinds} on {len(adapt)} kernels" + (f"; trained beside: {', '.join(beside)}" if beside else ""))
+    return 0
+
+
+def _folders(words: list[str], usage: str, count: int) -> list[str]:
+    """The folders of a conversion."""
+    if len(words) != count or not all(words) or any(word.startswith("-") for word in words):
+        many = {2: "two", 3: "three"}[count]
+        raise UserError(f"convert takes {many} folders, found {' '.join(words) or 'none'}: use {usage}")
+    return words

@@ -1,0 +1,112 @@
+"""A peft folder over a base that we have -> an adapted run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from safetensors import safe_open
+
+from mmjax.adapt import BitFit, Norms
+from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, run_at, save_params
+from mmjax.convert.huggingface import family_of
+from mmjax.convert.peft import layout
+from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
+from mmjax.convert.peft.reading import by_module, methods, read_config
+from mmjax.convert.staging import staged_folder
+from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.types import Params
+from mmjax.data import Tokenizer
+from mmjax.models import Multimodal
+from mmjax.models.forward import VARIABLES
+from mmjax.train import AdamW, Experiment
+from mmjax.train.frozen import fingerprint
+from mmjax.train.run import Run, environment
+
+
+def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Make a run of a base (a run or a HuggingFace folder) and a peft folder.
+
+    Returns:
+      Pattern -> method, what adapts the new run; and the paths of what else the adapter replaces.
+
+    Raises:
+      UserError: no adapter there; a method, a field or a tensor that has no place here, by name; another base's.
+    """
+    base, source, target = Path(base), Path(source), Path(target)
+    config = read_config(source)
+    model, params = load(base)
+    variables = params.get(VARIABLES)
+    params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    with staged_folder(target) as folder:
+        params, adapt, train = read_adapter(source, config, model, params)
+        run = Run(folder)
+        experiment = Experiment(model=model, data={}, tasks={}, steps=0, adapt=adapt, optimizer=AdamW(train=train))
+        run.write_config(experiment)
+        run.write_json("environment.json", environment())
+        own = run_at(base)
+        beside = base if own is None else own.path / COMPANION_FOLDER
+        (folder / COMPANION_FOLDER).mkdir()
+        if beside.is_dir():
+            copy_companions(beside, folder / COMPANION_FOLDER)
+        if own is not None and "" in own.tokenizers():
+            run.keep_tokenizer(own.tokenizers()[""])
+        elif own is None and has_tokenizer(base):
+            run.keep_tokenizer(Tokenizer.load(base))
+        save_params(run, {**params, VARIABLES: variables} if variables else params)
+    return adapt, train
+
+
+def read_adapter(
+    folder: Path, config: Mapping[str, Any], model: Multimodal, params: Params
+) -> tuple[Params, dict[str, Any], tuple[str, ...]]:
+    """The parameters with the adapter in them, the methods by pattern, and patterns of what else it trained.
+
+    Raises:
+      UserError: see `from_peft`.
+    """
+    family = family_of(model)
+    architecture = family.architecture(model)
+    rows = family.rows(model, architecture)
+    modules = layout.modules(rows)
+    found, spelt = by_module(folder, [name for row in rows for name in row.names()], family, family.unread(model, architecture))
+    leaves = leaves_by_path(params)
+    kind = config["peft_type"]
+    if kind == "LORA":
+        own = {name: tensors for name, tensors in found.items() if any(suffix.startswith("lora_") for suffix in tensors)}
+        adapt = place_lora(folder, methods(folder, config, own, spelt), own, modules, leaves)
+    elif kind == "IA3":
+        adapt = place_ia3(folder, found, modules, leaves)
+    else:
+        adapt = {}
+    train = place_whole(folder, found, rows, leaves)
+    _check_base(folder, leaves, params)
+    if kind == "LN_TUNING":
+        norms = [path for path in train if re.search(r"norm/(scale|bias)$", path)]
+        adapt, train = dict.fromkeys(norms, Norms()), tuple(path for path in train if path not in norms)
+    elif config.get("bias", "none") != "none":
+        biases = [path for path in train if path.endswith(("/bias", "/tied_bias")) and not path.startswith("heads_")]
+        adapt |= dict.fromkeys(biases, BitFit())
+        train = tuple(path for path in train if path not in biases)
+    return nested(leaves), adapt, train
+
+
+def _check_base(folder: Path, leaves: Mapping[str, Any], params: Params) -> None:
+    """Raises UserError where the folder says of which kernels it was made, and they are not these."""
+    file = folder / layout.TENSORS
+    if not file.is_file():
+        return
+    with safe_open(str(file), "numpy") as opened:
+        mark = (opened.metadata() or {}).get("base")
+    before = leaves_by_path(params)
+    rooms = {path.rpartition("/")[0] for path in leaves if path not in before}
+    kernels = {path: jnp.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}
+    kernels = {path: x for path, x in kernels.items() if path.endswith(("/kernel", "/table"))}
+    if mark and kernels and fingerprint(nested(kernels)) != mark:
+        raise UserError(
+            f"{folder}: it was made over a base whose kernels are not these (mark {mark}): give the base it belongs to"
+        )

@@ -1,0 +1,184 @@
+"""An adapted run -> a folder that peft opens over the model that the run was adapted from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from mmjax.adapt import base_of, is_adapter
+from mmjax.convert.api import load_run, prepared
+from mmjax.convert.card import adapter_card
+from mmjax.convert.family import Family
+from mmjax.convert.huggingface import family_of
+from mmjax.convert.peft import layout
+from mmjax.convert.peft.beside import norms_alone, with_trained
+from mmjax.convert.peft.tensors import Adapter, Tensors, check_modules, ia3, lora
+from mmjax.convert.staging import staged_folder
+from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.types import Params
+from mmjax.models import Multimodal
+from mmjax.models.forward import VARIABLES
+from mmjax.train.frozen import fingerprint
+from mmjax.train.run import Run
+
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForCausalLM": "CAUSAL_LM",
+}
+
+
+def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int]:
+    """Write what adapts a run as a peft folder; the HuggingFace class that it goes with, and how many numbers it holds.
+
+    Args:
+      base: what `base_model_name_or_path` says, the model to load first: a folder, or a name on a hub.
+
+    Raises:
+      UserError: the run is not adapted, or is no HuggingFace class as a whole; what peft has no place for, by name; `target`
+        holds files already.
+    """
+    run = Run(source)
+    e = run.experiment()
+    model, params = load_run(run)
+    params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    if not e.adapt:
+        raise UserError(
+            f"{source}: nothing adapts this run's model (its config has no adapt); mmjax convert to-hf writes it whole"
+        )
+    about = run.path / "init_from.json"
+    resized = json.loads(about.read_text()).get("resized") if about.is_file() else []
+    if resized:
+        raise UserError(
+            f"{source}: {resized[0]} was resized from the base's, so peft's user would load another base: write the run whole, "
+            "mmjax convert to-hf"
+        )
+    whole = prepared(run, model)
+    if whole is None:
+        raise UserError(f"{source}: no HuggingFace class is the whole of this model, so peft has nothing to add an adapter to")
+    trained = set(leaves_by_path(e.updating.trained(params).of(params)))
+    adapter = adapter_of(whole.model, whole.architecture, params, trained)
+    kernels = {path: leaf for path, leaf in leaves_by_path(base_of(params)).items() if path not in trained}
+    mark = fingerprint(nested(_adapted_kernels(params, kernels)))
+    dropout = max([getattr(method, "dropout", 0.0) for method in e.adapt.values()])
+    write_adapter(Path(target), whole.model, whole.architecture, adapter, base, mark, dropout)
+    return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values())
+
+
+def _adapted_kernels(params: Params, kernels: Mapping[str, Any]) -> dict[str, Any]:
+    """The kernels beside which an adapter lies: what tells one base from another."""
+    rooms = {path.rpartition("/")[0] for path in leaves_by_path(params) if is_adapter(path)}
+    own = {path: leaf for path, leaf in kernels.items() if path.rpartition("/")[0] in rooms}
+    return {path: leaf for path, leaf in own.items() if path.endswith(("/kernel", "/table"))}
+
+
+def adapter_of(model: Multimodal, architecture: str, params: Params, trained: set[str]) -> Adapter:
+    """The adapter of a model, in peft's terms.
+
+    Args:
+      trained: paths of what was trained.
+
+    Raises:
+      UserError: two methods at once, or what peft has no place for.
+    """
+    family = family_of(model)
+    rows = family.rows(model, architecture)
+    leaves = leaves_by_path(params)
+    check_modules(family, architecture, rows, {path.rpartition("/")[0] for path in leaves if is_adapter(path)})
+    names = layout.modules(rows)
+    kinds = {name for path in leaves if is_adapter(path) for name in ("lora", "ia3") if f"/{name}_" in path}
+    if len(kinds) > 1:
+        raise UserError("adapt has LoRA and IA3, and a peft folder holds one method: convert to-hf merges both")
+    more = {path for path in trained if not is_adapter(path)}
+    if kinds == {"ia3"}:
+        adapter = ia3(names, leaves)
+    elif kinds or not norms_alone(more):
+        adapter = lora(names, leaves)
+    else:
+        adapter = Adapter({}, {"peft_type": "LN_TUNING", "target_modules": []})
+    return with_trained(adapter, rows, leaves, more, architecture)
+
+
+def write_adapter(
+    target: Path, model: Multimodal, architecture: str, adapter: Adapter, base: str, mark: str, dropout: float = 0.0
+) -> None:
+    """Write the folder. `mark` tells the base's kernels, see `from_peft`."""
+    family = family_of(model)
+    fields, tensors = _spelt(family, architecture, adapter), file_tensors(family, architecture, adapter)
+    own: dict[str, Any] = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base or None,
+        "inference_mode": True,
+        "peft_version": "0.21.2",
+        "revision": None,
+        "task_type": _task(architecture, fields),
+    }
+    if own["task_type"] is None:
+        kind = model.huggingface["model_type"]
+        library = f"transformers.models.{kind}.modeling_{kind}"
+        own["auto_mapping"] = {"base_model_class": architecture, "parent_library": library}
+    if fields["peft_type"] == "LORA":
+        own |= {"bias": "none", "lora_dropout": dropout, "use_rslora": False, "init_lora_weights": True}
+    with staged_folder(target) as folder:
+        (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
+        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "base": mark})
+        (folder / "README.md").write_text(adapter_card(architecture, own | fields, base))
+
+
+def _task(architecture: str, fields: Mapping[str, Any]) -> str | None:
+    """peft's name of the class's task. One that classifies expects a head in the file, so without one nothing is said."""
+    task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
+    return task if task == "CAUSAL_LM" or fields.get("modules_to_save") else None
+
+
+def file_tensors(family: Family, architecture: str, adapter: Adapter) -> Tensors:
+    """The tensors of the file, under every spelling of their modules."""
+    return {
+        f"{layout.FIRST}{spelt}.{suffix}": x
+        for name, own in adapter.tensors.items()
+        for spelt in layout.spellings(family, architecture, name)
+        for suffix, x in own.items()
+    }
+
+
+def _spelt(family: Family, architecture: str, adapter: Adapter) -> dict[str, Any]:
+    """Fields with the names of modules as versions of `transformers` have them, each spelling beside the other."""
+    fields = dict(adapter.fields)
+
+    def every(names: Sequence[str]) -> list[str]:
+        return [spelt for name in names for spelt in layout.spellings(family, architecture, name)]
+
+    fields["target_modules"] = one_pattern(every(fields.pop("targets")))
+    if fields.get("feedforward_modules") is not None and fields["peft_type"] == "IA3":
+        fields["feedforward_modules"] = (
+            one_pattern(every(fields["feedforward_modules"])) if fields["feedforward_modules"] else []
+        )
+    if fields["modules_to_save"]:
+        fields["modules_to_save"] = every(fields["modules_to_save"])
+    for field in ("rank_pattern", "alpha_pattern"):
+        if field in fields:
+            # One pattern a value: peft warns of a key that matches no module, as one of two spellings would.
+            same = {n: [name for name, own in fields[field].items() if own == n] for n in fields[field].values()}
+            fields[field] = {one_pattern(every(names)): n for n, names in same.items()}
+    return fields
+
+
+def one_pattern(names: Sequence[str]) -> str:
+    """A regular expression that matches these names and no other; layers that differ in their number alone become one."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        number = re.search(r"\.(\d+)(?=\.)", name)
+        kind = name if number is None else name[: number.start(1)] + "{}" + name[number.end(1) :]
+        kinds.setdefault(kind, []).append(number[1] if number else "")
+    found = []
+    for kind, numbers in kinds.items():
+        text = re.escape(kind)
+        found.append(text.replace(re.escape("{}"), f"({'|'.join(numbers)})") if numbers[0] else text)
+    return "|".join(found)
