@@ -59,7 +59,7 @@ def to_peft(words: list[str], usage: str, say: Say) -> int:
     """Adapted run -> peft folder."""
     own = take(words, Options)
     source, target = _folders(words, usage, 2)
-    from mmjax.convert.peft import to_peft as convert
+    from mmjax.convert.peft.to_peft import to_peft as convert
 
     architecture, numbers = convert(source, target, own.base)
     say(f"{target}: an adapter of {architecture}, {numbers:,} numbers")
@@ -69,7 +69,7 @@ def to_peft(words: list[str], usage: str, say: Say) -> int:
 def from_peft(words: list[str], usage: str, say: Say) -> int:
     """Base and peft folder -> adapted run."""
     base, source, target = _folders(words, usage, 3)
-    from mmjax.convert.peft import from_peft as convert
+    from mmjax.convert.peft.from_peft import from_peft as convert
 
     adapt, beside = convert(base, source, target)
     kinds = ", ".join(dict.fromkeys(type(method).__name__ for method in adapt.values())) or "nothing"

@@ -10,8 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.adapt.adaptation import given_places
+from mmjax.adapt.places import places_of
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
+from mmjax.convert.peft.tensors import check_modules
 from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
@@ -183,14 +186,21 @@ def image_sizes(experiment: Experiment, shapes: Mapping[str, Mapping[str, Any]])
 
 
 def obstacle(setup: Setup) -> list[str]:
-    """A line that says why what is about to be trained will not go back to HuggingFace, where it came from there; else none."""
+    """A line that says why what is about to be trained, or what adapts it, will not go back where it came from; else none."""
     e = setup.experiment
     shapes = {name: {key: shape[1:] for key, (shape, _) in d.spec().items()} for name, d in setup.datasets.items()}
     try:
-        prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), class_names(e, setup.classes))
+        whole = prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), class_names(e, setup.classes))
     except UserError as error:
         if not e.model.huggingface:  # it is written tower by tower, if at all
             return []
         hint = "; mmjax.convert.load_classifier makes a classifier that goes back" * ("classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
+    if whole is None or not e.adapt:
+        return []
+    family, rooms = family_of(whole.model), {path.rpartition("/")[0] for path in given_places(e.adapt, places_of(e.model))}
+    try:
+        check_modules(family, whole.architecture, family.rows(whole.model, whole.architecture), rooms)
+    except UserError as error:
+        return [f"convert to-peft will refuse what adapts this model: {error}"]
     return []

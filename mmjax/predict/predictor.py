@@ -98,7 +98,8 @@ class Predictor:
             name = self._head(head)
             self._check_read(name, images, texts)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
-            names = self.work.classes.get(name) or tuple(str(i) for i in range(logits_NC.shape[-1]))
+            bare = "LABEL_{}" if self.work.model.huggingface else "{}"  # as `transformers` calls classes without names
+            names = self.work.classes.get(name) or tuple(bare.format(i) for i in range(logits_NC.shape[-1]))
         several = self.work.several and not classes
         if threshold is not None and not several:
             raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")

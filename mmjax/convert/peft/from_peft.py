@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from safetensors import safe_open
 
 from mmjax.adapt import BitFit, Norms
 from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, run_at, save_params
-from mmjax.convert.huggingface import family_of
+from mmjax.convert.family import explicit
+from mmjax.convert.huggingface import build_model, family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
-from mmjax.convert.peft.reading import by_module, methods, read_config
+from mmjax.convert.peft.reading import by_module, metadata, methods, read_config, tensor_shapes
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
-from mmjax.models import Multimodal
+from mmjax.models import Multimodal, param_shapes
 from mmjax.models.forward import VARIABLES
 from mmjax.train import AdamW, Experiment
 from mmjax.train.frozen import fingerprint
@@ -42,8 +43,11 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
     model, params = load(base)
     variables = params.get(VARIABLES)
     params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    model, params, empty = with_head(source, config, model, params)
     with staged_folder(target) as folder:
         params, adapt, train = read_adapter(source, config, model, params)
+        if missing := sorted(empty - set(train)):
+            raise UserError(f"{source}: it has no {missing[0]}, which neither the base has")
         run = Run(folder)
         experiment = Experiment(model=model, data={}, tasks={}, steps=0, adapt=adapt, optimizer=AdamW(train=train))
         run.write_config(experiment)
@@ -59,6 +63,33 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
             run.keep_tokenizer(Tokenizer.load(base))
         save_params(run, {**params, VARIABLES: variables} if variables else params)
     return adapt, train
+
+
+def with_head(
+    folder: Path, config: Mapping[str, Any], model: Multimodal, params: Params
+) -> tuple[Multimodal, Params, set[str]]:
+    """The base as the class that the adapter was made over, where that has a head which the base has not and the adapter has.
+
+    Returns:
+      The model, its parameters, and the paths that are zeros until the adapter fills them.
+    """
+    family = family_of(model)
+    asked = (config.get("auto_mapping") or {}).get("base_model_class") or ""
+    ends = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+    end = ends.get(config.get("task_type") or "")
+    named = asked if asked in family.models else next((name for name in family.models if end and name.endswith(end)), "")
+    heads = {name: shape for name, shape in tensor_shapes(folder).items() if name in ("classifier.weight", "score.weight")}
+    if not named or named == family.architecture(model) or not heads:
+        return model, params, set()
+    count = next(iter(heads.values()))[0]
+    known = json.loads(metadata(folder).get("labels", "[]"))
+    labels = {str(i): known[i] if len(known) == count else f"LABEL_{i}" for i in range(count)}
+    said = family.config(explicit(model)) | {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
+    other = build_model(said | {"architectures": [named]})[1]
+    have, want = leaves_by_path(params), leaves_by_path(param_shapes(other))
+    empty = {path for path in want if path not in have or have[path].shape != want[path].shape}
+    leaves = {path: jnp.zeros(leaf.shape, leaf.dtype) if path in empty else have[path] for path, leaf in want.items()}
+    return other, nested(leaves), empty
 
 
 def read_adapter(
@@ -97,11 +128,7 @@ def read_adapter(
 
 def _check_base(folder: Path, leaves: Mapping[str, Any], params: Params) -> None:
     """Raises UserError where the folder says of which kernels it was made, and they are not these."""
-    file = folder / layout.TENSORS
-    if not file.is_file():
-        return
-    with safe_open(str(file), "numpy") as opened:
-        mark = (opened.metadata() or {}).get("base")
+    mark = metadata(folder).get("base")
     before = leaves_by_path(params)
     rooms = {path.rpartition("/")[0] for path in leaves if path not in before}
     kernels = {path: jnp.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}

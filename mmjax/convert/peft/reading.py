@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from mmjax.adapt import LoRA
 from mmjax.convert.family import Family
@@ -56,6 +57,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def _file(folder: Path) -> Path:
+    file = next((folder / name for name in (layout.TENSORS, "adapter_model.bin") if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no {layout.TENSORS}")
+    return file
+
+
+def metadata(folder: Path) -> dict[str, str]:
+    """What stands beside the tensors; {} where nothing does."""
+    file = _file(folder)
+    if file.suffix == ".bin":
+        return {}
+    with safe_open(str(file), "numpy") as opened:
+        return dict(opened.metadata() or {})
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors, the names without what comes before those of modules."""
+    with open_file(_file(folder)) as weights:
+        return {
+            name.removeprefix(layout.FIRST).replace(".modules_to_save.", "."): weights.shape(name) for name in weights.names
+        }
+
+
 def by_module(
     folder: Path, expected: Sequence[str], family: Family, unread: Sequence[str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
@@ -64,9 +89,7 @@ def by_module(
     Raises:
       UserError: a tensor of a module that this class has not, or with an end that is not known.
     """
-    file = next((folder / name for name in (layout.TENSORS, "adapter_model.bin") if (folder / name).is_file()), None)
-    if file is None:
-        raise UserError(f"{folder} has no {layout.TENSORS}")
+    file = _file(folder)
     with open_file(file) as weights:
         # Beside a module trained whole peft may keep the base's own; of two that say one name, the trained one counts.
         held = sorted(

@@ -109,7 +109,7 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
 def write_adapter(
     target: Path, model: Multimodal, architecture: str, adapter: Adapter, base: str, mark: str, dropout: float = 0.0
 ) -> None:
-    """Write the folder. `mark` tells the base's kernels, see `from_peft`."""
+    """Write the folder. `mark` tells the base's kernels, see `from_peft`; beside it stand the names of the classes."""
     family = family_of(model)
     fields, tensors = _spelt(family, architecture, adapter), file_tensors(family, architecture, adapter)
     own: dict[str, Any] = {
@@ -128,7 +128,8 @@ def write_adapter(
         own |= {"bias": "none", "lora_dropout": dropout, "use_rslora": False, "init_lora_weights": True}
     with staged_folder(target) as folder:
         (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
-        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "base": mark})
+        labels = json.dumps(list((model.huggingface.get("id2label") or {}).values()))
+        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "base": mark, "labels": labels})
         (folder / "README.md").write_text(adapter_card(architecture, own | fields, base))
 
 

@@ -1,0 +1,224 @@
+"""Runs and peft's folders from the command line: what is handed over works there, and comes back; mistakes are one line."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+import transformers
+from peft_cases import opened, strict
+from safetensors.numpy import load_file, save_file
+
+import mmjax
+from mmjax.adapt import IA3, BitFit, LoRA
+from mmjax.cli import main
+from mmjax.convert import load_classifier
+from mmjax.core.trees import leaves_by_path
+from mmjax.data import Data, Digits, Normalise, Resize
+from mmjax.objectives import Classification
+from mmjax.train import AdamW, Checkpoint, Experiment, Log, Task, train
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
+PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}
+ADAPT = {"all-linear": LoRA(r=4, alpha=8)}
+
+
+def data(split):
+    return Data(Digits(split), (Resize((8, 8)), Normalise((0.5,) * 3, (0.5,) * 3)), batch_size=24, threads=0)
+
+
+def experiment(base, **changes):
+    chosen = Experiment(
+        model=load_classifier(base, 10),
+        data={split: data(split) for split in ("train", "test")},
+        tasks={"classes": Task(Classification())},
+        init_from=str(base),
+        init_fresh=("heads_classes/*",),
+        adapt=ADAPT,
+        optimizer=AdamW(learning_rate=3e-2, train=("heads_classes/*",)),
+        steps=30,
+        checkpoint=Checkpoint(every=30),
+        log=Log(tensorboard=False, progress=False),
+    )
+    return dataclasses.replace(chosen, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A HuggingFace folder of a ViT and a run of it, an adapted run, and the peft folder of that."""
+    place = tmp_path_factory.mktemp("peft")
+    torch.manual_seed(0)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(place / "hf")
+    (place / "hf" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        assert main(["convert", "from-hf", str(place / "hf"), str(place / "base")]) == 0
+        train(experiment(place / "base"), place / "run")
+    assert main(["convert", "to-peft", str(place / "run"), str(place / "peft"), "--base", str(place / "hf")]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3)).astype(np.uint8)
+
+
+def shares(path, pixels):
+    """Of each picture the likelihoods of the classes by name."""
+    return [{one["label"]: one["score"] for one in row} for row in mmjax.Predictor(path).classify(list(pixels), top_k=0)]
+
+
+def test_peft_gives_the_runs_own_answers(folder, pixels):
+    base = transformers.ViTForImageClassification.from_pretrained(folder / "hf", num_labels=10)
+    model = opened(base, folder / "peft")
+    x = torch.tensor((pixels.transpose(0, 3, 1, 2) / np.float32(255) - 0.5) / 0.5)
+    with torch.no_grad():
+        theirs = model(pixel_values=x.float()).logits.softmax(-1).numpy()
+    names = mmjax.Predictor(folder / "run").work.classes["classes"]
+    for row, own in zip(shares(folder / "run", pixels), theirs, strict=True):
+        np.testing.assert_allclose([row[name] for name in names], own, atol=2e-6)
+    config = json.loads((folder / "peft" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(folder / "hf") and config["r"] == 4 and config["lora_alpha"] == 8
+    assert (folder / "peft" / "adapter_model.safetensors").stat().st_size < 0.8 * (
+        folder / "hf" / "model.safetensors"
+    ).stat().st_size
+    assert "PeftModel.from_pretrained" in (folder / "peft" / "README.md").read_text()
+
+
+def test_what_comes_back_is_what_was_handed_over(folder, pixels, tmp_path):
+    """Over the base, which has no such head, and over a class that has one; as a run and as a HuggingFace folder."""
+    for number, base in enumerate(("base", "hf")):
+        assert main(["convert", "from-peft", str(folder / base), str(folder / "peft"), str(tmp_path / f"run{number}")]) == 0
+        assert shares(tmp_path / f"run{number}", pixels) == shares(folder / "run", pixels)
+    own, back = (mmjax.load(path)[1] for path in (folder / "run", tmp_path / "run0"))
+    tiny.assert_identical(tiny.host(own), tiny.host(back))
+    assert main(["convert", "to-peft", str(tmp_path / "run0"), str(tmp_path / "again")]) == 0
+    first, second = (load_file(path / "adapter_model.safetensors") for path in (folder / "peft", tmp_path / "again"))
+    assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+
+
+def test_merged_it_is_a_whole_model_with_the_same_answers(folder, pixels, tmp_path):
+    assert main(["convert", "to-hf", str(folder / "run"), str(tmp_path / "whole")]) == 0
+    with strict():
+        transformers.ViTForImageClassification.from_pretrained(tmp_path / "whole")
+    for row, own in zip(shares(tmp_path / "whole", pixels), shares(folder / "run", pixels), strict=True):
+        np.testing.assert_allclose([row[name] for name in own], list(own.values()), atol=2e-6)
+
+
+def test_training_goes_on_from_what_peft_trained(folder, tmp_path):
+    """A head that peft trained beside its adapter comes along, under the same names."""
+    hf = transformers.ViTForImageClassification.from_pretrained(folder / "hf", num_labels=10)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    with strict():
+        model = peft.get_peft_model(copy.deepcopy(hf), config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape))
+    model.save_pretrained(tmp_path / "theirs")
+    assert main(["convert", "from-peft", str(folder / "base"), str(tmp_path / "theirs"), str(tmp_path / "run")]) == 0
+    adapt = {"*/attention/[qv]/kernel": LoRA(r=2)}
+    train(experiment(tmp_path / "run", init_fresh=(), adapt=adapt, steps=2, checkpoint=Checkpoint(every=2)), tmp_path / "on")
+    before, after = (leaves_by_path(mmjax.load(tmp_path / name)[1]) for name in ("run", "on"))
+    changed = {path for path in before if not (np.asarray(before[path]) == np.asarray(after[path])).all()}
+    assert before.keys() == after.keys() and {path.split("/")[-1] for path in changed} <= {"lora_a", "lora_b", "kernel", "bias"}
+    assert all("lora" in path or path.startswith("heads_classes") for path in changed)
+
+
+def mistaken(folder, tmp_path, **changes):
+    """A copy of the peft folder with other fields of its config or other tensors."""
+    place = tmp_path / "mistaken"
+    shutil.copytree(folder / "peft", place)
+    config = json.loads((place / "adapter_config.json").read_text())
+    tensors = load_file(place / "adapter_model.safetensors")
+    for name, value in changes.items():
+        if name == "tensors":
+            tensors = value(tensors)
+        else:
+            config[name] = value
+    (place / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, place / "adapter_model.safetensors", {"format": "pt"})
+    return place
+
+
+def wider(tensors):
+    return {name: np.pad(x, ((0, 0), (0, 1))) if "lora_A" in name and x.ndim == 2 else x for name, x in tensors.items()}
+
+
+def strange(tensors):
+    return tensors | {"base_model.model.vit.layers.7.attention.q_proj.lora_A.weight": np.zeros((4, 24), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type='LOHA' is not supported here; use one of LORA, IA3, LN_TUNING"),
+        ({"lora_bias": True}, "lora_bias=True is not supported here; it must be False"),
+        ({"r": 3}, "has rank 4, and adapter_config.json says r=3"),
+        ({"tensors": wider}, "for a kernel of 25 by 24, and the base's is 24 by 24: it belongs to another base"),
+        ({"tensors": strange}, "is of module 'vit.layers.7.attention.q_proj', which the base has not"),
+        ({"tensors": lambda t: t | {"base_model.model.vit.lora_C.weight": np.zeros(2, np.float32)}}, "which the base has not"),
+        ({"tensors": lambda t: t | {"base_model.model.vit.gate": np.zeros(2, np.float32)}}, "is none that this method has"),
+        ({"tensors": lambda t: {n: x for n, x in t.items() if "classifier.b" not in n}}, "it has no heads_classes/logits/bias"),
+    ],
+)
+def test_a_folder_of_another_base_or_method_is_one_line(changes, said, folder, tmp_path, capsys):
+    place = mistaken(folder, tmp_path, **changes)
+    assert main(["convert", "from-peft", str(folder / "base"), str(place), str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_other_kernels_is_told_by_their_mark(folder, tmp_path, capsys):
+    """Of the same shapes, so that nothing else would tell."""
+    torch.manual_seed(1)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")
+    assert main(["convert", "from-peft", str(tmp_path / "other"), str(folder / "peft"), str(tmp_path / "run")]) == 2
+    assert "it was made over a base whose kernels are not these" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["to-peft", "base", "new"], "nothing adapts this run's model (its config has no adapt)"),
+        (["to-peft", "run", "peft"], "already holds files"),
+        (["to-peft", "run"], "convert takes two folders"),
+        (["from-peft", "base", "peft"], "convert takes three folders"),
+        (["from-peft", "base", "hf", "new"], "has no adapter_config.json: it is no folder of peft's"),
+    ],
+)
+def test_mistaken_words_are_one_line(words, said, folder, tmp_path, capsys):
+    named = [words[0], *[str(tmp_path / word if word == "new" else folder / word) for word in words[1:]]]
+    assert main(["convert", *named]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"adapt": {"*/mlp/*": LoRA(), "*/attention/[kv]/*": IA3()}},
+            "adapt has LoRA and IA3, and a peft folder holds one method",
+        ),
+        ({"adapt": {"*/mlp/up/*": LoRA(dora=True), "*/mlp/down/*": LoRA()}}, "LoRA with dora and without"),
+        ({"adapt": {"*/mlp/up/*": LoRA(), "*/mlp/*": BitFit()}}, "peft trains all of a model's or none"),
+        ({"optimizer": AdamW(train=("heads_*", "*/cls"))}, "outside any module, and it is trained"),
+    ],
+)
+def test_what_peft_has_no_place_for_is_one_line(changes, said, folder, tmp_path, capsys):
+    train(experiment(folder / "base", **{"steps": 1, **changes}), tmp_path / "run")
+    capsys.readouterr()
+    assert main(["convert", "to-peft", str(tmp_path / "run"), str(tmp_path / "peft")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
