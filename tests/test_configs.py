@@ -29,6 +29,7 @@ FLAGS = {
     "captioner": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "digits": "",
     "digits_finetune": "--init_from=",
+    "digits_lora": "--init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",

@@ -51,7 +51,8 @@ def _lora(**settings: Any) -> Callable[[list[str]], Any]:
 WAYS = {
     "lora": Way(
         {
-            f"{LAYERS}*attention/[qv]/kernel": LoRA(r=3, alpha=5),
+            f"{LAYERS}*attention/q/kernel": LoRA(r=3, alpha=5),
+            f"{LAYERS}*attention/v/kernel": LoRA(r=2, alpha=8),
             f"{LAYERS}mlp/up/kernel[1:]": LoRA(r=2),
             f"{LAYERS}mlp/up/kernel[:1]": LoRA(r=4, alpha=3),
         },
