@@ -26,8 +26,14 @@ from mmjax.train import AdamW, Checkpoint, Experiment, Log, Task, train
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
-    "do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2,
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    "do_resize": True,
+    "size": {"height": 8, "width": 8},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
 }
 ADAPT = {"all-linear": LoRA(r=4, alpha=8)}
 
@@ -132,6 +138,15 @@ def test_training_goes_on_from_what_peft_trained(folder, tmp_path):
     changed = {path for path in before if not (np.asarray(before[path]) == np.asarray(after[path])).all()}
     assert before.keys() == after.keys() and {path.split("/")[-1] for path in changed} <= {"lora_a", "lora_b", "kernel", "bias"}
     assert all("lora" in path or path.startswith("heads_classes") for path in changed)
+
+
+def test_a_base_of_other_classes_takes_the_adapters_own(folder, pixels, tmp_path):
+    """As `from_pretrained(base, num_labels=10, ignore_mismatched_sizes=True)` does for peft's users."""
+    hf = transformers.ViTForImageClassification.from_pretrained(folder / "hf", num_labels=3)
+    hf.save_pretrained(tmp_path / "three")
+    shutil.copyfile(folder / "hf" / "preprocessor_config.json", tmp_path / "three" / "preprocessor_config.json")
+    assert main(["convert", "from-peft", str(tmp_path / "three"), str(folder / "peft"), str(tmp_path / "run")]) == 0
+    assert shares(tmp_path / "run", pixels) == shares(folder / "run", pixels)
 
 
 def mistaken(folder, tmp_path, **changes):

@@ -68,7 +68,8 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
 def with_head(
     folder: Path, config: Mapping[str, Any], model: Multimodal, params: Params
 ) -> tuple[Multimodal, Params, set[str]]:
-    """The base as the class that the adapter was made over, where that has a head which the base has not and the adapter has.
+    """The base as the class that the adapter was made over, where that has a head which the base has not, or has for another
+    number of classes, and the adapter has.
 
     Returns:
       The model, its parameters, and the paths that are zeros until the adapter fills them.
@@ -79,9 +80,12 @@ def with_head(
     end = ends.get(config.get("task_type") or "")
     named = asked if asked in family.models else next((name for name in family.models if end and name.endswith(end)), "")
     heads = {name: shape for name, shape in tensor_shapes(folder).items() if name in ("classifier.weight", "score.weight")}
-    if not named or named == family.architecture(model) or not heads:
+    if not named or not heads:
         return model, params, set()
     count = next(iter(heads.values()))[0]
+    own = [getattr(head, "classes", 0) for name, head in model.heads.items() if name in ("classes", "token_classes")]
+    if named == family.architecture(model) and own == [count]:
+        return model, params, set()
     known = json.loads(metadata(folder).get("labels", "[]"))
     labels = {str(i): known[i] if len(known) == count else f"LABEL_{i}" for i in range(count)}
     said = family.config(explicit(model)) | {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
