@@ -128,6 +128,11 @@ def is_adapter(path: str) -> bool:
     return path.rpartition("/")[2] in LEAVES
 
 
+def is_dropout(path: str) -> bool:
+    """Whether a leaf is the rate of an adapter's dropout."""
+    return path.endswith("/lora_dropout")
+
+
 def base_of(params: Params) -> Params:
     """The model's own parameters."""
     return nested({path: leaf for path, leaf in leaves_by_path(params).items() if not is_adapter(path)})

@@ -61,8 +61,8 @@ def to_peft(words: list[str], usage: str, say: Say) -> int:
     source, target = _folders(words, usage, 2)
     from mmjax.convert.peft.to_peft import to_peft as convert
 
-    architecture, numbers = convert(source, target, own.base)
-    say(f"{target}: an adapter of {architecture}, {numbers:,} numbers")
+    architecture, numbers, below = convert(source, target, own.base)
+    say(f"{target}: an adapter of {architecture}, {numbers:,} numbers, over the model of {below}")
     return 0
 
 

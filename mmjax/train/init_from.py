@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmjax.adapt import adapted, base_of, is_adapter, merged
+from mmjax.adapt import adapted, base_of, is_adapter, is_dropout, merged
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
 from mmjax.core.types import Array, Params
@@ -47,10 +48,13 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     params, resized = resize_positions(params, there, e.model)
     resized = [path for path in resized if not match_any(e.init_fresh, path)]
     target = leaves_by_path(state.params)
-    if spare := [path for path in leaves_by_path(params) if is_adapter(path) and path not in target]:
+    spare = [path for path in leaves_by_path(params) if is_adapter(path) and path not in target and not is_dropout(path)]
+    if spare:
         say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
         params = merged(params)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
+    loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
+    _check_scales(loaded, target)
     _check_frozen(setup, new)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
@@ -60,6 +64,7 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         say(f"  {path} was resized from images of {_size(sizes[0])} to {_size(sizes[1])}")
     if run is not None:
         about = {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left, "resized": resized}
+        about["merged"] = bool(spare)
         run.write_json("init_from.json", about)
     taken = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
@@ -79,6 +84,16 @@ def _begun(setup: Setup, params: Params, new: Sequence[str]) -> Params:
     make = functools.partial(adapted, e.model, adapt=e.adapt, key=adapter_key(jnp.uint32(e.seed)))
     begun = leaves_by_path(jax.jit(make, out_shardings=layout)(base_of(params)))
     return map_with_path(lambda path, x: begun[path] if path in new else x, params)
+
+
+def _check_scales(loaded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises UserError where an adapter would go on with another scale than it was trained with."""
+    for path, there in loaded.items():
+        if path.endswith("/lora_scale") and not np.allclose(there, own[path]):
+            raise UserError(
+                f"init_from: {path} is {np.asarray(there).tolist()} there and {np.asarray(own[path]).tolist()} by adapt: give "
+                "LoRA the r, alpha and rslora that it was trained with, or merge it first (mmjax convert to-hf)"
+            )
 
 
 def _check_frozen(setup: Setup, new: Sequence[str]) -> None:

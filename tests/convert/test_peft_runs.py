@@ -20,6 +20,7 @@ from mmjax.cli import main
 from mmjax.convert import load_classifier
 from mmjax.core.trees import leaves_by_path
 from mmjax.data import Data, Digits, Normalise, Resize
+from mmjax.models.forward import BoundForward
 from mmjax.objectives import Classification
 from mmjax.train import AdamW, Checkpoint, Experiment, Log, Task, train
 
@@ -147,6 +148,39 @@ def test_a_base_of_other_classes_takes_the_adapters_own(folder, pixels, tmp_path
     shutil.copyfile(folder / "hf" / "preprocessor_config.json", tmp_path / "three" / "preprocessor_config.json")
     assert main(["convert", "from-peft", str(tmp_path / "three"), str(folder / "peft"), str(tmp_path / "run")]) == 0
     assert shares(tmp_path / "run", pixels) == shares(folder / "run", pixels)
+
+
+def test_a_classifier_of_texts_over_its_bare_base(tmp_path):
+    """peft's SEQ_CLS brings the classifier; the pooler, which is part of our head, is the base's own."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=40, num_labels=3, max_position_embeddings=16, **SIZES)
+    hf = transformers.BertForSequenceClassification(config).eval()
+    hf.bert.save_pretrained(tmp_path / "hf")
+    with strict():
+        lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+        model = peft.get_peft_model(copy.deepcopy(hf), lora).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape))
+    model.save_pretrained(tmp_path / "peft")
+    assert main(["convert", "from-peft", str(tmp_path / "hf"), str(tmp_path / "peft"), str(tmp_path / "run")]) == 0
+    ours, params = mmjax.load(tmp_path / "run")
+    ids = np.arange(5, 25).reshape(2, 10).astype(np.int32)
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor(ids).long()).logits.numpy()
+    np.testing.assert_allclose(BoundForward(ours, params, {"text": ids}).head("classes"), theirs, atol=2e-5)
+
+
+def test_what_nobody_else_has_is_no_adapters_base(folder, tmp_path, capsys):
+    """A run that adapts its own random beginning; and one over another adapter says over what."""
+    train(experiment(folder / "base", init_from="", init_fresh=(), steps=1), tmp_path / "random")
+    train(experiment(folder / "run", adapt={"*/mlp/*": LoRA(r=2)}, steps=1), tmp_path / "second")
+    capsys.readouterr()
+    assert main(["convert", "to-peft", str(tmp_path / "random"), str(tmp_path / "new")]) == 2
+    assert "its own random beginning" in capsys.readouterr().err
+    assert main(["convert", "to-peft", str(tmp_path / "second"), str(tmp_path / "new")]) == 0
+    assert "over the model of" in (said := capsys.readouterr().out) and "merged in (to-hf writes it)" in said
 
 
 def mistaken(folder, tmp_path, **changes):

@@ -147,6 +147,19 @@ def test_an_adapted_run_answers_and_goes_on_as_another_or_without_adapters(base,
         np.testing.assert_allclose(found[path], leaf, atol=1e-6, err_msg=path)
 
 
+def test_an_adapter_goes_on_with_its_own_scale_or_not_at_all(base, tmp_path):
+    train(made(init_from=str(base), steps=1, evaluate={}), tmp_path / "run")
+    other = {**ADAPT, "encoders_image/*/attention/*": LoRA(r=3, alpha=12, dropout=0.1)}
+    with pytest.raises(UserError, match=r"attention/k/lora_scale is \[2.0, 2.0, 2.0\] there and \[4.0, 4.0, 4.0\] by adapt"):
+        train(made(init_from=str(tmp_path / "run"), adapt=other), tmp_path / "other")
+    dry = {**ADAPT, "encoders_image/*/attention/*": LoRA(r=3, alpha=6)}  # dropout is training's alone
+    still = made(init_from=str(tmp_path / "run"), adapt=dry, steps=1, evaluate={}, optimizer=SGD(learning_rate=0.0))
+    train(still, tmp_path / "dry")
+    before, after = (leaves_by_path(mmjax.load(tmp_path / name)[1]) for name in ("run", "dry"))
+    assert before.keys() - after.keys() == {path for path in before if path.endswith("lora_dropout")} != set()
+    assert all((np.asarray(before[path]) == np.asarray(after[path])).all() for path in after)
+
+
 def test_a_new_head_that_nothing_trains_is_one_line(base, tmp_path):
     said = made(init_from=str(base), init_fresh=("heads_classes/*",), optimizer=AdamW())
     with pytest.raises(

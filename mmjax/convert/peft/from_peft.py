@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.adapt import BitFit, Norms
 from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, run_at, save_params
-from mmjax.convert.family import explicit
-from mmjax.convert.huggingface import build_model, family_of
+from mmjax.convert.family import Family, explicit
+from mmjax.convert.huggingface import build_model, family_of, match_names, tensors
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
 from mmjax.convert.peft.reading import by_module, metadata, methods, read_config, tensor_shapes
@@ -90,10 +91,32 @@ def with_head(
     labels = {str(i): known[i] if len(known) == count else f"LABEL_{i}" for i in range(count)}
     said = family.config(explicit(model)) | {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
     other = build_model(said | {"architectures": [named]})[1]
-    have, want = leaves_by_path(params), leaves_by_path(param_shapes(other))
-    empty = {path for path in want if path not in have or have[path].shape != want[path].shape}
-    leaves = {path: jnp.zeros(leaf.shape, leaf.dtype) if path in empty else have[path] for path, leaf in want.items()}
-    return other, nested(leaves), empty
+    return other, *_as_class(family, model, params, other, named)
+
+
+def _as_class(family: Family, model: Multimodal, params: Params, other: Multimodal, named: str) -> tuple[Params, set[str]]:
+    """The parameters of another class of the same family: those that both have, by HuggingFace's names, and zeros; and the
+    paths of the zeros."""
+    plan, read = tensors(model, params)
+    shapes = dict(plan)
+    rows = family.rows(other, named)
+    files, _ = match_names(family, [name for row in rows for name in row.names()], tuple(shapes))
+    leaves: dict[str, Any] = {
+        path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves_by_path(param_shapes(other)).items()
+    }
+    empty = set(leaves) - set(family.constants)
+    for row in rows:
+        own = [leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours]
+        if any(shapes.get(files.get(name, "")) != row.their_shape(own) for name in row.names()):
+            continue
+        for layer, name in enumerate(row.names()):
+            for path, part in zip(row.ours, row.split(read(files[name]), own), strict=True):
+                leaves[path][layer if row.depth else ...] = part
+        empty -= set(row.ours)
+    for path, value in family.constants.items():
+        if path in leaves and path not in {path for row in rows for path in row.ours}:
+            leaves[path][...] = value
+    return nested({path: jnp.asarray(leaf) for path, leaf in leaves.items()}), empty
 
 
 def read_adapter(

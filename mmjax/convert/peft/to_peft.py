@@ -35,8 +35,9 @@ TASKS = {
 }
 
 
-def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int]:
-    """Write what adapts a run as a peft folder; the HuggingFace class that it goes with, and how many numbers it holds.
+def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int, str]:
+    """Write what adapts a run as a peft folder; the HuggingFace class that it goes with, how many numbers it holds, and over
+    which run's model.
 
     Args:
       base: what `base_model_name_or_path` says, the model to load first: a folder, or a name on a hub.
@@ -54,11 +55,16 @@ def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str
             f"{source}: nothing adapts this run's model (its config has no adapt); mmjax convert to-hf writes it whole"
         )
     about = run.path / "init_from.json"
-    resized = json.loads(about.read_text()).get("resized") if about.is_file() else []
-    if resized:
+    begun = json.loads(about.read_text()) if about.is_file() else {}
+    if begun.get("resized"):
         raise UserError(
-            f"{source}: {resized[0]} was resized from the base's, so peft's user would load another base: write the run whole, "
-            "mmjax convert to-hf"
+            f"{source}: {begun['resized'][0]} was resized from the base's, so peft's user would load another base: write the "
+            "run whole, mmjax convert to-hf"
+        )
+    if e.tasks and not begun:
+        raise UserError(
+            f"{source}: what it adapts is its own random beginning (its config has no init_from), which peft's user has not: "
+            "write the run whole, mmjax convert to-hf"
         )
     whole = prepared(run, model)
     if whole is None:
@@ -69,7 +75,10 @@ def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str
     mark = fingerprint(nested(_adapted_kernels(params, kernels)))
     dropout = max([getattr(method, "dropout", 0.0) for method in e.adapt.values()])
     write_adapter(Path(target), whole.model, whole.architecture, adapter, base, mark, dropout)
-    return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values())
+    below = begun.get("run", "its base") + (
+        " with what adapted that merged in (to-hf writes it)" if begun.get("merged") else ""
+    )
+    return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values()), below
 
 
 def _adapted_kernels(params: Params, kernels: Mapping[str, Any]) -> dict[str, Any]:
