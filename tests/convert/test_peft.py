@@ -15,7 +15,7 @@ FIRSTS = [
     (case, next((m for m in case.models if ("For" in m.name or "LMHead" in m.name) and "Flava" not in m.name), case.models[-1]))
     for case in CASES.values()
 ]
-EVERY = [(case, made) for case in CASES.values() for made in case.models]
+EVERY = [(case, made) for case in CASES.values() for made in case.models if made.name != "FlavaForPreTraining"]
 BARE = ("llama",)  # without biases
 PAIRS = [(case, made, way) for case, made in FIRSTS for way in WAYS if not (way == "bitfit" and case.model_type in BARE)]
 
@@ -49,11 +49,7 @@ def test_peft_opens_what_we_write(case, made, way, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "made"), each(*[(*p, (p[1].name, said(p[1].changes))) for p in EVERY]))
 def test_every_class_takes_lora_both_ways(case, made, tmp_path):
-    if made.name == "FlavaForPreTraining":
-        return  # see above
     check_ours(case, made, "rslora", tmp_path)
-    if made.name == "Dinov2Model" or "swiglu" in said(made.changes):
-        return
     check_theirs(case, made, "rslora", tmp_path / "theirs")
 
 
