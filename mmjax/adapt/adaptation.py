@@ -13,6 +13,7 @@ from mmjax.adapt.method import Given
 from mmjax.adapt.places import TABLE, Place, inner, places_of
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import fold_name
+from mmjax.core.stacked import runs_of
 from mmjax.core.trees import leaves_by_path, match, nested, split_layers
 from mmjax.core.types import Array, Params
 from mmjax.models import Multimodal
@@ -119,8 +120,7 @@ def _layers(path: str, rows: np.ndarray, stacked: bool) -> list[str]:
     path = glob.escape(path)
     if not stacked or rows.all():
         return [path]
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], rows, [False])).astype(int))).reshape(-1, 2)
-    return [f"{path}[{a}:{b}]" for a, b in edges]
+    return [f"{path}[{a}:{b}]" for a, b in runs_of(rows)]
 
 
 def is_adapter(path: str) -> bool:
@@ -138,12 +138,21 @@ def base_of(params: Params) -> Params:
     return nested({path: leaf for path, leaf in leaves_by_path(params).items() if not is_adapter(path)})
 
 
-def merged(params: Params) -> Params:
-    """The parameters of a model without adapters that gives the same results. An output that is tied to an adapted table would
-    change with it, see `check_merge`."""
+def merged(model: Multimodal, params: Params) -> Params:
+    """The parameters of a model without adapters that gives the same results; those of one that has none as they are.
+
+    Raises:
+      UserError: an adapted word table that an output is tied to, which merging would change as well.
+    """
     leaves = leaves_by_path(params)
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
+    if not rooms:
+        return params
+    tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
+    tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
     for room in rooms:
+        if room.endswith("/words") and room.split("/")[0] in tied:
+            raise UserError(f"{room}: the output is tied to this table and was not adapted with it, so they cannot be merged")
         own = {name: leaves.pop(f"{room}/{name}") for name in LEAVES if f"{room}/{name}" in leaves}
         path = f"{room}/kernel" if f"{room}/kernel" in leaves else f"{room}/table"
         stacked = "/layers/" in room

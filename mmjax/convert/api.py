@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.adapt import is_adapter, merged
+from mmjax.adapt import merged
 from mmjax.convert import processor
 from mmjax.convert.export import Whole, class_names, image_sizes, prepare, text_tokenizer
 from mmjax.convert.family import explicit
@@ -23,7 +23,6 @@ from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_g
 from mmjax.convert.towers import towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
-from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
@@ -108,7 +107,7 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     Raises:
       UserError: no HuggingFace class is this model; `path` holds files already.
     """
-    params = without_adapters(model, params)
+    params = merged(model, params)
     if companions is None:
         return write_model(model, params, Path(path))
     return write_model(model, params, Path(path), functools.partial(copy_companions, Path(companions)))
@@ -179,7 +178,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     run = Run(source)
     model, params = load_run(run)
     e, tokenizer, sizes = run.experiment(), *_texts_and_sizes(run)
-    own: Params = without_adapters(model, {name: tree for name, tree in params.items() if name != VARIABLES})
+    own: Params = merged(model, {name: tree for name, tree in params.items() if name != VARIABLES})
     left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
     if (step := run.saved_steps()[-1]) < e.steps and not (run.path / FINISHED).is_file():
         logger.warning("mmjax: %s has come to step %d of %d: this is an unfinished run's model", run.name, step, e.steps)
@@ -204,22 +203,6 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
             companions = functools.partial(_write_companions, run, alone, tower.architecture, model)
             write_model(alone, tower.params, folder / modality, companions)
     return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join([*spare, *left])}
-
-
-def without_adapters(model: Multimodal, params: Params) -> Params:
-    """The parameters with what adapts them merged in.
-
-    Raises:
-      UserError: an adapted word table that an output is tied to, which merging would change as well.
-    """
-    if not any(map(is_adapter, leaves_by_path(params))):
-        return params
-    tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
-    tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
-    for path in leaves_by_path(params):
-        if is_adapter(path) and "/words/" in path and path.split("/")[0] in tied:
-            raise UserError(f"{path}: the output is tied to this table and was not adapted with it, so they cannot be merged")
-    return merged(params)
 
 
 def load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:

@@ -74,3 +74,9 @@ def segments(tree: Any, depth: int) -> list[Run]:
     firsts = {first for leaf in leaves for (first, _), _ in leaf.runs() if first < depth}
     edges = sorted(firsts | {0, depth})
     return list(itertools.pairwise(edges))
+
+
+def runs_of(rows: np.ndarray) -> tuple[Run, ...]:
+    """The runs of True: [T, T, F, T] -> ((0, 2), (3, 4))."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], rows, [False])).astype(int)))
+    return tuple((int(a), int(b)) for a, b in edges.reshape(-1, 2))

@@ -51,7 +51,7 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     spare = [path for path in leaves_by_path(params) if is_adapter(path) and path not in target and not is_dropout(path)]
     if spare:
         say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
-        params = merged(params)
+        params = merged(there, params)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
     _check_scales(loaded, target)

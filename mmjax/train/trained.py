@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mmjax.core.errors import UserError, nearest
-from mmjax.core.stacked import Run, Stacked, joined
+from mmjax.core.stacked import Run, Stacked, joined, runs_of
 from mmjax.core.trees import leaves_by_path, map_with_path, match, nested, split_layers
 from mmjax.core.types import Params
 
@@ -140,7 +140,7 @@ def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> T
         if rows.all():
             whole.add(path)
         elif rows.any():
-            layers[path] = _runs(rows)
+            layers[path] = runs_of(rows)
     if leaves and not whole and not layers:
         raise UserError(f"optimizer.freeze={tuple(freeze)} with train={tuple(train)} leaves nothing to train")
     return Trained(frozenset(whole), layers)
@@ -166,12 +166,6 @@ def _check_pattern(field: str, pattern: str, leaves: Mapping[str, Any]) -> None:
         raise UserError(f"{field}: {pattern!r} names layers, and what it matches has none; one is {paths[0]!r}")
     if not any(range(depth)[some] for depth in depths):
         raise UserError(f"{field}: {pattern!r} names none of the {max(depths)} layers that there are")
-
-
-def _runs(rows: np.ndarray) -> tuple[Run, ...]:
-    """The runs of True: [T, T, F, T] -> ((0, 2), (3, 4))."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], rows, [False])).astype(int)))
-    return tuple((int(a), int(b)) for a, b in edges.reshape(-1, 2))
 
 
 def _gaps(runs: Sequence[Run], depth: int) -> list[Run]:

@@ -62,3 +62,15 @@ def differ(case, batch, one, other):
     """Whether any answer is another one."""
     ours, theirs = counting(case, batch, one), counting(case, batch, other)
     return any(ours[n].shape != x.shape or np.abs(ours[n] - x).max() > 1e-4 * np.abs(x).max() for n, x in theirs.items())
+
+
+def weighted_sum(case, made, hf, batch):
+    """A loss of their answers, those that count, and the weights that it sums them by."""
+    answers, rng = case.theirs(made, hf, batch), np.random.default_rng(0)
+    weights = {name: rng.normal(size=tuple(x.shape)).astype(np.float32) for name, x in answers.items()}
+    for name, x in answers.items():
+        where = case.real(name, batch, x.shape[1])
+        if where is not None:
+            weights[name] = (weights[name][:, : where.shape[1]].T * where.T).T
+    their_loss = sum((answers[n][:, : w.shape[1]] * torch.tensor(w)).sum() for n, w in weights.items())
+    return their_loss, weights

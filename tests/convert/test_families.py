@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from cases import given, layered, picture
-from checks import check_answers, check_folder, each, expected, plain, said
+from checks import check_answers, check_folder, each, expected, plain, said, weighted_sum
 from families import CASES
 from parity import assert_close, check_gradient, compiled, explain, hf_named, round_trip, save
 
@@ -78,13 +78,7 @@ def test_the_gradient_and_a_step_with_it(case, tmp_path):
     if case.loss:
         their_loss, our_loss = case.loss[0](theirs, batch), lambda p: case.loss[1](model, p, batch)
     else:
-        answers, rng = case.theirs(case.gradient, theirs, batch), np.random.default_rng(0)
-        weights = {name: rng.normal(size=tuple(x.shape)).astype(np.float32) for name, x in answers.items()}
-        for name, x in answers.items():
-            where = case.real(name, batch, x.shape[1])
-            if where is not None:
-                weights[name] = (weights[name][:, : where.shape[1]].T * where.T).T
-        their_loss = sum((answers[n][:, : w.shape[1]] * torch.tensor(w)).sum() for n, w in weights.items())
+        their_loss, weights = weighted_sum(case, case.gradient, theirs, batch)
 
         def our_loss(p):
             found = case.ours(model, p, batch, tuple(weights))

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
-from checks import each
+from checks import each, weighted_sum
 from families import CASES
 from parity import compiled, save
 from peft_cases import read, theirs
@@ -29,18 +28,6 @@ PAIRS = [
 ]
 
 
-def loss_of(case, made, hf, batch):
-    """Both sides' weighted sum of the answers."""
-    answers, rng = case.theirs(made, hf, batch), np.random.default_rng(0)
-    weights = {name: rng.normal(size=tuple(x.shape)).astype(np.float32) for name, x in answers.items()}
-    for name, x in answers.items():
-        where = case.real(name, batch, x.shape[1])
-        if where is not None:
-            weights[name] = (weights[name][:, : where.shape[1]].T * where.T).T
-    their_loss = sum((answers[n][:, : w.shape[1]] * torch.tensor(w)).sum() for n, w in weights.items())
-    return their_loss, weights
-
-
 def named(model, architecture, tree, trained):
     """A tree like the parameters under peft's names."""
     found = file_tensors(family_of(model), architecture, adapter_of(model, architecture, tree, trained))
@@ -62,7 +49,7 @@ def test_gradients_and_a_step(case, way, tmp_path):
     begun = trained_of((*trained_patterns(model, adapt), *beside), (), params)
     # peft's own float32 gradients are up to 7e-6 from its float64 ones (ours 3e-6), so those are what we are held against.
     double = {key: x.astype(np.float64) if x.dtype == np.float32 else x for key, x in batch.items()}
-    their_loss, weights = loss_of(case, case.gradient, own.double().base_model.model, double)
+    their_loss, weights = weighted_sum(case, case.gradient, own.double().base_model.model, double)
     their_loss.backward()
 
     def our_loss(leaves):

@@ -141,7 +141,7 @@ def test_an_adapted_run_answers_and_goes_on_as_another_or_without_adapters(base,
     plain = tmp_path / "plain"  # merged where the next model has none
     train(made(init_from=str(first), adapt={}, steps=1, evaluate={}, optimizer=SGD(learning_rate=0.0)), plain)
     assert "is merged into its parameters" in capsys.readouterr().err
-    expected, found = leaves_by_path(merged(params)), leaves_by_path(mmjax.load(plain)[1])
+    expected, found = leaves_by_path(merged(tiny.small_model(depth=3), params)), leaves_by_path(mmjax.load(plain)[1])
     assert expected.keys() == found.keys()
     for path, leaf in expected.items():
         np.testing.assert_allclose(found[path], leaf, atol=1e-6, err_msg=path)

@@ -111,7 +111,7 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
     elif kinds or not norms_alone(more):
         adapter = lora(names, leaves)
     else:
-        adapter = Adapter({}, {"peft_type": "LN_TUNING", "target_modules": []})
+        adapter = Adapter({}, {"peft_type": "LN_TUNING"})
     return with_trained(adapter, rows, leaves, more, architecture)
 
 
