@@ -313,6 +313,16 @@ MUTATIONS = (
              "mmjax/evaluate/zero_shot.py", "tests/evaluate/test_zero_shot*.py",
              "for name in classes for template in templates]",
              "for template in templates for name in classes]"),
+    # what is kept narrow
+    Mutation("unscaled_kernel", "whole numbers are multiplied by without their scales",
+             "mmjax/nn/linear.py", "tests/nn/test_narrow.py",
+             "return y if scale is None else (y", "return y if True else (y"),
+    Mutation("narrow_taken_for_wide", "a run that starts from a narrow one takes whole numbers for kernels",
+             "mmjax/train/init_from.py", "tests/train/test_narrow.py -k starts",
+             "resize_positions(wide(params), there, e.model)", "resize_positions(params, there, e.model)"),
+    Mutation("scales_are_trained", "the scales of frozen kernels are trained where a pattern matches them",
+             "mmjax/train/trained.py", "tests/train/test_narrow.py -k scales",
+             "(freeze, False), (NEVER, False))", "(freeze, False), ((UNREAD,), False))"),
     # adapt
     Mutation("lora_unscaled", "a rank that fills a stack's padding scales by the largest rank, not by its own",
              "mmjax/adapt/lora.py", "tests/adapt",

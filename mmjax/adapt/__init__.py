@@ -4,7 +4,7 @@ A new method is one file, one line here, one test: a frozen dataclass that says 
 (`adapt.method`); what those do to a kernel stands in `nn.adapters`.
 """
 
-from mmjax.adapt.adaptation import adapted, base_of, is_adapter, is_dropout, merged, trained_patterns
+from mmjax.adapt.adaptation import adapted, base_of, is_adapter, is_dropout, merged, trained_patterns, wide
 from mmjax.adapt.existing import BitFit, Norms
 from mmjax.adapt.ia3 import IA3
 from mmjax.adapt.lora import LoRA
@@ -25,4 +25,5 @@ __all__ = [
     "is_dropout",
     "merged",
     "trained_patterns",
+    "wide",
 ]

@@ -19,6 +19,7 @@ from mmjax.core.types import Array, Params
 from mmjax.models import Multimodal
 from mmjax.models.multimodal import param_shapes
 from mmjax.nn.adapters import LEAVES
+from mmjax.nn.narrow import SCALE, widened
 
 ALL_LINEAR = "all-linear"
 
@@ -77,7 +78,8 @@ def adapted(model: Multimodal, params: Params, adapt: Mapping[str, Any], key: Ar
     leaves = leaves_by_path(params)
     for path, given in given_places(adapt, places).items():
         place = places[path]
-        made = given[0].method.leaves(place, given, leaves[path], fold_name(key, path))
+        kernel = widened(leaves[path], leaves.get(f"{place.room}/{SCALE}"), bool(place.layers))
+        made = given[0].method.leaves(place, given, kernel, fold_name(key, path))
         leaves |= {f"{place.room}/{name}": leaf for name, leaf in made.items()}
     return nested(leaves)
 
@@ -133,21 +135,31 @@ def is_dropout(path: str) -> bool:
     return path.endswith("/lora_dropout")
 
 
+def wide(params: Params) -> Params:
+    """The same parameters, with what is kept narrow among float32 ones (`nn.narrow`) in float32 as well."""
+    leaves = leaves_by_path(params)
+    if all(x.dtype != jnp.float32 for x in leaves.values()):  # someone's own choice, and not a frozen base's
+        return params
+    for path in [path for path in leaves if path.endswith(f"/{SCALE}")]:
+        room = path.rpartition("/")[0]
+        leaves[f"{room}/kernel"] = widened(leaves[f"{room}/kernel"], leaves.pop(path), "/layers/" in path)
+    return nested({path: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for path, x in leaves.items()})
+
+
 def base_of(params: Params) -> Params:
     """The model's own parameters."""
     return nested({path: leaf for path, leaf in leaves_by_path(params).items() if not is_adapter(path)})
 
 
 def merged(model: Multimodal, params: Params) -> Params:
-    """The parameters of a model without adapters that gives the same results; those of one that has none as they are.
+    """The parameters of a model without adapters that gives the same results; those of one that has none as they are, but for
+    what is kept narrow among float32 ones.
 
     Raises:
       UserError: an adapted word table that an output is tied to, which merging would change as well.
     """
-    leaves = leaves_by_path(params)
+    leaves = leaves_by_path(wide(params))
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
-    if not rooms:
-        return params
     tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
     tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
     for room in rooms:

@@ -21,6 +21,7 @@ from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
 from mmjax.models.parts import declared, gather, key_of
+from mmjax.nn.narrow import SCALE
 from mmjax.parallel.mesh import platform
 
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
@@ -28,6 +29,7 @@ VARIABLES = "variables"  # beside the parameters, what modules keep that no grad
 FLOAT32 = (
     *("*/norm/scale", "*/norm/bias", "*/*_norm/scale", "*/*_norm/bias"),
     *("*/scale_logit", "*/bias_logit", "*/mix"),
+    *(f"*/{SCALE}", "*/lora_scale", "*/lora_dropout", "*/dora_magnitude"),
 )
 
 
@@ -45,12 +47,14 @@ def compute_dtype(dtype: str) -> jnp.dtype:
 
 
 def cast_params(params: Params, dtype: jnp.dtype) -> Params:
-    """Parameters in the compute dtype, all but norms' and learned scalars'."""
-    if dtype == jnp.float32:
-        return params
+    """Parameters in the compute dtype, all but norms' and learned scalars'; and kernels that are kept narrower, which the layer
+    that uses them widens, one at a time."""
 
     def cast(path: str, leaf: Any) -> Any:  # a leaf in parts has the one name
-        return leaf if match_any(FLOAT32, path) else jax.tree.map(lambda x: x.astype(dtype), leaf)
+        narrow = path.endswith("/kernel") and all(x.dtype.itemsize < dtype.itemsize for x in jax.tree.leaves(leaf))
+        if narrow or match_any(FLOAT32, path):
+            return leaf
+        return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), leaf)
 
     return map_with_path(cast, params, is_leaf=is_stacked)
 

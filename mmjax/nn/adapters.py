@@ -50,8 +50,8 @@ def low_rank(module: nn.Module, x: Array, y: Array, kernel: Array, axes: int, mu
     a, b, scale = factors
     dropped = _dropped(module, x)
     z = x if dropped is None else dropped
-    inner = multiply(z, a.astype(x.dtype), axes).astype(x.dtype) * scale.astype(x.dtype)
-    delta = multiply(inner, b.astype(x.dtype), 1)
+    inner = multiply(z, a.astype(x.dtype), axes).astype(jnp.float32) * scale  # not rounded to bfloat16
+    delta = multiply(inner.astype(x.dtype), b.astype(x.dtype), 1)
     magnitude = _leaf(module, "dora_magnitude")
     if magnitude is None:
         return y + delta
@@ -64,9 +64,9 @@ def low_rank(module: nn.Module, x: Array, y: Array, kernel: Array, axes: int, mu
 
 
 def column_lengths(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
-    """[out...]: the length of each column of kernel + scale A B."""
+    """[out...] float32: the length of each column of kernel + scale A B."""
     axes = a.ndim - 1
-    whole = kernel + scale * jnp.tensordot(a, b, 1)
+    whole = kernel + scale * jnp.tensordot(a.astype(jnp.float32), b.astype(jnp.float32), 1)
     return jnp.sqrt(jnp.sum(jnp.square(whole), tuple(range(axes))))
 
 

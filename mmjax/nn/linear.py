@@ -12,6 +12,7 @@ import jax
 
 from mmjax.core.types import Array
 from mmjax.nn.adapters import low_rank, scaled_input, scaled_output
+from mmjax.nn.narrow import SCALE, widened
 from mmjax.nn.product import product
 from mmjax.parallel.mesh import axis_size, platform
 
@@ -33,7 +34,7 @@ class Linear(nn.Module):
 
     Parameters `kernel` [*x.shape[-axes:], *features] and `bias` [*features], float32; computed in the dtype of x. With
     `float32` the sums of those products are kept as they are, not rounded to that dtype: for logits, and whatever a loss reads.
-    What adapters have put beside the kernel acts as `nn.adapters` says.
+    What adapters have put beside the kernel acts as `nn.adapters` says; a kernel that is kept narrow is as `nn.narrow` says.
     """
 
     features: int | tuple[int, ...]
@@ -49,11 +50,20 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
         multiply = functools.partial(_multiply, dtype=jax.numpy.float32 if self.float32 else None)
         x = scaled_input(self, x, self.axes)
-        y = low_rank(self, x, multiply(x, kernel.astype(x.dtype), self.axes), kernel, self.axes, multiply)
+        scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
+        y = low_rank(
+            self, x, _narrow(multiply, x, kernel, scale, self.axes), widened(kernel, scale, False), self.axes, multiply
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features)
             y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
         return scaled_output(self, y, len(features))
+
+
+def _narrow(multiply: Callable[..., Array], x: Array, kernel: Array, scale: Array | None, axes: int) -> Array:
+    """x times the kernel; of int8 numbers the sums are scaled, and not each number of the kernel."""
+    y = multiply(x, kernel if kernel.dtype.itemsize < x.dtype.itemsize else kernel.astype(x.dtype), axes)
+    return y if scale is None else (y.astype(scale.dtype) * scale[(None,) * (y.ndim - scale.ndim)]).astype(y.dtype)
 
 
 def by_table(x_BTD: Array, table_VD: Array) -> Array:

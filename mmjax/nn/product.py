@@ -26,10 +26,12 @@ def product(a: Array, b: Array, dims: Dims, dtype: Any = None) -> Array:
     In float32 it is that function itself. Of narrower numbers, the derivative's products take the cotangent in their dtype too,
     as all hardware wants it, also where the result is float32. What else is done for bfloat16 is done on the CPU, see `_sums`.
 
-    Nothing is kept or computed for the derivative by an argument that is not differentiated.
+    Nothing is kept or computed for the derivative by an argument that is not differentiated. `b` may be kept narrower than `a`
+    (`nn.narrow`); it is widened here, and again for the derivative.
     """
-    assert a.dtype == b.dtype, (a.dtype, b.dtype)
     dtype = jnp.dtype(dtype or a.dtype)
+    if a.dtype != b.dtype:
+        return _by_kept(a, b, dims, dtype)
     if a.dtype == jnp.float32 or (dtype == a.dtype and not (platform() == "cpu" and multiplies_bfloat16())):
         return jax.lax.dot_general(a, b, dims, preferred_element_type=dtype)
     return _narrow(a, b, dims, dtype)
@@ -66,6 +68,27 @@ def _backward(dims: Dims, dtype: Any, saved: tuple[Array | None, Array | None], 
 
 
 _narrow.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_kept(a: Array, b: Array, dims: Dims, dtype: Any) -> Array:
+    assert b.dtype.itemsize < a.dtype.itemsize, (a.dtype, b.dtype)
+    return product(a, b.astype(a.dtype), dims, dtype)
+
+
+def _forward_by_kept(a: Any, b: Any, dims: Dims, dtype: Any) -> tuple[Array, tuple[Any, ...]]:
+    # The narrow one is kept: a loop would otherwise keep the wide kernels of all its layers for the derivative.
+    saved = (a.value if b.perturbed else None, b.value, jnp.zeros((), a.value.dtype))
+    return _by_kept(a.value, b.value, dims, dtype), saved
+
+
+def _backward_by_kept(dims: Dims, dtype: Any, saved: tuple[Any, ...], g: Any) -> tuple[Array | None, Array | None]:
+    a, b, like = saved
+    by_a, by_b = _backward(dims, dtype, (a, b.astype(like.dtype)), g)
+    return by_a, None if by_b is None else by_b.astype(b.dtype)
+
+
+_by_kept.defvjp(_forward_by_kept, _backward_by_kept, symbolic_zeros=True)
 
 
 def _sums(a: Array, b: Array, dims: Dims, dtype: Any) -> Array:

@@ -65,7 +65,7 @@ OWN: tuple[tuple[str, P], ...] = (
 
 
 def _adapters_of(pattern: str, spec: P) -> list[tuple[str, P]]:
-    """Rows of what adapters put beside a kernel or a table (`nn.adapters`): its dims are split as there, the rank is not."""
+    """Rows of what lies beside a kernel or a table (`nn.adapters`, `nn.narrow`): dims are split as there, the rank is not."""
     room, _, name = pattern.rpartition("/")
     if name not in ("kernel", "table") or room.endswith("/fixed_position"):
         return []
@@ -75,6 +75,7 @@ def _adapters_of(pattern: str, spec: P) -> list[tuple[str, P]]:
     found = [("lora_a", first), ("lora_b", second)]
     if name == "kernel":
         found += [("lora_a0", first), ("lora_b0", second)]
+        found += [("kernel_scale", P(*dims[axes:]))]  # `nn.narrow`
         found += [("dora_magnitude", P(*dims[axes:])), ("ia3_in", P(*dims[:axes])), ("ia3_out", P(*dims[axes:]))]
     return [(f"{room}/{leaf}", own) for leaf, own in found]
 

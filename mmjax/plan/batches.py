@@ -48,10 +48,11 @@ def from_model(experiment: Experiment, name: str) -> Spec:
     rows = data.batch_size
     read = {key for task in experiment.tasks.values() if task.data == name for key in read_by(experiment.model, task.objective)}
     spec: Spec = {}
+    written = [decoder.writes for decoder in experiment.model.decoders.values() if hasattr(decoder, "writes")]
+    if {"text"} & {*encoders, *written} and read & {"text", "text_mask"}:
+        spec |= {"text": ((rows, data.max_length), "int32"), "text_mask": ((rows, data.max_length), "bool")}
     for modality in encoders:
-        if modality == "text" and read & {"text", "text_mask"}:
-            spec |= {"text": ((rows, data.max_length), "int32"), "text_mask": ((rows, data.max_length), "bool")}
-        elif modality in read:
+        if modality in read and modality != "text":
             example = example_of(encoders[modality])[""]
             spec[modality] = ((rows, *example.shape[1:]), str(example.dtype))
     if "text_segments" in read:

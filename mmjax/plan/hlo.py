@@ -17,6 +17,7 @@ MAX_TRIPS = 100_000
 
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
+_CLOSED = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _NAMES = re.compile(r"%([\w.\-]+)")
 _CALLED = ("calls", "to_apply", "body", "condition", "branch_computations", "true_computation", "false_computation")
@@ -169,13 +170,12 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     instructions: dict[str, Instruction] = {}
     name = entry = ""
-    for line in text.splitlines():
-        if name and line.startswith("}"):
+    for line in _whole_lines(text):
+        if name and _CLOSED.match(line):
             computations[name] = Computation(name, instructions)
             name, instructions = "", {}
         elif name:
-            instruction = _instruction(line)
-            if instruction is not None:
+            if instruction := _instruction(line):
                 instructions[instruction.name] = instruction
         elif header := _COMPUTATION.match(line):
             name = header[2]
@@ -183,6 +183,18 @@ def parse(text: str) -> Module:
     if not entry:
         raise ValueError("no ENTRY computation in this text: is it what compiled.as_text() gives?")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """The lines of a program. A kernel's notes may be printed with line breaks in them: those are one with what is before."""
+    whole = ""
+    for line in text.splitlines():
+        if whole and not (_INSTRUCTION.match(line) or _COMPUTATION.match(line) or _CLOSED.match(line)):
+            whole += f" {line}" if _INSTRUCTION.match(whole) else ""
+            continue
+        yield whole
+        whole = line
+    yield whole
 
 
 def executed(module: Module, weigh: Callable[[Computation, Instruction], int]) -> list[Executed]:

@@ -128,6 +128,8 @@ class Experiment:
       init_fresh: patterns of parameters that are initialised anew all the same.
       adapt: pattern of kernels -> how they are adapted (`mmjax.adapt`): what that adds is trained, and the rest stays as it is
         but for what `optimizer.train` names. Several at once, one a tower, are several patterns.
+      frozen_dtype: what the kernels and tables that are frozen are kept in: `float32`, `bfloat16`, or `int8` with a scale for
+        each output of a kernel (tables then in bfloat16). A quarter of the memory, and rounded once: see `train.narrow`.
     """
 
     model: Any = setting({"multimodal": Multimodal})
@@ -150,6 +152,7 @@ class Experiment:
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
     adapt: Mapping[str, Any] = setting(METHODS, default_factory=dict)
+    frozen_dtype: str = "float32"
 
     @functools.cached_property
     def updating(self) -> Optimizer:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.adapt import adapted, base_of, is_adapter, is_dropout, merged
+from mmjax.adapt import adapted, base_of, is_adapter, is_dropout, merged, wide
+from mmjax.adapt.places import Place
 from mmjax.core.errors import UserError, nearest
-from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any
+from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any, nested
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import position_tables, resize_positions
+from mmjax.nn.narrow import SCALE
+from mmjax.parallel.rules import place
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.narrow import narrow_places, narrowed
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, task_shapes
 from mmjax.train.state import State, adapter_key, task_variables, together
@@ -41,11 +44,13 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     step = kept.best_step()
     if step is None:
         raise UserError(f"init_from={source.name}: the run has no checkpoint")
-    params, _ = kept.params(step, setup.mesh)
+    # What is to be kept narrow may not fit on a device before it is.
+    narrow = narrow_places(e.model, setup.trained(), e.frozen_dtype)
+    params, _ = kept.params(step, None if narrow else setup.mesh)
     variables = params.get(VARIABLES, {})
     params = {name: tree for name, tree in params.items() if name != VARIABLES}
     there = source.experiment().model
-    params, resized = resize_positions(params, there, e.model)
+    params, resized = resize_positions(wide(params), there, e.model)
     resized = [path for path in resized if not match_any(e.init_fresh, path)]
     target = leaves_by_path(state.params)
     spare = [path for path in leaves_by_path(params) if is_adapter(path) and path not in target and not is_dropout(path)]
@@ -54,6 +59,12 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         params = merged(there, params)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
+    new = [path for path in new if not path.endswith(f"/{SCALE}")]
+    if stuck := [path for path in new if path in narrow]:
+        raise UserError(
+            f"init_from: {stuck[0]} is new ({len(stuck)} such in all) and nothing trains it, so frozen_dtype="
+            f"{e.frozen_dtype!r} has nothing to keep: name it in optimizer.train"
+        )
     _check_scales(loaded, target)
     _check_frozen(setup, new)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
@@ -66,10 +77,8 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
         about = {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left, "resized": resized}
         about["merged"] = bool(spare)
         run.write_json("init_from.json", about)
-    taken = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(loaded.get(jax.tree_util.keystr(path, simple=True, separator="/"), x), x.sharding),
-        state.params,
-    )
+    found = {path: x for own in _kept(loaded, narrow, e.frozen_dtype) for path, x in own.items()}
+    taken = map_with_path(lambda path, x: _placed(setup.mesh, path, found[path], x) if path in found else x, state.params)
     taken = _begun(setup, taken, [path for path in new if is_adapter(path)])
     own = setup.trained().of(taken) if state.ema else {}
     state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
@@ -80,10 +89,29 @@ def _begun(setup: Setup, params: Params, new: Sequence[str]) -> Params:
     """The parameters, of which those of adapters that are new begin anew, with what was loaded beside them."""
     if not new:
         return params
-    e, layout = setup.experiment, jax.tree.map(lambda x: x.sharding, params)
-    make = functools.partial(adapted, e.model, adapt=e.adapt, key=adapter_key(jnp.uint32(e.seed)))
-    begun = leaves_by_path(jax.jit(make, out_shardings=layout)(base_of(params)))
-    return map_with_path(lambda path, x: begun[path] if path in new else x, params)
+    e, layout = setup.experiment, {path: x.sharding for path, x in leaves_by_path(params).items() if path in new}
+
+    def begin(base: Params) -> dict[str, Any]:
+        whole = leaves_by_path(adapted(e.model, base, e.adapt, adapter_key(jnp.uint32(e.seed))))
+        return {path: whole[path] for path in layout}
+
+    begun = jax.jit(begin, out_shardings=layout)(base_of(params))
+    return map_with_path(lambda path, x: begun.get(path, x), params)
+
+
+def _kept(loaded: Mapping[str, Any], narrow: Mapping[str, Place], dtype: str) -> Iterator[dict[str, Any]]:
+    """What was loaded as it is kept, one array after another: with int8 kernels come their scales."""
+    for path, x in loaded.items():
+        own = {path: narrow[path]} if path in narrow else {}
+        yield leaves_by_path(narrowed(nested({path: x}), own, dtype))
+
+
+def _placed(mesh: jax.sharding.Mesh, path: str, x: Any, own: Array) -> Array:
+    """An array that was loaded in the place of the model's own."""
+    if not isinstance(x, np.ndarray):
+        return jax.device_put(x, own.sharding)
+    own.delete()  # there need not be room for both
+    return place(mesh, path, x)
 
 
 def _check_scales(loaded: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -221,7 +221,8 @@ def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State
 
     objectives = {name: task.objective for name, task in e.tasks.items()}
     groups = len(set(e.groups()))
-    return init_state(e.model, e.updating, e.steps, e.weighting, weights, seed, groups, objectives, shapes, e.adapt)
+    kept = (e.frozen_dtype, not e.init_from)
+    return init_state(e.model, e.updating, e.steps, e.weighting, weights, seed, groups, objectives, shapes, e.adapt, *kept)
 
 
 def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:

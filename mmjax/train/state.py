@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from mmjax.adapt import adapted
 from mmjax.core.random import fold_name
+from mmjax.core.trees import map_with_path
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.multimodal import Multimodal, init_model
+from mmjax.train.narrow import WIDE, narrow_places, narrowed
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.schedule_free import averaged
 from mmjax.train.trained import Trained
@@ -26,7 +28,7 @@ class State:
 
     Attributes:
       step: [] int32, steps done.
-      params: float32.
+      params: float32, but for what is frozen and kept narrower.
       optimizer: optax's state, for the trained ones of `params` (see `train.trained`).
       weighting: the weighting's state.
       ema: moving average of the trained ones of `params`, or {} when there is none.
@@ -58,6 +60,8 @@ def init_state(
     objectives: Mapping[str, Any] | None = None,
     batches: Mapping[str, Any] | None = None,
     adapt: Mapping[str, Any] | None = None,
+    frozen_dtype: str = WIDE,
+    drawn: bool = True,
 ) -> State:
     """The state before the first step. Parameters depend on the model and the seed alone, whatever tasks it has or adapts it.
 
@@ -67,10 +71,19 @@ def init_state(
       objectives: task -> objective; those that keep variables make them here.
       batches: task -> the shapes of its batches.
       adapt: pattern -> method, what is added to the parameters.
+      frozen_dtype: what the frozen kernels are kept in (`train.narrow`).
+      drawn: whether those kept narrower are drawn; else they are 0, for another run's to take their place: what fits on a
+        device in 8 bits does not while it is being drawn in 32.
     """
     key = jax.random.key(seed)
     params, kept = init_model(model, fold_name(key, "params"))
-    params = adapted(model, params, adapt or {}, adapter_key(seed))
+    narrow = {}
+    if frozen_dtype != WIDE:
+        whole = jax.eval_shape(lambda: adapted(model, params, adapt or {}, adapter_key(seed)))
+        narrow = narrow_places(model, optimizer.trained(whole), frozen_dtype)
+    if not drawn:
+        params = map_with_path(lambda path, x: jnp.zeros_like(x) if path in narrow else x, params)
+    params = narrowed(adapted(model, params, adapt or {}, adapter_key(seed)), narrow, frozen_dtype)
     own = optimizer.trained(params).of(params)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = optimizer.build(params, steps).init(own)

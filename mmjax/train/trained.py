@@ -16,8 +16,10 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.core.stacked import Run, Stacked, joined, runs_of
 from mmjax.core.trees import leaves_by_path, map_with_path, match, nested, split_layers
 from mmjax.core.types import Params
+from mmjax.nn.narrow import SCALE
 
 UNREAD = "unread/*"  # parameters that no forward pass reads: see `Multimodal.unread`
+NEVER = (UNREAD, f"*/{SCALE}")  # never trained, whatever the patterns say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> T
     for path, leaf in leaves.items():
         stacked = "/layers/" in path
         rows = np.zeros(leaf.shape[0] if stacked else 1, bool)
-        for patterns, value in ((train, True), (freeze, False), ((UNREAD,), False)):
+        for patterns, value in ((train, True), (freeze, False), (NEVER, False)):
             for pattern, some in map(split_layers, patterns):
                 if match(pattern, path) and (some is None or stacked):
                     rows[slice(None) if some is None else some] = value

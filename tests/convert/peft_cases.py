@@ -89,7 +89,7 @@ def ours(model: Multimodal, params: Params, adapt: Mapping[str, Any], beside: tu
 def written(model: Multimodal, params: Params, trained: set[str], folder: Path) -> Path:
     """A peft folder of ours."""
     architecture = family_of(model).architecture(model)
-    write_adapter(folder, model, architecture, adapter_of(model, architecture, params, trained), "", "")
+    write_adapter(folder, model, architecture, adapter_of(model, architecture, params, trained), "", {})
     return folder
 
 

@@ -271,3 +271,21 @@ def test_what_peft_has_no_place_for_is_one_line(changes, said, folder, tmp_path,
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_an_adapter_trained_over_a_narrow_base_knows_the_wide_one(dtype, folder, pixels, tmp_path, capsys):
+    """Whole, it gives the run's own answers; over the base as everyone has it, those but for what was rounded."""
+    train(experiment(folder / "base", frozen_dtype=dtype), tmp_path / "run")
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
+    assert main(["convert", "to-peft", str(tmp_path / "run"), str(tmp_path / "peft")]) == 0
+    assert f"kept in {dtype}" in capsys.readouterr().out
+    assert main(["convert", "from-peft", str(folder / "base"), str(tmp_path / "peft"), str(tmp_path / "back")]) == 0
+    own, whole, back = (shares(tmp_path / name, pixels) for name in ("run", "whole", "back"))
+    for mine, merged, other in zip(own, whole, back, strict=True):
+        np.testing.assert_allclose([merged[name] for name in mine], list(mine.values()), atol=2e-6)
+        np.testing.assert_allclose([other[name] for name in mine], list(mine.values()), atol=0.03)
+    torch.manual_seed(1)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")
+    assert main(["convert", "from-peft", str(tmp_path / "other"), str(tmp_path / "peft"), str(tmp_path / "not")]) == 2
+    assert "it was made over a base whose kernels are not these" in capsys.readouterr().err

@@ -134,3 +134,17 @@ def test_the_system_says_what_its_cores_multiply(words, found, tmp_path, monkeyp
     (tmp_path / "cpuinfo").write_text(words)
     assert multiplies_bfloat16() is found
     multiplies_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(("wide", "kept"), [("float32", "int8"), ("float32", "bfloat16"), ("bfloat16", "int8")])
+def test_what_is_kept_narrower_is_widened_here(wide, kept, cores):
+    dims = CASES["rows_by_matrix"][2]
+    a, b = jnp.asarray(drawn((24, 16), 0), wide), jnp.asarray(drawn((16, 32), 1) * 40, kept)
+    one, vjp = jax.vjp(lambda a: product(a, b, dims), a)
+    other, exact = jax.vjp(lambda a: product(a, b.astype(wide), dims), a)
+    g = jnp.asarray(drawn((24, 32), 2), wide)
+    assert (one == other).all() and (vjp(g)[0] == exact(g)[0]).all()
+    if kept == "bfloat16":  # as anyone may differentiate what a run holds
+        by_b = jax.grad(lambda b: product(a, b, dims).sum())(b)
+        assert by_b.dtype == jnp.bfloat16
+        np.testing.assert_allclose(by_b[:, 0], a.sum(0), rtol=1e-2)

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mmjax.adapt import IA3, LoRA, adapted
+from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
@@ -15,6 +16,7 @@ from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import RULES, rows, shardings, spec
 from mmjax.train.config_file import load_config, shipped_configs
+from mmjax.train.narrow import narrowed
 
 AXES = {"data": 1, "fsdp": 4, "tensor": 2}
 
@@ -77,7 +79,8 @@ def shapes(name):
     for adapt in ADAPTED:
         made = functools.partial(adapted, model, adapt=adapt, key=jax.random.key(0))
         leaves |= leaves_by_path(jax.eval_shape(made, own))
-    return nested(leaves)
+    places = places_of(model)
+    return jax.eval_shape(lambda: narrowed(jax.tree.map(lambda x: jax.numpy.zeros(x.shape), nested(leaves)), places, "int8"))
 
 
 @pytest.mark.parametrize("name", ["every part", *shipped_configs()])

@@ -161,3 +161,24 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
 def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("HloModule nothing")
+
+
+def test_a_kernel_whose_notes_have_line_breaks_is_one_instruction():
+    text = """HloModule jit_step
+
+%body (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %kernel.1 = f32[4]{0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"notes":{"x":
+"a": 1
+}}, metadata={op_name="jit(step)/kernel"}
+  ROOT %sum.1 = f32[4]{0} add(%kernel.1, %p)
+}
+
+ENTRY %main (q: f32[4]) -> f32[4] {
+  %q = f32[4]{0} parameter(0)
+  ROOT %call.1 = f32[4]{0} call(%q), to_apply=%body
+}
+"""
+    module = parse(text)
+    assert list(module.computations["body"].instructions) == ["p", "kernel.1", "sum.1"]
+    assert module.computations["body"].root.operands == ("kernel.1", "p")

@@ -11,7 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.adapt import BitFit, Norms
+from mmjax.adapt import BitFit, Norms, wide
+from mmjax.adapt.places import places_of
 from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, run_at, save_params
 from mmjax.convert.family import Family, explicit
 from mmjax.convert.huggingface import build_model, family_of, match_names, tensors
@@ -27,6 +28,7 @@ from mmjax.models import Multimodal, param_shapes
 from mmjax.models.forward import VARIABLES
 from mmjax.train import AdamW, Experiment
 from mmjax.train.frozen import fingerprint
+from mmjax.train.narrow import WIDE, narrowed
 from mmjax.train.run import Run, environment
 
 
@@ -43,7 +45,7 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
     config = read_config(source)
     model, params = load(base)
     variables = params.get(VARIABLES)
-    params = {name: tree for name, tree in params.items() if name != VARIABLES}
+    params = wide({name: tree for name, tree in params.items() if name != VARIABLES})
     model, params, empty = with_head(source, config, model, params)
     with staged_folder(target) as folder:
         params, adapt, train = read_adapter(source, config, model, params)
@@ -142,7 +144,7 @@ def read_adapter(
     else:
         adapt = {}
     train = place_whole(folder, found, rows, leaves)
-    _check_base(folder, leaves, params)
+    _check_base(folder, model, leaves, params)
     if kind == "LN_TUNING":
         norms = [path for path in train if re.search(r"norm/(scale|bias)$", path)]
         adapt, train = dict.fromkeys(norms, Norms()), tuple(path for path in train if path not in norms)
@@ -153,14 +155,18 @@ def read_adapter(
     return nested(leaves), adapt, train
 
 
-def _check_base(folder: Path, leaves: Mapping[str, Any], params: Params) -> None:
+def _check_base(folder: Path, model: Multimodal, leaves: Mapping[str, Any], params: Params) -> None:
     """Raises UserError where the folder says of which kernels it was made, and they are not these."""
-    mark = metadata(folder).get("base")
+    about = metadata(folder)
+    mark, dtype = about.get("base"), about.get("base_dtype", WIDE)
     before = leaves_by_path(params)
     rooms = {path.rpartition("/")[0] for path in leaves if path not in before}
-    kernels = {path: jnp.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}
+    kernels = {path: np.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}
     kernels = {path: x for path, x in kernels.items() if path.endswith(("/kernel", "/table"))}
-    if mark and kernels and fingerprint(nested(kernels)) != mark:
+    if mark and dtype != WIDE:  # of the numbers that it was trained over
+        narrow = leaves_by_path(narrowed(nested(kernels), {p: x for p, x in places_of(model).items() if p in kernels}, dtype))
+        kernels = {path: narrow[path] for path in kernels}
+    if mark and kernels and fingerprint(nested({path: jnp.asarray(x) for path, x in kernels.items()})) != mark:
         raise UserError(
             f"{folder}: it was made over a base whose kernels are not these (mark {mark}): give the base it belongs to"
         )

@@ -25,6 +25,7 @@ from mmjax.core.types import Params
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.train.frozen import fingerprint
+from mmjax.train.narrow import WIDE
 from mmjax.train.run import Run
 
 TASKS = {
@@ -74,10 +75,14 @@ def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str
     kernels = {path: leaf for path, leaf in leaves_by_path(base_of(params)).items() if path not in trained}
     mark = fingerprint(nested(_adapted_kernels(params, kernels)))
     dropout = max([getattr(method, "dropout", 0.0) for method in e.adapt.values()])
-    write_adapter(Path(target), whole.model, whole.architecture, adapter, base, mark, dropout)
-    below = begun.get("run", "its base") + (
-        " with what adapted that merged in (to-hf writes it)" if begun.get("merged") else ""
+    write_adapter(
+        Path(target), whole.model, whole.architecture, adapter, base, {"base": mark, "base_dtype": e.frozen_dtype}, dropout
     )
+    below = begun.get("run", "its base")
+    if begun.get("merged"):
+        below += " with what adapted that merged in (to-hf writes it)"
+    if e.frozen_dtype != WIDE:
+        below += f", which was kept in {e.frozen_dtype}: over the whole of it answers differ by what that rounded"
     return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values()), below
 
 
@@ -116,9 +121,16 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
 
 
 def write_adapter(
-    target: Path, model: Multimodal, architecture: str, adapter: Adapter, base: str, mark: str, dropout: float = 0.0
+    target: Path,
+    model: Multimodal,
+    architecture: str,
+    adapter: Adapter,
+    base: str,
+    mark: Mapping[str, str],
+    dropout: float = 0.0,
 ) -> None:
-    """Write the folder. `mark` tells the base's kernels, see `from_peft`; beside it stand the names of the classes."""
+    """Write the folder. `mark` tells the base's kernels and the dtype that they were kept in (`base`, `base_dtype`), see
+    `from_peft`; beside it stand the names of the classes."""
     family = family_of(model)
     fields, tensors = _spelt(family, architecture, adapter), file_tensors(family, architecture, adapter)
     own: dict[str, Any] = {
@@ -138,7 +150,7 @@ def write_adapter(
     with staged_folder(target) as folder:
         (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
         labels = json.dumps(list((model.huggingface.get("id2label") or {}).values()))
-        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "base": mark, "labels": labels})
+        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "labels": labels, **mark})
         (folder / "README.md").write_text(adapter_card(architecture, own | fields, base))
 
 
