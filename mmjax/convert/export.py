@@ -198,7 +198,7 @@ def obstacle(setup: Setup) -> list[str]:
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     if whole is None or not e.adapt:
         return []
-    family, rooms = family_of(whole.model), {path.rpartition("/")[0] for path in given_places(e.adapt, places_of(e.model))}
+    family, rooms = family_of(whole.model), {path.rpartition("/")[0] for path, _ in given_places(e.adapt, places_of(e.model))}
     try:
         check_modules(family, whole.architecture, family.rows(whole.model, whole.architecture), rooms)
     except UserError as error:

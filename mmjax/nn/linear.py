@@ -13,6 +13,7 @@ import jax
 from mmjax.core.types import Array
 from mmjax.nn.adapters import low_rank, scaled_input, scaled_output
 from mmjax.nn.product import product
+from mmjax.nn.virtual import Prefix, Virtual, prefix_of, virtual_of
 from mmjax.parallel.mesh import axis_size, platform
 
 Initializer = Callable[..., Array]
@@ -54,6 +55,14 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, features)
             y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
         return scaled_output(self, y, len(features))
+
+    def prompt(self, after: int) -> Virtual | None:
+        """Tokens that belong among those that this layer gives, after so many; None without."""
+        return virtual_of(self, after)
+
+    def prefix(self) -> Prefix | None:
+        """Keys and values that come before those of the keys that this layer gives; None without."""
+        return prefix_of(self)
 
 
 def by_table(x_BTD: Array, table_VD: Array) -> Array:
