@@ -25,7 +25,7 @@ class Prompt(Method):
     CoOp, Zhou 2022), or after an image's first tokens (VPT-shallow, Jia 2022, eq. 4).
 
     Usage: `adapt={"encoders_text/words/table": Prompt(n=16)}`; of what a pattern matches it takes the word tables of texts and
-    the kernels of patches, so "encoders_image/*" is the one of images. The leaf `prompt` [n, D] lies there.
+    the kernels of patches, so "encoders_image/*" is the one of images. The leaf `prompt_tokens` [n, D] lies there.
 
     In a text the virtual tokens have positions and move what follows, so that texts have to be shorter than the table of
     positions by n; in an image they have none. `Tokens.virtual` says where they stand.
@@ -76,9 +76,9 @@ class Prompt(Method):
         spec = given[0].method
         rows = spec.rows(place, kernel, key)
         if place.kind != TABLE:
-            return {"prompt": rows}
+            return {"prompt_tokens": rows}
         # Its length says where the prompt stands, and so is known where its numbers are not.
-        return {"prompt": rows, "prompt_place": jnp.zeros(spec.after + 1, jnp.float32).at[spec.after].set(1.0)}
+        return {"prompt_tokens": rows, "prompt_place": jnp.zeros(spec.after + 1, jnp.float32).at[spec.after].set(1.0)}
 
     def rows(self, place: Place, kernel: Array, key: Array) -> Array:
         """[n, D] float32: what the tokens begin with."""
@@ -93,4 +93,4 @@ class Prompt(Method):
 
     @staticmethod
     def names(given: Sequence[Given]) -> tuple[str, ...]:
-        return ("prompt",)
+        return ("prompt_tokens",)

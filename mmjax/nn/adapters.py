@@ -11,7 +11,7 @@ know of any. Of a kernel [in..., out...] (dims as `nn.linear.Linear` has them; a
 
 Two change no product, and are used by whoever holds the layer or the table (`nn.virtual`):
 
-    prompt [n, D], prompt_place [after + 1]                 tokens among those that a tower reads, after so many of its own
+    prompt_tokens [n, D], prompt_place [after + 1]          tokens among those that a tower reads, after so many of its own
     prefix_keys, prefix_values [n, *out]                    beside the kernel of keys, what is attended to before all
 """
 
@@ -29,7 +29,7 @@ import numpy as np
 from mmjax.core.types import Array
 
 CONSTANTS = ("lora_scale", "lora_dropout", "lora_a0", "lora_b0", "prompt_place")  # never trained
-VIRTUAL = ("prompt", "prefix_keys", "prefix_values")  # which no kernel could hold
+VIRTUAL = ("prompt_tokens", "prefix_keys", "prefix_values")  # which no kernel could hold
 TRAINED = ("lora_a", "lora_b", "dora_magnitude", "ia3_in", "ia3_out", *VIRTUAL)
 LEAVES = (*TRAINED, *CONSTANTS)
 

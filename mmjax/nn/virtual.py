@@ -65,7 +65,7 @@ def virtual_of(module: nn.Module, after: int = 0) -> Virtual | None:
     Args:
       after: where no leaf says it.
     """
-    rows, place = leaf_of(module, "prompt"), leaf_of(module, "prompt_place")
+    rows, place = leaf_of(module, "prompt_tokens"), leaf_of(module, "prompt_place")
     if rows is None:
         return None
     return Virtual(rows, after if place is None else place.shape[0] - 1)

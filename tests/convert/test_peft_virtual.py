@@ -17,16 +17,19 @@ from checks import check_answers, each, said
 from families import CASES
 from parity import compiled, randomise, save
 from peft_cases import opened, ours, read, strict, written
+from safetensors.numpy import load_file
 from test_families import OPTIMIZERS
 from virtual_cases import KINDS, PAIRS, N, Real, answers_of, batch_of, task_of, theirs, ways
 
 from mmjax.adapt import Prefix, Prompt, trained_patterns
+from mmjax.cli import main
 from mmjax.convert import load
 from mmjax.convert.huggingface import family_of
-from mmjax.convert.peft.to_peft import adapter_of, file_tensors
+from mmjax.convert.peft.to_peft import adapter_of, file_tensors, write_adapter
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.generate import Rules, decode, settings_of
+from mmjax.train.frozen import fingerprint
 from mmjax.train.trained import trained_of
 
 
@@ -289,3 +292,45 @@ def test_another_folder_is_one_line(changes, said, tmp_path):
     with pytest.raises(UserError) as error:
         read(model, base, tmp_path / "theirs")
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForSequenceClassification", "RobertaForSequenceClassification", "GPT2ForTokenClassification"]
+)
+def test_a_bare_base_takes_the_head_and_what_comes_back_is_what_was_handed_over(name, tmp_path):
+    """From the command line, as a run and as a folder again."""
+    case, made = next((case, made) for case, made, _ in PAIRS if made.name == name)
+    hf = case.make(made)
+    bare = hf.base_model
+    if name.startswith("Roberta"):  # with a pooler, which the class of whole texts has not
+        bare = transformers.RobertaModel(hf.config).eval()
+        bare.load_state_dict(hf.roberta.state_dict(), strict=False)
+    save(bare, tmp_path / "bare")
+    own = theirs(hf, "prompt", tmp_path / "peft")
+    assert main(["convert", "from-peft", str(tmp_path / "bare"), str(tmp_path / "peft"), str(tmp_path / "run")]) == 0
+    batch = batch_of(case, hf)
+    with torch.no_grad():
+        answers = answers_of(case, made, own, hf, batch)
+    model, params = load(tmp_path / "run")
+    check_answers(Real(case), model, params, batch, answers)
+    assert main(["convert", "to-peft", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
+    first, second = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("peft", "again"))
+    assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
+
+
+def test_a_prompt_of_another_base_is_told(tmp_path, capsys):
+    """By the mark of the word table that it was made over."""
+    case = CASES["gpt2"]
+    hf = case.make(case.models[1])
+    model, base = load(save(hf, tmp_path / "hf"))
+    params, trained = ours(model, base, ways("prompt", model))
+    whole = adapter_of(model, "GPT2LMHeadModel", params, trained)
+    table = {"decoders_caption": {"words": {"table": base["decoders_caption"]["words"]["table"]}}}
+    write_adapter(tmp_path / "adapter", model, "GPT2LMHeadModel", whole, "", fingerprint(table))
+    assert main(["convert", "from-peft", str(tmp_path / "hf"), str(tmp_path / "adapter"), str(tmp_path / "run")]) == 0
+    with torch.no_grad():
+        hf.transformer.wte.weight.add_(0.1)
+    save(hf, tmp_path / "other")
+    capsys.readouterr()
+    assert main(["convert", "from-peft", str(tmp_path / "other"), str(tmp_path / "adapter"), str(tmp_path / "run2")]) == 2
+    assert "it was made over a base whose kernels are not these" in capsys.readouterr().err

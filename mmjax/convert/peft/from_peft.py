@@ -30,6 +30,8 @@ from mmjax.train import AdamW, Experiment
 from mmjax.train.frozen import fingerprint
 from mmjax.train.run import Run, environment
 
+HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # whose rows are the classes
+
 
 def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Make a run of a base (a run or a HuggingFace folder) and a peft folder.
@@ -82,7 +84,7 @@ def with_head(
     end = ends.get(config.get("task_type") or "")
     named = asked if asked in family.models else next((name for name in family.models if end and name.endswith(end)), "")
     found = tensor_shapes(folder, _first(config))
-    heads = {name: shape for name, shape in found.items() if name in ("classifier.weight", "score.weight")}
+    heads = {name: shape for name, shape in found.items() if name in HEADS}
     if not named or not heads:
         return model, params, set()
     count = next(iter(heads.values()))[0]

@@ -26,7 +26,7 @@ from mmjax.models import Multimodal
 PROMPT, PREFIX = "PROMPT_TUNING", "PREFIX_TUNING"
 VIRTUAL = (PROMPT, PREFIX)
 SLOTS = {"prompt": PROMPT, "prefix": PREFIX}  # of methods (`adapt.method`)
-LEAVES = {"prompt": PROMPT, "prefix_keys": PREFIX}
+LEAVES = {"prompt_tokens": PROMPT, "prefix_keys": PREFIX}
 FIRST = "base_model."  # before the name of every module beside one
 EMBEDDINGS = "prompt_embeddings"
 HEADS = ("classifier", "score")  # which peft trains beside a prompt of a class that classifies, asked or not
@@ -144,7 +144,7 @@ def place_virtual(
             f"{folder}: {EMBEDDINGS} has shape {x.shape}, and {place.path} of this base takes [n, {wanted}]: it is another's"
         )
     if prompt:
-        leaves |= {f"{place.room}/prompt": jnp.asarray(x), f"{place.room}/prompt_place": jnp.ones(1, jnp.float32)}
+        leaves |= {f"{place.room}/prompt_tokens": jnp.asarray(x), f"{place.room}/prompt_place": jnp.ones(1, jnp.float32)}
         return {place.path: Prompt(len(x))}
     x_nL2GK = x.reshape(len(x), place.layers, 2, *place.outputs)
     for n, name in enumerate(("keys", "values")):

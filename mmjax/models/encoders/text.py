@@ -148,7 +148,7 @@ class TextTransformer(StackFields):
 
 def slots_before(params: Mapping[str, Any]) -> int:
     """How many slots of a cache, and positions, come before a text's own in a tower with these parameters."""
-    prompt = params.get("words", {}).get("prompt")
+    prompt = params.get("words", {}).get("prompt_tokens")
     return prefix_length(params) + (0 if prompt is None else int(prompt.shape[0]))
 
 
