@@ -281,7 +281,7 @@ def test_whole_modules_go_with_a_prompt(tmp_path):
             {"peft_type": "PREFIX_TUNING"},
             "prompt_embeddings has shape (3, 24), and encoders_text/stack/layers/attention/k/kernel",
         ),
-        ({"peft_type": "P_TUNING"}, "peft_type='P_TUNING' is not supported here"),
+        ({"peft_type": "CPT"}, "peft_type='CPT' is not supported here"),
     ],
 )
 def test_another_folder_is_one_line(changes, said, tmp_path):
@@ -316,6 +316,34 @@ def test_a_bare_base_takes_the_head_and_what_comes_back_is_what_was_handed_over(
     assert main(["convert", "to-peft", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
     first, second = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("peft", "again"))
     assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=N, encoder_hidden_size=16),
+        peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=N, prefix_projection=True, encoder_hidden_size=16, token_dim=24
+        ),
+    ],
+    ids=["p-tuning", "projected prefix"],
+)
+def test_what_pefts_networks_have_made_is_read(config, tmp_path):
+    """The file holds what they give, so that they are not needed any more."""
+    case = CASES["gpt2"]
+    made = next(made for made in case.models if made.name == "GPT2LMHeadModel")
+    hf = case.make(made)
+    torch.manual_seed(0)
+    with strict():
+        own = peft.get_peft_model(copy.deepcopy(hf), config).eval()
+        own.save_pretrained(tmp_path / "peft")
+    model, base = load(save(hf, tmp_path / "hf"))
+    params, adapt, _ = read(model, base, tmp_path / "peft")
+    batch = batch_of(case, hf)
+    with torch.no_grad():
+        answers = answers_of(case, made, own, hf, batch)
+    check_answers(Real(case), model, params, batch, answers)
+    assert [method.n for method in adapt.values()] == [N]
 
 
 def test_a_prompt_of_another_base_is_told(tmp_path, capsys):

@@ -22,7 +22,7 @@ from mmjax.core.errors import UserError, nearest
 
 logger = logging.getLogger("mmjax")
 
-TAKEN = ("LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING")
+TAKEN = ("LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 # What changes the outputs and is not done here; of each, the values that leave it off.
 OFF: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),

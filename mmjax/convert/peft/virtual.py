@@ -24,7 +24,7 @@ from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 
 PROMPT, PREFIX = "PROMPT_TUNING", "PREFIX_TUNING"
-VIRTUAL = (PROMPT, PREFIX)
+VIRTUAL = (PROMPT, PREFIX, "P_TUNING")  # whose file holds what its network makes of it: it is read as a prompt
 SLOTS = {"prompt": PROMPT, "prefix": PREFIX}  # of methods (`adapt.method`)
 LEAVES = {"prompt_tokens": PROMPT, "prefix_keys": PREFIX}
 FIRST = "base_model."  # before the name of every module beside one
@@ -136,7 +136,7 @@ def place_virtual(
     towers = [place for place in places.values() if place.entry and place.kind == TABLE]
     if len(towers) != 1:
         raise UserError(f"{folder}: a prompt or a prefix is of a model of one text, and this base has {len(towers)}")
-    prompt = config["peft_type"] == PROMPT
+    prompt = config["peft_type"] != PREFIX
     place = towers[0] if prompt else _keys(folder, towers[0], places)
     wanted = place.outputs[0] if prompt else 2 * place.layers * int(np.prod(place.outputs))
     if x.ndim != 2 or x.shape[1] != wanted:
