@@ -77,8 +77,8 @@ MUTATIONS = (
     # models
     Mutation("position_offset", "RoBERTa's first token has the position of its padding",
              "mmjax/models/encoders/text.py", "tests/models/test_text*.py",
-             "[None, self.position_offset : self.position_offset + length]",
-             "[None, :length]"),
+             "[None, self.position_offset + first : self.position_offset + last]",
+             "[None, first:last]"),
     Mutation("extra_tokens", "DeiT's distillation token comes before the class token",
              "mmjax/models/encoders/vit.py", "tests/models/test_vit*.py",
              '(("extra", self.extra_tokens), ("cls", int(self.cls_token)))',
