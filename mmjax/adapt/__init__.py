@@ -9,8 +9,17 @@ from mmjax.adapt.existing import BitFit, Norms
 from mmjax.adapt.ia3 import IA3
 from mmjax.adapt.lora import LoRA
 from mmjax.adapt.method import Method
+from mmjax.adapt.prefix import Prefix
+from mmjax.adapt.prompt import Prompt
 
-METHODS: dict[str, type[Method]] = {"lora": LoRA, "ia3": IA3, "bitfit": BitFit, "norms": Norms}
+METHODS: dict[str, type[Method]] = {
+    "lora": LoRA,
+    "ia3": IA3,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "bitfit": BitFit,
+    "norms": Norms,
+}
 
 __all__ = [
     "IA3",
@@ -19,6 +28,8 @@ __all__ = [
     "LoRA",
     "Method",
     "Norms",
+    "Prefix",
+    "Prompt",
     "adapted",
     "base_of",
     "is_adapter",

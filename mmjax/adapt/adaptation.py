@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.adapt.method import Given
-from mmjax.adapt.places import TABLE, Place, inner, places_of
+from mmjax.adapt.places import Place, inner, places_of
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.random import fold_name
 from mmjax.core.stacked import runs_of
@@ -18,21 +18,21 @@ from mmjax.core.trees import leaves_by_path, match, nested, split_layers
 from mmjax.core.types import Array, Params
 from mmjax.models import Multimodal
 from mmjax.models.multimodal import param_shapes
-from mmjax.nn.adapters import LEAVES
+from mmjax.nn.adapters import LEAVES, VIRTUAL
 from mmjax.nn.narrow import SCALE, widened
 
 ALL_LINEAR = "all-linear"
 
 
-def given_places(adapt: Mapping[str, Any], places: Mapping[str, Place]) -> dict[str, list[Given]]:
-    """Path of a kernel or table -> the methods that were given it, each with its layers.
+def given_places(adapt: Mapping[str, Any], places: Mapping[str, Place]) -> dict[tuple[str, str], list[Given]]:
+    """Path of a kernel or table, and what is changed of it -> the methods that were given it, each with its layers.
 
     Raises:
       UserError: a pattern that matches nothing its method could take, a method that a place cannot take, or two methods on one
         kernel (of one layer, or of two kinds).
     """
-    found: dict[str, list[Given]] = {}
-    by: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[Given]] = {}
+    by: dict[tuple[str, str], list[str]] = {}
     for pattern, method in adapt.items():
         if not method.adds:
             continue
@@ -41,31 +41,34 @@ def given_places(adapt: Mapping[str, Any], places: Mapping[str, Place]) -> dict[
             rows = np.zeros(place.layers or 1, bool)
             rows[some] = True
             method.check(place, bool(rows.all()))
-            for other, first in zip(found.get(path, ()), by.get(path, ()), strict=True):
+            own = (path, method.slot)
+            for other, first in zip(found.get(own, ()), by.get(own, ()), strict=True):
                 if type(other.method) is not type(method) or (other.rows & rows).any():
                     raise UserError(
                         f"adapt: {first!r} ({type(other.method).__name__}) and {pattern!r} ({type(method).__name__}) are both "
-                        f"given {path}: a kernel takes one method, and a layer of it one rank"
+                        f"given {path}: a {method.slot} takes one method, and a layer of it one rank"
                     )
-            found.setdefault(path, []).append(Given(method, rows))
-            by.setdefault(path, []).append(pattern)
+            found.setdefault(own, []).append(Given(method, rows))
+            by.setdefault(own, []).append(pattern)
     return found
 
 
 def _matched(pattern: str, method: Any, places: Mapping[str, Place]) -> dict[str, slice]:
     """Path -> layers, of the places that a pattern gives its method."""
     if pattern == ALL_LINEAR:
+        if method.slot != "kernel":
+            raise UserError(f"adapt: {ALL_LINEAR!r} names kernels, which {type(method).__name__} does not change: name a tower")
         return dict.fromkeys(inner(places), slice(None))
     plain, some = split_layers(pattern)
-    kernels = [path for path in places if match(plain, path)]
-    if not plain.endswith("table"):  # words are adapted where someone says so, not where "encoders_text/*" does
-        kernels = [path for path in kernels if places[path].kind != TABLE]
+    # Words are adapted where someone says so, not where "encoders_text/*" does.
+    kernels = [path for path in places if match(plain, path) and method.takes(places[path], plain.endswith("table"))]
     if some is not None:
         kernels = [path for path in kernels if places[path].layers and range(places[path].layers)[some]]
     if not kernels:
+        could = [path for path in places if method.takes(places[path], True)]
         raise UserError(
-            f"adapt: {pattern!r} matches no kernel that {type(method).__name__} could be given{nearest(plain, places)}; one is "
-            f"{next(iter(places), 'none')!r}"
+            f"adapt: {pattern!r} matches no kernel that {type(method).__name__} could be given{nearest(plain, could)}; one is "
+            f"{next(iter(could), 'none')!r}"
         )
     return dict.fromkeys(kernels, slice(None) if some is None else some)
 
@@ -76,7 +79,7 @@ def adapted(model: Multimodal, params: Params, adapt: Mapping[str, Any], key: Ar
         return params
     places = places_of(model)
     leaves = leaves_by_path(params)
-    for path, given in given_places(adapt, places).items():
+    for (path, _), given in given_places(adapt, places).items():
         place = places[path]
         kernel = widened(leaves[path], leaves.get(f"{place.room}/{SCALE}"), bool(place.layers))
         made = given[0].method.leaves(place, given, kernel, fold_name(key, path))
@@ -95,9 +98,9 @@ def trained_patterns(model: Multimodal, adapt: Mapping[str, Any], beside: Sequen
     """
     places, shapes = places_of(model), leaves_by_path(param_shapes(model))
     patterns: list[str] = []
-    for path, given in given_places(adapt, places).items():
+    for (path, slot), given in given_places(adapt, places).items():
         whole = [pattern for pattern in beside if match(split_layers(pattern)[0], path)]
-        if whole:
+        if whole and slot == "kernel":
             raise UserError(
                 f"{path} is adapted, and optimizer.train={whole[0]!r} trains it as a whole: name it in one of the two"
             )
@@ -160,6 +163,12 @@ def merged(model: Multimodal, params: Params) -> Params:
     """
     leaves = leaves_by_path(wide(params))
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
+    virtual = sorted(path for path in leaves if path.rpartition("/")[2] in VIRTUAL)
+    if virtual:
+        raise UserError(
+            f"{virtual[0]}: what a prompt or a prefix adds has no place in the model's own parameters; mmjax convert to-peft "
+            "writes it beside them, and a run that goes on with it has the same adapt"
+        )
     tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
     tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
     for room in rooms:

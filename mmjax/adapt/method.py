@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.adapt.places import Place
+from mmjax.adapt.places import TABLE, Place
 from mmjax.core.types import Array
 
 
@@ -25,6 +25,11 @@ class Method:
     """One that adds leaves beside kernels. One that trains what is there overrides `trains`."""
 
     adds = True
+    slot = "kernel"  # what it changes of a place, which takes one method for each
+
+    def takes(self, place: Place, table: bool) -> bool:
+        """Whether it is given a place that its pattern matches; `table`: the pattern ends in "table"."""
+        return place.kind != TABLE or table
 
     def check(self, place: Place, whole: bool) -> None:
         """Raises UserError where the place cannot take it; `whole`: it was given all layers."""

@@ -26,6 +26,7 @@ class Place:
       layers: L of a stack; 0 where it is in none.
       inputs: the dims that it takes, [in...]; of a table its rows.
       outputs: the dims that it gives, [out...].
+      entry: whether a tower's input comes in here, so that a prompt can lie beside it.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Place:
     layers: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    entry: bool = False
 
     @property
     def room(self) -> str:
@@ -56,15 +58,17 @@ def places_of(model: Multimodal) -> dict[str, Place]:
 
     with nn.intercept_methods(watch):
         shapes = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}))["params"]
+    parts = {f"{room}_{name}": part for room in ("encoders", "decoders") for name, part in getattr(model, room).items()}
+    entries = {f"{room}/{part.entry}" for room, part in parts.items() if getattr(part, "entry", "")}
     found = {}
     for path, leaf in leaves_by_path(nn.meta.unbox(shapes)).items():
         room, _, name = path.rpartition("/")
         layers = leaf.shape[0] if "/layers/" in path else 0
         own = leaf.shape[1:] if layers else leaf.shape
         if name == "kernel" and room in axes:
-            found[path] = Place(path, LINEAR, layers, own[: axes[room]], own[axes[room] :])
+            found[path] = Place(path, LINEAR, layers, own[: axes[room]], own[axes[room] :], path in entries)
         elif name == "table" and not room.endswith("/fixed_position"):  # which nothing trains
-            found[path] = Place(path, TABLE, layers, own[:1], own[1:])
+            found[path] = Place(path, TABLE, layers, own[:1], own[1:], path in entries)
     return found
 
 

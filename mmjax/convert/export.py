@@ -15,6 +15,7 @@ from mmjax.adapt.places import places_of
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft.tensors import check_modules
+from mmjax.convert.peft.virtual import SLOTS, check_virtual
 from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
@@ -198,8 +199,14 @@ def obstacle(setup: Setup) -> list[str]:
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     if whole is None or not e.adapt:
         return []
-    family, rooms = family_of(whole.model), {path.rpartition("/")[0] for path in given_places(e.adapt, places_of(e.model))}
+    family, given = family_of(whole.model), given_places(e.adapt, places_of(e.model))
+    rooms = {path.rpartition("/")[0] for path, slot in given if slot == "kernel"}
+    kinds = {path: SLOTS[slot] for path, slot in given if slot in SLOTS}
     try:
+        if kinds:
+            check_virtual(
+                whole.architecture, kinds, max(getattr(one.method, "after", 0) for own in given.values() for one in own)
+            )
         check_modules(family, whole.architecture, family.rows(whole.model, whole.architecture), rooms)
     except UserError as error:
         return [f"convert to-peft will refuse what adapts this model: {error}"]

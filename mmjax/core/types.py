@@ -35,6 +35,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mmjax.core.errors import UserError
 
@@ -57,6 +59,8 @@ class Tokens:
       taps: layer -> [B, T, D], what that layer of the encoder gave, for each layer that its `taps` name.
       grid: (height, width, firsts) where all rows share it, else None: after `firsts` other tokens come height * width patches
         in reading order. Static: it is part of the tree's structure.
+      virtual: the places of learned tokens that a prompt has put among them (`adapt.Prompt`). Attention sees those as it sees
+        others; `raster`, and whoever reads token by token, takes the `real` ones. Static, and `grid` does not count them.
     """
 
     embeddings: Array
@@ -66,6 +70,16 @@ class Tokens:
     coordinates: Array | None = None
     taps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     grid: tuple[int, int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+    virtual: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def real(self) -> Tokens:
+        """Those that the input gave, without virtual ones."""
+        if not self.virtual:
+            return self
+        kept = np.setdiff1d(np.arange(self.mask.shape[1]), self.virtual)
+        runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
+        own = jax.tree.map(lambda x: jnp.concatenate([x[:, run[0] : run[-1] + 1] for run in runs], axis=1), self)
+        return dataclasses.replace(own, virtual=())
 
     def raster(self, who: str) -> Array:
         """[B, height, width, D]: the patches where they lie.
@@ -79,7 +93,7 @@ class Tokens:
         if self.grid is None:
             raise UserError(f"{who} needs a raster, and its input's tokens have no grid: use the tokens of an image encoder")
         height, width, firsts = self.grid
-        return self.embeddings[:, firsts:].reshape(self.embeddings.shape[0], height, width, -1)
+        return self.real().embeddings[:, firsts:].reshape(self.embeddings.shape[0], height, width, -1)
 
     def tapped(self, layer: str, who: str) -> Tokens:
         """The same tokens as one layer gave them.

@@ -19,6 +19,7 @@ from mmjax.evaluate.prompts import context_of, prompts
 from mmjax.evaluate.texts.scores import SCORES
 from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.stops import tables
+from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import spliced_tokens
 from mmjax.parallel.multihost import is_main
 
@@ -132,10 +133,13 @@ class Written:
     def _checked(self, forward: Any, context: Batch, ids_BT: Array, mask_BT: Array) -> dict[str, Array]:
         """Hold prompts against the decoder's length; and, of one that has its context in the text, the places for that."""
         spec, new = forward.spec(f"decoders.{self.decoder}"), self.settings.max_new_tokens
-        if ids_BT.shape[1] + new > spec.max_length:
+        before = slots_before(forward.params[f"decoders_{self.decoder}"])
+        if ids_BT.shape[1] + new + before > spec.max_length:
             raise UserError(
                 f"settings.max_new_tokens={new} and a prompt of {ids_BT.shape[1]} tokens do not fit into "
                 f"model.decoders.{self.decoder}.max_length={spec.max_length}"
+                + f", of which {before} are virtual tokens or a prefix"
+                * bool(before)
             )
         if not hasattr(spec, "place") or not context:
             return {}

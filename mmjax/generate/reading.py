@@ -13,6 +13,7 @@ from mmjax.core.stacked import apart
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.generate.written import Written
 from mmjax.models import Multimodal
+from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward, cast_params, compute_dtype
 from mmjax.nn.cache import write
 
@@ -38,7 +39,7 @@ class Reader:
     Attributes:
       model, decoder: which reads.
       held: what it reads beside the cache.
-      room: slots of the cache.
+      room: slots of the cache for the text; those of virtual tokens come before.
     """
 
     model: Multimodal
@@ -48,9 +49,10 @@ class Reader:
 
     def step(self, written: Written, cache: Any) -> tuple[Array, Any]:
         """The logits [R, V] float32 of the token after the last one, and what is new for the cache."""
-        places_R = jnp.sum(written.real, axis=1, dtype=jnp.int32) - 1
-        real_RS, context_BS = written.real[:, : self.room], self.held.context
-        given = (self.decoder, written.last(), real_RS, places_R, context_BS, cache, written.slot - 1)
+        before = self._before
+        places_R = jnp.sum(written.real, axis=1, dtype=jnp.int32) - 1 + before
+        real_RS = jnp.pad(written.real[:, : self.room], ((0, 0), (before, 0)), constant_values=True)
+        given = (self.decoder, written.last(), real_RS, places_R, self.held.context, cache, written.slot - 1 + before)
         logits_RV, new = self.model.apply({"params": self.held.params}, *given, method="step")
         return logits_RV.astype(jnp.float32), new
 
@@ -61,7 +63,11 @@ class Reader:
           over: [] bool, whether all texts have ended, after which nobody reads the cache. That the slot depends on it, and it
             on the logits, tells XLA that every layer has read before one is written; it copies the cache in each turn else.
         """
-        return write(cache, new, jnp.where(over, self.room - 1, slot))
+        return write(cache, new, self._before + jnp.where(over, self.room - 1, slot))
+
+    @property
+    def _before(self) -> int:
+        return slots_before(self.held.params[f"decoders_{self.decoder}"])
 
 
 def prefill(
@@ -82,7 +88,8 @@ def prefill(
     held = Held(_layers_apart(own, decoder), _context_mask(spec, context))
     slots = room(ids_BT.shape[1], new)
     logits_RV = jnp.repeat(logits_BV.astype(jnp.float32), each, axis=0)
-    return logits_RV, _roomy(cache, slots, each), Reader(model, decoder, held, slots)
+    before = slots_before(own[f"decoders_{decoder}"])
+    return logits_RV, _roomy(cache, before + slots, each), Reader(model, decoder, held, slots)
 
 
 def room(prompt: int, new: int) -> int:

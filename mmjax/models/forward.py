@@ -286,6 +286,6 @@ def spliced_tokens(model: Multimodal, params: Params, batch: Mapping[str, Any], 
     spec = model.decoders[decoder]
 
     def context(params: Params, batch: Batch) -> Array:
-        return BoundForward(model, params, batch).tokens(spec.context[0]).embeddings
+        return BoundForward(model, params, batch).tokens(spec.context[0]).real().embeddings
 
     return int(jax.eval_shape(context, params, dict(batch)).shape[1]) - int(spec.skip)

@@ -113,7 +113,7 @@ class TokenClassifier(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
         _one_input(tokens, self.input)
-        x_BTD = tokens.embeddings
+        x_BTD = tokens.real().embeddings
         if self.transform:
             width = x_BTD.shape[-1] if table is None else table.shape[-1]
             x_BTD = activation(self.activation)(Linear(width, name="project")(x_BTD))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Tokens
+from mmjax.nn.virtual import Virtual
 
 NOT_PARTS = ("self", "context")  # of a decoder, what it attends to comes from the model
 
@@ -54,13 +55,15 @@ def gather(modality: str, parts: Mapping[str, bool], batch: Mapping[str, Array])
     return found
 
 
-def with_added(x_BTD: Array, added: Array | None) -> Array:
-    """Embeddings with what is added to them before the first layer. Raises `UserError` for another shape."""
+def with_added(x_BTD: Array, added: Array | None, virtual: Virtual | None = None) -> Array:
+    """Embeddings with what is added to those of the input before the first layer. Raises `UserError` for another shape."""
     if added is None:
         return x_BTD
-    if added.shape != x_BTD.shape:
-        raise UserError(f"added: what is added to embeddings {x_BTD.shape} has their shape, found {added.shape}")
-    return x_BTD + added.astype(x_BTD.dtype)
+    B, T, D = x_BTD.shape
+    own = (B, T - (virtual.count if virtual else 0), D)
+    if added.shape != own:
+        raise UserError(f"added: what is added to embeddings {own} has their shape, found {added.shape}")
+    return x_BTD + (virtual.among(added) if virtual else added).astype(x_BTD.dtype)
 
 
 def example_of(module: Any) -> dict[str, Array]:
@@ -84,10 +87,12 @@ def take(x: Array, places_BK: Array | None) -> Array:
 def split(tokens: Tokens, parts: int) -> Tokens:
     """[B, N * T, D] -> [B * N, T, D]; of N > 1 the result is no raster."""
     own = jax.tree.map(lambda x: x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:]), tokens)
-    return own if parts == 1 else dataclasses.replace(own, grid=None)
+    places = tuple(place for place in tokens.virtual if place < tokens.mask.shape[1] // parts)
+    return own if parts == 1 else dataclasses.replace(own, grid=None, virtual=places)
 
 
 def rejoin(tokens: Tokens, parts: int) -> Tokens:
     """[B * N, T, D] -> [B, N * T, D]; of N > 1 the result is no raster."""
     joined = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:]), tokens)
-    return joined if parts == 1 else dataclasses.replace(joined, grid=None)
+    places = tuple(n * tokens.mask.shape[1] + place for n in range(parts) for place in tokens.virtual)
+    return joined if parts == 1 else dataclasses.replace(joined, grid=None, virtual=places)

@@ -8,6 +8,11 @@ know of any. Of a kernel [in..., out...] (dims as `nn.linear.Linear` has them; a
     lora_dropout []                                         rate at which x is dropped before A, when training
     dora_magnitude [out...]                                 each column of W + scale A B gets this length: Liu 2024, eq. 5
     ia3_in [in...], ia3_out [out...]                        factors of x, and of y with its bias: Liu 2022, section 3.3
+
+Two change no product, and are used by whoever holds the layer or the table (`nn.virtual`):
+
+    prompt_tokens [n, D], prompt_place [after + 1]          tokens among those that a tower reads, after so many of its own
+    prefix_keys, prefix_values [n, *out]                    beside the kernel of keys, what is attended to before all
 """
 
 from __future__ import annotations
@@ -23,19 +28,20 @@ import numpy as np
 
 from mmjax.core.types import Array
 
-CONSTANTS = ("lora_scale", "lora_dropout", "lora_a0", "lora_b0")  # never trained
-TRAINED = ("lora_a", "lora_b", "dora_magnitude", "ia3_in", "ia3_out")
+CONSTANTS = ("lora_scale", "lora_dropout", "lora_a0", "lora_b0", "prompt_place")  # never trained
+VIRTUAL = ("prompt_tokens", "prefix_keys", "prefix_values")  # which no kernel could hold
+TRAINED = ("lora_a", "lora_b", "dora_magnitude", "ia3_in", "ia3_out", *VIRTUAL)
 LEAVES = (*TRAINED, *CONSTANTS)
 
 
 def scaled_input(module: nn.Module, x: Array, axes: int) -> Array:
     """x times `ia3_in`, over its last `axes` dims."""
-    return _scaled(x, _leaf(module, "ia3_in"), axes)
+    return _scaled(x, leaf_of(module, "ia3_in"), axes)
 
 
 def scaled_output(module: nn.Module, y: Array, dims: int) -> Array:
     """y times `ia3_out`, over its last `dims` dims."""
-    return _scaled(y, _leaf(module, "ia3_out"), dims)
+    return _scaled(y, leaf_of(module, "ia3_out"), dims)
 
 
 def low_rank(module: nn.Module, x: Array, y: Array, kernel: Array, axes: int, multiply: Callable[..., Array]) -> Array:
@@ -52,7 +58,7 @@ def low_rank(module: nn.Module, x: Array, y: Array, kernel: Array, axes: int, mu
     z = x if dropped is None else dropped
     inner = multiply(z, a.astype(x.dtype), axes).astype(jnp.float32) * scale  # not rounded to bfloat16
     delta = multiply(inner.astype(x.dtype), b.astype(x.dtype), 1)
-    magnitude = _leaf(module, "dora_magnitude")
+    magnitude = leaf_of(module, "dora_magnitude")
     if magnitude is None:
         return y + delta
     length = column_lengths(kernel.astype(jnp.float32), a, b, scale)
@@ -94,7 +100,7 @@ def joined_factors(a: Any, b: Any, a0: Any, b0: Any, stacked: int = 0) -> tuple[
 
 
 def _factors(module: nn.Module) -> tuple[Array, Array, Array] | None:
-    a, b, scale, a0, b0 = (_leaf(module, f"lora_{name}") for name in ("a", "b", "scale", "a0", "b0"))
+    a, b, scale, a0, b0 = (leaf_of(module, f"lora_{name}") for name in ("a", "b", "scale", "a0", "b0"))
     if a is None or scale is None:
         return None
     return *joined_factors(a, b, a0, b0), scale
@@ -102,7 +108,7 @@ def _factors(module: nn.Module) -> tuple[Array, Array, Array] | None:
 
 def _dropped(module: nn.Module, x: Array) -> Array | None:
     """x as dropout leaves it; None where none is on."""
-    rate = _leaf(module, "lora_dropout")
+    rate = leaf_of(module, "lora_dropout")
     if rate is None or not module.has_rng("dropout"):
         return None
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
@@ -116,5 +122,6 @@ def _scaled(x: Array, factor: Array | None, dims: int) -> Array:
     return x * factor.astype(x.dtype)[(None,) * (x.ndim - dims)]
 
 
-def _leaf(module: nn.Module, name: str) -> Array | None:
+def leaf_of(module: nn.Module, name: str) -> Array | None:
+    """A parameter that lies in a module's own scope; None where there is none."""
     return module.get_variable("params", name) if module.has_variable("params", name) else None

@@ -14,6 +14,7 @@ from mmjax.nn.cache import Kept, attend_one, by_head
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import rotate
+from mmjax.nn.virtual import prefixed, prefixed_mask
 from mmjax.parallel.mesh import BATCH, TOKENS, constrain
 
 
@@ -67,10 +68,12 @@ class Attention(nn.Module):
         q_BTHK = checkpoint_name(constrain(q_BTHK, *TOKENS, "tensor", None), "qkv")
         if cache is not None and index is None:  # of a context, computed once
             return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS)), cache
-        k_BSGK, v_BSGK = self._keys(x_BTD if context_BSD is None else context_BSD, kv_heads, positions_BT)
+        source_BSD = x_BTD if context_BSD is None else context_BSD
+        k_BSGK, v_BSGK = self._keys(source_BSD, kv_heads, positions_BT, first=cache is None)
         new = (by_head(k_BSGK), by_head(v_BSGK))
         if cache is not None and index is not None:
             return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS, new, index)), new
+        mask_BS = prefixed_mask(mask_BS, k_BSGK.shape[1])
         dropping = self.dropout > 0.0 and self.has_rng("dropout")
         drop = functools.partial(dropout, self, rate=self.dropout) if dropping else None
         return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, None, self.causal, self.kind, drop)), new
@@ -78,11 +81,15 @@ class Attention(nn.Module):
     def _out(self, x_BTD: Array, mixed_BTHK: Array) -> Array:
         return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK)
 
-    def _keys(self, source_BSD: Array, heads: int, positions_BT: Array | None) -> Kept:
-        k_BSGK, v_BSGK = (Linear((heads, self.head_width), use_bias=self.qkv_bias, name=name)(source_BSD) for name in "kv")
+    def _keys(self, source_BSD: Array, heads: int, positions_BT: Array | None, first: bool) -> Kept:
+        """Keys and values, with the prefix before them where these are the first."""
+        k, v = (Linear((heads, self.head_width), use_bias=self.qkv_bias, name=name) for name in "kv")
+        k_BSGK, v_BSGK = k(source_BSD), v(source_BSD)
         if self.rotary:
             assert positions_BT is not None
             k_BSGK = rotate(k_BSGK, positions_BT, self.theta, self.rotary_scaling)
+        if first:  # those of a prefix are learned as they are, and turned by no position
+            k_BSGK, v_BSGK = prefixed(k.prefix(), k_BSGK, v_BSGK)
         # Each part of a sequence attends to the whole of it, so keys and values are gathered over `sequence`.
         k_BSGK, v_BSGK = (constrain(a, BATCH, None, "tensor", None) for a in (k_BSGK, v_BSGK))
         return checkpoint_name(k_BSGK, "qkv"), checkpoint_name(v_BSGK, "qkv")

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 
 from mmjax.core.types import Array
-from mmjax.nn.adapters import low_rank, scaled_input, scaled_output
+from mmjax.nn.adapters import leaf_of, low_rank, scaled_input, scaled_output
 from mmjax.nn.narrow import SCALE, widened
 from mmjax.nn.product import product
+from mmjax.nn.virtual import Prefix, Virtual, prefix_of, virtual_of
 from mmjax.parallel.mesh import axis_size, platform
 
 Initializer = Callable[..., Array]
@@ -50,14 +51,21 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
         multiply = functools.partial(_multiply, dtype=jax.numpy.float32 if self.float32 else None)
         x = scaled_input(self, x, self.axes)
-        scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
-        y = low_rank(
-            self, x, _narrow(multiply, x, kernel, scale, self.axes), widened(kernel, scale, False), self.axes, multiply
-        )
+        scale = leaf_of(self, SCALE)
+        y = _narrow(multiply, x, kernel, scale, self.axes)
+        y = low_rank(self, x, y, widened(kernel, scale, False), self.axes, multiply)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features)
             y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
         return scaled_output(self, y, len(features))
+
+    def prompt(self, after: int) -> Virtual | None:
+        """Tokens that belong among those that this layer gives, after so many; None without."""
+        return virtual_of(self, after)
+
+    def prefix(self) -> Prefix | None:
+        """Keys and values that come before those of the keys that this layer gives; None without."""
+        return prefix_of(self)
 
 
 def _narrow(multiply: Callable[..., Array], x: Array, kernel: Array, scale: Array | None, axes: int) -> Array:

@@ -21,6 +21,8 @@ class Pool(nn.Module):
     the real ones after the first (an image's patches without its class token). `cls_rest`: both, [B, 2 D] (DINOv2).
     `attention`: one learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
 
+    Virtual tokens (`Tokens.virtual`) are in no mean. Where they come before all others, `cls` is the first of them.
+
     Raises:
       UserError: an unknown `kind`, heads that do not divide the width.
     """
@@ -33,14 +35,15 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Array:
-        x_BTD, mask_BT = tokens.embeddings, tokens.mask
+        first_BD = tokens.embeddings[:, 0]
+        own = tokens.real() if self.kind in ("mean", "rest", "cls_rest") else tokens
+        x_BTD, mask_BT = own.embeddings, own.mask
         if self.kind == "cls":
-            return x_BTD[:, 0]
+            return first_BD
         if self.kind == "last":
-            last_B = jnp.maximum(mask_BT.sum(axis=1) - 1, 0)
+            last_B = jnp.max(jnp.where(mask_BT, jnp.arange(mask_BT.shape[1])[None], 0), axis=1)
             return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
         if self.kind in ("rest", "cls_rest"):
-            first_BD = x_BTD[:, 0]
             x_BTD, mask_BT = x_BTD[:, 1:], mask_BT[:, 1:]
         if self.kind in ("mean", "rest", "cls_rest"):
             weights_BT = mask_BT.astype(jnp.float32) / jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1).astype(jnp.float32)

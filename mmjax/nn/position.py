@@ -13,6 +13,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 from mmjax.nn.adapters import added_rows, added_table
+from mmjax.nn.virtual import Virtual, virtual_of
 from mmjax.parallel.mesh import constrain
 
 POSITIONS = ("learned", "fixed", "sincos", "rotary", "none")
@@ -40,6 +41,10 @@ class Table(nn.Module):
     def all(self) -> Array:
         added = added_table(self)
         return self.table if added is None else self.table + added.astype(self.table.dtype)
+
+    def prompt(self) -> Virtual | None:
+        """Tokens that belong among the rows that are read; None without."""
+        return virtual_of(self)
 
     def base(self) -> Array:
         """The table as it is without adapters: what an output that is tied to it multiplies by, as in peft."""

@@ -72,11 +72,12 @@ class MaskedLM:
         tokens = forward.encode(self.modality, {self.modality: corrupted_BT}, key=key)
         if fusion:
             others = {modality: forward.encode(modality) for modality in context}
-            fused = forward.fuse(fusion, {self.modality: tokens, **others}, key=key)
+            fused = forward.fuse(fusion, {self.modality: tokens, **others}, key=key).real()
             # Ours come first, after a token that the fusion may begin with; a one-way fusion gives nothing but ours.
-            given = sum(part.mask.shape[1] for part in (tokens, *others.values()))
+            given = sum(part.real().mask.shape[1] for part in (tokens, *others.values()))
             first = max(0, fused.mask.shape[1] - given)
             tokens = jax.tree.map(lambda x: x[:, first : first + labels_BT.shape[1]], dataclasses.replace(fused, grid=None))
+        tokens = tokens.real()
         if self.max_predictions is not None:
             tokens, labels_BT, chosen_BT = keep_chosen(tokens, labels_BT, chosen_BT, self.max_predictions)
         logits = forward.head(self.head, tokens, key=key)

@@ -85,6 +85,12 @@ RULES: tuple[tuple[str, P], ...] = (
     *(row for own in OWN for row in _adapters_of(*own)),
     ("*/lora_scale", P()),
     ("*/lora_dropout", P()),
+    # virtual tokens [n, D] and how many come before them; keys and values of a prefix [.., n, G, K]
+    ("*/words/prompt_tokens", P(None, "fsdp")),
+    ("*/project_patches/prompt_tokens", P(None, None)),
+    ("*/prompt_place", P(None)),
+    ("*/attention/k/prefix_keys", P(None, "tensor", None)),
+    ("*/attention/k/prefix_values", P(None, "tensor", None)),
 )
 
 

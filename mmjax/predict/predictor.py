@@ -291,7 +291,7 @@ class Predictor:
         said = any(own.get("max_new_tokens") is not None for own in (known, given))
         ready = writing.ready(work, name, prompts, images, s.max_new_tokens if said else 1, self._batch)
         if not said:  # nobody has: as many as there is room for, then
-            room = ready.spec.max_length - max(map(len, ready.prompts))
+            room = ready.room - max(map(len, ready.prompts))
             s = dataclasses.replace(s, max_new_tokens=min(s.max_new_tokens, room))
         if numbers is not None and len(numbers) != len(ready.prompts):
             raise UserError(f"{len(ready.prompts)} prompts and {len(numbers)} numbers: give one each")

@@ -25,6 +25,7 @@ from mmjax.evaluate import ZeroShot
 from mmjax.evaluate.written import Written
 from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
+from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import MaskedImage
 from mmjax.train.classes import from_huggingface
@@ -151,9 +152,14 @@ class Work:
 
     def length(self) -> int:
         """Tokens of a text: of the run's data, else as many as the part that reads `text` can."""
-        own = self.model.encoders.get("text")
-        parts = (*self.model.encoders.values(), *self.model.decoders.values()) if own is None else (own,)
-        most = [part.max_length for part in parts if hasattr(part, "vocab_size")]
+        rooms = {"encoders_": self.model.encoders, "decoders_": self.model.decoders}
+        parts = {f"{room}{name}": part for room, named in rooms.items() for name, part in named.items()}
+        parts = {"encoders_text": parts["encoders_text"]} if "encoders_text" in parts else parts
+        most = [
+            part.max_length - slots_before(self.params.get(room, {}))
+            for room, part in parts.items()
+            if hasattr(part, "vocab_size")
+        ]
         return min([self.max_length or 512, *most])
 
 

@@ -16,6 +16,7 @@ from mmjax.core.types import Batch, Params
 from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.decode import begin, more
 from mmjax.generate.stops import tables
+from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.objectives.causal_lm import next_tokens
 from mmjax.objectives.losses import cross_entropy
@@ -44,11 +45,22 @@ class Writing:
         """The decoder."""
         return self.work.model.decoders[self.decoder]
 
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt and of what follows, which virtual tokens and a prefix leave less of."""
+        return int(self.spec.max_length) - slots_before(self.work.params[f"decoders_{self.decoder}"])
+
+    @property
+    def said_length(self) -> str:
+        """The decoder's length, and what of it is taken."""
+        taken = self.spec.max_length - self.room
+        return f"{self.spec.max_length}" + f", of which {taken} are virtual tokens or a prefix" * bool(taken)
+
     def padded(self, some: Sequence[int], left: bool = True) -> dict[str, np.ndarray]:
         """`prompt` and `prompt_mask` [n, T] of those rows, T one of `BUCKETS` where they fit into one that the decoder has."""
         rows = [self.prompts[n] for n in some]
         most, pad = max(map(len, rows)), _tokenizer(self.work).pad_id
-        length = next((size for size in BUCKETS if most <= size <= self.spec.max_length), most)
+        length = next((size for size in BUCKETS if most <= size <= self.room), most)
         before = [length - len(row) if left else 0 for row in rows]
         ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), bool)
         for n, (row, start) in enumerate(zip(rows, before, strict=True)):
@@ -108,15 +120,16 @@ def ready(
     tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
     texts = [None] * count if prompts is None or asked is not None else list(prompts)
     rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one), spec, tokens) for one in texts]
+    found = Writing(work, decoder, rows, batch)
     for text, row in zip(texts, rows, strict=True):
         if wrong := [token for token in row if not 0 <= token < spec.vocab_size]:
             raise UserError(f"a prompt holds token {wrong[0]}; decoders.{decoder} has 0 to {spec.vocab_size - 1}")
-        if len(row) + new > spec.max_length:
+        if len(row) + new > found.room:
             raise UserError(
                 f"a prompt of {len(row)} tokens and max_new_tokens={new} do not fit into "
-                f"decoders.{decoder}.max_length={spec.max_length}" + (f": {str(text)[:40]!r}" if text is not None else "")
+                f"decoders.{decoder}.max_length={found.said_length}" + (f": {str(text)[:40]!r}" if text is not None else "")
             )
-    return Writing(work, decoder, rows, batch)
+    return found
 
 
 def _tokenizer(work: Work) -> Any:
@@ -246,10 +259,10 @@ def scored(
         same = _same(own, whole)
         if same == len(whole):
             raise UserError(f"a continuation of no tokens, after {text[:40]!r}")
-        if len(whole) > begun.spec.max_length:
+        if len(whole) > begun.room:
             raise UserError(
                 f"a prompt and its continuation of {len(whole)} tokens are longer than decoders.{decoder}.max_length="
-                f"{begun.spec.max_length}: {text[:40]!r}"
+                f"{begun.said_length}: {text[:40]!r}"
             )
         wholes.append(whole)
         starts.append(same)

@@ -16,6 +16,7 @@ from parity import assert_close, randomise, save
 from tuned import TEXTS, tokenizer
 
 import mmjax
+from mmjax.adapt import Prefix, Prompt
 from mmjax.convert import FAMILIES, load_classifier, save_hf
 from mmjax.convert.export import image_sizes, obstacle, prepare, text_tokenizer
 from mmjax.convert.huggingface import build_model
@@ -175,6 +176,21 @@ def test_what_will_not_go_back_is_told_before_training():
     assert obstacle(types.SimpleNamespace(**{**vars(setup), "experiment": dataclasses.replace(e, model=clip)})) == []
     own = dataclasses.replace(e, model=model.copy(huggingface={}))
     assert obstacle(types.SimpleNamespace(**{**vars(setup), "experiment": own})) == []
+
+
+@pytest.mark.parametrize(
+    ("adapt", "said"),
+    [
+        ({"decoders_caption/words/*": Prompt(n=2)}, ""),
+        ({"decoders_caption/*": Prefix(n=2)}, ""),
+        ({"decoders_caption/*": Prefix(n=2), "decoders_caption/words/*": Prompt(n=2)}, "are several, and a folder holds one"),
+    ],
+)
+def test_a_prompt_that_peft_has_no_place_for_is_said_before_training(adapt, said):
+    model = same_class(Multimodal(encoders={}, decoders={"caption": GPT2}))[0]
+    e = Experiment(model=model, data={}, tasks={}, steps=1, adapt=adapt)
+    found = obstacle(types.SimpleNamespace(experiment=e, datasets={}, tokenizers={}, classes={}))
+    assert (said in found[0] and "to-peft will refuse what adapts this model" in found[0]) if said else found == []
 
 
 def test_every_array_is_written_or_refused(tmp_path):

@@ -270,3 +270,13 @@ def test_a_single_stream_may_start_with_a_token_of_its_own_and_know_no_types():
     want = apply(Norm(epsilon=1e-6), params["stack"]["final_norm"], jnp.asarray(text))
     np.testing.assert_allclose(bare.embeddings[:, 1:5], want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(bare.embeddings[0, 0], bare.embeddings[1, 0])
+
+
+def test_virtual_tokens_keep_their_places_behind_another_modality():
+    ours = {name: Tokens(own.embeddings, own.mask, virtual=(1,)) for name, own in TOKENS.items()}
+    for name, places in (("cross, both", (1, 5)), ("single_stream", (1, 5)), ("cross", (1,))):
+        fused = CASES[name].apply({"params": drawn(name)}, ours)
+        assert fused.virtual == places
+        kept = np.delete(np.arange(SHAPES[name][1]), places)
+        np.testing.assert_array_equal(fused.real().embeddings, fused.embeddings[:, kept])
+        np.testing.assert_array_equal(fused.real().mask, fused.mask[:, kept])

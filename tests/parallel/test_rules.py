@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mmjax.adapt import IA3, LoRA, adapted
+from mmjax.adapt import IA3, LoRA, Prefix, Prompt, adapted
 from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
@@ -66,6 +66,8 @@ ADAPTED = [
     {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1)},
     {"*": IA3()},
     {"*": IA3("input")},
+    {"*": Prompt(n=2)},
+    {"*": Prefix(n=2)},
 ]
 
 

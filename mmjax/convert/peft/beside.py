@@ -49,6 +49,15 @@ def with_trained(
     return Adapter({**tensors, **whole}, fields | {"modules_to_save": list(whole) or None, "targets": targets})
 
 
+def whole_modules(
+    rows: Sequence[Row], leaves: Mapping[str, Any], trained: set[str], architecture: str, also: tuple[str, ...]
+) -> dict[str, Tensors]:
+    """The modules of which anything is trained, and those whose names begin with one of `also`, with all of their tensors."""
+    held = list(_trained_tensors(rows, leaves, trained, architecture))
+    named = [name.rpartition(".")[0] for row in rows for name in row.names() if name.split(".")[0] in also]
+    return {module: _module(rows, leaves, module) for module in dict.fromkeys([*held, *named])}
+
+
 def _trained_tensors(
     rows: Sequence[Row], leaves: Mapping[str, Any], trained: set[str], architecture: str
 ) -> dict[str, dict[str, tuple[str, np.ndarray]]]:

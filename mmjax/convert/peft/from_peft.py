@@ -18,7 +18,8 @@ from mmjax.convert.family import Family, explicit
 from mmjax.convert.huggingface import build_model, family_of, match_names, tensors
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
-from mmjax.convert.peft.reading import by_module, metadata, methods, read_config, tensor_shapes
+from mmjax.convert.peft.reading import by_module, metadata, methods, read_config, tensor, tensor_shapes
+from mmjax.convert.peft.virtual import EMBEDDINGS, FIRST, VIRTUAL, place_virtual
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
@@ -30,6 +31,8 @@ from mmjax.train import AdamW, Experiment
 from mmjax.train.frozen import fingerprint
 from mmjax.train.narrow import WIDE, narrowed
 from mmjax.train.run import Run, environment
+
+HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # whose rows are the classes
 
 
 def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -82,7 +85,8 @@ def with_head(
     ends = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
     end = ends.get(config.get("task_type") or "")
     named = asked if asked in family.models else next((name for name in family.models if end and name.endswith(end)), "")
-    heads = {name: shape for name, shape in tensor_shapes(folder).items() if name in ("classifier.weight", "score.weight")}
+    found = tensor_shapes(folder, _first(config))
+    heads = {name: shape for name, shape in found.items() if name in HEADS}
     if not named or not heads:
         return model, params, set()
     count = next(iter(heads.values()))[0]
@@ -133,14 +137,21 @@ def read_adapter(
     architecture = family.architecture(model)
     rows = family.rows(model, architecture)
     modules = layout.modules(rows)
-    found, spelt = by_module(folder, [name for row in rows for name in row.names()], family, family.unread(model, architecture))
+    kind, names, unread = (
+        config["peft_type"],
+        [name for row in rows for name in row.names()],
+        family.unread(model, architecture),
+    )
+    but = (EMBEDDINGS,) if kind in VIRTUAL else ()
+    found, spelt = by_module(folder, names, family, unread, _first(config), but)
     leaves = leaves_by_path(params)
-    kind = config["peft_type"]
     if kind == "LORA":
         own = {name: tensors for name, tensors in found.items() if any(suffix.startswith("lora_") for suffix in tensors)}
         adapt = place_lora(folder, methods(folder, config, own, spelt), own, modules, leaves)
     elif kind == "IA3":
         adapt = place_ia3(folder, found, modules, leaves)
+    elif kind in VIRTUAL:
+        adapt = place_virtual(folder, config, tensor(folder, EMBEDDINGS), model, leaves)
     else:
         adapt = {}
     train = place_whole(folder, found, rows, leaves)
@@ -148,11 +159,16 @@ def read_adapter(
     if kind == "LN_TUNING":
         norms = [path for path in train if re.search(r"norm/(scale|bias)$", path)]
         adapt, train = dict.fromkeys(norms, Norms()), tuple(path for path in train if path not in norms)
-    elif config.get("bias", "none") != "none":
+    elif kind == "LORA" and config.get("bias", "none") != "none":
         biases = [path for path in train if path.endswith(("/bias", "/tied_bias")) and not path.startswith("heads_")]
         adapt |= dict.fromkeys(biases, BitFit())
         train = tuple(path for path in train if path not in biases)
     return nested(leaves), adapt, train
+
+
+def _first(config: Mapping[str, Any]) -> str:
+    """What comes before the names of modules."""
+    return FIRST if config["peft_type"] in VIRTUAL else layout.FIRST
 
 
 def _check_base(folder: Path, model: Multimodal, leaves: Mapping[str, Any], params: Params) -> None:

@@ -22,7 +22,7 @@ from mmjax.core.errors import UserError, nearest
 
 logger = logging.getLogger("mmjax")
 
-TAKEN = ("LORA", "IA3", "LN_TUNING")
+TAKEN = ("LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 # What changes the outputs and is not done here; of each, the values that leave it off.
 OFF: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
@@ -73,18 +73,33 @@ def metadata(folder: Path) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(folder: Path, first: str = layout.FIRST) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors, the names without what comes before those of modules."""
     with open_file(_file(folder)) as weights:
-        return {
-            name.removeprefix(layout.FIRST).replace(".modules_to_save.", "."): weights.shape(name) for name in weights.names
-        }
+        return {name.removeprefix(first).replace(".modules_to_save.", "."): weights.shape(name) for name in weights.names}
+
+
+def tensor(folder: Path, name: str) -> np.ndarray:
+    """One tensor by its whole name, float32. Raises UserError where it is missing."""
+    with open_file(_file(folder)) as weights:
+        if name not in weights.names:
+            raise UserError(f"{folder}: it has no tensor {name!r}")
+        return _float32(weights, name)
 
 
 def by_module(
-    folder: Path, expected: Sequence[str], family: Family, unread: Sequence[str]
+    folder: Path,
+    expected: Sequence[str],
+    family: Family,
+    unread: Sequence[str],
+    first: str = layout.FIRST,
+    but: tuple[str, ...] = (),
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Module, as our rows name it -> suffix -> tensor; and module -> as the folder names it.
+
+    Args:
+      first: what comes before the names of modules.
+      but: tensors that are of no module.
 
     Raises:
       UserError: a tensor of a module that this class has not, or with an end that is not known.
@@ -93,9 +108,10 @@ def by_module(
     with open_file(file) as weights:
         # Beside a module trained whole peft may keep the base's own; of two that say one name, the trained one counts.
         held = sorted(
-            (name for name in weights.names if ".original_module." not in name), key=lambda n: ".modules_to_save." in n
+            (name for name in weights.names if ".original_module." not in name and name not in but),
+            key=lambda n: ".modules_to_save." in n,
         )
-        places = [_place(file, name) for name in held]
+        places = [_place(file, name, first) for name in held]
         asked = {_asked(module, suffix) for module, suffix in places}
         known, unused = match_names(family, list(expected), tuple(sorted(asked)))
         names = {theirs: ours.rpartition(".")[0] for ours, theirs in known.items()}
@@ -138,9 +154,9 @@ def _float32(weights: Weights, name: str) -> np.ndarray:
     return np.asarray(weights.read(name), np.float32)
 
 
-def _place(file: Path, name: str) -> tuple[str, str]:
+def _place(file: Path, name: str, first: str) -> tuple[str, str]:
     """The module and the suffix of a tensor."""
-    short = name.removeprefix(layout.FIRST).replace(".modules_to_save.", ".")
+    short = name.removeprefix(first).replace(".modules_to_save.", ".")
     for suffix in layout.SUFFIXES:
         if short.endswith(f".{suffix}"):
             return short.removesuffix(f".{suffix}"), suffix.removesuffix(".weight") if "magnitude" in suffix else suffix

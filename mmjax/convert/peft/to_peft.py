@@ -18,6 +18,7 @@ from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.beside import norms_alone, with_trained
 from mmjax.convert.peft.tensors import Adapter, Tensors, check_modules, ia3, lora
+from mmjax.convert.peft.virtual import FIRST, VIRTUAL, kinds_of, virtual
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
@@ -105,12 +106,18 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
     family = family_of(model)
     rows = family.rows(model, architecture)
     leaves = leaves_by_path(params)
+    more = {path for path in trained if not is_adapter(path)}
+    kinds = {name for path in leaves if is_adapter(path) for name in ("lora", "ia3") if f"/{name}_" in path}
+    if kinds_of(leaves):
+        if kinds:
+            raise UserError(
+                f"adapt has {next(iter(kinds_of(leaves)))} and {', '.join(sorted(kinds))}, and a peft folder holds one method"
+            )
+        return virtual(model, architecture, rows, leaves, more)
     check_modules(family, architecture, rows, {path.rpartition("/")[0] for path in leaves if is_adapter(path)})
     names = layout.modules(rows)
-    kinds = {name for path in leaves if is_adapter(path) for name in ("lora", "ia3") if f"/{name}_" in path}
     if len(kinds) > 1:
         raise UserError("adapt has LoRA and IA3, and a peft folder holds one method: convert to-hf merges both")
-    more = {path for path in trained if not is_adapter(path)}
     if kinds == {"ia3"}:
         adapter = ia3(names, leaves)
     elif kinds or not norms_alone(more):
@@ -139,7 +146,7 @@ def write_adapter(
         "inference_mode": True,
         "peft_version": "0.21.2",
         "revision": None,
-        "task_type": _task(architecture, fields),
+        "task_type": fields.get("task_type") or _task(architecture, fields),
     }
     if own["task_type"] is None:
         kind = model.huggingface["model_type"]
@@ -162,8 +169,9 @@ def _task(architecture: str, fields: Mapping[str, Any]) -> str | None:
 
 def file_tensors(family: Family, architecture: str, adapter: Adapter) -> Tensors:
     """The tensors of the file, under every spelling of their modules."""
+    first = FIRST if adapter.fields["peft_type"] in VIRTUAL else layout.FIRST
     return {
-        f"{layout.FIRST}{spelt}.{suffix}": x
+        f"{first}{spelt}.{suffix}" if name else suffix: x
         for name, own in adapter.tensors.items()
         for spelt in layout.spellings(family, architecture, name)
         for suffix, x in own.items()
@@ -177,6 +185,8 @@ def _spelt(family: Family, architecture: str, adapter: Adapter) -> dict[str, Any
     def every(names: Sequence[str]) -> list[str]:
         return [spelt for name in names for spelt in layout.spellings(family, architecture, name)]
 
+    if fields["peft_type"] in VIRTUAL:  # which has no modules of its own
+        return fields | {"modules_to_save": every(fields["modules_to_save"]) if fields["modules_to_save"] else None}
     fields["target_modules"] = one_pattern(every(fields.pop("targets")))
     if fields.get("feedforward_modules") is not None and fields["peft_type"] == "IA3":
         fields["feedforward_modules"] = (

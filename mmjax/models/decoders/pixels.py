@@ -52,7 +52,7 @@ class PixelDecoder(StackFields):
             raise UserError(f"context={self.context}: a pixel decoder paints what one encoder saw")
         if self.positions not in ("sincos", "learned", "fixed"):
             raise UserError(f"positions={self.positions!r}: use sincos, learned or fixed")
-        tokens, grid = context[self.context[0]], self._grid(image.shape[1], image.shape[2])
+        tokens, grid = context[self.context[0]].real(), self._grid(image.shape[1], image.shape[2])
         length, (ph, pw) = self.firsts + grid[0] * grid[1], self.patch
         self._check(tokens, length)
         seen_BKD = Linear(self.width, name="project_tokens")(tokens.embeddings)

@@ -54,12 +54,12 @@ class SplicedDecoder(TextDecoder):
         self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
     ) -> Array:
         words_BTD = self._words(ids_BT, context) if context else None
-        return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD).embeddings)
+        return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD).real().embeddings)
 
     def _words(self, ids_BT: Array, context: Mapping[str, Tokens] | None) -> Array:
         if not context:
             return super()._words(ids_BT, context)
-        return self._splice(ids_BT, context[self.context[0]].embeddings[:, self.skip :])
+        return self._splice(ids_BT, context[self.context[0]].real().embeddings[:, self.skip :])
 
     def attended(self, context: Mapping[str, Tokens] | None) -> None:
         return None

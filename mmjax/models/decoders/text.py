@@ -48,7 +48,7 @@ class TextDecoder(TextTransformer):
     def decode(
         self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
     ) -> Array:
-        return self.output(self.read(ids_BT, mask, None, added, self._seen(context)).embeddings)
+        return self.output(self.read(ids_BT, mask, None, added, self._seen(context)).real().embeddings)
 
     def begin(
         self, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None = None
@@ -58,10 +58,16 @@ class TextDecoder(TextTransformer):
         Args:
           mask_BT: False before a prompt's first token.
           places_BT: int32, the position of each token in its own prompt; any number where there is none.
+
+        Virtual tokens, and keys of a prefix, have the first slots of the cache and the first positions.
         """
-        y_BTD, cache = self.layers.cached(
-            self._embed(self._words(ids_BT, context), None, places_BT), mask_BT, self.attended(context), places_BT
-        )
+        words_BTD, prompt, before = self._words(ids_BT, context), self.words.prompt(), self._prefix()
+        if prompt is not None:
+            words_BTD, mask_BT = prompt.among(words_BTD, prompt.rows), prompt.mask(mask_BT)
+            places_BT = prompt.among(places_BT + prompt.count, jnp.arange(prompt.count))
+        places_BT = places_BT + before
+        x_BTD = self._embed(words_BTD, None, places_BT)
+        y_BTD, cache = self.layers.cached(x_BTD, mask_BT, self.attended(context), places_BT)
         return self.output(y_BTD[:, -1:])[:, 0], cache
 
     def step(

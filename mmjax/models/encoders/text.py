@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.core.stacked import is_stacked
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import with_added
 from mmjax.nn.linear import Linear
@@ -57,6 +59,8 @@ class TextTransformer(StackFields):
     final_norm: bool = True
     taps: tuple[int, ...] = ()
 
+    entry = "words/table"  # beside which a prompt lies: its tokens have positions, and a segment of 0
+
     def setup(self) -> None:
         width = self.embed_width or self.width
         self.words = Table(self.vocab_size, width)
@@ -90,27 +94,45 @@ class TextTransformer(StackFields):
         """`context` is attended to; `words_BTD` takes the place of the ids' own rows of the word table."""
         if ids_BT.ndim != 2:
             raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
-        length = ids_BT.shape[1]
-        if length > self.max_length and self.positions == "learned":
-            raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")
         mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None or not self.mask_padding else mask
-        places_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], ids_BT.shape)
-        x_BTD = self._embed(self.words(ids_BT) if words_BTD is None else words_BTD, segments, None)
-        x_BTD = dropout(self, with_added(x_BTD, added), self.dropout if self.embed_dropout is None else self.embed_dropout)
+        words_BTD = self.words(ids_BT) if words_BTD is None else words_BTD
+        prompt, before = self.words.prompt(), self._prefix()
+        if prompt is not None:
+            words_BTD, mask_BT = prompt.among(words_BTD, prompt.rows), prompt.mask(mask_BT)
+            segments = None if segments is None else prompt.among(segments)
+        self._check_length(ids_BT.shape[1], mask_BT.shape[1] + before)
+        places_BT = jnp.broadcast_to(jnp.arange(before, before + mask_BT.shape[1], dtype=jnp.int32)[None], mask_BT.shape)
+        x_BTD = with_added(self._embed(words_BTD, segments, None, before), added, prompt)
+        x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
         y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT)
-        return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps)
+        return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps, virtual=() if prompt is None else prompt.places)
 
-    def _embed(self, words_BTD: Array, segments: Array | None, places_BT: Array | None) -> Array:
-        """[B, T, D], what the stack reads: rows of the word table with their positions, 0 to T - 1 where none are given."""
+    def _check_length(self, length: int, places: int) -> None:
+        """Raises UserError for more places than there are positions; `length`: of the text itself."""
+        if places <= self.max_length or self.positions != "learned":
+            return
+        if places == length:
+            raise UserError(f"a text of {length} tokens is longer than the model's max_length={self.max_length}")
+        raise UserError(
+            f"a text of {length} tokens and {places - length} virtual ones (a prompt's or a prefix's) are longer than "
+            f"the model's max_length={self.max_length}: use texts of at most {self.max_length - places + length}"
+        )
+
+    def _prefix(self) -> int:
+        """How many places keys that a prefix gives every layer take before the text."""
+        return prefix_length(self.variables.get("params", {}))
+
+    def _embed(self, words_BTD: Array, segments: Array | None, places_BT: Array | None, first: int = 0) -> Array:
+        """[B, T, D], what the stack reads: rows of the word table with their positions, from `first` on if none are given."""
         x_BTD = words_BTD if words_BTD.shape[-1] == self.width else self.project_words(words_BTD)
-        length = x_BTD.shape[1]
+        last = first + x_BTD.shape[1]
         if self.positions == "learned" and places_BT is not None:
             x_BTD = x_BTD + self.position(places_BT + self.position_offset)
         elif self.positions == "learned":
-            x_BTD = x_BTD + self.position.all()[None, self.position_offset : self.position_offset + length]
+            x_BTD = x_BTD + self.position.all()[None, self.position_offset + first : self.position_offset + last]
         elif self.positions == "sincos":
-            table = jnp.asarray(sincos_1d(length if places_BT is None else self.max_length, self.width), x_BTD.dtype)
-            x_BTD = x_BTD + (table[None] if places_BT is None else table[places_BT])
+            table = jnp.asarray(sincos_1d(last if places_BT is None else self.max_length, self.width), x_BTD.dtype)
+            x_BTD = x_BTD + (table[None, first:] if places_BT is None else table[places_BT])
         if self.segments:
             x_BTD = x_BTD + self.segment(jnp.zeros(x_BTD.shape[:2], jnp.int32) if segments is None else segments)
         return self.normalise_embeddings(x_BTD) if self.embed_norm else x_BTD
@@ -122,6 +144,18 @@ class TextTransformer(StackFields):
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""
         return jnp.zeros((1, min(self.max_length, 8)), jnp.int32)
+
+
+def slots_before(params: Mapping[str, Any]) -> int:
+    """How many slots of a cache, and positions, come before a text's own in a tower with these parameters."""
+    prompt = params.get("words", {}).get("prompt_tokens")
+    return prefix_length(params) + (0 if prompt is None else int(prompt.shape[0]))
+
+
+def prefix_length(params: Mapping[str, Any]) -> int:
+    """How many keys a prefix gives every layer of a tower with these parameters; 0 without."""
+    keys = params.get("stack", {}).get("layers", {}).get("attention", {}).get("k", {}).get("prefix_keys")
+    return 0 if keys is None else int((keys.parts[0] if is_stacked(keys) else keys).shape[1])
 
 
 def join_context(context: Mapping[str, Tokens] | None) -> tuple[Array, Array] | None:

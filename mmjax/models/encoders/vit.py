@@ -68,6 +68,8 @@ class ViT(StackFields):
     take_layer: int | None = None
     taps: tuple[int, ...] = ()
 
+    entry = "project_patches/kernel"  # beside which a prompt lies: its tokens stand after the first ones, and have no position
+
     @nn.compact
     def __call__(
         self,
@@ -88,7 +90,9 @@ class ViT(StackFields):
         patches = rearrange(image_BHWC, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
         batch = patches.shape[0]
         keep_BK = None if keep is None else keep.reshape(batch, -1)
-        x_BTD = Linear(self.width, use_bias=self.patch_bias, name="project_patches")(take(patches, keep_BK))
+        project = Linear(self.width, use_bias=self.patch_bias, name="project_patches")
+        x_BTD = project(take(patches, keep_BK))
+        prompt = project.prompt(after=self._firsts())
         if self.mask_token:
             hidden = self.param("mask_token", nn.initializers.zeros, (1, self.width)).astype(x_BTD.dtype)
             x_BTD = x_BTD if segments is None else jnp.where(segments[..., None] == 1, hidden[None], x_BTD)
@@ -100,18 +104,29 @@ class ViT(StackFields):
                 x_BTD = jnp.concatenate([jnp.broadcast_to(first[None], (batch, count, self.width)), x_BTD], axis=1)
         places_BT = self._places(x_BTD, keep_BK)
         x_BTD = self._add_positions(x_BTD, grid, real_BHW, None if keep is None else places_BT)
+        if prompt is not None:
+            if self.positions == "rotary":
+                raise UserError(
+                    "positions='rotary': a prompt's tokens stand nowhere in an image, so nothing says how to turn them"
+                )
+            x_BTD = prompt.among(x_BTD, prompt.rows)
         if self.embed_norm:
             x_BTD = self._norm("embed_norm")(x_BTD)
-        x_BTD = dropout(self, with_added(x_BTD, added), self.dropout if self.embed_dropout is None else self.embed_dropout)
-        mask_BT = jnp.ones(x_BTD.shape[:2], bool)
+        x_BTD = dropout(
+            self, with_added(x_BTD, added, prompt), self.dropout if self.embed_dropout is None else self.embed_dropout
+        )
+        mask_BT = jnp.ones(places_BT.shape, bool)
         if real_BHW is not None:
             real_BP = take(real_BHW.reshape(batch, -1), keep_BK)
             mask_BT = jnp.pad(real_BP, ((0, 0), (self._firsts(), 0)), constant_values=True)
+        if prompt is not None:
+            mask_BT, places_BT = prompt.mask(mask_BT), prompt.among(places_BT)
         norm, rotary = self.final_norm and self.depth > 0, self.positions == "rotary"
         stack = self.stack(rotary=rotary, final_norm=norm, take_layer=self.take_layer, taps=self.taps, name="stack")
         y_BTD, taps = stack.tapped(x_BTD, mask_BT, None, places_BT)
         whole = (*grid, self._firsts()) if keep is None and self.images == 1 else None
-        return rejoin(Tokens(y_BTD, mask_BT, places_BT, taps=taps, grid=whole), self.images)
+        virtual = () if prompt is None else prompt.places
+        return rejoin(Tokens(y_BTD, mask_BT, places_BT, taps=taps, grid=whole, virtual=virtual), self.images)
 
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -41,12 +42,13 @@ class Cross(StackFields):
         if not self.both:
             read = None if context is None else (context.embeddings, context.mask)
             fused = self.stack(name="stack")(x_BTD, query.mask, read)
-            return Tokens(fused, query.mask, query.positions, query.segments)
+            return Tokens(fused, query.mask, query.positions, query.segments, virtual=query.virtual)
         if context is None:
             raise UserError(f"a two-way cross fusion needs both {self.query!r} and {self.context!r}")
         y_BSD = self._fit(self.context, context.embeddings)
         x_BTD, y_BSD = self.stack(co=True, name="stack")((x_BTD, y_BSD), (query.mask, context.mask))
-        return join([Tokens(x_BTD, query.mask), Tokens(y_BSD, context.mask)])
+        own = Tokens(x_BTD, query.mask, virtual=query.virtual)
+        return join([own, Tokens(y_BSD, context.mask, virtual=context.virtual)])
 
     def _fit(self, modality: str, x: Array) -> Array:
         return x if x.shape[-1] == self.width else Linear(self.width, name=f"project_{modality}")(x)
@@ -55,8 +57,10 @@ class Cross(StackFields):
 def join(parts: list[Tokens]) -> Tokens:
     """Several sequences one after another; `segments` says which part a token came from."""
     ranks = [jnp.full(part.mask.shape, rank, jnp.int32) for rank, part in enumerate(parts)]
+    firsts = itertools.accumulate((part.mask.shape[1] for part in parts), initial=0)
     return Tokens(
         jnp.concatenate([part.embeddings for part in parts], axis=1),
         jnp.concatenate([part.mask for part in parts], axis=1),
         segments=jnp.concatenate(ranks, axis=1),
+        virtual=tuple(first + place for first, part in zip(firsts, parts, strict=False) for place in part.virtual),
     )

@@ -43,7 +43,8 @@ class SingleStream(StackFields):
         if self.cls_token:
             joined = self._after_cls(joined)
         fused = self.stack(name="stack")(joined.embeddings, joined.mask)
-        return rejoin(Tokens(fused, joined.mask, segments=joined.segments), self.parts)
+        own = Tokens(fused, joined.mask, segments=joined.segments, virtual=joined.virtual)
+        return rejoin(own, self.parts)
 
     def _after_cls(self, tokens: Tokens) -> Tokens:
         """Tokens [B, 1 + T, D], the learned token first."""
@@ -55,6 +56,7 @@ class SingleStream(StackFields):
             jnp.concatenate([cls_B1D, x_BTD], axis=1),
             jnp.pad(tokens.mask, first, constant_values=True),
             segments=jnp.pad(tokens.segments, first, constant_values=-1),
+            virtual=tuple(place + 1 for place in tokens.virtual),
         )
 
     def _typed(self, modality: str, tokens: Tokens) -> Tokens:
@@ -71,8 +73,10 @@ class SingleStream(StackFields):
         kinds = self.param(f"{modality}_type", nn.initializers.normal(0.02), shape) if shape[0] else jnp.zeros((1, self.width))
         kinds = kinds.astype(x.dtype)[:, None]
         if self.parts == 1:
-            return Tokens(x + kinds[:1], mask)
+            return Tokens(x + kinds[:1], mask, virtual=tokens.virtual)
         if last:
-            own = split(Tokens(x, mask), self.parts)
-            return Tokens(own.embeddings + jnp.tile(kinds[: self.parts], (x.shape[0], 1, 1)), own.mask)
-        return Tokens(jnp.repeat(x + kinds[:1], self.parts, axis=0), jnp.repeat(mask, self.parts, axis=0))
+            own = split(Tokens(x, mask, virtual=tokens.virtual), self.parts)
+            typed = own.embeddings + jnp.tile(kinds[: self.parts], (x.shape[0], 1, 1))
+            return Tokens(typed, own.mask, virtual=own.virtual)
+        x, mask = (jnp.repeat(own, self.parts, axis=0) for own in (x + kinds[:1], mask))
+        return Tokens(x, mask, virtual=tokens.virtual)
