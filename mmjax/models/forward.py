@@ -20,14 +20,14 @@ from mmjax.core.stacked import is_stacked
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
-from mmjax.models.parts import declared, gather, key_of
+from mmjax.models.parts import declared, gather, key_of, one_token
 from mmjax.parallel.mesh import platform
 
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
 # Parameters that are used in float32 whatever the compute dtype.
 FLOAT32 = (
     *("*/norm/scale", "*/norm/bias", "*/*_norm/scale", "*/*_norm/bias"),
-    *("*/scale_logit", "*/bias_logit", "*/mix"),
+    *("*/scale_logit", "*/bias_logit", "*/mix", "*/cache_keys"),
 )
 
 
@@ -141,6 +141,8 @@ class BoundForward:
 
     def tokens(self, name: str, key: str = "") -> Tokens:
         name, _, layer = name.partition(":")
+        if layer and name in self._model.fusions:
+            return one_token(self.embed(layer, name, key=key))
         if layer:
             return self.tokens(name, key).tapped(layer, f"{name}:{layer}")
         if name in self._model.encoders:
@@ -184,9 +186,11 @@ class BoundForward:
         return self._part_named(room, name)
 
     def modalities(self, name: str) -> tuple[str, ...]:
-        name = name.partition(":")[0]
+        name, _, layer = name.partition(":")
         if name in self._model.encoders:
             return (name,)
+        if layer and name in self._model.fusions:
+            return (layer,)
         return tuple(self._part_named("fusions", name, self._model.encoders).modalities)
 
     def scalar(self, fusion: str, name: str) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.types import Record, Records
 
@@ -23,11 +24,15 @@ class Caption:
 
     Attributes:
       templates: each with one placeholder or more, `{}` or `{name}`.
+      replaces: how often it takes the place of a caption that the source has: a share, drawn for each record. 0 refuses such
+        records.
     """
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    replaces: float = setting(least=0, most=1, default=0.0)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "Caption.")
         if not self.templates or isinstance(self.templates, str):
             raise UserError(f"Caption.templates={self.templates!r}: give a tuple of one template or more")
         for template in self.templates:
@@ -45,8 +50,13 @@ class Caption:
         if "name" not in record:
             whose = "this record has none (label below 0)" if "label" in record else "the source has none"
             raise UserError(f"transforms: Caption needs records with a class name, and {whose}")
-        if "text" in record:
-            raise UserError("transforms: Caption would replace the captions that the source has; drop one of the two")
+        if "text" in record and not self.replaces:
+            raise UserError(
+                "transforms: Caption would replace the captions that the source has; drop one of the two, or say how often it "
+                "does (Caption.replaces=0.5)"
+            )
+        if "text" in record and rng.random() >= self.replaces:
+            return record
         return {**record, "text": _fill(self.templates[rng.integers(len(self.templates))], record["name"])}
 
     def texts(self, records: Records) -> Iterator[str]:
