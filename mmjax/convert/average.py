@@ -32,8 +32,9 @@ def average(sources: Sequence[str | Path], target: str | Path, weights: Sequence
     """Write the run whose parameters are sum_i w_i theta_i, of the best checkpoints of runs of one model.
 
     With a fine-tuned run and the one that it started from this is WiSE-FT (Wortsman 2022, eq. 1), with several runs of one
-    start a uniform or weighted soup (Wortsman 2022b). What adapts a run is merged into its parameters first: the mean of low-rank
-    factors is not that of the updates that they stand for. Data, evaluators, tokenizers and code are those of the first.
+    start a uniform or weighted soup (Wortsman 2022b). What adapts a run is merged into its parameters first: the mean of
+    low-rank factors is not that of the updates that they stand for. Data, evaluators, tokenizers and code are those of the
+    first.
 
     Returns:
       How many numbers were averaged, and the names of the runs in which an adapter was merged.
