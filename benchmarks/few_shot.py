@@ -4,8 +4,9 @@
 
 Two small towers are trained on most folders of Tux Paint's stamps (the config `stamps`) unless --folder holds them already;
 then each method of the config `few_shot` sees k stamps of each of seven folders that are new. A seed chooses the stamps and all
-that is drawn in training. A figure is the mean over the classes of the share of their test stamps that are right, so that chance is one
-in seven whatever the sizes of the classes; +- is the standard deviation over the seeds. `*`: below zero-shot with one prompt.
+that is drawn in training. A figure is the mean over the classes of the share of their test stamps that are right, so that
+chance is one in seven whatever the sizes of the classes; +- is the standard deviation over the seeds. `*`: below zero-shot with
+one prompt.
 Settings of the methods are those of the config and of `METHODS`, the same for every k and chosen before any was measured.
 """
 

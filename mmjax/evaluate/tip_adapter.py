@@ -70,8 +70,8 @@ class TipAdapter(ZeroShot):
             x_NE, label_N, _, _ = self._embedded(evaluation, params, self.search, classes)
             alpha, beta = self._searched(x_NE, label_N, (keys_NE, key_label_N, vectors_CE, scale))
         x_NE, label_N, _, index_N = self._embedded(evaluation, params, self.data, classes)
-        arrays = map(jnp.asarray, (x_NE, keys_NE, key_label_N, vectors_CE))
-        logits_NC = np.asarray(cached_logits(*arrays, scale, alpha, beta))
+        f, keys, label, vectors = map(jnp.asarray, (x_NE, keys_NE, key_label_N, vectors_CE))
+        logits_NC = np.asarray(cached_logits(f, keys, label, vectors, scale, alpha, beta))
         rank_N = label_ranks(logits_NC, label_N)
         evaluation.keep(
             {"index": int(index), "label": classes[label], "predicted": classes[row.argmax()], "score": float(row.max())}

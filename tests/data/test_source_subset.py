@@ -117,7 +117,10 @@ def test_a_config_and_flags_reach_it():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Subset(Plain(), but=("none",), shots=8), r"shots=8: the split has less of 3 class\(es\): 'a' 7, 'b' 7, 'c' 7; ask for"),
+        (
+            Subset(Plain(), but=("none",), shots=8),
+            r"shots=8: the split has less of 3 class\(es\): 'a' 7, 'b' 7, 'c' 7; ask for",
+        ),
         (Subset(Plain(), shots=2), "shots=2: the split has less of 1 class.*: 'none' 0"),
         (Subset(Plain(), only=("none",)), "Subset.only: the split has no record of 'none'"),
         (Subset(Plain(), only=("nine",)), r"Subset.only: 'nine' is no class of the source \(did you mean 'none'\?\)"),

@@ -114,9 +114,9 @@ def test_a_caption_in_the_place_of_the_sources_own_beside_it_and_by_the_beginnin
     assert min(found.count(text) for text in texts) > 10
     assert list(caption.texts(Listed([], ("food/fruit", "food/nuts")))) == ["a food", "a food/fruit", "a food/nuts"]
     assert Caption(("{{text}} {}",))({"name": "x"}, np.random.default_rng(0), ())["text"] == "{text} x"
-    with pytest.raises(UserError, match="has {text}, and the source has no captions"):
+    with pytest.raises(UserError, match=r"has {text}, and the source has no captions"):
         Caption(("{}: {text}",), replaces=1.0)({"name": "x"}, np.random.default_rng(0), ())
-    with pytest.raises(UserError, match="'{text}' has no placeholder for the class's name"):
+    with pytest.raises(UserError, match=r"'{text}' has no placeholder for the class's name"):
         Caption(("{text}",))
-    with pytest.raises(UserError, match="Caption.replaces=1.5: use a number from 0 and up to 1"):
+    with pytest.raises(UserError, match=r"Caption.replaces=1.5: use a number from 0 and up to 1"):
         Caption(replaces=1.5)

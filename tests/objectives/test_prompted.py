@@ -140,9 +140,11 @@ def test_prompts_that_are_lost_are_said_and_a_run_without_words_is_refused():
     with use_mesh(mesh):
         setup = validated(set_up(made(data=data), None, mesh))
         assert any(note.startswith("tasks.prompted: 20 of 20 prompts are longer than 4 tokens") for note in setup.notes)
-        with pytest.raises(UserError, match=r"tasks.prompted.objective: classes=\('zero', 'nought'\): data.train has 10 classes"):
+        with pytest.raises(
+            UserError, match=r"tasks.prompted.objective: classes=\('zero', 'nought'\): data.train has 10 classes"
+        ):
             validated(set_up(made(objective={"classes": ("zero", "nought")}), None, mesh))
-        with pytest.raises(UserError, match="tasks.prompted needs 'label' in the batch|says no names of its 'kind'"):
+        with pytest.raises(UserError, match=r"tasks.prompted needs 'label' in the batch|says no names of its 'kind'"):
             validated(set_up(made(objective={"label": "kind"}), None, mesh))
 
 
