@@ -93,6 +93,25 @@ def test_names_are_matched_to_the_datas_and_others_go_by_place():
     assert bound(classes=("x", "y", "z")).places == (0, 1, 2) and bound().notes == ("said",)
 
 
+def test_the_order_of_the_given_classes_changes_no_loss():
+    """Texts by their names here, so that a class has the same ids wherever it stands."""
+
+    def by_text(texts, modality):
+        ids = np.array([[1, 3 + sum(map(ord, text)) % 8, 9] for text in texts], np.int32)
+        return {modality: ids, f"{modality}_mask": np.ones(ids.shape, bool)}, []
+
+    batch = fake_batch()
+    forward = FakeForward(batch, fake_params())
+    losses = [
+        Prompted(("{}",), classes).bound(CLASSES, "train", by_text)(
+            FakeForward(batch, forward.params), batch, jax.random.key(0)
+        )
+        for classes in ((), ("c", "a", "b"))
+    ]
+    np.testing.assert_allclose(losses[0].sum, losses[1].sum, rtol=1e-6)
+    assert float(losses[0].metrics["accuracy"][0]) == float(losses[1].metrics["accuracy"][0])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
