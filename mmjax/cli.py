@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -182,44 +183,33 @@ def embed(words: list[str]) -> int:
     return run(words, _usage(embed), _say)
 
 
-def from_hf(words: list[str]) -> int:
-    """mmjax convert from-hf HF_DIR RUN
+def _conversion(usage: str, about: str) -> Callable[[list[str]], int]:
+    """A command of `mmjax.convert.command`, whose function there has the name of the command."""
 
-    Make a run out of a HuggingFace folder, for --init_from and to-hf.
-    """
-    from mmjax.convert.command import from_hf as convert
+    def run(words: list[str]) -> int:
+        convert: Callable[..., int] = getattr(importlib.import_module("mmjax.convert.command"), name)
+        return convert(words, usage, _say)
 
-    return convert(words, _usage(from_hf), _say)
-
-
-def to_hf(words: list[str]) -> int:
-    """mmjax convert to-hf RUN HF_DIR
-
-    Write a run's best checkpoint as a folder that transformers opens; what adapts it is merged.
-    """
-    from mmjax.convert.command import to_hf as convert
-
-    return convert(words, _usage(to_hf), _say)
+    name, run.__doc__ = usage.split()[2].replace("-", "_"), f"{usage}\n\n{about}"
+    return run
 
 
-def to_peft(words: list[str]) -> int:
-    """mmjax convert to-peft RUN DIR [--base NAME]
-
-    Write what adapts a run as a folder that peft opens over the base.
-    """
-    from mmjax.convert.command import to_peft as convert
-
-    return convert(words, _usage(to_peft), _say)
-
-
-def from_peft(words: list[str]) -> int:
-    """mmjax convert from-peft BASE_RUN DIR RUN
-
-    Make a run of a base, a run or a HuggingFace folder, and of a folder of peft's.
-    """
-    from mmjax.convert.command import from_peft as convert
-
-    return convert(words, _usage(from_peft), _say)
+CONVERSIONS = (
+    ("mmjax convert from-hf HF_DIR RUN", "Make a run out of a HuggingFace folder, for --init_from and to-hf."),
+    (
+        "mmjax convert to-hf RUN HF_DIR",
+        "Write a run's best checkpoint as a folder that transformers opens; what adapts it is merged.",
+    ),
+    ("mmjax convert to-peft RUN DIR [--base NAME]", "Write what adapts a run as a folder that peft opens over the base."),
+    (
+        "mmjax convert from-peft BASE_RUN DIR RUN",
+        "Make a run of a base, a run or a HuggingFace folder, and of a folder of peft's.",
+    ),
+    (
+        "mmjax convert average RUN RUN ... OUT [--weights W W ...]",
+        "Make a run of the mean of the parameters of several, WiSE-FT for instance; all else is the first one's.",
+    ),
+)
 
 
 def inspect_data(words: list[str]) -> int:
@@ -283,10 +273,13 @@ COMMANDS = {
     "evaluate": Command(evaluate, lambda: (EvaluateOptions, *_many_processes()), _fields_of_evaluation),
     "predict": Command(predict, lambda: _options_in("mmjax.predict.command")),
     "embed": Command(embed, lambda: _options_in("mmjax.predict.embed")),
-    "convert from-hf": Command(from_hf),
-    "convert to-hf": Command(to_hf),
-    "convert to-peft": Command(to_peft, lambda: _options_in("mmjax.convert.command")),
-    "convert from-peft": Command(from_peft),
+    **{
+        f"convert {usage.split()[2]}": Command(
+            _conversion(usage, about),
+            functools.partial(_options_in, "mmjax.convert.command") if "[--base" in usage else tuple,
+        )
+        for usage, about in CONVERSIONS
+    },
     "data inspect": Command(inspect_data, fields=_fields_of_data),
     "plan": Command(plan, lambda: _options_in("mmjax.plan.command"), _fields_of_config),
 }

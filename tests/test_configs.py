@@ -23,26 +23,32 @@ CONFIGS = shipped_configs()
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "batch_size": 8, "workers": 0, "threads": 0, "warmup_steps": 1}
 ALWAYS = "--steps 2 --evaluate_every 2 --log.every 1 --log.progress false --log.tensorboard false"
 
-# What else a config needs here; {photos} and {captions} are a folder of class folders and a manifest.
+# What else a config needs here; {photos} and {captions} are a folder of class folders and a manifest,
+# {stamps} some of the stamps' folders.
 FLAGS = {
     "blip_base": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "captioner": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "digits": "",
     "digits_finetune": "--init_from=",
     "digits_lora": "--init_from=",
+    "few_shot": "--data.train.source.source.path {stamps} --data.test.source.source.path {stamps} --tokenizer bpe "
+    "--tokenizer.vocab_size 300 --init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
     "llama_lora": "--init_from= --tokenizer wordpiece --data.train.source.path {texts} --data.validation.source.path {texts}",
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
+    "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
+HELD_OUT = load_config("few_shot").data["test"].source.only
 PUBLISHED = {"siglip_b16": 203_155_970}
 LONG = ("blip_base", "digits", "scenes_vqa")  # three objectives and more: twenty seconds to compile, so by default only traced
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Forty photographs of two classes, a manifest with a caption for each, and one of the captions alone."""
+    """Forty photographs of two classes, a manifest with a caption for each, and one of the captions alone; and the stamps'
+    folders by name, ten to each."""
     root = tmp_path_factory.mktemp("photos")
     pixels, lines = np.random.default_rng(0), []
     for number in range(40):
@@ -55,7 +61,13 @@ def places(tmp_path_factory):
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     texts = root / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": line["text"]}) + "\n" for line in lines))
-    return {"photos": root / "photos", "captions": manifest, "texts": texts}
+    for number in range(80):
+        kind = (*HELD_OUT, "food/nuts")[number % 8]
+        path = root / "stamps" / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"A {kind} that is number {number}.\n")
+    return {"photos": root / "photos", "captions": manifest, "texts": texts, "stamps": root / "stamps"}
 
 
 @pytest.fixture
@@ -76,8 +88,9 @@ def shrunk(name, places):
         if field in SMALL and value:
             words += [f"--{path}", str(SMALL[field])]
     small = apply_flags(made, words + FLAGS[name].format(**places).split())
-    before, after = ({path for path in leaves(e) if not path.startswith("tokenizer")} for e in (made, small))
-    assert before == after  # a config that takes the tokenizer of another run is given one
+    # A tokenizer of its own, where the run that it starts from is not at hand.
+    kept, before = ({path for path in leaves(e) if not path.startswith("tokenizer")} for e in (small, made))
+    assert kept == before
     return small
 
 
@@ -129,3 +142,9 @@ def test_two_steps_of_the_shrunk_config(name, places, quick, tmp_path):
     for task in made.tasks:
         assert np.isfinite([line[f"loss/{task}"] for line in lines[:2]]).all()
     assert {metric.split("/")[0] for metric in metrics} == set(made.evaluate)
+
+
+def test_what_is_held_out_is_what_few_shot_learns():
+    assert load_config("stamps").data["train"].source.but == HELD_OUT
+    towers, few = load_config("stamps").model, load_config("few_shot").model
+    assert leaves(towers) == leaves(few), "it starts from these"

@@ -32,7 +32,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import place
 from mmjax.train import Experiment
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.run import FINISHED, Run, environment
+from mmjax.train.run import AVERAGED, FINISHED, Run, environment
 from mmjax.train.state import State
 
 logger = logging.getLogger("mmjax")
@@ -180,7 +180,8 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     e, tokenizer, sizes = run.experiment(), *_texts_and_sizes(run)
     own: Params = merged(model, {name: tree for name, tree in params.items() if name != VARIABLES})
     left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
-    if (step := run.saved_steps()[-1]) < e.steps and not (run.path / FINISHED).is_file():
+    ended = any((run.path / name).is_file() for name in (FINISHED, AVERAGED))
+    if (step := run.saved_steps()[-1]) < e.steps and not ended:
         logger.warning("mmjax: %s has come to step %d of %d: this is an unfinished run's model", run.name, step, e.steps)
     whole = prepared(run, model)
     if whole is not None:

@@ -77,6 +77,29 @@ def from_peft(words: list[str], usage: str, say: Say) -> int:
     return 0
 
 
+def average(words: list[str], usage: str, say: Say) -> int:
+    """Runs of one model -> the run of their mean."""
+    at = words.index("--weights") if "--weights" in words else len(words)
+    folders, given = words[:at], words[at + 1 :]
+    if len(folders) < 3 or not all(folders) or any(word.startswith("-") for word in folders):
+        raise UserError(
+            f"convert average takes two runs or more and a new folder, found {' '.join(words) or 'none'}: use {usage}"
+        )
+    *sources, target = folders
+    try:
+        weights = [float(word) for word in given] if at < len(words) else [1 / len(sources)] * len(sources)
+    except ValueError:
+        raise UserError(f"--weights {' '.join(given)}: give numbers and nothing after them: use {usage}") from None
+    from mmjax.convert.average import average as convert
+
+    numbers, adapters = convert(sources, target, weights)
+    if adapters:
+        print(f"mmjax: what adapts {', '.join(adapters)} was merged before averaging", file=sys.stderr)
+    shares = ", ".join(f"{weight:g} of {source}" for weight, source in zip(weights, sources, strict=True))
+    say(f"{target}: {numbers:,} parameters, {shares}")
+    return 0
+
+
 def _folders(words: list[str], usage: str, count: int) -> list[str]:
     """The folders of a conversion."""
     if len(words) != count or not all(words) or any(word.startswith("-") for word in words):

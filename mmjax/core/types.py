@@ -146,7 +146,8 @@ class Forward(Protocol):
         ...
 
     def tokens(self, name: str, key: str = "") -> Tokens:
-        """What an encoder gives, or a fusion of all its modalities; `NAME:LAYER` is what that layer of an encoder gave.
+        """What an encoder gives, or a fusion of all its modalities; `NAME:LAYER` is what that layer of an encoder gave, and
+        `FUSION:MODALITY` one token, a modality's embedding in the space of a dual fusion.
 
         `key` is the fusion's: encoders are shared.
         """
@@ -223,6 +224,10 @@ class Objective(Protocol):
     `after_step(variables, params)` makes of the tree what it is after a step, from the parameters that the step has made: an
     average of them, for instance. A bad step changes neither. Variables are sharded by the table of parameters, saved and
     resumed.
+
+    One that reads texts of its own (prompts of classes) has a field `label` and a method `bound(own, data, encode)`, called at
+    set-up with the names of the data's classes, what the data is called, and what makes ids of texts: it gives the objective
+    that steps call, and `notes` of it are said to the user.
     """
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss: ...

@@ -42,7 +42,9 @@ class BadRecordError(Exception):
 class Records(Protocol):
     """Random access to the examples of one split; safe to share between threads and to pickle.
 
-    `__getitem__` raises `BadRecordError` for an example that cannot be read.
+    `__getitem__` raises `BadRecordError` for an example that cannot be read. One that can tell of an example without reading
+    its image has a method `described(index) -> (identity, label, texts)`: a text that no other example has and that it has on
+    every machine (a path below the root), its class, its captions. `Subset` chooses by it.
     """
 
     @property

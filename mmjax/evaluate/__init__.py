@@ -11,6 +11,7 @@ from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
 from mmjax.evaluate.retrieval import Retrieval
 from mmjax.evaluate.segmentation import Segmentation
+from mmjax.evaluate.tip_adapter import TipAdapter
 from mmjax.evaluate.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type] = {
@@ -25,6 +26,7 @@ EVALUATORS: dict[str, type] = {
     "captions": Captions,
     "answers": Answers,
     "ranking": Ranking,
+    "tip_adapter": TipAdapter,
 }
 
 __all__ = [
@@ -41,5 +43,6 @@ __all__ = [
     "Report",
     "Retrieval",
     "Segmentation",
+    "TipAdapter",
     "ZeroShot",
 ]

@@ -240,9 +240,8 @@ class Evaluation:
                 raise UserError(f"data={data!r} has no {name!r}, which this evaluation needs: it has {held}")
 
     def _text_batches(self, key: str, texts: Sequence[str], modality: str) -> Iterator[HostBatch]:
-        tokenizer, length = self._texts[modality]
-        tokens = tokenizer.encode(texts, length)
-        for line in lost_in(texts, tokens, tokenizer, length):
+        inputs, lost = encoded(self._texts, texts, modality)
+        for line in lost:
             if line not in self._told:
                 self._told.add(line)
                 logger.warning("%s: %s", key, line)
@@ -251,8 +250,7 @@ class Evaluation:
         for start in range(0, len(texts), size):
             record_B = np.minimum(start + row_B, len(texts) - 1)
             yield {
-                modality: tokens["ids"][record_B],
-                f"{modality}_mask": tokens["mask"][record_B],
+                **{key: x[record_B] for key, x in inputs.items()},
                 "index": row_B,
                 "valid": start + row_B < len(texts),
             }
@@ -300,6 +298,24 @@ class Evaluation:
                 yield to_host(running)
             running = started
         yield to_host(running)
+
+
+def encoded(
+    tokenizers: Mapping[str, tuple[Tokenizer, int]], texts: Sequence[str], modality: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Texts as a modality's encoder reads them, batch key -> [N, T]; and lines about what they lost.
+
+    Args:
+      tokenizers: modality -> its tokenizer and the length of its texts.
+
+    Raises:
+      UserError: none for this modality.
+    """
+    if modality not in tokenizers:
+        raise UserError(f"tokenizer=None: prompts are {modality}, so the run needs a tokenizer for it")
+    tokenizer, length = tokenizers[modality]
+    tokens = tokenizer.encode(texts, length)
+    return {modality: tokens["ids"], f"{modality}_mask": tokens["mask"]}, lost_in(texts, tokens, tokenizer, length)
 
 
 def lost_in(texts: Sequence[str], tokens: Mapping[str, np.ndarray], tokenizer: Any, length: int) -> list[str]:
@@ -361,10 +377,16 @@ def to_host(tree: Any) -> Any:
 class Evaluator(Protocol):
     """A frozen dataclass, called with the evaluation and the parameters: metric name -> value.
 
-    One that has a field `share_in_training` (see `Evaluation.rows`) has it at 1.0 when a finished run asks it.
+    One that has a field `share_in_training` (see `Evaluation.rows`) has it at 1.0 when a finished run asks it. One that reads
+    more data than `data` names it in a property `reads`; what is named there stays when `data` becomes the test data.
     """
 
     @property
     def data(self) -> str: ...
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]: ...
+
+
+def data_of(evaluator: Any) -> tuple[str, ...]:
+    """Names of all data that an evaluator reads."""
+    return (evaluator.data, *getattr(evaluator, "reads", ()))

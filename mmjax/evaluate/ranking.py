@@ -13,7 +13,8 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Params
 from mmjax.evaluate.evaluation import Evaluation, class_names
 from mmjax.evaluate.prompts import begun, context_of
-from mmjax.evaluate.zero_shot import by_name, label_ranks
+from mmjax.evaluate.zero_shot import label_ranks
+from mmjax.objectives.class_prompts import by_name
 from mmjax.objectives.losses import cross_entropy
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
 from mmjax.evaluate.evaluation import Evaluation, class_names
+from mmjax.objectives.class_prompts import by_name, check_templates, mean_vectors, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,6 @@ class ZeroShot:
     text: str = "text"
 
     def __post_init__(self) -> None:
-        if not self.templates:
-            raise UserError("templates=(): give at least one, such as 'a photo of a {}.'")
         check_templates("templates", self.templates)
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
@@ -89,31 +88,8 @@ def class_vectors(classes: Sequence[str], templates: Sequence[str], embed: Calla
     Args:
       embed: texts -> [N, E].
     """
-    prompt_PE = embed([template.replace("{}", name) for name in classes for template in templates])
-    mean_CE = prompt_PE.reshape(len(classes), len(templates), -1).mean(axis=1)
-    vectors: np.ndarray = mean_CE / np.maximum(np.linalg.norm(mean_CE, axis=1, keepdims=True), np.finfo(mean_CE.dtype).tiny)
+    vectors: np.ndarray = mean_vectors(embed(prompts(classes, templates)), len(classes))
     return vectors
-
-
-def check_templates(field: str, templates: Sequence[str]) -> None:
-    """Raises UserError for a template without a place for the name of the class."""
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f"{field} has {template!r}, which lacks the {{}} where the class name goes")
-
-
-def by_name(label_N: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], data: str) -> np.ndarray:
-    """Labels as places among `classes`, where those hold the data's own names; names of their own go by place.
-
-    Raises:
-      UserError: they hold some of the data's names and not all.
-    """
-    if not classes or not own or classes == own or not set(own) & set(classes):
-        return label_N
-    stranger = next((name for name in own if name not in classes), None)
-    if stranger is not None:
-        raise UserError(f"classes={classes}: data.{data} has the class {stranger!r}, which is not one of them")
-    return np.array([classes.index(name) for name in own])[label_N]
 
 
 def label_ranks(score_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:

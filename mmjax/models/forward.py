@@ -20,7 +20,7 @@ from mmjax.core.stacked import is_stacked
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
-from mmjax.models.parts import declared, gather, key_of
+from mmjax.models.parts import declared, gather, key_of, one_token
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.mesh import platform
 
@@ -28,7 +28,7 @@ VARIABLES = "variables"  # beside the parameters, what modules keep that no grad
 # Parameters that are used in float32 whatever the compute dtype.
 FLOAT32 = (
     *("*/norm/scale", "*/norm/bias", "*/*_norm/scale", "*/*_norm/bias"),
-    *("*/scale_logit", "*/bias_logit", "*/mix"),
+    *("*/scale_logit", "*/bias_logit", "*/mix", "*/cache_keys"),
     *(f"*/{SCALE}", "*/lora_scale", "*/lora_dropout", "*/dora_magnitude"),
 )
 
@@ -145,6 +145,8 @@ class BoundForward:
 
     def tokens(self, name: str, key: str = "") -> Tokens:
         name, _, layer = name.partition(":")
+        if layer and name in self._model.fusions:
+            return one_token(self.embed(layer, name, key=key))
         if layer:
             return self.tokens(name, key).tapped(layer, f"{name}:{layer}")
         if name in self._model.encoders:
@@ -188,9 +190,11 @@ class BoundForward:
         return self._part_named(room, name)
 
     def modalities(self, name: str) -> tuple[str, ...]:
-        name = name.partition(":")[0]
+        name, _, layer = name.partition(":")
         if name in self._model.encoders:
             return (name,)
+        if layer and name in self._model.fusions:
+            return (layer,)
         return tuple(self._part_named("fusions", name, self._model.encoders).modalities)
 
     def scalar(self, fusion: str, name: str) -> Array:

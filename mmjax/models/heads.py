@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
+from mmjax.models.cached import CachedClassifier
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear, by_table
@@ -29,7 +30,7 @@ class Classifier(nn.Module):
 
     Attributes:
       classes: C; 0 gives what is pooled (and projected) itself, [B, D].
-      input: name of the encoder or fusion that feeds it.
+      input: name of the encoder or fusion that feeds it; `dual:image` is one modality's embedding in a fusion's shared space.
       pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
       heads: of attention pooling.
       hidden_width: width of one hidden layer; 0 for none.
@@ -126,4 +127,9 @@ class TokenClassifier(nn.Module):
         return by_table(x_BTD, table) + bias.astype(jnp.float32).reshape(1, 1, -1)
 
 
-HEADS = {"classifier": Classifier, "distilled_classifier": DistilledClassifier, "token_classifier": TokenClassifier}
+HEADS = {
+    "classifier": Classifier,
+    "distilled_classifier": DistilledClassifier,
+    "token_classifier": TokenClassifier,
+    "cached_classifier": CachedClassifier,
+}

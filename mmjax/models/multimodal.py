@@ -19,7 +19,7 @@ from mmjax.models.decoders import DECODERS
 from mmjax.models.encoders import ENCODERS
 from mmjax.models.fusion import FUSIONS
 from mmjax.models.heads import HEADS
-from mmjax.models.parts import example_of, run
+from mmjax.models.parts import example_of, one_token, run
 from mmjax.nn.augment import AUGMENTATIONS
 
 
@@ -118,8 +118,10 @@ class Multimodal(nn.Module):
         return tokens if first is None else self.fuse(first, {modality: tokens})
 
     def _input(self, known: Mapping[str, Tokens], field: str, name: str) -> Tokens:
-        """Tokens by name, or by name and layer."""
+        """Tokens by name, by name and layer, or what a dual fusion gives of one modality alone (`dual:image`)."""
         name, _, layer = name.partition(":")
+        if layer and name in self.fusions:
+            return one_token(self.embed(name, layer, self._named(known, layer, field)))
         tokens: Tokens = self._named(known, name, field)
         return tokens.tapped(layer, f"model.{field}={name}:{layer}") if layer else tokens
 

@@ -84,6 +84,11 @@ def take(x: Array, places_BK: Array | None) -> Array:
     return jnp.take_along_axis(x, places_BK.reshape(*places_BK.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
+def one_token(x_BE: Array) -> Tokens:
+    """A vector an example as a sequence of one: [B, E] -> Tokens [B, 1, E]."""
+    return Tokens(x_BE[:, None], jnp.ones((x_BE.shape[0], 1), bool))
+
+
 def split(tokens: Tokens, parts: int) -> Tokens:
     """[B, N * T, D] -> [B * N, T, D]; of N > 1 the result is no raster."""
     own = jax.tree.map(lambda x: x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:]), tokens)

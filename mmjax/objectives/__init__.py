@@ -12,6 +12,7 @@ from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
 from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.prompted import Prompted
 from mmjax.objectives.regression import Regression
 from mmjax.objectives.triplet import Triplet
 
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_lm": MaskedLM,
     "matching": Matching,
     "next_sentence": NextSentencePrediction,
+    "prompted": Prompted,
     "regression": Regression,
     "triplet": Triplet,
 }

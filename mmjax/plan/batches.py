@@ -30,7 +30,7 @@ class Shapes:
 
 def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
     """The shapes of every batch that tasks train on, and where they come from, for the report."""
-    tokenizer = _any_tokenizer() if experiment.tokenizer is not None or experiment.init_from else None
+    tokenizer = any_tokenizer() if experiment.tokenizer is not None or experiment.init_from else None
     shapes, reasons = {}, []
     for name in experiment.task_data():
         try:
@@ -71,8 +71,9 @@ def read_by(model: Any, objective: Any) -> set[str]:
         context = getattr(objective, "context", None)
         names += decoder.context if context is None else context
     for name in names:
-        fusion = model.fusions.get(name.partition(":")[0])
-        found |= {name.partition(":")[0]} if fusion is None else set(fusion.modalities)
+        first, _, one = name.partition(":")
+        fusion = model.fusions.get(first)
+        found |= {first} if fusion is None else {one} if one else set(fusion.modalities)
     return found
 
 
@@ -101,6 +102,6 @@ def _with_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> Experiment:
     return dataclasses.replace(experiment, data=data)
 
 
-def _any_tokenizer() -> Tokenizer:
+def any_tokenizer() -> Tokenizer:
     """Shapes do not depend on the words, so no corpus is read."""
     return WordPiece(256).train(iter(["any words at all"]))

@@ -22,7 +22,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
 from mmjax.parallel.mesh import AXES, use_mesh
 from mmjax.plan import collectives, hlo, traffic
-from mmjax.plan.batches import Shapes
+from mmjax.plan.batches import Shapes, any_tokenizer
 from mmjax.plan.decode_program import Asked, lower_decode
 from mmjax.plan.depths import plainest
 from mmjax.plan.topology import GIB, parse_topology
@@ -51,7 +51,9 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         check_mesh(experiment, mesh)
         datasets: dict[str, Any] = {name: Shapes(spec) for name, spec in job["shapes"].items()}
         state = abstract_state(experiment, mesh, task_shapes(experiment, datasets))
-        setup = Setup(experiment, mesh, {}, datasets, state)
+        # Prompts of classes are of the length of all texts, whatever their words.
+        reads = any(hasattr(task.objective, "bound") for task in experiment.tasks.values())
+        setup = Setup(experiment, mesh, {"": any_tokenizer()} if reads else {}, datasets, state)
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
             found["sizes"] = sizes(state, setup.trained()) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}

@@ -14,10 +14,11 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.types import BadRecordError
-from mmjax.evaluate.zero_shot import check_templates, class_vectors
+from mmjax.evaluate.zero_shot import class_vectors
 from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
+from mmjax.objectives.class_prompts import check_templates
 from mmjax.predict import painting, writing
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.work import open_work

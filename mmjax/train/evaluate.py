@@ -19,6 +19,7 @@ from mmjax.core.trees import leaves_by_path
 from mmjax.data import Data, Folder, Tokenizer
 from mmjax.data.inspect import look
 from mmjax.evaluate import Report
+from mmjax.evaluate.evaluation import data_of
 from mmjax.models import Multimodal, param_shapes
 from mmjax.parallel.mesh import batch_ways, use_mesh
 from mmjax.parallel.multihost import agree, is_main
@@ -68,7 +69,7 @@ def evaluate_run(
     step = checkpoints.best_step() if checkpoints else None
     if checkpoints is None or step is None:
         raise UserError(f"{path}: the run has no checkpoint yet")
-    read = tuple(dict.fromkeys(evaluator.data for evaluator in experiment.evaluate.values()))
+    read = tuple(dict.fromkeys(data for evaluator in experiment.evaluate.values() for data in data_of(evaluator)))
     mesh = _mesh(experiment, trained)
     experiment = _fitted(experiment, batch_ways(mesh), read)
     agree("the experiment", to_json(experiment))

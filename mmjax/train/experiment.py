@@ -13,6 +13,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.data import TOKENIZERS, Data
 from mmjax.evaluate import EVALUATORS
+from mmjax.evaluate.evaluation import data_of
 from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
 from mmjax.parallel.mesh import Mesh
@@ -197,7 +198,8 @@ class Experiment:
                     f"evaluate.{name}: figures of training are called {name}/..., so call the evaluator something else; "
                     f"not one of {', '.join(FIGURES)}"
                 )
-            self._known_data(f"evaluate.{name}.data", evaluator.data)
+            for data in data_of(evaluator):
+                self._known_data(f"evaluate.{name}.data", data)
         for name, hook in self.hooks.items():
             if name in (*FIGURES, *self.evaluate):
                 raise UserError(

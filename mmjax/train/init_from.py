@@ -22,6 +22,7 @@ from mmjax.nn.narrow import SCALE
 from mmjax.parallel.rules import place
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.narrow import narrow_places, narrowed
+from mmjax.train.remembered import remembered
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, task_shapes
 from mmjax.train.state import State, adapter_key, task_variables, together
@@ -34,11 +35,17 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
       run: where it is written down what was taken of `init_from`; None for nowhere.
 
     Raises:
-      UserError: `init_from` is no run, or its parameters do not fit.
+      UserError: `init_from` is no run, or its parameters do not fit; data that a head cannot remember.
     """
-    state, e = setup.init(), setup.experiment
-    if not e.init_from:
-        return state
+    state = setup.init()
+    if not setup.experiment.init_from:
+        return remembered(setup, state, (), say)
+    return _taken(setup, state, run, say)
+
+
+def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], None]) -> State:
+    """The state with the parameters of `init_from`."""
+    e = setup.experiment
     source = Run(e.init_from)
     kept = Checkpoints(source.checkpoints, source.experiment().checkpoint, say, read_only=True)
     step = kept.best_step()
@@ -82,7 +89,8 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     taken = _begun(setup, taken, [path for path in new if is_adapter(path)])
     own = setup.trained().of(taken) if state.ema else {}
     state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
-    return dataclasses.replace(state, variables=_variables(setup, state, variables))
+    state = dataclasses.replace(state, variables=_variables(setup, state, variables))
+    return remembered(setup, state, list(loaded), say)
 
 
 def _begun(setup: Setup, params: Params, new: Sequence[str]) -> Params:

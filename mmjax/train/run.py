@@ -34,6 +34,7 @@ FORMAT = (
 )
 CLASSES = "classes.json"  # the names of the classes of each head
 FINISHED = "finished.json"  # what `finish` writes
+AVERAGED = "average.json"  # of a run that `mmjax convert average` has made
 OWN = ("_format", "_folder")  # what config.json holds beside the experiment
 
 
@@ -102,6 +103,11 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.name}: a file is there, not a folder")
         steps = self.saved_steps()
+        if read_text(self.path / AVERAGED) is not None:
+            raise UserError(
+                f"--workdir {self.name}: its parameters are a mean of other runs' ({AVERAGED}), which no steps have led to; to "
+                "go on from them use another --workdir and --init_from"
+            )
         if not steps:
             self._check_unlost()
             return

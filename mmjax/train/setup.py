@@ -15,7 +15,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.flops import flops_of, step_flops_of
 from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
-from mmjax.evaluate.evaluation import Evaluation
+from mmjax.evaluate.evaluation import Evaluation, encoded
 from mmjax.models.forward import BoundForward, compute_dtype
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
@@ -150,9 +150,26 @@ class Setup:
                     found[key] = (tokenizer, max(longest, spec.max_length or data.max_length))
         return found
 
+    @functools.cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The experiment's tasks; an objective that reads texts of its own has their ids, where its data is at hand.
+
+        Raises:
+          UserError: what the objective finds wrong with its classes, or no tokenizer.
+        """
+        found = dict(self.experiment.tasks)
+        for name, task in found.items():
+            if hasattr(task.objective, "bound") and task.data in self.datasets:
+                dataset, encode = self.datasets[task.data], functools.partial(encoded, self.texts())
+                own = getattr(dataset, "names", {}).get(task.objective.label, ())
+                with within(f"tasks.{name}.objective"):
+                    objective = task.objective.bound(own, task.data, encode)
+                found[name] = dataclasses.replace(task, objective=objective)
+        return found
+
     def tasks_of(self, group: tuple[str, ...]) -> dict[str, Task]:
         """The tasks that train on the streams of `group`."""
-        return {name: task for name, task in self.experiment.tasks.items() if task.data in group}
+        return {name: task for name, task in self.tasks.items() if task.data in group}
 
     def batch_shapes(self, group: tuple[str, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
         """Shapes, dtypes and shardings of a batch of each stream of `group`."""

@@ -17,6 +17,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
+from mmjax.evaluate.evaluation import data_of
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.classes import Use, known_classes, match_classes, uses
@@ -47,6 +48,10 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     heads, unread, flops = _check_tasks(setup)
     setup = dataclasses.replace(setup, classes=classes, flops=flops)
     heads |= check_evaluators(setup, evaluators)
+    for name, task in setup.tasks.items():
+        lines += [f"tasks.{name}: {note}" for note in getattr(task.objective, "notes", ())]
+        if hasattr(task.objective, "places") and task.data in setup.datasets:
+            setup.datasets[task.data].limit(task.objective.label, len(task.objective.places))
     for use in uses(setup.experiment, evaluators):
         if use.head in heads and use.data in setup.datasets:
             _check_head(use, heads[use.head], setup)
@@ -63,7 +68,7 @@ def _evaluators(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str
     for name, spec in at_the_end(experiment).evaluate.items():
         if spec.data != experiment.evaluate[name].data:
             found[f"{name} ({spec.data})"] = spec
-    return {name: spec for name, spec in found.items() if spec.data in datasets}
+    return {name: spec for name, spec in found.items() if set(data_of(spec)) <= set(datasets)}
 
 
 def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], dict[tuple[str, ...], int]]:

@@ -38,7 +38,7 @@ def test_caption_draws_its_template():
 @pytest.mark.parametrize(
     ("templates", "message"),
     [
-        (("a {nmae}",), "'a {nmae}' has {nmae}; only {} and {name} can be filled"),
+        (("a {nmae}",), "'a {nmae}' has {nmae}; only {}, {name} and {text} can be filled"),
         (("a {0}",), "has {0}"),
         (("a photo",), "'a photo' has no placeholder"),
         (("a {",), "'a {' is not a template"),
@@ -103,3 +103,20 @@ def test_next_sentence_mistakes():
         NextSentence(2)
     with pytest.raises(UserError, match="NextSentence needs text"):
         NextSentence()({"label": 1}, np.random.default_rng(0), Listed([{}]))
+
+
+def test_a_caption_in_the_place_of_the_sources_own_beside_it_and_by_the_beginnings_of_its_name():
+    record = {"name": "food/fruit", "label": 0, "text": "A pear."}
+    caption = Caption(("a {}", "{}: {text}"), replaces=0.5, separator="/")
+    found = [caption(record, np.random.default_rng(seed), ())["text"] for seed in range(200)]
+    texts = {"a food", "a food/fruit", "food: A pear.", "food/fruit: A pear."}
+    assert set(found) == texts | {"A pear."} and 70 < found.count("A pear.") < 130
+    assert min(found.count(text) for text in texts) > 10
+    assert list(caption.texts(Listed([], ("food/fruit", "food/nuts")))) == ["a food", "a food/fruit", "a food/nuts"]
+    assert Caption(("{{text}} {}",))({"name": "x"}, np.random.default_rng(0), ())["text"] == "{text} x"
+    with pytest.raises(UserError, match=r"has {text}, and the source has no captions"):
+        Caption(("{}: {text}",), replaces=1.0)({"name": "x"}, np.random.default_rng(0), ())
+    with pytest.raises(UserError, match=r"'{text}' has no placeholder for the class's name"):
+        Caption(("{text}",))
+    with pytest.raises(UserError, match=r"Caption.replaces=1.5: use a number from 0 and up to 1"):
+        Caption(replaces=1.5)

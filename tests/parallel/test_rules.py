@@ -9,6 +9,7 @@ from mmjax.adapt import IA3, LoRA, Prefix, Prompt, adapted
 from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
+from mmjax.models.cached import CachedClassifier
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
@@ -54,6 +55,7 @@ def every_part():
             "match": Classifier(input="cross", pool="cls", normed_width=8),
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
+            "remembers": CachedClassifier(classes=4, size=6, width=8),
         },
         unread={"head.bias": (4,)},
     )

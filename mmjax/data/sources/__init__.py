@@ -5,8 +5,9 @@ from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
+from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
+SOURCES = {**WHOLE, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest", "Scenes", "Stamps"]
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "Manifest", "Scenes", "Stamps", "Subset"]

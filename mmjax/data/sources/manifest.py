@@ -23,6 +23,7 @@ from mmjax.data.types import Record
 
 # What a record or a batch holds already.
 TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
+NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +182,13 @@ class ManifestRecords:
                 continue
             record[key] = read_map(os.path.join(self.root, record[key]), self.max_pixels)
         return record
+
+    def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
+        example = self.examples[index]
+        text, pair = example.get("text", ()), example.get("text_pair")
+        texts = ((text,) if isinstance(text, str) else tuple(text)) + (() if pair is None else (pair,))
+        told = {key: value for key, value in example.items() if key not in NUMBERED}
+        return json.dumps(told, sort_keys=True), example.get("label", -1), texts
 
     def texts(self) -> Iterator[str]:
         for example in self.examples:

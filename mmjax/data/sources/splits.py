@@ -106,10 +106,10 @@ def check_images(source: str, window: Any, max_pixels: int) -> None:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(_encoded(key)).digest()
+    return hashlib.sha256(encoded(key)).digest()
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """UTF-8; the name of a file that is none as the bytes it has."""
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -121,7 +121,7 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
     """32 hexadecimal digits that change with any part, with their order and with where one ends."""
     digest = hashlib.sha256()
     for part in parts:
-        data = _encoded(part) if isinstance(part, str) else part
+        data = encoded(part) if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()[:32]

@@ -154,6 +154,10 @@ class StampRecords:
             "name": self.classes[label],
         }
 
+    def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
+        stamp = self.stamps[index]
+        return stamp.file, self.labels[index], (stamp.captions[self.language],)
+
     def texts(self) -> Iterator[str]:
         for stamp in self.stamps:
             yield stamp.captions[self.language]
