@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Tokens
@@ -65,7 +64,10 @@ def run(objective, own, theirs):
 
 def torch_kl(own, theirs, temperature, kept):
     p, q = (torch.tensor(np.asarray(x)) / temperature for x in (theirs, own))
-    losses = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1) * temperature**2
+    losses = (
+        torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        * temperature**2
+    )
     return losses[torch.tensor(kept)].sum().item()
 
 
@@ -99,7 +101,11 @@ def test_tokens_are_torchs_distance(kind):
     tokens = Tokens(draw(B, T, 2), jnp.asarray(MASK))
     loss = run(DistilTokens(loss=kind), Given({"project": own}, tokens), Given({}, Tokens(theirs, jnp.ones((B, T), bool))))
     a, b = (torch.tensor(np.asarray(x)) for x in (own, theirs))
-    apart = F.mse_loss(a, b, reduction="none").mean(-1) if kind == "mse" else 1 - F.cosine_similarity(a, b, dim=-1)
+    apart = (
+        torch.nn.functional.mse_loss(a, b, reduction="none").mean(-1)
+        if kind == "mse"
+        else 1 - torch.nn.functional.cosine_similarity(a, b, dim=-1)
+    )
     np.testing.assert_allclose(loss.sum, apart[torch.tensor(MASK & VALID[:, None])].sum(), rtol=1e-5)
 
 
