@@ -131,10 +131,11 @@ def train(words: list[str]) -> int:
 
     with joined(join):
         from mmjax.convert.export import obstacle
+        from mmjax.convert.teaching import teacher
         from mmjax.train import train as run_training
 
         name, experiment = _experiment(words)
-        metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile, obstacle)
+        metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile, obstacle, teacher)
         if metrics and is_main():
             _say(line(metrics))
     return 0
@@ -219,9 +220,10 @@ def inspect_data(words: list[str]) -> int:
     The exit status is 2 for what would end a run.
     """
     _, experiment = _experiment(words)
+    from mmjax.convert.teaching import teacher
     from mmjax.train.evaluate import inspect_data as text
 
-    _say(text(experiment))
+    _say(text(experiment, foreign=teacher))
     return 0
 
 

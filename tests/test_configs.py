@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmjax.convert.api import save_params
 from mmjax.core.config import from_json, leaves, to_json
 from mmjax.core.trees import count
-from mmjax.models.multimodal import param_shapes
+from mmjax.models.multimodal import init_params, param_shapes
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import train
 from mmjax.train.config_file import apply_flags, load_config, shipped_configs
@@ -31,6 +32,7 @@ FLAGS = {
     "digits": "",
     "digits_finetune": "--init_from=",
     "digits_lora": "--init_from=",
+    "distil_digits": "--teachers.teacher.path {teacher}",
     "few_shot": "--data.train.source.source.path {stamps} --data.test.source.source.path {stamps} --tokenizer bpe "
     "--tokenizer.vocab_size 300 --init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
@@ -67,7 +69,23 @@ def places(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
         path.with_suffix(".txt").write_text(f"A {kind} that is number {number}.\n")
-    return {"photos": root / "photos", "captions": manifest, "texts": texts, "stamps": root / "stamps"}
+    return {
+        "photos": root / "photos",
+        "captions": manifest,
+        "texts": texts,
+        "stamps": root / "stamps",
+        "teacher": a_teacher(root / "teacher"),
+    }
+
+
+def a_teacher(folder):
+    """A run that knows the digits as nobody has trained it to."""
+    made = load_config("digits_finetune")
+    run = Run(folder)
+    folder.mkdir()
+    run.write_config(made)
+    save_params(run, init_params(made.model, jax.random.key(0)))
+    return folder
 
 
 @pytest.fixture

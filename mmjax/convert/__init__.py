@@ -2,5 +2,6 @@
 
 from mmjax.convert.api import image_transforms, load, load_classifier, load_model, save_hf
 from mmjax.convert.families import FAMILIES
+from mmjax.convert.teaching import teacher
 
-__all__ = ["FAMILIES", "image_transforms", "load", "load_classifier", "load_model", "save_hf"]
+__all__ = ["FAMILIES", "image_transforms", "load", "load_classifier", "load_model", "save_hf", "teacher"]

@@ -198,7 +198,7 @@ class Forward(Protocol):
         train: bool | None = None,
         key: str = "",
     ) -> Forward:
-        """The same model once more: a teacher, a reference, a perturbed input, an inner step. It writes no variables.
+        """The same model once more: an average of it, a reference, a perturbed input, an inner step. It writes no variables.
 
         Args:
           params: other parameters, of the same shapes.
@@ -206,6 +206,16 @@ class Forward(Protocol):
           tokens: encoder -> tokens to take for what it would give.
           train: whether dropout and augmentation are on; None: as here.
           key: names its dropout; "" draws as here.
+        """
+        ...
+
+    def teacher(self, name: str) -> Forward:
+        """The forward of one of the experiment's `teachers`: another model with its own parameters, which nothing trains, on
+        the same inputs as augmented here, without dropout. What it has computed in a step all objectives share; no gradient
+        goes through it.
+
+        Raises:
+          UserError: there is no such teacher.
         """
         ...
 
@@ -218,8 +228,9 @@ class Objective(Protocol):
     change the loss and is refused; unless `embeds_only` is True as well: of the forward it then reads the embeddings of its
     `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
 
-    One that keeps variables (a teacher, a queue, weights of groups) has a method `init_variables(params, batch)`: from the
-    first parameters and the shapes of its batches, a tree of arrays. It is then called with that tree as a fourth argument, and
+    One that keeps variables (an average of the parameters, a queue, weights of groups) has a method
+    `init_variables(params, batch)`: from the first parameters and the shapes of its batches, a tree of arrays. It
+    is then called with that tree as a fourth argument, and
     what its `Loss.variables` holds takes its place, micro-batch after micro-batch; None leaves it. A method
     `after_step(variables, params)` makes of the tree what it is after a step, from the parameters that the step has made: an
     average of them, for instance. A bad step changes neither. Variables are sharded by the table of parameters, saved and

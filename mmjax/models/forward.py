@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.random import example_keys, fold_name
 from mmjax.core.spatial import image_of, over
 from mmjax.core.stacked import is_stacked
@@ -21,6 +22,7 @@ from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.models.multimodal import Multimodal, join_inputs
 from mmjax.models.parts import declared, gather, key_of, one_token
+from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.mesh import platform
 
@@ -84,9 +86,11 @@ class BoundForward:
       rng: key of this step's dropout and augmentation; None when not training.
       part: [] int32, which micro-batch of the step this is: each has dropout of its own. Augmentation is an example's own.
       embedded: (fusion, modality) -> [B, E], embeddings of this batch that are known already.
+      teachers: name -> what is known of a teacher, and its parameters.
 
     Attributes:
       gave: head -> the shape of what it gave, for each head that was run.
+      taught: name -> the forward of a teacher, of those that somebody has asked.
     """
 
     def __init__(
@@ -97,10 +101,12 @@ class BoundForward:
         rng: Array | None = None,
         part: Array | None = None,
         embedded: Mapping[tuple[str, str], Array] | None = None,
+        teachers: Mapping[str, tuple[Teaching, Params]] | None = None,
     ):
         self.batch = batch
         self.train = rng is not None
         self.gave: dict[str, tuple[int, ...]] = {}
+        self.taught: dict[str, BoundForward] = {}
         self._model = model
         self._dtype = compute_dtype(model.dtype)
         self._variables = params.get(VARIABLES, {})
@@ -109,6 +115,8 @@ class BoundForward:
         self._rng = rng
         self._part = part
         self._embedded = embedded or {}
+        self._teachers = teachers or {}
+        self._teaches = False
         self._prefix, self._writes = "", self.train
         self._written: list[dict[str, Array]] = []
         self._tokens: Mapping[str, Tokens] = {}
@@ -212,12 +220,29 @@ class BoundForward:
         if train and rng is None:
             raise UserError("with_(train=True): an evaluation has no random key; leave it out")
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
-        other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part)
+        other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part, teachers=self._teachers)
+        other._teaches = self._teaches
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
         # Tokens taken for what an encoder would give are no longer that once it is given other inputs.
         kept = {m: own for m, own in self._tokens.items() if not any(f"{key}_".startswith(f"{m}_") for key in inputs or ())}
         other._tokens = {**kept, **(tokens or {})}
         return other
+
+    def teacher(self, name: str) -> BoundForward:
+        if name not in self._teachers:
+            known = ", ".join(self._teachers) or "none"
+            raise UserError(f"there is no teacher {name!r}{nearest(name, self._teachers)}; teachers has {known}")
+        if name not in self.taught:
+            teaching, params = self._teachers[name]
+            with within(f"teachers.{name}"):
+                self.taught[name] = BoundForward(teaching.model, params, teaching.batch(self.batch, self.view))
+            self.taught[name]._teaches = True
+        return self.taught[name]
+
+    def used(self) -> set[str]:
+        """The modalities that were read so far, by an encoder or by the decoder that writes them."""
+        read = {name[1] for name in self._memory if name[0] == "encode"}
+        return read | {self._model.decoders[name[1]].writes for name in self._memory if name[0] == "decode"}
 
     def written(self) -> list[dict[str, Array]]:
         """What each use of the model has made of what its modules keep: path -> array, of those that it has written."""
@@ -277,7 +302,10 @@ class BoundForward:
         """What `compute` gives, computed once for these very inputs; keeping them keeps their identities from being reused."""
         key = (*name, jax.tree.structure(inputs), *map(id, jax.tree.leaves(inputs)))
         if key not in self._memory:
-            self._memory[key] = (inputs, compute())
+            made = compute()
+            if self._teaches:  # no gradient goes through it, and no backward pass computes it again
+                made = jax.tree.map(lambda x: checkpoint_name(jax.lax.stop_gradient(x), TAUGHT), made)
+            self._memory[key] = (inputs, made)
         return self._memory[key][1]
 
 

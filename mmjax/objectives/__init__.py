@@ -8,6 +8,10 @@ from mmjax.objectives.alignment import Alignment
 from mmjax.objectives.causal_lm import CausalLM
 from mmjax.objectives.classification import Classification
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.distil_logits import DistilLogits
+from mmjax.objectives.distil_text import DistilText
+from mmjax.objectives.distil_tokens import DistilTokens
+from mmjax.objectives.distil_towers import DistilTowers
 from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
@@ -21,6 +25,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal_lm": CausalLM,
     "classification": Classification,
     "contrastive": Contrastive,
+    "distil_logits": DistilLogits,
+    "distil_text": DistilText,
+    "distil_tokens": DistilTokens,
+    "distil_towers": DistilTowers,
     "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,

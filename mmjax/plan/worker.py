@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from mmjax.convert.teaching import teacher
 from mmjax.core.config import from_json
 from mmjax.core.errors import UserError
 from mmjax.core.flops import count_flops
@@ -27,8 +28,9 @@ from mmjax.plan.decode_program import Asked, lower_decode
 from mmjax.plan.depths import plainest
 from mmjax.plan.topology import GIB, parse_topology
 from mmjax.train.setup import Setup, abstract_state, check_mesh, task_shapes
-from mmjax.train.state import State
+from mmjax.train.state import TEACHERS, State
 from mmjax.train.step import make_step, task_losses
+from mmjax.train.teachers import known_teachers
 from mmjax.train.trained import ALL, Trained
 
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB, "T": GIB << 10}
@@ -50,10 +52,11 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     with use_mesh(mesh):
         check_mesh(experiment, mesh)
         datasets: dict[str, Any] = {name: Shapes(spec) for name, spec in job["shapes"].items()}
-        state = abstract_state(experiment, mesh, task_shapes(experiment, datasets))
+        teachers = known_teachers(experiment, None, teacher)
+        state = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
         # Prompts of classes are of the length of all texts, whatever their words.
         reads = any(hasattr(task.objective, "bound") for task in experiment.tasks.values())
-        setup = Setup(experiment, mesh, {"": any_tokenizer()} if reads else {}, datasets, state)
+        setup = Setup(experiment, mesh, {"": any_tokenizer()} if reads else {}, datasets, state, teachers=teachers)
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
             found["sizes"] = sizes(state, setup.trained()) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}
@@ -68,6 +71,7 @@ def sizes(state: State, trained: Trained = ALL) -> dict[str, int]:
     """Bytes a chip of each part of the state and of a gradient of what is trained, and how many parameters there are in all."""
     parts = {name: _bytes_per_chip(getattr(state, name)) for name in ("params", "optimizer", "ema")}
     parts["gradients"] = _bytes_per_chip(trained.of(state.params))
+    parts |= {TEACHERS: _bytes_per_chip(state.variables[TEACHERS])} if TEACHERS in state.variables else {}
     return parts | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
 
 
@@ -90,12 +94,14 @@ def _flops(setup: Setup, group: tuple[str, ...]) -> dict[str, float]:
     """
     e, state = setup.experiment, setup.abstract
     tx, rate = e.updating.build(state.params, e.steps), e.optimizer.rate(e.steps)
-    step = make_step(e.model, setup.tasks_of(group), e.weighting, e.updating, tx, rate, setup.group_number(group))
+    step = make_step(
+        e.model, setup.tasks_of(group), e.weighting, e.updating, tx, rate, setup.group_number(group), setup.teachings
+    )
     plain = dataclasses.replace(setup, experiment=plainest(e))
-    model, tasks = plain.experiment.model, plain.tasks_of(group)
+    model, tasks, teachers = plain.experiment.model, plain.tasks_of(group), plain.teachings
 
     def forward(params: Any, batches: Any, key: Any, variables: Any) -> Any:
-        return task_losses(model, tasks, params, batches, key, variables=variables)
+        return task_losses(model, tasks, params, batches, key, variables=variables, teachers=teachers)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.make_jaxpr(forward)(state.params, setup.batch_shapes(group), key, state.variables)

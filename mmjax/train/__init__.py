@@ -7,6 +7,7 @@ from mmjax.train.muon import Muon
 from mmjax.train.optimizer import SGD, Adafactor, AdamW, Lion
 from mmjax.train.optimizers import OPTIMIZERS
 from mmjax.train.schedule_free import ScheduleFree
+from mmjax.train.teacher import Teacher
 
 __all__ = [
     "HOOKS",
@@ -23,6 +24,7 @@ __all__ = [
     "Norms",
     "ScheduleFree",
     "Task",
+    "Teacher",
     "TimeBudget",
     "train",
 ]

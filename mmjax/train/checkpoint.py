@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from mmjax.core import quiet
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.core.strict_json import plain
+from mmjax.core.types import Params
 from mmjax.parallel.multihost import barrier, is_main, processes
 from mmjax.parallel.rules import shardings
 from mmjax.train import frozen, reading
@@ -28,7 +29,7 @@ from mmjax.train.experiment import Checkpoint
 from mmjax.train.formats import FORMAT, FROZEN_APART, rename, watch_of, widened
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
 from mmjax.train.schedule_free import AHEAD
-from mmjax.train.state import State, with_variables
+from mmjax.train.state import State, changing, with_teachers, with_variables
 from mmjax.train.trained import ALL, Trained
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
@@ -108,6 +109,8 @@ class Checkpoints:
                 if rest:  # before what needs it
                     name = frozen.write(self._folder / frozen.FOLDER, rest)
                     about["frozen"] = {"name": name, "layers": self._trained.to_json()}
+                for teacher, tree in frozen.teachers_of(state).items():
+                    about.setdefault("teachers", {})[teacher] = frozen.write(self._folder / frozen.FOLDER, tree)
                 args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(own)), about=ocp.args.JsonSave(about))
                 self._manager.save(step, args=args, force=True)
                 if wait:
@@ -195,8 +198,8 @@ class Checkpoints:
         try:
             again(what, lambda: require_metadata(self._folder / str(step) / "state"))
             about = again(what, lambda: self._about(step))
-            if about.get("frozen"):
-                again(what, lambda: require_metadata(self._frozen(about)))
+            for name in _apart(about):
+                again(what, lambda: require_metadata(self._folder / frozen.FOLDER / name))  # noqa: B023
             return bool(about["step"] == step)
         except Exception as error:
             if not is_broken(error):
@@ -254,12 +257,20 @@ class Checkpoints:
         found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         state = State(**rename(found, about["format"]))
         if about.get("frozen"):
-            path, meshes = self._frozen(about), [leaf.sharding.mesh for leaf in jax.tree.leaves(abstract.params)]
-            rest = frozen.read(path, meshes[0])
-            if frozen.fingerprint(rest) != path.name:
-                raise EOFError(f"the frozen parameters in {path} are damaged")
-            state = dataclasses.replace(state, params=_placed(trained.join(state.params, rest), meshes[0]))
+            rest = self._whole(about["frozen"]["name"], abstract)
+            mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
+            state = dataclasses.replace(state, params=_placed(trained.join(state.params, rest), mesh))
+        kept = {name: self._whole(about["teachers"][name], abstract) for name in frozen.teachers_of(abstract)}
+        state = with_teachers(state, jax.tree.map(_put, kept, frozen.teachers_of(abstract)))
         return dataclasses.replace(state, watch=widened(state.watch, abstract.watch)), about
+
+    def _whole(self, name: str, abstract: State) -> Params:
+        """What stands apart under a name, found to be what was written there."""
+        path = self._folder / frozen.FOLDER / name
+        found = frozen.read(path, jax.tree.leaves(abstract.params)[0].sharding.mesh)
+        if frozen.fingerprint(found) != name:
+            raise EOFError(f"the frozen parameters in {path} are damaged")
+        return found
 
     def _frozen(self, about: Mapping[str, Any]) -> Path:
         return self._folder / frozen.FOLDER / about["frozen"]["name"]
@@ -350,9 +361,20 @@ class _Keep:
 
 
 def as_dict(state: State) -> dict[str, Any]:
-    """What is saved: every field, but for variables where none are kept."""
+    """What is saved each time: every field, without teachers, and without variables where no others are kept."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    fields["variables"] = changing(state.variables)
     return {name: value for name, value in fields.items() if name != "variables" or value}
+
+
+def _apart(about: Mapping[str, Any]) -> list[str]:
+    """The names of what a checkpoint needs beside it."""
+    own = [about["frozen"]["name"]] if about.get("frozen") else []
+    return own + list((about.get("teachers") or {}).values())
+
+
+def _put(x: Any, like: Any) -> Any:
+    return jax.device_put(x, like.sharding)
 
 
 def _placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -59,7 +59,12 @@ def _is_fresh(experiment: Experiment, head: str) -> bool:
 
 def from_huggingface(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     """The names that a converted model says of its classes, unless they are HuggingFace's LABEL_0, LABEL_1, ..."""
-    names = experiment.model.huggingface.get("id2label") if "classes" in experiment.model.heads else None
+    return names_of(experiment.model)
+
+
+def names_of(model: Any) -> dict[str, tuple[str, ...]]:
+    """The same of a model."""
+    names = model.huggingface.get("id2label") if "classes" in model.heads else None
     if not names:
         return {}
     ordered = tuple(str(names[key]) for key in sorted(names, key=int))
@@ -107,7 +112,7 @@ def match_classes(
             )
         datasets[use.data].match(use.label, names)
         lines.append(
-            f"data.{use.data}: its classes are {_some(own)}; matched by name to those of heads.{use.head}: {_some(names)}"
+            f"data.{use.data}: its classes are {some(own)}; matched by name to those of heads.{use.head}: {some(names)}"
         )
     return found, lines + _other_keys(experiment, datasets, matched)
 
@@ -122,7 +127,7 @@ def _other_keys(experiment: Experiment, datasets: Mapping[str, Dataset], matched
             own = datasets[name].names[key]
             if (name, key) not in matched and own != first and set(own) <= set(first) and datasets[name].can_match(key):
                 datasets[name].match(key, first)
-                lines.append(f"data.{name}: its {key} is {_some(own)}; matched by name to {_some(first)} of data.{having[0]}")
+                lines.append(f"data.{name}: its {key} is {some(own)}; matched by name to {some(first)} of data.{having[0]}")
     return lines
 
 
@@ -131,11 +136,12 @@ def _unknown(use: Use, stranger: str, own: tuple[str, ...], names: tuple[str, ..
     remedy = f"; init_fresh=('heads_{use.head}/*',) starts the head anew" if kept else ""
     return (
         f"{use.who}: data.{use.data} has the class {stranger!r}, which is not one of {whose}{nearest(stranger, names)}: its "
-        f"classes are {_some(own)}, and those are {_some(names)}{remedy}"
+        f"classes are {some(own)}, and those are {some(names)}{remedy}"
     )
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many there are."""
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -30,6 +30,7 @@ from mmjax.train.finish import asked_on, at_the_end, data_troubles, run_evaluato
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.startup import agree_on_data
+from mmjax.train.teachers import Foreign, no_foreign
 from mmjax.train.validate import validated
 
 READ = ("data", "evaluate", "mesh", "model", "test_data")  # what evaluation reads of an experiment
@@ -95,8 +96,8 @@ def example() -> Experiment:
     return Experiment(model=Multimodal(encoders={}), data=data, tasks={}, evaluate={"NAME": Report()})
 
 
-def inspect_data(experiment: Experiment, say: Callable[[str], None] = print) -> str:
-    """Look at all data of an experiment, and say what it really holds as soon as each is known.
+def inspect_data(experiment: Experiment, say: Callable[[str], None] = print, foreign: Foreign = no_foreign) -> str:
+    """Look at all data of an experiment, and say what it really holds as soon as each is known. `foreign` is that of `set_up`.
 
     Returns:
       The last line.
@@ -128,7 +129,7 @@ def inspect_data(experiment: Experiment, say: Callable[[str], None] = print) -> 
             faults |= {f"data.{name}: {fault}": None for fault in looked.faults}
     if not faults:  # then the experiment as a whole, as a run would look at it
         with use_mesh(mesh):
-            for line in validated(set_up(experiment, None, mesh)).notes:
+            for line in validated(set_up(experiment, None, mesh, foreign=foreign)).notes:
                 say(line)
     if faults:
         raise UserError(f"{next(iter(faults))}{f' (and {len(faults) - 1} more, see above)' if len(faults) > 1 else ''}")

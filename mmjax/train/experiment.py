@@ -20,6 +20,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.train.hooks import HOOKS
 from mmjax.train.optimizer import AdamW, Optimizer
 from mmjax.train.optimizers import OPTIMIZERS
+from mmjax.train.teacher import Teacher
 from mmjax.train.weighting import WEIGHTINGS, Fixed, GradNorm
 
 TEST = "test"  # the data that `test_data` names where nobody has said anything
@@ -127,6 +128,8 @@ class Experiment:
       hooks: what else happens beside the steps, by name; see `train.hooks`.
       init_from: folder of a run whose parameters to start from.
       init_fresh: patterns of parameters that are initialised anew all the same.
+      teachers: trained models that objectives ask, by name: a run or a HuggingFace folder each. Their parameters stay as they
+        are, and evaluation needs them no more.
       adapt: pattern of kernels -> how they are adapted (`mmjax.adapt`): what that adds is trained, and the rest stays as it is
         but for what `optimizer.train` names. Several at once, one a tower, are several patterns.
       frozen_dtype: what the kernels and tables that are frozen are kept in: `float32`, `bfloat16`, or `int8` with a scale for
@@ -152,6 +155,7 @@ class Experiment:
     hooks: Mapping[str, Any] = setting(HOOKS, default_factory=dict)
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
+    teachers: Mapping[str, Any] = setting({"teacher": Teacher}, default_factory=dict)
     adapt: Mapping[str, Any] = setting(METHODS, default_factory=dict)
     frozen_dtype: str = "float32"
 
@@ -189,6 +193,7 @@ class Experiment:
             raise UserError("tasks is empty: a run needs at least one")
         if self.steps < 1:
             raise UserError(f"steps={self.steps}: use 1 or more")
+        self._check_teachers()
         for name, task in self.tasks.items():
             self._known_data(f"tasks.{name}.data", task.data)
             self._check_accumulation(name, task)
@@ -264,6 +269,16 @@ class Experiment:
                             f"data.{name}.columns.{key}.tokenizer={spec.tokenizer!r}, and data.{first[0]} has {first[1]!r}: "
                             "one encoder reads both, so say the same"
                         )
+
+    def _check_teachers(self) -> None:
+        asked = {name: getattr(task.objective, "teacher", "") for name, task in self.tasks.items()}
+        for task, teacher in asked.items():
+            if teacher and teacher not in self.teachers:
+                known = ", ".join(self.teachers) or "none"
+                raise UserError(f"tasks.{task}.objective.teacher={teacher!r}: teachers has {known}")
+        for name in self.teachers:
+            if not name.isidentifier():
+                raise UserError(f"teachers.{name}: call it by letters, digits and _ alone; it becomes the name of a folder")
 
     def _known_data(self, field: str, name: str) -> None:
         if name not in self.data:

@@ -196,7 +196,7 @@ def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str
     objectives = {name: task.objective for name, task in e.tasks.items()}
     tasks = task_variables(objectives, state.params, task_shapes(e, setup.datasets))
     tasks = jax.tree.map(lambda new, own: jax.device_put(new, own.sharding), tasks, state.variables.get("tasks", {}))
-    return together(model, tasks)
+    return {**state.variables, **together(model, tasks)}
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -30,7 +30,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.formats import FORMAT
 from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, numbered, together
 from mmjax.train.run import differing
-from mmjax.train.state import State
+from mmjax.train.state import State, with_teachers
 from mmjax.train.trained import ALL, Trained
 
 KEEP = 2  # the older one is good everywhere while the newer one may have been cut short somewhere
@@ -76,10 +76,8 @@ class LocalCheckpoints:
     def _save(self, step: int, state: State) -> None:
         about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
         if rest := self._trained.rest(state.params):
-            about["frozen"] = frozen.fingerprint(rest)
-            if METADATA not in names_in(self._folder / frozen.FOLDER / about["frozen"]):
-                with self._frozen() as writer:
-                    writer.save(self._folder / frozen.FOLDER / about["frozen"], args=ocp.args.PyTreeSave(rest), force=True)
+            about["frozen"] = self._keep(rest)
+        about["teachers"] = {name: self._keep(tree) for name, tree in frozen.teachers_of(state).items()}
         own = dataclasses.replace(state, params=self._trained.of(state.params))
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(own)), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
@@ -145,15 +143,28 @@ class LocalCheckpoints:
         args = ocp.args.Composite(state=_wanted(target))
         state = State(**self._manager.restore(step, args=args)["state"])
         if rest := trained.rest(abstract.params):
-            with self._frozen() as reader:
-                found = reader.restore(self._folder / frozen.FOLDER / about["frozen"], args=_wanted(rest))
-            if frozen.fingerprint(found) != about["frozen"]:
-                raise EOFError("the frozen parameters beside it are damaged")
+            found = self._kept(about["frozen"], rest)
             params = jax.tree.map(
                 lambda x, a: jax.device_put(x, a.sharding), trained.join(state.params, found), abstract.params
             )
             state = dataclasses.replace(state, params=params)
-        return state
+        kept = {name: self._kept(about["teachers"][name], tree) for name, tree in frozen.teachers_of(abstract).items()}
+        return with_teachers(state, kept)
+
+    def _keep(self, tree: Any) -> str:
+        """See to it that a tree that no step changes is on this disk; returns the name it has there."""
+        name = frozen.fingerprint(tree)
+        if METADATA not in names_in(self._folder / frozen.FOLDER / name):
+            with self._frozen() as writer:
+                writer.save(self._folder / frozen.FOLDER / name, args=ocp.args.PyTreeSave(tree), force=True)
+        return name
+
+    def _kept(self, name: str, shapes: Any) -> Any:
+        with self._frozen() as reader:
+            found = reader.restore(self._folder / frozen.FOLDER / name, args=_wanted(shapes))
+        if frozen.fingerprint(found) != name:
+            raise EOFError("the frozen parameters beside it are damaged")
+        return found
 
     def _frozen(self) -> ocp.Checkpointer:
         """What writes and reads the frozen parameters: this process's parts of them, as of the rest."""

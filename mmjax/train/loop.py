@@ -26,6 +26,7 @@ from mmjax.train.run import Run
 from mmjax.train.setup import Setup
 from mmjax.train.startup import Step, compile_steps, open_run
 from mmjax.train.stop import Stop, stop_requested
+from mmjax.train.teachers import Foreign, no_foreign
 from mmjax.train.training import Training
 from mmjax.train.watchdog import Watchdog
 
@@ -37,6 +38,7 @@ def train(
     workdir: str | Path,
     profile: bool = False,
     look: Callable[[Setup], list[str]] = lambda setup: [],
+    foreign: Foreign = no_foreign,
 ) -> dict[str, float]:
     """Run an experiment in a folder, from its last checkpoint where it has one.
 
@@ -45,6 +47,7 @@ def train(
       profile: write a trace of a few steps to `workdir/profile`.
       look: called with what is about to be trained; the lines it gives are said before the first step. The command line gives
         `mmjax.convert.export.obstacle`, which says why a model from HuggingFace will not go back.
+      foreign: knows teachers that are no runs; the command line gives `mmjax.convert.teacher`, which opens HuggingFace folders.
 
     Returns:
       The metrics of the finished run, with the best checkpoint: each evaluator on the data it names, those of `validation` on
@@ -67,7 +70,7 @@ def train(
         return done[1]
     with use_mesh(mesh), contextlib.ExitStack() as held:
         notes: list[str] = []
-        setup = open_run(experiment, run, mesh, held, notes.append)
+        setup = open_run(experiment, run, mesh, held, notes.append, foreign)
         notes += look(setup)
         return _run_all(Training(setup, run, notes, began), profile)
 

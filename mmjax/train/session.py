@@ -24,15 +24,17 @@ from mmjax.train.init_from import first_state
 from mmjax.train.setup import Setup
 from mmjax.train.setup import set_up as set_up_experiment
 from mmjax.train.state import State, with_variables
+from mmjax.train.teachers import Foreign, no_foreign
 from mmjax.train.validate import validated
 
 
-def set_up(config: str | Path | Experiment, flags: str | Sequence[str] = ()) -> Session:
+def set_up(config: str | Path | Experiment, flags: str | Sequence[str] = (), foreign: Foreign = no_foreign) -> Session:
     """Set an experiment up, to look into it.
 
     Args:
       config: the name of a shipped config, the path of a config file, or an experiment.
       flags: `--any.field value ...`, in one text as on a command line or as its words.
+      foreign: knows teachers that are no runs; `mmjax.convert.teacher` opens HuggingFace folders.
 
     Raises:
       UserError: there is no such config, or anything in it does not fit together, with its data or on this machine.
@@ -49,7 +51,7 @@ def set_up(config: str | Path | Experiment, flags: str | Sequence[str] = ()) -> 
     experiment = apply_flags(experiment, shlex.split(flags) if isinstance(flags, str) else flags)
     mesh = experiment.mesh.build()
     with use_mesh(mesh):
-        return Session(validated(set_up_experiment(experiment, None, mesh)))
+        return Session(validated(set_up_experiment(experiment, None, mesh, foreign=foreign)))
 
 
 class Session:

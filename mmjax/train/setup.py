@@ -17,6 +17,7 @@ from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation, encoded
 from mmjax.models.forward import BoundForward, compute_dtype
+from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
 from mmjax.parallel.multihost import is_main
@@ -24,8 +25,10 @@ from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
-from mmjax.train.state import State, evaluated, init_state
+from mmjax.train.state import TEACHERS, State, evaluated, init_state, with_teachers
 from mmjax.train.step import make_step, task_losses
+from mmjax.train.teacher import Known
+from mmjax.train.teachers import Foreign, known_teachers, no_foreign, read_teachers, teachings
 from mmjax.train.trained import Trained
 
 
@@ -40,6 +43,7 @@ class Setup:
       flops: the model's FLOPs in a step over each group of streams, where that was counted already.
       classes: head -> the names of its classes in the order of its logits, where data or model say them.
       notes: what the user should see of all this before the first step.
+      teachers: what is known of the experiment's; {} where nothing is trained.
     """
 
     experiment: Experiment
@@ -50,6 +54,12 @@ class Setup:
     flops: Mapping[tuple[str, ...], int] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    teachers: Mapping[str, Known] = dataclasses.field(default_factory=dict)
+
+    @property
+    def teachings(self) -> dict[str, Teaching]:
+        """What forwards are told of the teachers."""
+        return teachings(self.experiment, self.teachers)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -57,11 +67,12 @@ class Setup:
         return self.tokenizers.get("")
 
     def init(self) -> State:
-        """The first state, made on the mesh."""
-        e = self.experiment
+        """The first state, made on the mesh; teachers are read from where they are."""
+        e, abstract = self.experiment, self.abstract
         make = functools.partial(_init, e, task_shapes(e, self.datasets))
-        layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        return jax.jit(make, out_shardings=layout)(np.uint32(e.seed))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, with_teachers(abstract, {}))
+        state = jax.jit(make, out_shardings=layout)(np.uint32(e.seed))
+        return with_teachers(state, read_teachers(e, self.teachers, abstract.variables.get(TEACHERS, {}), self.mesh))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows of a batch -> the global batch, rows over the mesh."""
@@ -85,7 +96,7 @@ class Setup:
         e = self.experiment
         tx, rate = e.updating.build(self.abstract.params, e.steps), e.optimizer.rate(e.steps)
         tasks = self.tasks_of(group)
-        step = make_step(e.model, tasks, e.weighting, e.updating, tx, rate, self.group_number(group))
+        step = make_step(e.model, tasks, e.weighting, e.updating, tx, rate, self.group_number(group), self.teachings)
         check_needs(tasks, self.batch_shapes(group))
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(self.mesh)))
@@ -112,10 +123,11 @@ class Setup:
         is frozen, of the backward what the trained ones need."""
         if group in self.flops:
             return self.flops[group]
-        model, tasks, trained = self.experiment.model, self.tasks_of(group), self.trained()
+        model, tasks, trained, teachers = self.experiment.model, self.tasks_of(group), self.trained(), self.teachings
 
         def forward(own: Params, params: Params, batches: Any, key: Any, variables: Any) -> Any:
-            return task_losses(model, tasks, trained.bind(own, params), batches, key, variables=variables)
+            bound = trained.bind(own, params)
+            return task_losses(model, tasks, bound, batches, key, variables=variables, teachers=teachers)
 
         key, own = jax.eval_shape(lambda: jax.random.key(0)), self.trained_shapes()
         shapes = (own, self.abstract.params, self.batch_shapes(group), key, self.abstract.variables)
@@ -123,7 +135,7 @@ class Setup:
 
     def flops_to_train(self, jaxpr: Any) -> int:
         """The same of the losses of a step, traced with the trained parameters as the first argument."""
-        if not self.trained().rest(self.abstract.params):
+        if not self.trained().rest(self.abstract.params) and not self.teachers:
             return 3 * flops_of(jaxpr)
         count = len(jax.tree.leaves(self.trained_shapes()))
         return step_flops_of(jaxpr, [i < count for i in range(len(jaxpr.invars))])
@@ -183,11 +195,18 @@ class Setup:
         }
 
 
-def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, only: tuple[str, ...] | None = None) -> Setup:
+def set_up(
+    experiment: Experiment,
+    run: Run | None,
+    mesh: jax.sharding.Mesh,
+    only: tuple[str, ...] | None = None,
+    foreign: Foreign = no_foreign,
+) -> Setup:
     """Check an experiment against its data and this machine, and build what runs.
 
     Args:
-      only: names of the data to build; None for all.
+      only: names of the data to build, without the teachers; None for all.
+      foreign: knows teachers that are no runs, see `known_teachers`.
 
     Raises:
       UserError: anything in the experiment that does not fit together.
@@ -198,8 +217,9 @@ def set_up(experiment: Experiment, run: Run | None, mesh: jax.sharding.Mesh, onl
     own = tokenizers.get("")
     datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
     check_vocabularies(experiment, datasets, tokenizers)
-    abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets))
-    return Setup(experiment, mesh, tokenizers, datasets, abstract)
+    teachers = known_teachers(experiment, run, foreign) if only is None else {}
+    abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
+    return Setup(experiment, mesh, tokenizers, datasets, abstract, teachers=teachers)
 
 
 def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -215,9 +235,16 @@ def check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     _check_tensor(experiment.model, mesh.shape["tensor"])
 
 
-def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh, shapes: Mapping[str, Any] | None = None) -> State:
+def abstract_state(
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    shapes: Mapping[str, Any] | None = None,
+    teachers: Mapping[str, Known] | None = None,
+) -> State:
     """Shapes and shardings of the state; `shapes` of the tasks' batches, for objectives that keep variables."""
     abstract = jax.eval_shape(functools.partial(_init, experiment, shapes or {}), jax.ShapeDtypeStruct((), np.uint32))
+    kept = {name: known.shapes(experiment.teachers[name].dtype) for name, known in (teachers or {}).items()}
+    abstract = with_teachers(abstract, kept)
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings(abstract, mesh)
     )

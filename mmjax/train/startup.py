@@ -16,6 +16,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.kept_code import collect, digest, read
 from mmjax.train.run import CLASSES, Run, environment
 from mmjax.train.setup import Setup, set_up
+from mmjax.train.teachers import Foreign, no_foreign, write_down
 from mmjax.train.validate import validated
 
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
@@ -24,13 +25,19 @@ Step = tuple[Callable[..., Any], int]
 
 
 def open_run(
-    experiment: Experiment, run: Run, mesh: jax.sharding.Mesh, held: contextlib.ExitStack, say: Callable[[str], None]
+    experiment: Experiment,
+    run: Run,
+    mesh: jax.sharding.Mesh,
+    held: contextlib.ExitStack,
+    say: Callable[[str], None],
+    foreign: Foreign = no_foreign,
 ) -> Setup:
     """The setup of an experiment in its folder, alike on all processes. Process 0 goes first: the others read its tokenizer.
 
     Args:
       held: until it is closed, no other process can write the run.
       say: called with a line that the user should see.
+      foreign: knows teachers that are no runs.
 
     Raises:
       UserError: a mistake in the experiment or its data, or something in which a process differs from process 0.
@@ -41,7 +48,7 @@ def open_run(
     if not is_main():
         barrier("the run folder")
         run.fetch()
-    setup = validated(set_up(experiment, run, mesh), run)
+    setup = validated(set_up(experiment, run, mesh, foreign=foreign), run)
     if is_main():
         run.check(experiment)
         held.enter_context(run.writing())
@@ -49,6 +56,7 @@ def open_run(
         run.open(experiment, say)
         if not run.has_checkpoint():
             run.keep_tokenizers(setup.tokenizers)
+            write_down(run, setup.teachers, experiment)
         run.write_json("environment.json", about | {"data": about_data(setup)})
         run.write_json(CLASSES, setup.classes)
         barrier("the run folder")

@@ -20,6 +20,8 @@ from mmjax.train.optimizer import Optimizer
 from mmjax.train.schedule_free import averaged
 from mmjax.train.trained import Trained
 
+TEACHERS = "teachers"  # of `State.variables`
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class State:
       watch: `good`, how many good steps there were ([] int32), and `mean`, a running mean of their losses ([] float32). Where
         streams alternate, groups of them have losses of their own: `mean` is [G], and so is `seen`, how many each has had.
       variables: what no gradient makes: `model`, by Linen collection, what its modules keep; `tasks`, by task, what objectives
-        keep. {} where nothing is kept.
+        keep; `teachers`, by name, their parameters, which no step changes. {} where nothing is kept.
     """
 
     step: Array
@@ -122,6 +124,17 @@ def task_variables(objectives: Mapping[str, Any], params: Params, batches: Mappi
 def together(model: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
     """`State.variables`; what is empty is left out, so that most states have none."""
     return {name: dict(tree) for name, tree in (("model", model), ("tasks", tasks)) if tree}
+
+
+def changing(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `State.variables` those that a step may change."""
+    return {name: tree for name, tree in variables.items() if name != TEACHERS}
+
+
+def with_teachers(state: State, teachers: Mapping[str, Params]) -> State:
+    """The state with the parameters of teachers beside its other variables; where there are none, without."""
+    kept = {TEACHERS: dict(teachers)} if teachers else {}
+    return dataclasses.replace(state, variables={**changing(state.variables), **kept})
 
 
 def evaluated(state: State, trained: Trained) -> Params:

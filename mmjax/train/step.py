@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from mmjax.core.trees import leaves_by_path, map_with_path
 from mmjax.core.types import Array, Batch, Loss, Params
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
+from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.parallel.mesh import constrain_batch
 from mmjax.train.experiment import Task
 from mmjax.train.optimizer import Optimizer
-from mmjax.train.state import State, together, with_variables
+from mmjax.train.state import TEACHERS, State, changing, together, with_teachers, with_variables
 
 WARM = 20  # good steps before a spike can be told from noise
 WATCH_DECAY = 0.98
@@ -27,6 +29,7 @@ WATCH_DECAY = 0.98
 Metrics = dict[str, Array]
 Batches = Mapping[str, Batch]
 Variables = dict[str, Any]  # see `State.variables`
+Teachers = Mapping[str, Teaching]
 
 
 def task_losses(
@@ -37,10 +40,12 @@ def task_losses(
     rng: Array,
     train: bool = True,
     variables: Variables | None = None,
+    teachers: Teachers | None = None,
 ) -> dict[str, Loss]:
     """Each task's loss on its batch."""
     variables = variables or {}
-    return losses_of(tasks, forwards_of(model, params, batches, rng if train else None, variables), rng, variables)
+    forwards = forwards_of(model, params, batches, rng if train else None, variables, teachers=teachers)
+    return losses_of(tasks, forwards, rng, variables)
 
 
 def forwards_of(
@@ -51,17 +56,21 @@ def forwards_of(
     variables: Variables,
     part: Array | None = None,
     embedded: Mapping[str, Any] | None = None,
+    teachers: Teachers | None = None,
 ) -> dict[str, BoundForward]:
     """The model bound to the batch of each stream: one forward each, so a modality is encoded once for all its tasks.
 
     Args:
       rng: the step's key; None when not training.
       part, embedded: as `BoundForward` takes them, the latter by stream.
+      teachers: by name; their parameters are among the variables.
     """
     bound = with_variables(params, variables.get("model", {}))
+    taught = {name: (teaching, variables[TEACHERS][name]) for name, teaching in (teachers or {}).items()}
     keys = {name: None if rng is None else _stream_key(rng, name) for name in batches}
     return {
-        name: BoundForward(model, bound, rows, keys[name], part, (embedded or {}).get(name)) for name, rows in batches.items()
+        name: BoundForward(model, bound, rows, keys[name], part, (embedded or {}).get(name), taught)
+        for name, rows in batches.items()
     }
 
 
@@ -73,6 +82,7 @@ def make_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     group: int | None = None,
+    teachers: Teachers | None = None,
 ) -> Callable[[State, Batches], tuple[State, Metrics]]:
     """The step of an experiment, to be jitted with shardings.
 
@@ -82,6 +92,7 @@ def make_step(
 
     Args:
       group: which of the groups of streams that alternate this is the step of; None where there is one.
+      teachers: what is known of the experiment's; their parameters are in the state and stay as they are.
     """
 
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
@@ -90,8 +101,8 @@ def make_step(
         own = trained.of(state.params)
 
         def values(own: Params) -> tuple[dict[str, Array], tuple[Metrics, Variables]]:
-            params = trained.bind(own, state.params)
-            losses, variables = accumulated(model, tasks, params, batches, rng, optimizer.accumulate, state.variables)
+            params, parts = trained.bind(own, state.params), optimizer.accumulate
+            losses, variables = accumulated(model, tasks, params, batches, rng, parts, state.variables, teachers)
             return {name: mean(loss.sum, loss.count) for name, loss in losses.items()}, (_flatten(losses), variables)
 
         losses, vjp, (metrics, variables) = jax.vjp(values, own, has_aux=True)
@@ -119,6 +130,7 @@ def accumulated(
     rng: Array,
     parts: int,
     variables: Variables | None = None,
+    teachers: Teachers | None = None,
 ) -> tuple[dict[str, Loss], Variables]:
     """Losses of the whole batch, computed in `parts` micro-batches whose activations are not held together; and the variables
     that modules and objectives have written.
@@ -126,7 +138,8 @@ def accumulated(
     Sums and counts add up, so the result and its gradient are those of one large batch. Objectives that compare the examples
     of a batch by their embeddings alone (`embeds_only`) see the whole batch: the micro-batches leave their embeddings, and the
     derivative goes back through each in turn, encoding it again (GradCache: Gao 2021, sec. 3.2). Augmentation and masking
-    belong to the example and are as in the large batch; dropout is drawn for each micro-batch, and is the same both times.
+    belong to the example and are as in the large batch; dropout is drawn for each micro-batch, and is the same both times. What
+    a teacher has said is kept for the backward pass, so that it runs once.
 
     What a module keeps is written once a step: where it is used several times (in micro-batches, streams, or on other inputs)
     what each use makes of it is averaged, whole numbers taken from the last. Objectives' variables go from one micro-batch to
@@ -134,16 +147,16 @@ def accumulated(
     """
     variables = variables or {}
     if parts == 1:
-        forwards = forwards_of(model, params, batches, rng, variables)
+        forwards = forwards_of(model, params, batches, rng, variables, teachers=teachers)
         losses, kept = _kept_apart(losses_of(tasks, forwards, rng, variables), variables.get("tasks", {}))
         return losses, _settled(variables, _written(forwards), kept)
     compared = {name: task for name, task in tasks.items() if getattr(task.objective, "embeds_only", False)}
     added = {name: task for name, task in tasks.items() if name not in compared}
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(TAUGHT))
     def one(carry: tuple[Any, Any], micro: tuple[Array, Batches]) -> tuple[Any, Any]:
         (total, kept), (part, batch) = carry, micro
-        forwards = forwards_of(model, params, batch, rng, variables, part)
+        forwards = forwards_of(model, params, batch, rng, variables, part, teachers=teachers)
         losses, kept = _kept_apart(losses_of(added, forwards, rng, {"tasks": kept}), kept)
         embedded = _embeddings(compared, forwards)
         return (losses if total is None else jax.tree.map(jnp.add, total, losses), kept), (embedded, _written(forwards))
@@ -153,7 +166,8 @@ def accumulated(
     shapes = jax.eval_shape(lambda: one((None, kept), jax.tree.map(lambda x: x[0], micro))[0][0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (losses, kept), (embedded, written) = jax.lax.scan(one, (zeros, kept), micro)
-    forwards = forwards_of(model, params, batches, rng, variables, embedded=jax.tree.map(_join, embedded))
+    joined = jax.tree.map(_join, embedded)
+    forwards = forwards_of(model, params, batches, rng, variables, embedded=joined, teachers=teachers)
     others, more = _kept_apart(losses_of(compared, forwards, rng, variables), variables.get("tasks", {}))
     losses |= others
     written = {path: _combined(list(steps)) for path, steps in written.items()}
@@ -306,11 +320,12 @@ def _apply(
     trained = optimizer.trained(state.params)
     variables = _after_step(tasks, made.variables, trained.put(state.params, after))
     watch = _watch(state.watch, group, loss)
-    old = dataclasses.replace(state, params=own)
+    old = dataclasses.replace(state, params=own, variables=changing(state.variables))
     new = State(state.step, after, opt_state, made.weighting, ema, state.key, watch, variables)
     kept: State = jax.tree.map(lambda old, taken: jnp.where(bad, old, taken), old, new)
     metrics |= {"gradient_norm": norm, "bad_step": bad.astype(jnp.float32)}
-    return dataclasses.replace(kept, step=state.step + 1, params=trained.put(state.params, kept.params)), metrics
+    kept = dataclasses.replace(kept, step=state.step + 1, params=trained.put(state.params, kept.params))
+    return with_teachers(kept, state.variables.get(TEACHERS, {})), metrics
 
 
 def moving_average(ema: Params, params: Params, decay: float, updates: Array) -> Params:

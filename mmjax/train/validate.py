@@ -18,6 +18,7 @@ from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
 from mmjax.evaluate.evaluation import data_of
+from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.classes import Use, known_classes, match_classes, uses
@@ -28,6 +29,7 @@ from mmjax.train.places import check_places
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
 from mmjax.train.step import forwards_of, losses_of
+from mmjax.train.taught import check_teachers, taught_classes
 
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
@@ -43,10 +45,12 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
       UserError: anything in the experiment that does not fit its data.
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
-    known = known_classes(setup.experiment, run)
+    known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
-    heads, unread, flops = _check_tasks(setup)
+    asked: dict[str, dict[str, BoundForward]] = {}
+    heads, unread, flops = _check_tasks(setup, asked)
     setup = dataclasses.replace(setup, classes=classes, flops=flops)
+    lines += check_teachers(setup, asked)
     heads |= check_evaluators(setup, evaluators)
     for name, task in setup.tasks.items():
         lines += [f"tasks.{name}: {note}" for note in getattr(task.objective, "notes", ())]
@@ -71,14 +75,22 @@ def _evaluators(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str
     return {name: spec for name, spec in found.items() if set(data_of(spec)) <= set(datasets)}
 
 
-def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], dict[tuple[str, ...], int]]:
-    """Trace the losses of each step: head -> shape of its logits, a line about what no task reads, and the steps' FLOPs."""
+def _check_tasks(
+    setup: Setup, asked: dict[str, dict[str, BoundForward]]
+) -> tuple[dict[str, tuple[int, ...]], list[str], dict[tuple[str, ...], int]]:
+    """Trace the losses of each step: head -> shape of its logits, a line about what no task reads, and the steps' FLOPs.
+
+    Args:
+      asked: takes the teachers' forwards that each stream has asked.
+    """
     heads: dict[str, tuple[int, ...]] = {}
     read: set[str] = set()
     flops: dict[tuple[str, ...], int] = {}
     if not setup.experiment.tasks or not set(setup.experiment.task_data()) <= set(setup.datasets):
         return heads, [], flops
-    model = setup.experiment.model
+    if setup.teachers.keys() != setup.experiment.teachers.keys():  # an evaluation, which needs none
+        return heads, [], flops
+    model, teachers = setup.experiment.model, setup.teachings
     trained, params, own = setup.trained(), setup.abstract.params, setup.trained_shapes()
     paths = [*leaves_by_path(own), *leaves_by_path(params)]
     for group in dict.fromkeys(setup.experiment.groups()):
@@ -88,10 +100,11 @@ def _check_tasks(setup: Setup) -> tuple[dict[str, tuple[int, ...]], list[str], d
         def losses(
             own: Any, params: Any, batches: Any, key: Array, variables: Any, tasks: Mapping[str, Any] = tasks
         ) -> dict[str, Array]:
-            forwards = forwards_of(model, trained.bind(own, params), batches, key, variables)
+            forwards = forwards_of(model, trained.bind(own, params), batches, key, variables, teachers=teachers)
             found = losses_of(tasks, forwards, key, variables)
-            for forward in forwards.values():
+            for stream, forward in forwards.items():
                 heads.update(forward.gave)
+                asked.setdefault(stream, {}).update(forward.taught)
             return {name: loss.sum for name, loss in found.items()}
 
         key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,0 +1,76 @@
+"""Another source of whose records only a share keeps its label."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mmjax.core.config import check_ranges, setting
+from mmjax.core.errors import UserError
+from mmjax.data.sources.splits import fingerprint
+from mmjax.data.sources.subset import WHOLE
+from mmjax.data.types import Record, Records
+
+TELLING = ("group", "name")  # keys of a record that would say its class all the same
+
+
+@dataclasses.dataclass(frozen=True)
+class HideLabels:
+    """The records of `source`, of which a share, drawn by `seed` whatever their class, keeps its label; the others have -1.
+
+    Which do is the same in every run. What else would tell a class, `group` and `name`, no record has.
+
+    Attributes:
+      source: any source of records with the whole number `label`.
+      keep: the share that keeps it, rounded to whole records and at least one.
+      seed: of the draw.
+    """
+
+    source: Any = setting(WHOLE, everyday=True)
+    keep: float = setting(everyday=True, above=0, most=1, default=0.1)
+    seed: int = setting(least=0, default=0)
+
+    def build(self) -> HiddenRecords:
+        """Raises `UserError` for a number out of range, or records without a label."""
+        check_ranges(self, "HideLabels.")
+        records = self.source.build()
+        if len(records) and not isinstance(records[0].get("label"), int | np.integer):
+            raise UserError(f"HideLabels.source={self.source!r}: its records have no whole number `label`")
+        kept = max(1, round(self.keep * len(records)))
+        order = np.random.default_rng(self.seed).permutation(len(records))
+        labelled_N = np.zeros(len(records), bool)
+        labelled_N[order[:kept]] = True
+        return HiddenRecords(records, labelled_N)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HiddenRecords:
+    """See `HideLabels`.
+
+    Attributes:
+      records: with all their labels.
+      labelled: bool [N], whether a record keeps its own.
+    """
+
+    records: Records
+    labelled: np.ndarray
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.records.classes
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Record:
+        record = {key: value for key, value in self.records[index].items() if key not in TELLING}
+        return record if self.labelled[index] else {**record, "label": -1}
+
+    def texts(self) -> Iterator[str]:
+        return self.records.texts()
+
+    def fingerprint(self) -> str:
+        return fingerprint([self.records.fingerprint(), self.labelled.tobytes()])
