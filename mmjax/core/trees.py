@@ -55,12 +55,12 @@ def match_any(patterns: Iterable[str], path: str) -> bool:
 
 
 def split_layers(pattern: str) -> tuple[str, slice | None]:
-    """ "a/*[:6]" -> ("a/*", layers 0 to 5); a pattern without a slice -> (pattern, None)."""
-    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", pattern)
+    """ "a/*[:6]" -> ("a/*", layers 0 to 5), "a/*[::2]" every second; a pattern without a slice -> (pattern, None)."""
+    found = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)(?::([1-9]\d*)?)?\]", pattern)
     if not found:
         return pattern, None
-    start, stop = (int(number) if number else None for number in found.groups()[1:])
-    return found.group(1), slice(start, stop)
+    start, stop, step = (int(number) if number else None for number in found.groups()[1:])
+    return found.group(1), slice(start, stop, step)
 
 
 def count(tree: Any) -> int:

@@ -128,6 +128,8 @@ class Experiment:
       hooks: what else happens beside the steps, by name; see `train.hooks`.
       init_from: folder of a run whose parameters to start from.
       init_fresh: patterns of parameters that are initialised anew all the same.
+      init_layers: patterns of that run's stacked parameters with the layers to take of each, for a model that has fewer:
+        "encoders_text/*[::2]" is every second, "encoders_text/*[:6]" the first six.
       teachers: trained models that objectives ask, by name: a run or a HuggingFace folder each. Their parameters stay as they
         are, and evaluation needs them no more.
       adapt: pattern of kernels -> how they are adapted (`mmjax.adapt`): what that adds is trained, and the rest stays as it is
@@ -155,6 +157,7 @@ class Experiment:
     hooks: Mapping[str, Any] = setting(HOOKS, default_factory=dict)
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
+    init_layers: tuple[str, ...] = ()
     teachers: Mapping[str, Any] = setting({"teacher": Teacher}, default_factory=dict)
     adapt: Mapping[str, Any] = setting(METHODS, default_factory=dict)
     frozen_dtype: str = "float32"
@@ -222,6 +225,8 @@ class Experiment:
             if not name.isidentifier():
                 raise UserError(f"tokenizers.{name}: call it by letters, digits and _ alone; it becomes the name of a folder")
         self._check_tokenizers()
+        if self.init_layers and not self.init_from:
+            raise UserError(f"init_layers={self.init_layers} are of the run in init_from, which is ''")
         for name in self.alternate:
             self._known_data("alternate", name)
         missing = [name for name in self.task_data() if self.alternate and name not in self.alternate]

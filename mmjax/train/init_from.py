@@ -14,7 +14,7 @@ import numpy as np
 from mmjax.adapt import adapted, base_of, is_adapter, is_dropout, merged, wide
 from mmjax.adapt.places import Place
 from mmjax.core.errors import UserError, nearest
-from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any, nested
+from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any, nested, split_layers
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import position_tables, resize_positions
@@ -64,6 +64,7 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
     if spare:
         say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
         params = merged(there, params)
+    params, layers = some_layers(state.params, params, e.init_layers)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
     new = [path for path in new if not path.endswith(f"/{SCALE}")]
@@ -80,9 +81,18 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
     for path in resized:
         sizes = [position_tables(model)[path].image_size for model in (there, e.model)]
         say(f"  {path} was resized from images of {_size(sizes[0])} to {_size(sizes[1])}")
+    for pattern, (numbers, depth) in layers.items():
+        say(f"  {pattern}: layers {', '.join(map(str, numbers))} of {depth}")
     if run is not None:
-        about = {"run": source.name, "step": step, "loaded": list(loaded), "new": new, "left_over": left, "resized": resized}
-        about["merged"] = bool(spare)
+        about: dict[str, Any] = {
+            "run": source.name,
+            "step": step,
+            "loaded": list(loaded),
+            "new": new,
+            "left_over": left,
+            "resized": resized,
+        }
+        about |= {"merged": bool(spare), "layers": {pattern: numbers for pattern, (numbers, _) in layers.items()}}
         run.write_json("init_from.json", about)
     found = {path: x for own in _kept(loaded, narrow, e.frozen_dtype) for path, x in own.items()}
     taken = map_with_path(lambda path, x: _placed(setup.mesh, path, found[path], x) if path in found else x, state.params)
@@ -146,6 +156,41 @@ def _check_frozen(setup: Setup, new: Sequence[str]) -> None:
         )
 
 
+def some_layers(target: Params, source: Params, patterns: Sequence[str]) -> tuple[Params, dict[str, tuple[list[int], int]]]:
+    """`source` with some layers of what the patterns match, for a model that has fewer (Sanh 2019, section 3).
+
+    Returns:
+      (parameters, pattern -> (the numbers of the layers, how many there were)).
+
+    Raises:
+      UserError: a pattern without layers, or that matches nothing stacked, or what another has taken layers of already; another
+        number of layers than the model has.
+    """
+    want, leaves = leaves_by_path(target), leaves_by_path(source)
+    taken: dict[str, str] = {}
+    told: dict[str, tuple[list[int], int]] = {}
+    for pattern in patterns:
+        plain, some = split_layers(pattern)
+        if some is None:
+            raise UserError(f"init_layers={pattern!r} says no layers: write them behind it, '{pattern}[::2]' for every second")
+        found = [path for path in leaves if match(plain, path) and "/layers/" in path]
+        if not found:
+            stacks = [path for path in leaves if "/layers/" in path]
+            raise UserError(f"init_layers={pattern!r} matches no parameter of a stack of layers there{nearest(plain, stacks)}")
+        for path in found:
+            numbers = list(range(leaves[path].shape[0]))[some]
+            if path in taken:
+                raise UserError(f"init_layers={pattern!r} and {taken[path]!r} both take layers of {path}")
+            if path in want and want[path].shape[0] != len(numbers):
+                raise UserError(
+                    f"init_layers={pattern!r} takes {len(numbers)} of {leaves[path].shape[0]} layers of {path}, and the model here "
+                    f"has {want[path].shape[0]}"
+                )
+            taken[path], told[pattern] = pattern, (numbers, int(leaves[path].shape[0]))
+    picked = {path: leaf[split_layers(taken[path])[1]] if path in taken else leaf for path, leaf in leaves.items()}
+    return nested(picked), told
+
+
 def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Which of `source`'s arrays a model can start from.
 
@@ -171,9 +216,12 @@ def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dic
         if path not in have or any(match(pattern, path) for pattern in fresh):
             continue
         if have[path].shape != leaf.shape:
+            shapes, room = (tuple(have[path].shape), tuple(leaf.shape)), path.split("/")[0]
+            deeper = "/layers/" in path and shapes[0][1:] == shapes[1][1:] and shapes[0][0] > shapes[1][0]
+            remedy = f"take some of its layers, --init_layers '{room}/*[:{leaf.shape[0]}]'" if deeper else "change the model"
             raise UserError(
-                f"init_from: {path} has shape {tuple(have[path].shape)} there and {tuple(leaf.shape)} here; change the model, "
-                f"or initialise it anew with --init_fresh '{path}'"
+                f"init_from: {path} has shape {shapes[0]} there and {shapes[1]} here; {remedy}, or initialise it anew with "
+                f"--init_fresh '{path}'"
             )
         loaded[path] = have[path]
     if not loaded:

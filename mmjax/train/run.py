@@ -25,7 +25,19 @@ from mmjax.train.lock import locked
 from mmjax.train.reading import names_in, numbered, read_json, read_text
 
 # What may change when a run goes on: none of it changes what was already computed.
-FREE = ("steps", "evaluate", "evaluate_every", "checkpoint", "log", "hooks", "mesh", "test_data", "init_from", "init_fresh")
+FREE = (
+    "steps",
+    "evaluate",
+    "evaluate_every",
+    "checkpoint",
+    "log",
+    "hooks",
+    "mesh",
+    "test_data",
+    "init_from",
+    "init_fresh",
+    "init_layers",
+)
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
 GIT_TIMEOUT = 10.0  # seconds
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")

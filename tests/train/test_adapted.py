@@ -188,3 +188,37 @@ def test_its_config_goes_through_json(tmp_path):
     run = Run(tmp_path)
     run.write_config(made())
     assert run.experiment().adapt == ADAPT and split_layers(next(reversed(ADAPT)))[1] == slice(1, None)
+
+
+def test_a_shallower_model_takes_some_layers(base, tmp_path, capsys):
+    """Every second of three; what goes with the others stays where it is."""
+    small = made(model=tiny.small_model(depth=2), adapt={}, optimizer=SGD(learning_rate=0.0), steps=1, evaluate={})
+    said = dataclasses.replace(small, init_from=str(base), init_layers=("encoders_image/*[::2]",))
+    train(said, tmp_path / "run")
+    assert "encoders_image/*[::2]: layers 0, 2 of 3" in capsys.readouterr().err
+    assert Run(tmp_path / "run").read_json("init_from.json")["layers"] == {"encoders_image/*[::2]": [0, 2]}
+    before, own = (leaves_by_path(mmjax.load(path)[1]) for path in (base, tmp_path / "run"))
+    for path, x in own.items():
+        expected = np.asarray(before[path])[::2] if "/layers/" in path else np.asarray(before[path])
+        assert (np.asarray(x) == expected).all(), path
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ((), r"has shape \(3, .*\) there and \(2, .*\) here; take some of its layers, --init_layers 'encoders_image/\*\[:2\]'"),
+        (("encoders_image/*",), r"'encoders_image/\*' says no layers: write them behind it, 'encoders_image/\*\[::2\]'"),
+        (("encoder_image/*[::2]",), "matches no parameter of a stack of layers there"),
+        (("encoders_image/*[:1]",), "takes 1 of 3 layers of encoders_image/.*, and the model here has 2"),
+        (("encoders_image/*[::2]", "*/attention/*[:2]"), "both take layers of encoders_image/"),
+    ],
+)
+def test_layers_that_do_not_fit_are_one_line(layers, said, base, tmp_path):
+    small = made(model=tiny.small_model(depth=2), adapt={}, optimizer=SGD(), init_from=str(base), init_layers=layers)
+    with pytest.raises(UserError, match=said):
+        train(small, tmp_path / "run")
+
+
+def test_layers_of_no_run_are_one_line():
+    with pytest.raises(UserError, match="init_layers=.* are of the run in init_from, which is ''"):
+        made(init_layers=("encoders_image/*[::2]",)).check()

@@ -124,6 +124,8 @@ def test_lists_that_mean_nothing_are_refused(lists, said):
 def test_a_slice_of_layers_is_pythons_own(start, stop):
     assert split_layers(written("a/*", start, stop)) == ("a/*", slice(start, stop))
     assert split_layers("a/*") == ("a/*", None)
+    assert split_layers("a/*[::2]") == ("a/*", slice(None, None, 2)) and split_layers("a/*[1:5:]") == ("a/*", slice(1, 5))
+    assert split_layers("a/*[::0]") == ("a/*[::0]", None)
 
 
 # What a step computes, by the products in its program.

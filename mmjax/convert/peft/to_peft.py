@@ -63,6 +63,11 @@ def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str
             f"{source}: {begun['resized'][0]} was resized from the base's, so peft's user would load another base: write the "
             "run whole, mmjax convert to-hf"
         )
+    if begun.get("layers"):
+        raise UserError(
+            f"{source}: it has some of its base's layers ({', '.join(begun['layers'])}), and peft's user would load all of "
+            "them: write the run whole, mmjax convert to-hf"
+        )
     if e.tasks and not begun:
         raise UserError(
             f"{source}: what it adapts is its own random beginning (its config has no init_from), which peft's user has not: "
