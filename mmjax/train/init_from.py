@@ -183,8 +183,8 @@ def some_layers(target: Params, source: Params, patterns: Sequence[str]) -> tupl
                 raise UserError(f"init_layers={pattern!r} and {taken[path]!r} both take layers of {path}")
             if path in want and want[path].shape[0] != len(numbers):
                 raise UserError(
-                    f"init_layers={pattern!r} takes {len(numbers)} of {leaves[path].shape[0]} layers of {path}, and the model here "
-                    f"has {want[path].shape[0]}"
+                    f"init_layers={pattern!r} takes {len(numbers)} of {leaves[path].shape[0]} layers of {path}, and the model "
+                    f"here has {want[path].shape[0]}"
                 )
             taken[path], told[pattern] = pattern, (numbers, int(leaves[path].shape[0]))
     picked = {path: leaf[split_layers(taken[path])[1]] if path in taken else leaf for path, leaf in leaves.items()}

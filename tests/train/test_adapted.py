@@ -220,5 +220,5 @@ def test_layers_that_do_not_fit_are_one_line(layers, said, base, tmp_path):
 
 
 def test_layers_of_no_run_are_one_line():
-    with pytest.raises(UserError, match="init_layers=.* are of the run in init_from, which is ''"):
+    with pytest.raises(UserError, match=r"init_layers=.* are of the run in init_from, which is ''"):
         made(init_layers=("encoders_image/*[::2]",)).check()
