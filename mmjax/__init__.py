@@ -1,10 +1,10 @@
 """mmjax: multimodal Transformers in JAX, from one config file to a TPU pod.
 
-Where things are, from the top: `mmjax.cli` the command line; `mmjax.predict` a run at work, whose `Predictor` is here as well;
-`mmjax.convert` the bridge to and from HuggingFace, whose `load` and `save_hf` are here too; `mmjax.train` experiments, the step
-and the loop, whose `set_up` is the door of a notebook; `mmjax.evaluate` evaluators; `mmjax.generate` texts written with a
-cache; `mmjax.models` encoders, fusions, decoders and heads; `mmjax.nn` layers; `mmjax.objectives` losses; `mmjax.data` sources,
-transforms and batches; `mmjax.parallel` the mesh; `mmjax.core` the words all of them share.
+Where things are, from the top: `mmjax.cli` the command line; `mmjax.predict` a run at work, whose `Predictor` and `Adapters`
+are here as well; `mmjax.convert` the bridge to and from HuggingFace, whose `load` and `save_hf` are here too; `mmjax.train`
+experiments, the step and the loop, whose `set_up` is the door of a notebook; `mmjax.evaluate` evaluators; `mmjax.generate`
+texts written with a cache; `mmjax.models` encoders, fusions, decoders and heads; `mmjax.nn` layers; `mmjax.objectives` losses;
+`mmjax.data` sources, transforms and batches; `mmjax.parallel` the mesh; `mmjax.core` the words all of them share.
 """
 
 import importlib
@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmjax.convert import load, save_hf
+    from mmjax.predict.adapters import Adapters
     from mmjax.predict.predictor import Predictor
     from mmjax.train.session import set_up
 
     __version__: str
 
 _PLACES = {
+    "Adapters": "mmjax.predict.adapters",
     "Predictor": "mmjax.predict.predictor",
     "load": "mmjax.convert",
     "save_hf": "mmjax.convert",
     "set_up": "mmjax.train.session",
 }
 
-__all__ = ["Predictor", "load", "save_hf", "set_up"]
+__all__ = ["Adapters", "Predictor", "load", "save_hf", "set_up"]
 
 
 def __getattr__(name: str) -> Any:

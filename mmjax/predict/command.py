@@ -26,6 +26,7 @@ class Options:
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.
       decoder: which writes; where one alone does it need not be said.
+      adapter: a run that was adapted from this one, or a folder of peft's, whose answers they are.
       pictures: a folder for the pictures of a masked autoencoder.
       index: a file of `mmjax embed` of the same run: the answers are what in it is nearest.
       top_k: so many classes, or nearest, of each input; 0 for all.
@@ -42,6 +43,7 @@ class Options:
     classes: str = setting(everyday=True, default="")
     template: str = ""
     decoder: str = setting(metavar="NAME", default="")
+    adapter: str = setting(everyday=True, metavar="DIR", default="")
     pictures: str = setting(everyday=True, metavar="DIR", default="")
     index: str = setting(everyday=True, metavar="FILE", default="")
     top_k: int = setting(everyday=True, least=0, default=5)
@@ -68,6 +70,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError("--question is asked of images, and --text says that the inputs are texts")
     if own.index and (own.question or own.classes):
         raise UserError("--index answers with what is nearest; leave --question and --classes out")
+    from mmjax.predict.adapters import ADAPTER, Adapters
     from mmjax.predict.answers import Asked, answers, listed
     from mmjax.predict.embed import neighbours
     from mmjax.predict.index import Index
@@ -87,7 +90,10 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         seed=own.seed,
     )
     with written(own.out, say) as write, progress(len(inputs), own.out) as tick:
-        ask = Predictor(words[0], own.batch_size)
+        if own.adapter:
+            ask = Adapters(words[0], {ADAPTER: own.adapter}, own.batch_size)[ADAPTER]
+        else:
+            ask = Predictor(words[0], own.batch_size)
         found = answers(ask, inputs, kind, asked) if index is None else neighbours(ask, index, inputs, kind, own.top_k)
         for answer in found:
             write(line(answer))

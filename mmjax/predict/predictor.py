@@ -21,7 +21,7 @@ from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
 from mmjax.predict import painting, writing
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
-from mmjax.predict.work import open_work
+from mmjax.predict.work import Work, open_work
 
 logger = logging.getLogger("mmjax")
 
@@ -38,17 +38,18 @@ class Predictor:
       mmjax.Predictor("path/to/blip").generate(images="one.jpg", max_new_tokens=30)
 
     Args:
-      path: of a run or a HuggingFace folder.
+      path: of a run or a HuggingFace folder; or one that is open.
       batch_size: inputs that are computed at once.
 
     Raises:
       UserError: as `mmjax.load`.
     """
 
-    def __init__(self, path: str | Path, batch_size: int = 32) -> None:
+    def __init__(self, path: str | Path | Work, batch_size: int = 32) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size={batch_size!r}: use a whole number from 1 up")
-        self.work, self.batch_size = open_work(path), batch_size
+        self.work, self.batch_size = path if isinstance(path, Work) else open_work(path), batch_size
+        self._given: Any = self.work.params  # what programs are given
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._told = False
         self._classes: tuple[tuple[str, ...], tuple[str, ...], np.ndarray] | None = None  # names, templates, vectors [C, E]
@@ -389,6 +390,6 @@ class Predictor:
             # Filled up to a power of two, so that batches which lack some rows need few programs.
             full = size if start else min(size, 1 << (real - 1).bit_length())
             rows = {name: np.concatenate([x, np.repeat(x[-1:], full - real, 0)]) for name, x in rows.items()}
-            out = program(work.params, {name: jnp.asarray(x) for name, x in rows.items()})
+            out = program(self._given, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *given)

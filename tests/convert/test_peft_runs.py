@@ -113,6 +113,15 @@ def test_what_comes_back_is_what_was_handed_over(folder, pixels, tmp_path):
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
 
 
+def test_a_folder_of_pefts_answers_over_a_base_that_is_held_once(folder, pixels):
+    ask = mmjax.Adapters(folder / "base", {"run": folder / "run", "peft": folder / "peft"})
+    base, own = leaves_by_path(mmjax.load(folder / "base")[1]), leaves_by_path(ask["peft"].work.params)
+    shared = [path for path in own if own[path] is leaves_by_path(ask["run"].work.params)[path]]
+    assert set(shared) == set(base) - {path for path in base if path.startswith("heads_")} != set()
+    for name in ask.names:
+        assert ask[name].classify(list(pixels), top_k=0) == mmjax.Predictor(folder / "run").classify(list(pixels), top_k=0)
+
+
 def test_merged_it_is_a_whole_model_with_the_same_answers(folder, pixels, tmp_path):
     assert main(["convert", "to-hf", str(folder / "run"), str(tmp_path / "whole")]) == 0
     with strict():

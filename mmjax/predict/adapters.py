@@ -1,0 +1,178 @@
+"""`mmjax.Adapters`: several adapters at work over one base, which is held once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.adapt.several import mean_of, stacked_of
+from mmjax.convert.api import run_at
+from mmjax.convert.peft.from_peft import from_peft
+from mmjax.core.errors import UserError, nearest, within
+from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.types import Array
+from mmjax.models.forward import VARIABLES, BoundForward
+from mmjax.predict.predictor import Predictor
+from mmjax.predict.work import Work, open_work
+
+ADAPTER = "adapter"  # of a batch, [B] int32: whose row it is
+
+
+class Adapters:
+    """Adapters by name, each a run that was adapted from the base or a folder of peft's.
+
+    Usage:
+      ask = mmjax.Adapters("runs/vit", {"pets": "runs/pets_lora", "birds": "folder/of/peft"})
+      ask.names                                       # ("pets", "birds")
+      ask["pets"].classify("one.jpg")                 # a `Predictor`
+      ask.mean({"pets": 0.5, "birds": 0.5}).embed_image("one.jpg")
+      ask.rows(["pets", "birds"]).classify(["one.jpg", "two.jpg"])  # in one batch, each picture by its own
+
+    Args:
+      base: a run or a HuggingFace folder.
+      adapters: name -> a run or a folder of peft's.
+      batch_size: inputs that are computed at once.
+
+    Raises:
+      UserError: as `Predictor`; an adapter that was made over another base, by name.
+    """
+
+    def __init__(self, base: str | Path, adapters: Mapping[str, str | Path], batch_size: int = 32) -> None:
+        if not adapters:
+            raise UserError("adapters={}: name at least one")
+        self._base = leaves_by_path(open_work(base).params)
+        self._batch_size = batch_size
+        self._works: dict[str, Work] = {}
+        self._own: dict[str, dict[str, Array]] = {}
+        for name, path in adapters.items():
+            with within(f"adapters.{name}"):
+                self._works[name], self._own[name] = self._opened(base, path)
+        self._asked: dict[str, Predictor] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the adapters."""
+        return tuple(self._works)
+
+    def __getitem__(self, name: str) -> Predictor:
+        """What answers by one of them.
+
+        Raises:
+          UserError: there is none of that name.
+        """
+        self._check([name])
+        if name not in self._asked:
+            self._asked[name] = Predictor(self._works[name], self._batch_size)
+        return self._asked[name]
+
+    def mean(self, weights: Mapping[str, float]) -> Predictor:
+        """What answers by the mean of some of them.
+
+        Raises:
+          UserError: weights that do not sum to 1; adapters of different models or classes, or that have no mean.
+        """
+        self._check(weights)
+        if not math.isclose(total := sum(weights.values()), 1.0, abs_tol=1e-6):
+            raise UserError(f"weights={dict(weights)} sum to {total:g}: use weights that sum to 1")
+        work = self._alike(weights)
+        own = mean_of(self._base, [self._own[name] for name in weights], tuple(weights.values()))
+        return Predictor(self._with(work, own), self._batch_size)
+
+    def rows(self, names: Sequence[str]) -> Predictor:
+        """What classifies or embeds as many inputs as there are names, each by the adapter of its name, in one batch.
+
+        Raises:
+          UserError: adapters of different models or classes, or of leaves that cannot lie in one array.
+        """
+        self._check(names)
+        used = tuple(dict.fromkeys(names))
+        work = self._alike(used)
+        own = stacked_of(self._base, [self._own[name] for name in used])
+        return _ByRow(work, self._batch_size, self._base, own, np.array([used.index(name) for name in names], np.int32))
+
+    def _check(self, names: Any) -> None:
+        if isinstance(names, str) or not names:
+            raise UserError(f"{names!r}: give names of adapters")
+        for name in names:
+            if name not in self._works:
+                raise UserError(f"there is no adapter {name!r}{nearest(name, self._works)}; there are {', '.join(self._works)}")
+
+    def _alike(self, names: Any) -> Work:
+        first, *others = [self._works[name] for name in names]
+        for name, other in zip(list(names)[1:], others, strict=True):
+            if other.model != first.model or other.classes != first.classes:
+                raise UserError(f"adapters {next(iter(names))!r} and {name!r} have different models, heads or classes")
+        return first
+
+    def _opened(self, base: str | Path, path: str | Path) -> tuple[Work, dict[str, Array]]:
+        """What an adapter needs to answer, with the base's own arrays; and the leaves that are its own."""
+        if (Path(path) / "adapter_config.json").is_file():
+            with tempfile.TemporaryDirectory() as place:
+                from_peft(base, path, Path(place) / "run")
+                work, own = self._opened(base, Path(place) / "run")
+            return dataclasses.replace(work, path=str(path)), own
+        run = run_at(path)
+        if run is None:
+            raise UserError(f"{path!s} is neither a run nor a folder of peft's, which has an adapter_config.json")
+        work, e = open_work(path), run.experiment()
+        trained = e.updating.trained({name: tree for name, tree in work.params.items() if name != VARIABLES})
+        may = {*(trained.whole or ()), *trained.layers}
+        own = {}
+        for leaf, x in leaves_by_path(work.params).items():
+            there = self._base.get(leaf)
+            if there is not None and there.dtype == x.dtype and there.shape == x.shape and bool((there == x).all()):
+                continue
+            if there is not None and leaf not in may and not leaf.startswith(f"{VARIABLES}/"):
+                kept = f", kept in {e.frozen_dtype}" if e.frozen_dtype != "float32" else ""
+                raise UserError(f"{path!s} was made over another base: {leaf} is not the same there{kept}")
+            own[leaf] = x
+        return self._with(work, own), own
+
+    def _with(self, work: Work, own: Mapping[str, Array]) -> Work:
+        """The work with the base's arrays, and an adapter's own."""
+        kept = {leaf: self._base[leaf] for leaf in leaves_by_path(work.params) if leaf in self._base}
+        return dataclasses.replace(work, params=nested({**kept, **own}))
+
+
+class _ByRow(Predictor):
+    """See `Adapters.rows`."""
+
+    def __init__(self, work: Work, batch_size: int, base: Any, own: dict[str, Array], of: np.ndarray) -> None:
+        super().__init__(work, batch_size)
+        kept = {leaf: base[leaf] for leaf in leaves_by_path(work.params) if leaf in base and leaf not in own}
+        self._given = {"base": kept, "own": own}
+        self._of = of
+
+    def classify(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("classes") or len(args) > 4:
+            raise UserError("rows(...).classify: class names are read by one adapter at a time; use a head, or adapters[NAME]")
+        return super().classify(*args, **kwargs)
+
+    def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
+        batch = super()._batch(images, texts)
+        if (count := len(next(iter(batch.values())))) != len(self._of):
+            raise UserError(f"{count} inputs and {len(self._of)} names of adapters: give one each")
+        return batch | {ADAPTER: self._of}
+
+    def _rows(self, key: Any, ask: Callable[..., Any], batch: dict[str, np.ndarray], bound: bool = True) -> Any:
+        if ADAPTER not in batch or not bound:
+            raise UserError("rows(...) classifies and embeds; what writes or paints has one adapter at a time: adapters[NAME]")
+        model = self.work.model
+
+        def each(params: Any, rows: Any) -> Any:
+            def one(own: Any, row: Any) -> Any:
+                forward = BoundForward(model, nested({**params["base"], **own}), {name: x[None] for name, x in row.items()})
+                return jax.tree.map(lambda x: x[0], ask(forward))
+
+            own = {leaf: jnp.take(x, rows[ADAPTER], axis=0) for leaf, x in params["own"].items()}
+            return jax.vmap(one)(own, {name: x for name, x in rows.items() if name != ADAPTER})
+
+        return super()._rows(key, each, batch, bound=False)
