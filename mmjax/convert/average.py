@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.adapt import is_adapter, merged
+from mmjax.adapt import is_adapter, merged, wide
 from mmjax.convert.api import COMPANION_FOLDER, load_run, run_at, save_params
 from mmjax.convert.staging import staged_folder
 from mmjax.core.config import differences
@@ -22,7 +22,9 @@ from mmjax.core.types import Params
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.train import kept_code
+from mmjax.train.narrow import WIDE
 from mmjax.train.run import AVERAGED, CLASSES, Run
+from mmjax.train.teachers import FOLDER as TEACHERS
 
 # Fields of a model that change how it is trained or computed, and not what it gives.
 TRAINING = ("dropout", "embed_dropout", "attention_dropout", "unroll", "remat", "attention", "dtype", "block")
@@ -60,6 +62,7 @@ def average(sources: Sequence[str | Path], target: str | Path, weights: Sequence
             adapters.append(run.name)
             with within(run.name):
                 params = merged(own_model, params)
+        params = wide(params)  # of whole numbers there is no mean
         leaves = {path: np.asarray(x) for path, x in leaves_by_path(params).items()}
         if model is None:
             model, variables = own_model, own_variables
@@ -148,13 +151,14 @@ def _write(runs: Sequence[Run], target: str | Path, weights: Sequence[float], pa
     first = runs[0]
     with staged_folder(Path(target)) as folder:
         run = Run(folder)
-        for beside in (COMPANION_FOLDER, kept_code.FOLDER):
+        for beside in (COMPANION_FOLDER, kept_code.FOLDER, TEACHERS):
             if (first.path / beside).is_dir():
                 shutil.copytree(first.path / beside, folder / beside)
         for name in (CLASSES, "environment.json"):
             if (kept := first.read_json(name)) is not None:
                 run.write_json(name, kept)
-        experiment = dataclasses.replace(first.experiment(), adapt={}, init_from="", init_fresh=())
+        begun: dict[str, Any] = {"init_from": "", "init_fresh": (), "init_layers": (), "frozen_dtype": WIDE}
+        experiment = dataclasses.replace(first.experiment(), adapt={}, **begun)
         run.write_config(experiment)
         run.keep_tokenizers(first.tokenizers())
         about = [{"run": run.name, "weight": weight} for run, weight in zip(runs, weights, strict=True)]

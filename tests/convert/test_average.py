@@ -19,7 +19,7 @@ from mmjax.data import WordPiece
 from mmjax.evaluate import Report
 from mmjax.models import Multimodal
 from mmjax.predict.predictor import Predictor
-from mmjax.train import train
+from mmjax.train import SGD, train
 from mmjax.train.evaluate import evaluate_run
 from mmjax.train.run import Run
 
@@ -70,6 +70,19 @@ def test_its_parameters_are_the_mean_and_it_works_as_a_run(runs, tmp_path, capsy
     with pytest.raises(UserError, match=r"its parameters are a mean of other runs' \(average.json\).*--init_from"):
         train(made(), out)
     train(made(init_from=str(out), steps=1), tmp_path / "next")
+
+
+def test_what_is_kept_narrow_is_widened_first(runs, tmp_path):
+    """Whole numbers are no parameters of which there is a mean; that of a run and the one it was rounded from is between."""
+    frozen = {"init_from": str(runs / "a"), "frozen_dtype": "int8"}
+    train(made(optimizer=SGD(learning_rate=0.1, train=("heads_*", "*/bias")), **frozen), tmp_path / "narrow")
+    average([runs / "a", tmp_path / "narrow"], tmp_path / "mean", [0.5, 0.5])
+    a, mean = leaves(runs / "a"), leaves(tmp_path / "mean")
+    assert a.keys() == mean.keys() and all(x.dtype == np.float32 for x in mean.values())
+    path = "encoders_image/stack/layers/mlp/up/kernel"
+    off = np.abs(mean[path] - a[path])
+    assert 0 < off.max() <= np.abs(a[path]).max() / 254
+    assert 0 <= evaluate_run(tmp_path / "mean")["report/accuracy"] <= 1
 
 
 def test_a_run_alone_is_itself_and_equal_runs_are_unchanged(runs, tmp_path):
