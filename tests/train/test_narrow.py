@@ -1,6 +1,7 @@
 """A frozen base kept narrow: what is trained over it, what it takes, and that it is never taken for a wide one."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from mmjax.nn.narrow import SCALE, widened
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import SGD, Checkpoint, train
 from mmjax.train.evaluate import evaluate_run
+from mmjax.train.hooks import Norms
 from mmjax.train.setup import set_up
 
 UP = "encoders_image/stack/layers/mlp/up"
@@ -133,6 +135,15 @@ def test_new_and_frozen_without_an_adapter_is_refused_as_well(base, tmp_path):
     said = {"adapt": {"encoders_image/*": BitFit()}, "init_fresh": (f"{UP}/kernel",), "optimizer": SGD(train=("heads_*",))}
     with pytest.raises(UserError, match="mlp/up/kernel is new"):
         train(made(init_from=str(base), frozen_dtype="int8", **said), tmp_path / "run")
+
+
+def test_norms_are_those_of_the_widened_kernels(base, tmp_path):
+    said = {"init_from": str(base), "steps": 1, "evaluate": {}, "optimizer": STILL, "hooks": {"norm": Norms(every=1)}}
+    for dtype in ("float32", "int8"):
+        train(made(frozen_dtype=dtype, **said), tmp_path / dtype)
+    lines = [(tmp_path / dtype / "metrics.jsonl").read_text().splitlines() for dtype in ("float32", "int8")]
+    one, other = ([json.loads(line)["norm/encoders_image"] for line in own if "norm/" in line] for own in lines)
+    np.testing.assert_allclose(other, one, rtol=0.01)
 
 
 def test_scales_are_trained_by_no_pattern():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from mmjax.adapt import wide
 from mmjax.core.config import setting
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array, Params
@@ -43,7 +44,7 @@ class Norms:
 class _Measure(Hook):
     def __init__(self, name: str, spec: Norms, training: Training):
         def measured(params: Params) -> dict[str, Array]:
-            return {f"{name}/{part}": norm for part, norm in norms(params, spec.depth).items()}
+            return {f"{name}/{part}": norm for part, norm in norms(wide(params), spec.depth).items()}
 
         self._every, self._training = spec.every, training
         self._measured = jax.jit(measured, out_shardings=replicated(training.setup.mesh))
