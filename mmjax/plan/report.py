@@ -11,6 +11,7 @@ from mmjax.plan.roofline import Prediction
 from mmjax.plan.topology import GIB, Topology
 
 Row = tuple[str, str, str]  # what, how much, how it came about
+HELD = ("params", "optimizer", "ema", "teachers", "batch")  # on a chip, all the time
 
 
 def as_json(
@@ -55,7 +56,7 @@ def _sizes(measured: Measured) -> list[Row]:
     sizes = measured.sizes
     return [
         ("predicted parameters", f"{sizes['parameters'] / 1e6:.1f} M", ""),
-        *[(f"predicted {name}", gib(sizes[name]), "a chip") for name in ("params", "optimizer", "ema", "batch") if sizes[name]],
+        *[(f"predicted {name}", gib(sizes[name]), "a chip") for name in HELD if sizes.get(name)],
     ]
 
 
@@ -71,7 +72,11 @@ def _memory(measured: Measured, topology: Topology) -> list[Row]:
 
 def _flops(measured: Measured) -> list[Row]:
     return [
-        ("predicted model FLOPs", tera(measured.model_flops), "a step, all chips: 3 x the forward's matrix products"),
+        (
+            "predicted model FLOPs",
+            tera(measured.model_flops),
+            "a step, all chips: the forward's products, and their backward's",
+        ),
         ("predicted FLOPs", tera(measured.hardware_flops), "a step, all chips: the traced step's, recomputation included"),
     ]
 
