@@ -15,16 +15,10 @@ from families import CASES
 from peft_cases import strict
 
 from mmjax.adapt import Prefix, Prompt
+from mmjax.convert.peft.virtual import TASKS
 
 N = 3
 KINDS = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
-TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForCausalLM": "CAUSAL_LM",
-    "ForConditionalGeneration": "CAUSAL_LM",
-}
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "llava", "vilt")
 
 

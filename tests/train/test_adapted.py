@@ -11,7 +11,7 @@ import mmjax
 from mmjax.adapt import IA3, BitFit, LoRA, is_adapter, merged
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, split_layers
-from mmjax.parallel.mesh import Mesh, use_mesh
+from mmjax.parallel.mesh import Mesh
 from mmjax.train import SGD, AdamW, Checkpoint, train
 from mmjax.train.evaluate import evaluate_run
 from mmjax.train.run import Run
@@ -25,21 +25,9 @@ def made(**changes):
     return tiny.experiment(**{"model": tiny.small_model(depth=3), "adapt": ADAPT, "optimizer": OPTIMIZER} | changes)
 
 
-def states(experiment, steps, mesh=tiny.ONE):
-    """The state on the host before the first step and after the last, and the losses."""
-    setup, step = tiny.prepared(experiment, mesh)
-    with use_mesh(setup.mesh):
-        state = setup.init()
-    first, losses = tiny.host(state), []
-    for i in range(steps):
-        state, figures = step(state, {"train": setup.place(setup.datasets["train"].batch(i))})
-        losses.append(float(figures["loss"]))
-    return first, tiny.host(state), np.array(losses)
-
-
 @pytest.fixture(scope="module")
 def trained():
-    return states(made(), 8)
+    return tiny.states(made(), 8)
 
 
 def test_the_base_is_bit_identical_after_training_and_what_adapts_it_is_not(trained):
@@ -55,7 +43,7 @@ def test_the_base_is_bit_identical_after_training_and_what_adapts_it_is_not(trai
 
 
 def test_the_base_begins_as_it_would_without_adapters(trained):
-    plain = states(made(adapt={}), 0)[0]
+    plain = tiny.states(made(adapt={}), 0)[0]
     own = leaves_by_path(plain.params)
     adapted = {path: leaf for path, leaf in leaves_by_path(trained[0].params).items() if not is_adapter(path)}
     assert own.keys() == adapted.keys()
@@ -63,7 +51,7 @@ def test_the_base_begins_as_it_would_without_adapters(trained):
 
 
 def test_without_a_word_only_what_adapts_is_trained():
-    first, last, _ = states(made(optimizer=SGD(learning_rate=0.05)), 2)
+    first, last, _ = tiny.states(made(optimizer=SGD(learning_rate=0.05)), 2)
     before, after = leaves_by_path(first.params), leaves_by_path(last.params)
     changed = {path for path in before if not (before[path] == after[path]).all()}
     assert changed and all(path.endswith(("lora_a", "lora_b")) for path in changed)
@@ -72,7 +60,7 @@ def test_without_a_word_only_what_adapts_is_trained():
 @pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=4, data=-1)], ids=str)
 def test_losses_are_the_same_on_every_mesh(mesh, trained):
     experiment = made(adapt={**ADAPT, "encoders_image/*/mlp/*[1:]": LoRA(r=2)})
-    np.testing.assert_allclose(states(experiment, 8, mesh)[2], trained[2], rtol=1e-5)
+    np.testing.assert_allclose(tiny.states(experiment, 8, mesh)[2], trained[2], rtol=1e-5)
 
 
 def test_no_gradient_of_a_frozen_kernel_is_formed():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_adapted import made, states
+from test_adapted import made
 
 import mmjax
 from mmjax.adapt import BitFit, LoRA, is_adapter, merged, wide
@@ -97,8 +97,8 @@ def test_it_answers_as_its_widened_parameters_do(adapted_run):
 
 def test_losses_are_the_same_on_every_mesh():
     said = made(frozen_dtype="int8")
-    one = states(said, 6)[2]
-    np.testing.assert_allclose(states(said, 6, Mesh(data=2, fsdp=2, tensor=2))[2], one, rtol=1e-5)
+    one = tiny.states(said, 6)[2]
+    np.testing.assert_allclose(tiny.states(said, 6, Mesh(data=2, fsdp=2, tensor=2))[2], one, rtol=1e-5)
 
 
 def test_a_seventh_of_the_memory_and_no_whole_kernel_is_ever_wide():

@@ -13,7 +13,7 @@ from mmjax.cli import main
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.nn.adapters import VIRTUAL
-from mmjax.parallel.mesh import Mesh, use_mesh
+from mmjax.parallel.mesh import Mesh
 from mmjax.train import SGD, AdamW, Checkpoint, train
 from mmjax.train.config_file import apply_flags
 from mmjax.train.evaluate import evaluate_run
@@ -44,20 +44,9 @@ def made(**changes):
     return tiny.four(**{"model": model(), "adapt": ADAPT, "optimizer": OPTIMIZER, "evaluate": {}} | changes)
 
 
-def states(experiment, steps, mesh=tiny.ONE):
-    setup, step = tiny.prepared(experiment, mesh)
-    with use_mesh(setup.mesh):
-        state = setup.init()
-    first, losses = tiny.host(state), []
-    for i in range(steps):
-        state, figures = step(state, {"train": setup.place(setup.datasets["train"].batch(i))})
-        losses.append(float(figures["loss"]))
-    return first, tiny.host(state), np.array(losses)
-
-
 @pytest.fixture(scope="module")
 def trained():
-    return states(made(), 4)
+    return tiny.states(made(), 4)
 
 
 def test_only_virtual_tokens_and_prefixes_are_trained_and_all_of_them(trained):
@@ -67,13 +56,13 @@ def test_only_virtual_tokens_and_prefixes_are_trained_and_all_of_them(trained):
     assert changed == {path for path in before if path.split("/")[-1] in VIRTUAL} and len(changed) == 7
     assert losses[-1] < losses[0]
     assert {path for path in leaves_by_path(last.optimizer) if "stack" in path and "prefix" not in path} == set()
-    plain = leaves_by_path(states(made(adapt={}), 0)[0].params)
+    plain = leaves_by_path(tiny.states(made(adapt={}), 0)[0].params)
     assert all((plain[path] == before[path]).all() for path in plain)  # the base begins as it would without
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), Mesh(sequence=2, data=-1)], ids=str)
 def test_losses_are_the_same_on_every_mesh(mesh, trained):
-    np.testing.assert_allclose(states(made(), 4, mesh)[2], trained[2], rtol=2e-5)
+    np.testing.assert_allclose(tiny.states(made(), 4, mesh)[2], trained[2], rtol=2e-5)
 
 
 def test_the_plan_counts_virtual_tokens_and_no_gradient_of_what_is_frozen():

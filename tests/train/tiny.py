@@ -135,3 +135,15 @@ def single_device(patch: Any) -> None:
     """Make every mesh one of one device, whatever the machine has; `patch` is pytest's monkeypatch."""
     build = Mesh.build
     patch.setattr(Mesh, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))
+
+
+def states(experiment: Experiment, steps: int, mesh: Mesh = ONE) -> tuple[Any, Any, np.ndarray]:
+    """The state on the host before the first step and after the last, and the losses."""
+    setup, step = prepared(experiment, mesh)
+    with use_mesh(setup.mesh):
+        state = setup.init()
+    first, losses = host(state), []
+    for i in range(steps):
+        state, figures = step(state, {"train": setup.place(setup.datasets["train"].batch(i))})
+        losses.append(float(figures["loss"]))
+    return first, host(state), np.array(losses)
