@@ -3,9 +3,11 @@
 Of an installation without PyTorch the test files that compare with it are skipped, here and nowhere else.
 """
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -55,6 +57,17 @@ if importlib.util.find_spec("torch") is None:
 
     def pytest_pycollect_makemodule(module_path, parent):
         return _MayNeedTorch.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs are let go once there are many: each holds mappings of memory, of which Linux gives a process 65,530,
+    and XLA ends it when the next one fails."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
