@@ -49,11 +49,11 @@ class Subset:
       fewer: take all there are of a class that has less than `shots`, and say so; else that is refused.
     """
 
-    source: Any = setting(WHOLE, everyday=True)
-    only: tuple[str, ...] = setting(everyday=True, default=())
+    source: Any = setting(WHOLE)
+    only: tuple[str, ...] = ()
     but: tuple[str, ...] = ()
     shots: int = setting(everyday=True, least=0, default=0)
-    seed: int = setting(everyday=True, least=0, default=0)
+    seed: int = setting(least=0, default=0)
     fewer: bool = False
 
     def build(self) -> SubsetRecords:
