@@ -43,3 +43,16 @@ def test_what_cannot_be_is_refused(spec, said):
 def test_it_is_in_the_table_and_takes_other_sources():
     assert SOURCES["hide_labels"] is HideLabels
     assert HideLabels(Scenes(count=10), keep=0.5).build().labelled.sum() == 5
+
+
+def test_classes_that_keep_no_label_are_named(caplog):
+    hidden = HideLabels(Digits(), keep=0.004).build()
+    names = [hidden.classes[hidden[i]["label"]] for i in np.flatnonzero(hidden.labelled)]
+    assert len(names) == 5
+    bare = [name for name in hidden.classes if name not in names]
+    assert caplog.messages == [
+        f"HideLabels.keep=0.004: no record of {len(bare)} class(es) keeps its label: {', '.join(map(repr, bare))}"
+    ]
+    caplog.clear()
+    HideLabels(Digits(), keep=0.1).build()
+    assert caplog.messages == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +12,20 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.subset import WHOLE
+from mmjax.data.sources.subset import NAMED, WHOLE, described
 from mmjax.data.types import Record, Records
 
 TELLING = ("group", "name")  # keys of a record that would say its class all the same
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class HideLabels:
     """The records of `source`, of which a share, drawn by `seed` whatever their class, keeps its label; the others have -1.
 
-    Which do is the same in every run. What else would tell a class, `group` and `name`, no record has.
+    Which do is the same in every run, and classes of which none does are named in the log. What else would tell
+    a class, `group` and `name`, no record has.
 
     Attributes:
       source: any source of records with the whole number `label`.
@@ -43,7 +47,17 @@ class HideLabels:
         order = np.random.default_rng(self.seed).permutation(len(records))
         labelled_N = np.zeros(len(records), bool)
         labelled_N[order[:kept]] = True
+        self._tell_bare(records, np.flatnonzero(labelled_N))
         return HiddenRecords(records, labelled_N)
+
+    def _tell_bare(self, records: Records, kept: np.ndarray) -> None:
+        """Say in the log which classes no record is labelled with: nothing but a teacher can tell of them."""
+        known = (described(records, int(index)) for index in kept)
+        present = {own.label for own in known if own is not None}
+        bare = [name for label, name in enumerate(records.classes) if label not in present]
+        if bare:
+            said = ", ".join(map(repr, bare[:NAMED])) + (f" and {len(bare) - NAMED} more" if len(bare) > NAMED else "")
+            log.warning("HideLabels.keep=%g: no record of %d class(es) keeps its label: %s", self.keep, len(bare), said)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
