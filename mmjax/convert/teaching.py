@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,9 +65,11 @@ def _images(model: Multimodal, folder: Path) -> dict[str, Normalised]:
     return {"image": (tuple(found[-1].mean), tuple(found[-1].std))} if found else {}
 
 
-def _read(folder: Path, mesh: jax.sharding.Mesh, dtype: str) -> Params:
-    def put(path: str, x: np.ndarray) -> jax.Array:
+def _read(folder: Path, mesh: jax.sharding.Mesh, dtype: str, parts: Collection[str]) -> Params:
+    def put(path: str, x: np.ndarray) -> Any:
+        if path.split("/")[0] not in parts:
+            return None
         return place(mesh, path, x if match_any(FLOAT32, path) else x.astype(np.dtype(dtype)))
 
     _, params, _ = read_model(folder, put)
-    return kept_params(params, {}, dtype)
+    return kept_params({name: tree for name, tree in params.items() if name in parts}, {}, dtype)

@@ -27,6 +27,7 @@ from mmjax.plan.batches import Shapes, any_tokenizer
 from mmjax.plan.decode_program import Asked, lower_decode
 from mmjax.plan.depths import plainest
 from mmjax.plan.topology import GIB, parse_topology
+from mmjax.train.asked import only_asked
 from mmjax.train.setup import Setup, abstract_state, check_mesh, task_shapes
 from mmjax.train.state import TEACHERS, State
 from mmjax.train.step import make_step, task_losses
@@ -56,7 +57,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         state = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
         # Prompts of classes are of the length of all texts, whatever their words.
         reads = any(hasattr(task.objective, "bound") for task in experiment.tasks.values())
-        setup = Setup(experiment, mesh, {"": any_tokenizer()} if reads else {}, datasets, state, teachers=teachers)
+        setup, _ = only_asked(
+            Setup(experiment, mesh, {"": any_tokenizer()} if reads else {}, datasets, state, teachers=teachers)
+        )
+        state = setup.abstract
         found: dict[str, Any] = {"mesh": dict(mesh.shape)}
         if "sizes" in wants:
             found["sizes"] = sizes(state, setup.trained()) | {"batch": _bytes_per_chip(setup.batch_shapes(group))}

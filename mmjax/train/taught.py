@@ -66,8 +66,7 @@ def check_teachers(setup: Setup, asked: Mapping[str, Mapping[str, BoundForward]]
             lines[
                 f"tasks.{task}: nothing says what the classes of teachers.{teacher} are; they are taken as those of {head}"
             ] = None
-    idle = set(setup.teachers) - {name for forwards in asked.values() for name in forwards}
-    return [*lines, *(f"teachers.{name}: no task asks it" for name in sorted(idle))]
+    return list(lines)
 
 
 def _pairs(setup: Setup) -> Iterator[tuple[str, str, str, str]]:
@@ -83,7 +82,9 @@ def _inputs(setup: Setup, data: str, name: str, modality: str, forward: BoundFor
     known, spec, dataset = setup.teachers[name], setup.experiment.teachers[name], setup.datasets[data]
     own = spec.inputs.get(modality, modality)
     if own in dataset.texts():
-        yield from _text(known, f"teachers.{name}", modality, dataset.texts()[own][0], f"data.{data}: its {own}")
+        named = getattr(setup.experiment.data[data].columns.get(own), "tokenizer", "")
+        field = f"tokenizers.{named}" if named else "tokenizer"
+        yield from _text(known, f"teachers.{name}", modality, dataset.texts()[own][0], f"{own!r} of data.{data}", field)
         return
     shape, encoder = dataset.spec()[own][0], forward.model.encoders.get(modality)
     size = getattr(encoder, "image_size", None)
@@ -112,14 +113,18 @@ def _inputs(setup: Setup, data: str, name: str, modality: str, forward: BoundFor
         yield f"teachers.{name}: takes {own} of data.{data} normalised by mean {theirs[0]}, deviation {theirs[1]}"
 
 
-def _text(known: Known, who: str, modality: str, tokenizer: Any, own: str) -> Iterator[str]:
+def _text(known: Known, who: str, modality: str, tokenizer: Any, own: str, field: str) -> Iterator[str]:
     """The same of a text."""
     parts = [known.model.encoders.get(modality), *(d for d in known.model.decoders.values() if d.writes == modality)]
     sizes = [part.vocab_size for part in parts if hasattr(part, "vocab_size")]
-    if known.texts.get(modality, fingerprint(tokenizer)) != fingerprint(tokenizer) or min(sizes) < tokenizer.vocab_size:
+    mark = fingerprint(tokenizer)
+    theirs = known.texts.get(modality, mark)
+    least = min(sizes, default=tokenizer.vocab_size)
+    if theirs != mark or least < tokenizer.vocab_size:
+        marks = (f", fingerprint {theirs}", f", fingerprint {mark}") if theirs != mark else ("", "")
         raise UserError(
-            f"{who}: it reads {modality!r} by another vocabulary ({min(sizes)} words) than {own} ({tokenizer.vocab_size}); "
-            "train the student with its tokenizer (Pretrained(FOLDER))"
+            f"{who}: it reads {modality!r} by another tokenizer (a table of {least} words{marks[0]}) than {own} is made with, "
+            f"{field} ({tokenizer.vocab_size} words{marks[1]}); give the student its tokenizer: {field}=Pretrained(FOLDER)"
         )
     if modality not in known.texts:
         yield f"{who}: nothing says which tokenizer its {modality} was made with; {own} is taken as it is"

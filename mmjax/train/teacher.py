@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -50,14 +50,15 @@ class Known:
       classes: head -> the names of its classes in the order of its logits, where they are known.
       texts: modality -> the fingerprint of the tokenizer whose ids it was trained on, where that is known.
       images: modality -> the mean and deviation that its pixels were normalised with, where they are known.
-      read: (mesh, dtype) -> the parameters, in their places on the mesh; None where only a run that has kept them goes on.
+      read: (mesh, dtype, the first names of those that are kept) -> the parameters, in their places on the mesh; None where
+        only a run that has kept them goes on.
     """
 
     model: Multimodal
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Mapping[str, Normalised] = dataclasses.field(default_factory=dict)
-    read: Callable[[jax.sharding.Mesh, str], Params] | None = None
+    read: Callable[[jax.sharding.Mesh, str, Collection[str]], Params] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All but `read`, for a file."""

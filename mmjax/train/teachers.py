@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,7 +76,7 @@ def of_run(path: str) -> Known:
         classes=run.classes() or from_huggingface(experiment),
         texts=_texts(experiment, data, run.tokenizers()),
         images=normalised(data),
-        read=lambda mesh, dtype: _read(run, mesh, dtype),
+        read=lambda mesh, dtype, parts: _read(run, mesh, dtype, parts),
     )
 
 
@@ -105,7 +105,7 @@ def read_teachers(
     """The parameters of the teachers, on the mesh.
 
     Args:
-      abstract: their shapes, dtypes and places.
+      abstract: their shapes, dtypes and places, of the parts that are kept.
 
     Raises:
       UserError: a checkpoint that holds other arrays than its model has.
@@ -115,7 +115,7 @@ def read_teachers(
         with within(f"teachers.{name}"):
             if known.read is None:
                 raise UserError(f"path={experiment.teachers[name].path!r}: only what it was is known, not its parameters")
-            params = known.read(mesh, experiment.teachers[name].dtype)
+            params = known.read(mesh, experiment.teachers[name].dtype, abstract[name].keys())
             own, wanted = leaves_by_path(params), leaves_by_path(abstract[name])
             for path in own | wanted:
                 shapes = [None if leaf is None else tuple(leaf.shape) for leaf in (own.get(path), wanted.get(path))]
@@ -155,7 +155,7 @@ def _kept(run: Run, name: str) -> Known | None:
     return Known.from_json(found, kept_code.finder(folder)) if isinstance(found, dict) else None
 
 
-def _read(run: Run, mesh: jax.sharding.Mesh, dtype: str) -> Params:
+def _read(run: Run, mesh: jax.sharding.Mesh, dtype: str, parts: Collection[str]) -> Params:
     """The parameters of a run's best checkpoint as a teacher keeps them."""
     experiment = run.experiment()
     checkpoints = Checkpoints(run.checkpoints, experiment.checkpoint, read_only=True)
@@ -164,7 +164,8 @@ def _read(run: Run, mesh: jax.sharding.Mesh, dtype: str) -> Params:
     params, _ = checkpoints.params(step, mesh)
     checkpoints.close()
     variables = params.get(VARIABLES, {})
-    own = merged(experiment.model, {name: tree for name, tree in params.items() if name != VARIABLES})
+    whole = merged(experiment.model, {name: tree for name, tree in params.items() if name != VARIABLES})
+    own = {name: tree for name, tree in whole.items() if name in parts}
     shapes = jax.eval_shape(lambda own, kept: kept_params(own, kept, dtype), own, variables)
     cast = jax.jit(lambda own, kept: kept_params(own, kept, dtype), out_shardings=shardings(shapes, mesh))
     made: Params = cast(own, variables)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Var
 
 from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of
@@ -21,6 +20,7 @@ from mmjax.evaluate.evaluation import data_of
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
+from mmjax.train.asked import live_inputs, only_asked
 from mmjax.train.classes import Use, known_classes, match_classes, uses
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
@@ -51,6 +51,8 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     heads, unread, flops = _check_tasks(setup, asked)
     setup = dataclasses.replace(setup, classes=classes, flops=flops)
     lines += check_teachers(setup, asked)
+    setup, kept = only_asked(setup)
+    lines += kept
     heads |= check_evaluators(setup, evaluators)
     for name, task in setup.tasks.items():
         lines += [f"tasks.{name}: {note}" for note in getattr(task.objective, "notes", ())]
@@ -114,15 +116,6 @@ def _check_tasks(
     spare = unread_parts(model, paths, read)
     told = [f"no task reads {', '.join(spare)}: nothing trains what is initialised there"] if spare else []
     return heads, told, flops
-
-
-def live_inputs(jaxpr: Any) -> list[bool]:
-    """For each input of a program whether its results depend on it; what goes into a loop or a call counts as read there."""
-    live = {var for var in jaxpr.outvars if isinstance(var, Var)}
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or any(var in live for var in equation.outvars):
-            live.update(var for var in equation.invars if isinstance(var, Var))
-    return [var in live for var in jaxpr.invars]
 
 
 def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -> list[str]:

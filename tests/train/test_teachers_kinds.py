@@ -1,5 +1,7 @@
 """Teachers of every kind: two towers, a captioner, an adapted run, one whose base is narrow; and what must not pass for one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from test_teachers import experiment, made, stepped, student
 
 import mmjax
 from mmjax.adapt import LoRA
+from mmjax.cli import main
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.data import WordPiece
@@ -21,6 +24,17 @@ from mmjax.models.fusion import Dual
 from mmjax.objectives import DistilLogits, DistilText, DistilTowers
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import SGD, Checkpoint, Task, Teacher, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard(DistilText):
+    """A figure beside the loss, for which another part of the teacher is read."""
+
+    def __call__(self, forward, batch, rng):
+        loss = super().__call__(forward, batch, rng)
+        length = jnp.sum(jnp.square(forward.teacher(self.teacher).embed("text")))
+        return dataclasses.replace(loss, metrics={**loss.metrics, "length": (length, jnp.float32(1))})
+
 
 HALF = {"width": 8, "heads": 2, "depth": 1, "mlp_width": 16}
 BOTH = {"towers": Task(DistilTowers(features=1.0)), "text": Task(DistilText())}
@@ -91,11 +105,55 @@ def test_towers_in_micro_batches_are_of_the_whole_batch(words):
 
 def test_a_text_by_other_words_is_refused_and_both_are_named(words):
     other = reader(words, tokenizer=WordPiece(60))
-    with pytest.raises(UserError, match=r"teachers\.teacher: it reads 'text' by another vocabulary.*data\.train: its text"):
+    said = (
+        r"teachers\.teacher: it reads 'text' by another tokenizer \(a table of 64 words, fingerprint \w+\) than 'text' of "
+        r"data\.train is made with, tokenizer \({} words, fingerprint \w+\)"
+    )
+    with pytest.raises(UserError, match=said.format(60)):
         made(other)
     same_size = reader(words, tokenizer=WordPiece(tiny.WORDS, lowercase=False))
-    with pytest.raises(UserError, match=r"teachers\.teacher: it reads 'text' by another vocabulary"):
+    with pytest.raises(UserError, match=said.format(64)):
         made(same_size)
+
+
+def test_a_text_by_other_words_is_one_line_and_status_2(words, tmp_path, monkeypatch, capfd):
+    tiny.single_device(monkeypatch)
+    (tmp_path / "config.py").write_text(
+        "import test_teachers_kinds as kinds\n"
+        "from mmjax.data import WordPiece\n"
+        "def experiment():\n"
+        "    return kinds.reader('nowhere', tokenizer=WordPiece(60))\n"
+    )
+    named = ["--teachers.teacher.path", str(words), "--workdir", str(tmp_path / "run")]
+    assert main(["train", str(tmp_path / "config.py"), *named]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "teachers.teacher: it reads 'text' by another tokenizer" in said
+
+
+def test_what_no_task_asks_of_a_teacher_is_not_kept(words, tmp_path, single):
+    """Of two towers and a captioner, for one who only listens to what is written: also once it goes on."""
+    e = reader(words, {"text": Task(DistilText())}, steps=2)
+    setup = made(e)
+    assert setup.abstract.variables["teachers"]["teacher"].keys() == {"encoders_image", "decoders_caption"}
+    (note,) = (note for note in setup.notes if note.startswith("teachers.teacher: ") and "are kept" in note)
+    assert note.endswith("no task asks encoders_text, fusions_dual")
+    kept = setup.init().variables["teachers"]["teacher"]
+    _, params = mmjax.load(words)
+    tiny.assert_identical(tiny.host(kept), tiny.host({name: params[name] for name in kept}))
+    train(e, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "frozen").iterdir())
+    train(dataclasses.replace(e, steps=3), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "frozen").iterdir()) == before
+
+
+def test_a_figure_keeps_what_it_asks_and_a_teacher_that_nobody_asks_is_said(words):
+    e = reader(words, {"text": Task(Heard())})
+    e = dataclasses.replace(e, teachers={**e.teachers, "idle": Teacher(str(words))})
+    setup = made(e)
+    kept = setup.abstract.variables["teachers"]
+    assert kept["teacher"].keys() == {"encoders_image", "decoders_caption", "encoders_text", "fusions_dual"}
+    assert kept["idle"].keys() == kept["teacher"].keys()
+    assert any(note.startswith("teachers.idle: no task asks it, and it takes 0.0") for note in setup.notes)
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

@@ -19,10 +19,11 @@ from mmjax.models.decoders import TextDecoder
 from mmjax.models.fusion import Cross, Dual
 from mmjax.models.heads import Classifier
 from mmjax.parallel.mesh import use_mesh
+from mmjax.train.asked import live_inputs
 from mmjax.train.dry import asks
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
-from mmjax.train.validate import live_inputs, unread_parts, validated
+from mmjax.train.validate import unread_parts, validated
 
 MESH = tiny.ONE.build(jax.devices()[:1])
 
