@@ -35,12 +35,17 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 @contextlib.contextmanager
-def within(path: str) -> Iterator[None]:
-    """Put the whole path of a field before every `UserError` of the block that has none yet; "" adds nothing."""
+def within(path: str, over: str = "") -> Iterator[None]:
+    """Put the whole path of a field before every `UserError` of the block that has none yet; "" adds nothing.
+
+    Args:
+      over: fields that begin so take it too, whole as they are: `model.` of a teacher, which is not the student's.
+    """
     try:
         yield
     except UserError as error:
-        if not path or error.path or str(error).startswith(path):
+        whole = error.path and not (over and error.path.startswith(over))
+        if not path or whole or str(error).startswith(path):
             raise
         named = type(error)(f"{path}: {error}")
         named.path = path

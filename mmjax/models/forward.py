@@ -116,7 +116,7 @@ class BoundForward:
         self._part = part
         self._embedded = embedded or {}
         self._teachers = teachers or {}
-        self._teaches = False
+        self._teaches = ""  # `teachers.NAME` of the forward of one
         self._prefix, self._writes = "", self.train
         self._written: list[dict[str, Array]] = []
         self._tokens: Mapping[str, Tokens] = {}
@@ -236,7 +236,7 @@ class BoundForward:
             teaching, params = self._teachers[name]
             with within(f"teachers.{name}"):
                 self.taught[name] = BoundForward(teaching.model, params, teaching.batch(self.batch, self.view))
-            self.taught[name]._teaches = True
+            self.taught[name]._teaches = f"teachers.{name}"
         return self.taught[name]
 
     def used(self) -> set[str]:
@@ -302,7 +302,8 @@ class BoundForward:
         """What `compute` gives, computed once for these very inputs; keeping them keeps their identities from being reused."""
         key = (*name, jax.tree.structure(inputs), *map(id, jax.tree.leaves(inputs)))
         if key not in self._memory:
-            made = compute()
+            with within(self._teaches, over="model."):
+                made = compute()
             if self._teaches:  # no gradient goes through it, and no backward pass computes it again
                 made = jax.tree.map(lambda x: checkpoint_name(jax.lax.stop_gradient(x), TAUGHT), made)
             self._memory[key] = (inputs, made)

@@ -24,7 +24,7 @@ class DistilLogits:
       temperature: T, by which both logits are divided.
 
     Raises:
-      UserError: when called: the teacher gives other classes or other tokens.
+      UserError: when called: the teacher gives other classes or other tokens; a head of one logit.
     """
 
     teacher: str = "teacher"
@@ -40,6 +40,10 @@ class DistilLogits:
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         logits, theirs = forward.head(self.head), teaching.asked(forward, self.teacher, self.teacher_head or self.head)
         teaching.check_shapes(f"model.heads.{self.head}", logits, self.teacher, theirs, "classes")
+        if logits.shape[-1] < 2:
+            raise UserError(
+                f"model.heads.{self.head}.classes=1: one number is no distribution over classes; every student would agree"
+            )
         counts = valid_rows(batch, logits.shape[0])
         if logits.ndim == 3:
             inputs = routes.named(forward.spec(f"heads.{self.head}").input)

@@ -56,6 +56,11 @@ def check_teachers(setup: Setup, asked: Mapping[str, Mapping[str, BoundForward]]
                 for line in _inputs(setup, data, name, modality, forward):
                     lines[line] = None
     for task, teacher, head, theirs in _pairs(setup):
+        if theirs in setup.teachers[teacher].numbers:
+            raise UserError(
+                f"tasks.{task}: heads.{theirs} of teachers.{teacher} was trained to give numbers (Regression), and the task "
+                "compares classes; a student of numbers takes what it predicts as a Regression's target"
+            )
         names, own = setup.teachers[teacher].classes.get(theirs, ()), setup.classes.get(head, ())
         if own and names and own != names:
             raise UserError(
@@ -70,10 +75,11 @@ def check_teachers(setup: Setup, asked: Mapping[str, Mapping[str, BoundForward]]
 
 
 def _pairs(setup: Setup) -> Iterator[tuple[str, str, str, str]]:
-    """(task, teacher, head, the teacher's head) of each task that teaches a head."""
+    """(task, teacher, head, the teacher's head) of each task that teaches a head its classes; a head that projects has none."""
     for name, task in setup.experiment.tasks.items():
         teacher, head = getattr(task.objective, "teacher", ""), getattr(task.objective, "head", "")
-        if teacher in setup.teachers and head in setup.experiment.model.heads:
+        projects = hasattr(task.objective, "teacher_input")
+        if teacher in setup.teachers and head in setup.experiment.model.heads and not projects:
             yield name, teacher, head, getattr(task.objective, "teacher_head", "") or head
 
 

@@ -50,6 +50,7 @@ class Known:
       classes: head -> the names of its classes in the order of its logits, where they are known.
       texts: modality -> the fingerprint of the tokenizer whose ids it was trained on, where that is known.
       images: modality -> the mean and deviation that its pixels were normalised with, where they are known.
+      numbers: heads that were trained to give numbers, whose logits are no classes'.
       read: (mesh, dtype, the first names of those that are kept) -> the parameters, in their places on the mesh; None where
         only a run that has kept them goes on.
     """
@@ -58,6 +59,7 @@ class Known:
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Mapping[str, Normalised] = dataclasses.field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
     read: Callable[[jax.sharding.Mesh, str, Collection[str]], Params] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Known:
             "model": to_json(self.model),
             "classes": {head: list(names) for head, names in self.classes.items()},
             "texts": dict(self.texts),
+            "numbers": list(self.numbers),
             "images": {name: [list(mean), list(deviation)] for name, (mean, deviation) in self.images.items()},
         }
 
@@ -76,6 +79,7 @@ class Known:
             model=from_json(data["model"], "model", find),
             classes={head: tuple(names) for head, names in data["classes"].items()},
             texts=dict(data["texts"]),
+            numbers=tuple(data.get("numbers", ())),
             images={name: (tuple(mean), tuple(deviation)) for name, (mean, deviation) in data["images"].items()},
         )
 

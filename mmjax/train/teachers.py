@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mmjax.adapt import merged
-from mmjax.core.errors import UserError, within
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.strict_json import pages
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
@@ -17,6 +17,7 @@ from mmjax.data import Data, Normalise, Text, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.teaching import Affine, Teaching
+from mmjax.objectives import Regression
 from mmjax.parallel.rules import shardings
 from mmjax.train import kept_code
 from mmjax.train.checkpoint import Checkpoints
@@ -76,6 +77,7 @@ def of_run(path: str) -> Known:
         classes=run.classes() or from_huggingface(experiment),
         texts=_texts(experiment, data, run.tokenizers()),
         images=normalised(data),
+        numbers=tuple(task.objective.head for task in experiment.tasks.values() if isinstance(task.objective, Regression)),
         read=lambda mesh, dtype, parts: _read(run, mesh, dtype, parts),
     )
 
@@ -94,6 +96,8 @@ def teachings(experiment: Experiment, teachers: Mapping[str, Known]) -> dict[str
     found = {}
     for name, known in teachers.items():
         spec = experiment.teachers[name]
+        with within(f"teachers.{name}"):
+            _check_inputs(spec.inputs, known.model)
         model = _tapped(experiment, name, known.model).copy(dtype=spec.dtype, augment={})
         found[name] = Teaching(model, dict(spec.inputs), dict(_pixels(experiment, name, known)))
     return found
@@ -185,6 +189,14 @@ def _tapped(experiment: Experiment, name: str, model: Multimodal) -> Multimodal:
         if hasattr(encoder, "taps") and layer.lstrip("-").isdecimal() and int(layer) not in encoder.taps:
             encoders[modality] = encoder.copy(taps=(*encoder.taps, int(layer)))
     return model.copy(encoders=encoders)
+
+
+def _check_inputs(inputs: Mapping[str, str], model: Multimodal) -> None:
+    """Raises UserError for a modality that the teacher does not read: the student's own would be read in its place."""
+    known = sorted({*model.encoders, *(getattr(decoder, "writes", "") for decoder in model.decoders.values())} - {""})
+    for theirs in inputs:
+        if theirs not in known:
+            raise UserError(f"inputs={dict(inputs)}: it reads no {theirs!r}{nearest(theirs, known)}, but {', '.join(known)}")
 
 
 def _pixels(experiment: Experiment, name: str, known: Known) -> Iterator[tuple[str, Affine]]:

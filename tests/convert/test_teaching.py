@@ -14,13 +14,15 @@ from PIL import Image
 from test_peft_runs import PROCESSOR
 
 from mmjax.cli import main
+from mmjax.convert import load
 from mmjax.convert import teacher as foreign
 from mmjax.convert.huggingface import build_model
 from mmjax.core.errors import UserError
 from mmjax.data import Data, Digits, Normalise
 from mmjax.evaluate import Report
 from mmjax.models.forward import BoundForward
-from mmjax.objectives import Classification, DistilLogits
+from mmjax.models.heads import TokenClassifier
+from mmjax.objectives import Classification, DistilLogits, DistilTokens
 from mmjax.train import SGD, Checkpoint, Experiment, Log, Task, Teacher, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.run import Run
@@ -144,3 +146,14 @@ def test_pixels_of_which_nothing_is_known_are_said(tmp_path):
     write(tmp_path / "hf", processor=None)
     setup = set_it_up(student(tmp_path / "hf"))
     assert any("nothing says how its image was normalised" in note for note in setup.notes)
+
+
+def test_of_a_folder_only_what_is_asked_is_put_on_the_mesh(tmp_path):
+    write(tmp_path / "hf")
+    e = student(tmp_path / "hf", tasks={"tokens": Task(DistilTokens())}, evaluate={})
+    project = {"project": TokenClassifier(24, input="image", transform=False)}
+    setup = set_it_up(dataclasses.replace(e, model=e.model.copy(heads=project, huggingface={})))
+    kept = setup.init().variables["teachers"]["teacher"]
+    _, params = load(tmp_path / "hf")
+    assert kept.keys() == {"encoders_image"} and "heads_classes" in params
+    tiny.assert_identical(tiny.host(kept), tiny.host({"encoders_image": params["encoders_image"]}))

@@ -133,6 +133,11 @@ def test_towers_are_open_clips_distillation_of_the_valid_rows():
     np.testing.assert_allclose(near.metrics["features"][0], 4 * 5, rtol=1e-5)
 
 
+def test_a_head_of_one_logit_has_nothing_to_say():
+    with pytest.raises(UserError, match=r"model\.heads\.classes\.classes=1: one number is no distribution"):
+        run(DistilLogits(), Given({"classes": draw(B, 1)}), Given({"classes": draw(B, 1)}))
+
+
 def test_text_is_held_where_a_word_is_predicted():
     own, theirs = draw(B, T, C), draw(B, T, C)
     loss = run(DistilText(), Given({}, words=own), Given({}, words=theirs))

@@ -88,6 +88,7 @@ def stepped(e, mesh=tiny.ONE, steps=2):
 
 def test_a_step_leaves_the_teacher_as_it_was_and_it_is_what_its_run_answers(teacher):
     setup = made(student(teacher))
+    assert not any("classes of teachers" in note for note in setup.notes)  # a head that projects has none
     begun = tiny.host(setup.init().variables["teachers"]["teacher"])
     after, figures = stepped(student(teacher))
     tiny.assert_identical(after.variables["teachers"]["teacher"], begun)
@@ -226,6 +227,10 @@ WRONG = {
     "other width": (lambda t: wider(student(t)), r"model\.heads\.project\.classes=12: teachers\.teacher is 16 wide"),
     "no head": (lambda t: student(t, {"logits": Task(DistilLogits(teacher_head="kinds"))}), r"there is no 'kinds'"),
     "other inputs": (lambda t: student(t, inputs={"image": "large"}), r"teachers\.teacher: inputs=.*no 'large'"),
+    "inputs by another name": (
+        lambda t: student(t, inputs={"img": "image"}),
+        r"teachers\.teacher: inputs=\{'img': 'image'\}: it reads no 'img'.*, but image",
+    ),
     "other number of classes": (
         lambda t: more_classes(student(t, {"logits": Task(DistilLogits())}, evaluate={})),
         r"model\.heads\.classes has 11 classes, and teachers\.teacher has 10",

@@ -1,6 +1,7 @@
 """Teachers of every kind: two towers, a captioner, an adapted run, one whose base is narrow; and what must not pass for one."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,13 @@ from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer
 from mmjax.models.forward import BoundForward
 from mmjax.models.fusion import Dual
-from mmjax.objectives import DistilLogits, DistilText, DistilTowers
+from mmjax.models.heads import Classifier
+from mmjax.objectives import DistilLogits, DistilText, DistilTowers, Regression
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import SGD, Checkpoint, Task, Teacher, train
+from mmjax.train.teacher import Known
+from mmjax.train.teachers import of_run
+from mmjax.train.validate import validated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +159,30 @@ def test_a_figure_keeps_what_it_asks_and_a_teacher_that_nobody_asks_is_said(word
     assert kept["teacher"].keys() == {"encoders_image", "decoders_caption", "encoders_text", "fusions_dual"}
     assert kept["idle"].keys() == kept["teacher"].keys()
     assert any(note.startswith("teachers.idle: no task asks it, and it takes 0.0") for note in setup.notes)
+
+
+def test_what_is_wrong_in_the_teachers_model_is_said_of_the_teacher(words):
+    """Of texts longer than it has places for; the student has a table of its own."""
+    setup = made(reader(words))
+    model = setup.teachers["teacher"].model
+    short = model.copy(encoders={**model.encoders, "text": model.encoders["text"].copy(max_length=8)})
+    known = dataclasses.replace(setup.teachers["teacher"], model=short)
+    with pytest.raises(UserError, match=r"^teachers\.teacher: model\.encoders\.text: a text of 12 tokens"):
+        validated(dataclasses.replace(setup, teachers={"teacher": known}))
+
+
+def test_a_head_of_numbers_teaches_no_classes(tmp_path, single):
+    model = Multimodal(encoders={"image": tiny.vit()}, heads={"value": Classifier(classes=1, input="image")})
+    tasks = {"value": Task(Regression(head="value", target="label"))}
+    train(experiment(steps=1, model=model, tasks=tasks, evaluate={}, checkpoint=Checkpoint(every=1)), tmp_path / "numbers")
+    known = of_run(str(tmp_path / "numbers"))
+    assert known.numbers == ("value",) and Known.from_json(known.to_json(), importlib.import_module).numbers == ("value",)
+    train(experiment(steps=1), tmp_path / "run")
+    setup = made(student(tmp_path / "run", {"logits": Task(DistilLogits())}))
+    assert not any("nothing says what the classes" in note for note in setup.notes)
+    numbers = dataclasses.replace(setup.teachers["teacher"], numbers=("classes",))
+    with pytest.raises(UserError, match=r"tasks\.logits: heads\.classes of teachers\.teacher was trained to give numbers"):
+        validated(dataclasses.replace(setup, teachers={"teacher": numbers}))
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])
