@@ -159,7 +159,8 @@ def merged(model: Multimodal, params: Params) -> Params:
     what is kept narrow among float32 ones.
 
     Raises:
-      UserError: an adapted word table that an output is tied to, which merging would change as well.
+      UserError: a prompt or a prefix, which no parameter of the model could hold; an adapted word table that an output is tied
+        to, which merging would change as well.
     """
     leaves = leaves_by_path(wide(params))
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}

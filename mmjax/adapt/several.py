@@ -27,13 +27,16 @@ def mean_of(base: Own, adapters: Sequence[Own], weights: Sequence[float]) -> dic
         base and not in all of them.
     """
     found: dict[str, Array] = {}
-    for path in dict.fromkeys(path for own in adapters for path in own):
+    paths = dict.fromkeys(path for own in adapters for path in own)
+    kinds: dict[str, set[str]] = {}
+    for path in paths:
+        kinds.setdefault(path.rpartition("/")[0], set()).add(_kind(path))
+    for path in paths:
         room, _, name = path.rpartition("/")
-        beside = {_kind(other) for own in adapters for other in own if other.rpartition("/")[0] == room}
         # The mean of changes is one of products by factors only where nothing else of that layer changes.
-        if _kind(path) == "none" or (len(beside) > 1 and beside & {"ia3_in", "ia3_out"}):
+        if _kind(path) == "none" or (len(kinds[room]) > 1 and kinds[room] & {"ia3_in", "ia3_out"}):
             raise UserError(f"{path}: there is no mean of it that does what the adapters do; use one at a time")
-        if name == "lora_dropout" or name.startswith("lora_"):
+        if _kind(path) == "lora":
             if name == "lora_a":
                 found |= _side_by_side(room, adapters, weights)
             continue

@@ -229,12 +229,11 @@ class Objective(Protocol):
     `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
 
     One that keeps variables (an average of the parameters, a queue, weights of groups) has a method
-    `init_variables(params, batch)`: from the first parameters and the shapes of its batches, a tree of arrays. It
-    is then called with that tree as a fourth argument, and
-    what its `Loss.variables` holds takes its place, micro-batch after micro-batch; None leaves it. A method
-    `after_step(variables, params)` makes of the tree what it is after a step, from the parameters that the step has made: an
-    average of them, for instance. A bad step changes neither. Variables are sharded by the table of parameters, saved and
-    resumed.
+    `init_variables(params, batch)`: from the first parameters and the shapes of its batches, a tree of arrays. It is then
+    called with that tree as a fourth argument, and what its `Loss.variables` holds takes its place, micro-batch after
+    micro-batch; None leaves it. A method `after_step(variables, params)` makes of the tree what it is after a step, from the
+    parameters that the step has made: an average of them, for instance. A bad step changes neither. Variables are sharded by
+    the table of parameters, saved and resumed.
 
     One that reads texts of its own (prompts of classes) has a field `label` and a method `bound(own, data, encode)`, called at
     set-up with the names of the data's classes, what the data is called, and what makes ids of texts: it gives the objective

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ import numpy as np
 
 from mmjax.adapt.several import mean_of, stacked_of
 from mmjax.convert.api import run_at
-from mmjax.convert.peft.from_peft import from_peft
+from mmjax.convert.peft.from_peft import over_base
+from mmjax.convert.peft.layout import CONFIG
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Array
 from mmjax.models.forward import VARIABLES, BoundForward
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Work, open_work
+from mmjax.train.classes import names_of
+from mmjax.train.narrow import WIDE
 
 ADAPTER = "adapter"  # of a batch, [B] int32: whose row it is
 
@@ -48,13 +50,14 @@ class Adapters:
     def __init__(self, base: str | Path, adapters: Mapping[str, str | Path], batch_size: int = 32) -> None:
         if not adapters:
             raise UserError("adapters={}: name at least one")
-        self._base = leaves_by_path(open_work(base).params)
+        self._work = open_work(base)
+        self._base = leaves_by_path(self._work.params)
         self._batch_size = batch_size
         self._works: dict[str, Work] = {}
         self._own: dict[str, dict[str, Array]] = {}
         for name, path in adapters.items():
             with within(f"adapters.{name}"):
-                self._works[name], self._own[name] = self._opened(base, path)
+                self._works[name], self._own[name] = self._opened(path)
         self._asked: dict[str, Predictor] = {}
 
     @property
@@ -112,29 +115,38 @@ class Adapters:
                 raise UserError(f"adapters {next(iter(names))!r} and {name!r} have different models, heads or classes")
         return first
 
-    def _opened(self, base: str | Path, path: str | Path) -> tuple[Work, dict[str, Array]]:
+    def _opened(self, path: str | Path) -> tuple[Work, dict[str, Array]]:
         """What an adapter needs to answer, with the base's own arrays; and the leaves that are its own."""
-        if (Path(path) / "adapter_config.json").is_file():
-            with tempfile.TemporaryDirectory() as place:
-                from_peft(base, path, Path(place) / "run")
-                work, own = self._opened(base, Path(place) / "run")
-            return dataclasses.replace(work, path=str(path)), own
-        run = run_at(path)
-        if run is None:
-            raise UserError(f"{path!s} is neither a run nor a folder of peft's, which has an adapter_config.json")
-        work, e = open_work(path), run.experiment()
-        trained = e.updating.trained({name: tree for name, tree in work.params.items() if name != VARIABLES})
-        may = {*(trained.whole or ()), *trained.layers}
+        if (Path(path) / CONFIG).is_file():
+            work, kept = self._of_peft(Path(path)), WIDE
+            may = set(leaves_by_path(work.params))  # what differs there the folder itself has brought
+        elif (run := run_at(path)) is not None:
+            work, e = open_work(path), run.experiment()
+            trained = e.updating.trained({name: tree for name, tree in work.params.items() if name != VARIABLES})
+            may, kept = {*(trained.whole or ()), *trained.layers}, e.frozen_dtype
+        else:
+            raise UserError(f"{path!s} is neither a run nor a folder of peft's, which has an {CONFIG}")
         own = {}
         for leaf, x in leaves_by_path(work.params).items():
             there = self._base.get(leaf)
             if there is not None and there.dtype == x.dtype and there.shape == x.shape and bool((there == x).all()):
                 continue
             if there is not None and leaf not in may and not leaf.startswith(f"{VARIABLES}/"):
-                kept = f", kept in {e.frozen_dtype}" if e.frozen_dtype != "float32" else ""
-                raise UserError(f"{path!s} was made over another base: {leaf} is not the same there{kept}")
+                narrow = f", kept in {kept}" if kept != WIDE else ""
+                raise UserError(f"{path!s} was made over another base: {leaf} is not the same there{narrow}")
             own[leaf] = x
         return self._with(work, own), own
+
+    def _of_peft(self, path: Path) -> Work:
+        """The base at work with a folder of peft's."""
+        run = run_at(self._work.path)
+        if run is not None and (dtype := run.experiment().frozen_dtype) != WIDE:
+            raise UserError(f"{path!s}: the base {run.name} is kept in {dtype}, and a folder of peft's lies over a whole one")
+        variables = {name: tree for name, tree in self._work.params.items() if name == VARIABLES}
+        whole = {name: tree for name, tree in self._work.params.items() if name != VARIABLES}
+        model, params, _, _ = over_base(path, self._work.model, whole)
+        classes = self._work.classes if model == self._work.model else names_of(model)
+        return dataclasses.replace(self._work, path=str(path), model=model, params={**params, **variables}, classes=classes)
 
     def _with(self, work: Work, own: Mapping[str, Array]) -> Work:
         """The work with the base's arrays, and an adapter's own."""

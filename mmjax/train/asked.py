@@ -13,7 +13,7 @@ from mmjax.core.trees import leaves_by_path, size_bytes
 from mmjax.core.types import Array, Params
 from mmjax.models.forward import VARIABLES
 from mmjax.train.setup import Setup
-from mmjax.train.state import TEACHERS, with_teachers
+from mmjax.train.state import TEACHERS, teachers_of, with_teachers
 from mmjax.train.step import forwards_of, losses_of
 
 
@@ -22,7 +22,7 @@ def only_asked(setup: Setup) -> tuple[Setup, list[str]]:
 
     A teacher that nobody asks stays as it is; what it takes is said. Nothing is compiled.
     """
-    whole = setup.abstract.variables.get(TEACHERS, {})
+    whole = teachers_of(setup.abstract)
     if not whole:
         return setup, []
     read = _read(setup)

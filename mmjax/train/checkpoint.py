@@ -29,7 +29,7 @@ from mmjax.train.experiment import Checkpoint
 from mmjax.train.formats import FORMAT, FROZEN_APART, rename, watch_of, widened
 from mmjax.train.reading import again, first_line, is_broken, is_storage, names_in, numbered, together
 from mmjax.train.schedule_free import AHEAD
-from mmjax.train.state import State, changing, with_teachers, with_variables
+from mmjax.train.state import State, changing, teachers_of, with_teachers, with_variables
 from mmjax.train.trained import ALL, Trained
 
 READ_TIMEOUT = 600.0  # seconds that one process may read longer than another
@@ -109,7 +109,7 @@ class Checkpoints:
                 if rest:  # before what needs it
                     name = frozen.write(self._folder / frozen.FOLDER, rest)
                     about["frozen"] = {"name": name, "layers": self._trained.to_json()}
-                for teacher, tree in frozen.teachers_of(state).items():
+                for teacher, tree in teachers_of(state).items():
                     about.setdefault("teachers", {})[teacher] = frozen.write(self._folder / frozen.FOLDER, tree)
                 args = ocp.args.Composite(state=ocp.args.StandardSave(as_dict(own)), about=ocp.args.JsonSave(about))
                 self._manager.save(step, args=args, force=True)
@@ -260,8 +260,8 @@ class Checkpoints:
             rest = self._whole(about["frozen"]["name"], abstract)
             mesh = jax.tree.leaves(abstract.params)[0].sharding.mesh
             state = dataclasses.replace(state, params=_placed(trained.join(state.params, rest), mesh))
-        kept = {name: self._whole(about["teachers"][name], abstract) for name in frozen.teachers_of(abstract)}
-        state = with_teachers(state, jax.tree.map(_put, kept, frozen.teachers_of(abstract)))
+        kept = {name: self._whole(about["teachers"][name], abstract) for name in teachers_of(abstract)}
+        state = with_teachers(state, jax.tree.map(_put, kept, teachers_of(abstract)))
         return dataclasses.replace(state, watch=widened(state.watch, abstract.watch)), about
 
     def _whole(self, name: str, abstract: State) -> Params:

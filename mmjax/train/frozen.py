@@ -15,7 +15,6 @@ from mmjax.core.types import Array, Params
 from mmjax.parallel.multihost import gather
 from mmjax.train.array_folder import METADATA, restored, shapes_in
 from mmjax.train.reading import names_in
-from mmjax.train.state import TEACHERS, State
 
 FOLDER = "frozen"  # beside the checkpoints of a run
 LANES = (0x9E3779B9, 0x85EBCA6B)  # two sums of 32 bits over an array's numbers, each mixed with its place
@@ -40,11 +39,6 @@ def write(folder: Path, tree: Params) -> str:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             writer.save(folder / name, args=ocp.args.PyTreeSave(tree), force=True)
     return name
-
-
-def teachers_of(state: State) -> dict[str, Params]:
-    """The parameters of the teachers, by name; {} where there are none."""
-    return dict(state.variables.get(TEACHERS, {}))
 
 
 def read(path: Path, mesh: jax.sharding.Mesh | None = None) -> Params:

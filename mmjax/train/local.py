@@ -30,7 +30,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.formats import FORMAT
 from mmjax.train.reading import UnfitError, again, first_line, is_storage, names_in, numbered, together
 from mmjax.train.run import differing
-from mmjax.train.state import State, with_teachers
+from mmjax.train.state import State, teachers_of, with_teachers
 from mmjax.train.trained import ALL, Trained
 
 KEEP = 2  # the older one is good everywhere while the newer one may have been cut short somewhere
@@ -77,7 +77,7 @@ class LocalCheckpoints:
         about = {"format": FORMAT, "step": step, "config": self._config, "layout": self._layout}
         if rest := self._trained.rest(state.params):
             about["frozen"] = self._keep(rest)
-        about["teachers"] = {name: self._keep(tree) for name, tree in frozen.teachers_of(state).items()}
+        about["teachers"] = {name: self._keep(tree) for name, tree in teachers_of(state).items()}
         own = dataclasses.replace(state, params=self._trained.of(state.params))
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(own)), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
@@ -148,7 +148,7 @@ class LocalCheckpoints:
                 lambda x, a: jax.device_put(x, a.sharding), trained.join(state.params, found), abstract.params
             )
             state = dataclasses.replace(state, params=params)
-        kept = {name: self._kept(about["teachers"][name], tree) for name, tree in frozen.teachers_of(abstract).items()}
+        kept = {name: self._kept(about["teachers"][name], tree) for name, tree in teachers_of(abstract).items()}
         return with_teachers(state, kept)
 
     def _keep(self, tree: Any) -> str:

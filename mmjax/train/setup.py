@@ -25,7 +25,7 @@ from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
-from mmjax.train.state import TEACHERS, State, evaluated, init_state, with_teachers
+from mmjax.train.state import State, evaluated, init_state, teachers_of, with_teachers
 from mmjax.train.step import make_step, task_losses
 from mmjax.train.teacher import Known
 from mmjax.train.teachers import Foreign, known_teachers, no_foreign, read_teachers, teachings
@@ -72,7 +72,7 @@ class Setup:
         make = functools.partial(_init, e, task_shapes(e, self.datasets))
         layout = jax.tree.map(lambda leaf: leaf.sharding, with_teachers(abstract, {}))
         state = jax.jit(make, out_shardings=layout)(np.uint32(e.seed))
-        return with_teachers(state, read_teachers(e, self.teachers, abstract.variables.get(TEACHERS, {}), self.mesh))
+        return with_teachers(state, read_teachers(e, self.teachers, teachers_of(abstract), self.mesh))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows of a batch -> the global batch, rows over the mesh."""

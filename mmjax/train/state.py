@@ -131,6 +131,11 @@ def changing(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tree for name, tree in variables.items() if name != TEACHERS}
 
 
+def teachers_of(state: State) -> dict[str, Params]:
+    """The parameters of the teachers, by name; {} where there are none."""
+    return dict(state.variables.get(TEACHERS, {}))
+
+
 def with_teachers(state: State, teachers: Mapping[str, Params]) -> State:
     """The state with the parameters of teachers beside its other variables; where there are none, without."""
     kept = {TEACHERS: dict(teachers)} if teachers else {}

@@ -21,7 +21,7 @@ from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.parallel.mesh import constrain_batch
 from mmjax.train.experiment import Task
 from mmjax.train.optimizer import Optimizer
-from mmjax.train.state import TEACHERS, State, changing, together, with_teachers, with_variables
+from mmjax.train.state import TEACHERS, State, changing, teachers_of, together, with_teachers, with_variables
 
 WARM = 20  # good steps before a spike can be told from noise
 WATCH_DECAY = 0.98
@@ -325,7 +325,7 @@ def _apply(
     kept: State = jax.tree.map(lambda old, taken: jnp.where(bad, old, taken), old, new)
     metrics |= {"gradient_norm": norm, "bad_step": bad.astype(jnp.float32)}
     kept = dataclasses.replace(kept, step=state.step + 1, params=trained.put(state.params, kept.params))
-    return with_teachers(kept, state.variables.get(TEACHERS, {})), metrics
+    return with_teachers(kept, teachers_of(state)), metrics
 
 
 def moving_average(ema: Params, params: Params, decay: float, updates: Array) -> Params:

@@ -18,6 +18,7 @@ import mmjax
 from mmjax.adapt import IA3, BitFit, LoRA
 from mmjax.cli import main
 from mmjax.convert import load_classifier
+from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.data import Data, Digits, Normalise, Resize
 from mmjax.models.forward import BoundForward
@@ -294,6 +295,8 @@ def test_an_adapter_trained_over_a_narrow_base_knows_the_wide_one(dtype, folder,
     for mine, merged, other in zip(own, whole, back, strict=True):
         np.testing.assert_allclose([merged[name] for name in mine], list(mine.values()), atol=2e-6)
         np.testing.assert_allclose([other[name] for name in mine], list(mine.values()), atol=0.03)
+    with pytest.raises(UserError, match=rf"is kept in {dtype}, and a folder of peft's lies over a whole one"):
+        mmjax.Adapters(tmp_path / "run", {"peft": tmp_path / "peft"})
     torch.manual_seed(1)
     transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")
     assert main(["convert", "from-peft", str(tmp_path / "other"), str(tmp_path / "peft"), str(tmp_path / "not")]) == 2

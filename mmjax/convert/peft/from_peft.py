@@ -45,15 +45,11 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
       UserError: no adapter there; a method, a field or a tensor that has no place here, by name; another base's.
     """
     base, source, target = Path(base), Path(source), Path(target)
-    config = read_config(source)
     model, params = load(base)
     variables = params.get(VARIABLES)
     params = wide({name: tree for name, tree in params.items() if name != VARIABLES})
-    model, params, empty = with_head(source, config, model, params)
     with staged_folder(target) as folder:
-        params, adapt, train = read_adapter(source, config, model, params)
-        if missing := sorted(empty - set(train)):
-            raise UserError(f"{source}: it has no {missing[0]}, which neither the base has")
+        model, params, adapt, train = over_base(source, model, params)
         run = Run(folder)
         experiment = Experiment(model=model, data={}, tasks={}, steps=0, adapt=adapt, optimizer=AdamW(train=train))
         run.write_config(experiment)
@@ -69,6 +65,21 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
             run.keep_tokenizer(Tokenizer.load(base))
         save_params(run, {**params, VARIABLES: variables} if variables else params)
     return adapt, train
+
+
+def over_base(source: Path, model: Multimodal, params: Params) -> tuple[Multimodal, Params, dict[str, Any], tuple[str, ...]]:
+    """A base with the adapter of a peft folder: its model, with the head that peft trained beside it; its parameters; the
+    methods by pattern, and patterns of what else the adapter trained.
+
+    Raises:
+      UserError: see `from_peft`.
+    """
+    config = read_config(source)
+    model, params, empty = with_head(source, config, model, params)
+    params, adapt, train = read_adapter(source, config, model, params)
+    if missing := sorted(empty - set(train)):
+        raise UserError(f"{source}: it has no {missing[0]}, which neither the base has")
+    return model, params, adapt, train
 
 
 def with_head(

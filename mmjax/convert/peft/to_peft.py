@@ -18,7 +18,7 @@ from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.beside import norms_alone, with_trained
 from mmjax.convert.peft.tensors import Adapter, Tensors, check_modules, ia3, lora
-from mmjax.convert.peft.virtual import FIRST, VIRTUAL, kinds_of, virtual
+from mmjax.convert.peft.virtual import FIRST, VIRTUAL, kinds_of, task_of, virtual
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
@@ -28,13 +28,6 @@ from mmjax.models.forward import VARIABLES
 from mmjax.train.frozen import fingerprint
 from mmjax.train.narrow import WIDE
 from mmjax.train.run import Run
-
-TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForCausalLM": "CAUSAL_LM",
-}
 
 
 def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int, str]:
@@ -168,7 +161,9 @@ def write_adapter(
 
 def _task(architecture: str, fields: Mapping[str, Any]) -> str | None:
     """peft's name of the class's task. One that classifies expects a head in the file, so without one nothing is said."""
-    task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
+    task = task_of(architecture)
+    if task == "FEATURE_EXTRACTION" or architecture.endswith("ForConditionalGeneration"):  # peft's plain model takes any input
+        return None
     return task if task == "CAUSAL_LM" or fields.get("modules_to_save") else None
 
 
