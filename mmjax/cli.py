@@ -207,6 +207,14 @@ CONVERSIONS = (
         "Make a run of a base, a run or a HuggingFace folder, and of a folder of peft's.",
     ),
     (
+        "mmjax convert to-adapters RUN DIR [--base NAME]",
+        "Write a run's bottleneck adapters as a folder that the adapters library opens over the base.",
+    ),
+    (
+        "mmjax convert from-adapters BASE_RUN DIR RUN",
+        "Make a run of a base, a run or a HuggingFace folder, and of a folder of the adapters library.",
+    ),
+    (
         "mmjax convert average RUN RUN ... OUT [--weights W W ...]",
         "Make a run of the mean of the parameters of several, WiSE-FT for instance; all else is the first one's.",
     ),

@@ -36,7 +36,8 @@ FLAGS = {
     "few_shot": "--data.train.source.source.path {stamps} --data.test.source.source.path {stamps} --tokenizer bpe "
     "--tokenizer.vocab_size 300 --init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
-    "llama_lora": "--init_from= --tokenizer wordpiece --data.train.source.path {texts} --data.validation.source.path {texts}",
+    "llama_lora": "--init_from= --tokenizer wordpiece --data.train.source.path {texts} --data.validation.source.path {texts} "
+    "--data.train.max_length 32 --data.validation.max_length 32",  # 2,048 tokens of 32,000 words are 2 GB, several times
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",

@@ -5,6 +5,7 @@ A new method is one file, one line here, one test: a frozen dataclass that says 
 """
 
 from mmjax.adapt.adaptation import adapted, base_of, is_adapter, is_dropout, merged, trained_patterns, wide
+from mmjax.adapt.bottleneck import Bottleneck
 from mmjax.adapt.existing import BitFit, Norms
 from mmjax.adapt.ia3 import IA3
 from mmjax.adapt.lora import LoRA
@@ -15,6 +16,7 @@ from mmjax.adapt.prompt import Prompt
 METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
     "ia3": IA3,
+    "bottleneck": Bottleneck,
     "prompt": Prompt,
     "prefix": Prefix,
     "bitfit": BitFit,
@@ -25,6 +27,7 @@ __all__ = [
     "IA3",
     "METHODS",
     "BitFit",
+    "Bottleneck",
     "LoRA",
     "Method",
     "Norms",

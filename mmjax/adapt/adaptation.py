@@ -18,7 +18,7 @@ from mmjax.core.trees import leaves_by_path, match, nested, split_layers
 from mmjax.core.types import Array, Params
 from mmjax.models import Multimodal
 from mmjax.models.multimodal import param_shapes
-from mmjax.nn.adapters import LEAVES, VIRTUAL
+from mmjax.nn.adapters import BESIDE, LEAVES
 from mmjax.nn.narrow import SCALE, widened
 
 ALL_LINEAR = "all-linear"
@@ -70,6 +70,7 @@ def _matched(pattern: str, method: Any, places: Mapping[str, Place]) -> dict[str
             f"adapt: {pattern!r} matches no kernel that {type(method).__name__} could be given{nearest(plain, could)}; one is "
             f"{next(iter(could), 'none')!r}"
         )
+    method.check_all(pattern, [places[path] for path in kernels])
     return dict.fromkeys(kernels, slice(None) if some is None else some)
 
 
@@ -105,7 +106,7 @@ def trained_patterns(model: Multimodal, adapt: Mapping[str, Any], beside: Sequen
                 f"{path} is adapted, and optimizer.train={whole[0]!r} trains it as a whole: name it in one of the two"
             )
         rows = np.any([each.rows for each in given], axis=0)
-        for name in given[0].method.names(given):
+        for name in given[0].method.names(places[path], given):
             patterns += _layers(f"{places[path].room}/{name}", rows, bool(places[path].layers))
     for pattern, method in adapt.items():
         if method.adds:
@@ -159,16 +160,17 @@ def merged(model: Multimodal, params: Params) -> Params:
     what is kept narrow among float32 ones.
 
     Raises:
-      UserError: a prompt or a prefix, which no parameter of the model could hold; an adapted word table that an output is tied
-        to, which merging would change as well.
+      UserError: a prompt, a prefix or a bottleneck, which no parameter of the model could hold; an adapted word table that an
+        output is tied to, which merging would change as well.
     """
     leaves = leaves_by_path(wide(params))
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
-    virtual = sorted(path for path in leaves if path.rpartition("/")[2] in VIRTUAL)
-    if virtual:
+    if beside := sorted(path for path in leaves if path.rpartition("/")[2] in BESIDE):
+        kind = beside[0].rpartition("/")[2].partition("_")[0]
+        word = "to-adapters" if kind == "bottleneck" else "to-peft"
         raise UserError(
-            f"{virtual[0]}: what a prompt or a prefix adds has no place in the model's own parameters; mmjax convert to-peft "
-            "writes it beside them, and a run that goes on with it has the same adapt"
+            f"{beside[0]}: what a {kind} adds has no place in the model's own parameters; mmjax convert {word} writes it "
+            "beside them, and a run that goes on with it has the same adapt"
         )
     tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
     tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]

@@ -45,5 +45,5 @@ class IA3(Method):
         return {"ia3_out": jnp.ones((*place.lead, *place.outputs))}
 
     @staticmethod
-    def names(given: Sequence[Given]) -> tuple[str, ...]:
+    def names(place: Place, given: Sequence[Given]) -> tuple[str, ...]:
         return ("ia3_in",) if given[0].method.side == "input" else ("ia3_out",)

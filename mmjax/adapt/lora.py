@@ -89,7 +89,7 @@ class LoRA(Method):
         return found
 
     @staticmethod
-    def names(given: Sequence[Given]) -> tuple[str, ...]:
+    def names(place: Place, given: Sequence[Given]) -> tuple[str, ...]:
         return ("lora_a", "lora_b", *(("dora_magnitude",) if given[0].method.dora else ()))
 
     def _begin(self, place: Place, kernel: Array, key: Array, most: int) -> tuple[Array, Array]:

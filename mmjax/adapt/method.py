@@ -34,13 +34,16 @@ class Method:
     def check(self, place: Place, whole: bool) -> None:
         """Raises UserError where the place cannot take it; `whole`: it was given all layers."""
 
+    def check_all(self, pattern: str, places: Sequence[Place]) -> None:
+        """Raises UserError where what a pattern gives it is not enough, or too much."""
+
     @staticmethod
     def leaves(place: Place, given: Sequence[Given], kernel: Array, key: Array) -> dict[str, Any]:
         """Name -> leaf, to be put beside the kernel; `given` are methods of one kind, each with layers of its own."""
         raise AssertionError("a method that adds leaves says")
 
     @staticmethod
-    def names(given: Sequence[Given]) -> tuple[str, ...]:
+    def names(place: Place, given: Sequence[Given]) -> tuple[str, ...]:
         """Names of the leaves among them that are trained."""
         raise AssertionError("a method that adds leaves says")
 

@@ -54,5 +54,5 @@ class Prefix(Method):
         return {name: spec.deviation * jax.random.normal(fold_name(key, name), shape) for name in names}
 
     @staticmethod
-    def names(given: Sequence[Given]) -> tuple[str, ...]:
+    def names(place: Place, given: Sequence[Given]) -> tuple[str, ...]:
         return ("prefix_keys", "prefix_values")

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array
-from mmjax.nn.adapters import LEAVES, joined_factors
+from mmjax.nn.adapters import BOTTLENECK, LEAVES, joined_factors
 
 Own = Mapping[str, Array]  # path -> leaf, of what an adapter has of its own
 NEUTRAL = {"ia3_in": 1.0, "ia3_out": 1.0, "lora_scale": 0.0, "lora_a": 0.0, "lora_b": 0.0, "lora_a0": 0.0, "lora_b0": 0.0}
+NEUTRAL |= dict.fromkeys((*BOTTLENECK, "bottleneck_kind"), 0.0)
+LAST, FIRST = ("lora_a", "lora_a0", "bottleneck_down", "bottleneck_down_bias"), ("lora_b", "lora_b0", "bottleneck_up")  # ranks
 
 
 def mean_of(base: Own, adapters: Sequence[Own], weights: Sequence[float]) -> dict[str, Array]:
@@ -81,7 +83,7 @@ def stacked_of(base: Own, adapters: Sequence[Own]) -> dict[str, Array]:
         if name == "lora_dropout":
             continue
         leaves = [_or(base, own, path, adapters) for own in adapters]
-        axis = {"lora_a": -1, "lora_a0": -1, "lora_b": int("/layers/" in room), "lora_b0": int("/layers/" in room)}.get(name)
+        axis = -1 if name in LAST else int("/layers/" in room) if name in FIRST else None
         if axis is not None:
             most = max(leaf.shape[axis] for leaf in leaves)
             leaves = [_padded(leaf, axis, most) for leaf in leaves]

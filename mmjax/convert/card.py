@@ -64,3 +64,28 @@ def adapter_card(architecture: str, config: Mapping[str, Any], base: str) -> str
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def bottleneck_card(architecture: str, base: str, head: bool, name: str) -> str:
+    """README.md of a folder of the adapters library."""
+    lines = [
+        "---",
+        "library_name: adapter-transformers",
+        "tags: [mmjax, adapters]" + (f"\nbase_model: {base}" if base else ""),
+        "---",
+        "",
+        f"# Bottleneck adapters of {architecture}",
+        "",
+        "Trained or converted with mmjax" + (", with the head that was trained beside them." if head else "."),
+        "",
+        "```python",
+        "import adapters",
+        f"from transformers import {architecture}",
+        "",
+        f'model = {architecture}.from_pretrained("{base or "path/to/the/base"}")',
+        "adapters.init(model)",
+        'model.load_adapter("path/to/this/folder", use_safetensors=True)',
+        f'model.set_active_adapters("{name}")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
@@ -17,10 +18,10 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of `mmjax convert to-peft`.
+    """Of `mmjax convert to-peft` and `to-adapters`.
 
     Attributes:
-      base: what the adapter says of its base: a folder, or a name on a hub, that peft's user loads first.
+      base: what the adapter says of its base: a folder, or a name on a hub, that its user loads first.
     """
 
     base: str = setting(everyday=True, metavar="NAME", default="")
@@ -57,10 +58,21 @@ def to_hf(words: list[str], usage: str, say: Say) -> int:
 
 def to_peft(words: list[str], usage: str, say: Say) -> int:
     """Adapted run -> peft folder."""
-    own = take(words, Options)
-    source, target = _folders(words, usage, 2)
     from mmjax.convert.peft.to_peft import to_peft as convert
 
+    return _handed(convert, words, usage, say)
+
+
+def to_adapters(words: list[str], usage: str, say: Say) -> int:
+    """Run with bottlenecks -> folder of the adapters library."""
+    from mmjax.convert.bottleneck.to_adapters import to_adapters as convert
+
+    return _handed(convert, words, usage, say)
+
+
+def _handed(convert: Callable[..., tuple[str, int, str]], words: list[str], usage: str, say: Say) -> int:
+    own = take(words, Options)
+    source, target = _folders(words, usage, 2)
     architecture, numbers, below = convert(source, target, own.base)
     say(f"{target}: an adapter of {architecture}, {numbers:,} numbers, over the model of {below}")
     return 0
@@ -68,9 +80,20 @@ def to_peft(words: list[str], usage: str, say: Say) -> int:
 
 def from_peft(words: list[str], usage: str, say: Say) -> int:
     """Base and peft folder -> adapted run."""
-    base, source, target = _folders(words, usage, 3)
     from mmjax.convert.peft.from_peft import from_peft as convert
 
+    return _taken(convert, words, usage, say)
+
+
+def from_adapters(words: list[str], usage: str, say: Say) -> int:
+    """Base and folder of the adapters library -> adapted run."""
+    from mmjax.convert.bottleneck.from_adapters import from_adapters as convert
+
+    return _taken(convert, words, usage, say)
+
+
+def _taken(convert: Callable[..., tuple[dict[str, Any], tuple[str, ...]]], words: list[str], usage: str, say: Say) -> int:
+    base, source, target = _folders(words, usage, 3)
     adapt, beside = convert(base, source, target)
     kinds = ", ".join(dict.fromkeys(type(method).__name__ for method in adapt.values())) or "nothing"
     say(f"{target}: {kinds} on {len(adapt)} kernels" + (f"; trained beside: {', '.join(beside)}" if beside else ""))

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmjax.adapt.adaptation import given_places
 from mmjax.adapt.places import places_of
+from mmjax.convert.bottleneck.layout import check_bottlenecks
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft.tensors import check_modules
@@ -201,13 +202,18 @@ def obstacle(setup: Setup) -> list[str]:
         return []
     family, given = family_of(whole.model), given_places(e.adapt, places_of(e.model))
     rooms = {path.rpartition("/")[0] for path, slot in given if slot == "kernel"}
+    thin = {path.rpartition("/")[0] for path, slot in given if slot == "bottleneck"}
     kinds = {path: SLOTS[slot] for path, slot in given if slot in SLOTS}
+    word = "to-adapters" if thin else "to-peft"
     try:
+        if thin:
+            check_bottlenecks(whole.model, whole.architecture, thin, rooms | {*kinds})
+            return []
         if kinds:
             check_virtual(
                 whole.architecture, kinds, max(getattr(one.method, "after", 0) for own in given.values() for one in own)
             )
         check_modules(family, whole.architecture, family.rows(whole.model, whole.architecture), rooms)
     except UserError as error:
-        return [f"convert to-peft will refuse what adapts this model: {error}"]
+        return [f"convert {word} will refuse what adapts this model: {error}"]
     return []

@@ -12,7 +12,11 @@ know of any. Of a kernel [in..., out...] (dims as `nn.linear.Linear` has them; a
 Two change no product, and are used by whoever holds the layer or the table (`nn.virtual`):
 
     prompt_tokens [n, D], prompt_place [after + 1]          tokens among those that a tower reads, after so many of its own
+    prompt_room [n, D], prompt_layers [n, D]                zeros there instead, and what takes their place in every layer of a
+                                                            stack, beside its kernel of queries: Jia 2022, eq. 5
     prefix_keys, prefix_values [n, *out]                    beside the kernel of keys, what is attended to before all
+
+Five lie beside the last kernel of a branch of a layer, and act after it: `bottleneck_down` and its kin (`nn.bottleneck`).
 """
 
 from __future__ import annotations
@@ -28,9 +32,18 @@ import numpy as np
 
 from mmjax.core.types import Array
 
-CONSTANTS = ("lora_scale", "lora_dropout", "lora_a0", "lora_b0", "prompt_place")  # never trained
-VIRTUAL = ("prompt_tokens", "prefix_keys", "prefix_values")  # which no kernel could hold
-TRAINED = ("lora_a", "lora_b", "dora_magnitude", "ia3_in", "ia3_out", *VIRTUAL)
+CONSTANTS = (
+    "lora_scale",
+    "lora_dropout",
+    "lora_a0",
+    "lora_b0",
+    "prompt_place",
+    "prompt_room",
+    "bottleneck_kind",
+)  # never trained
+BOTTLENECK = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
+BESIDE = ("prompt_tokens", "prompt_layers", "prefix_keys", "prefix_values", *BOTTLENECK)  # which no kernel could hold
+TRAINED = ("lora_a", "lora_b", "dora_magnitude", "ia3_in", "ia3_out", *BESIDE)
 LEAVES = (*TRAINED, *CONSTANTS)
 
 

@@ -49,11 +49,11 @@ class Linear(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         init = self.kernel_init or fan_in_init(self.axes)
         kernel = self.param("kernel", init, (*x.shape[-self.axes :], *features))
-        multiply = functools.partial(_multiply, dtype=jax.numpy.float32 if self.float32 else None)
+        times = functools.partial(multiply, dtype=jax.numpy.float32 if self.float32 else None)
         x = scaled_input(self, x, self.axes)
         scale = leaf_of(self, SCALE)
-        y = _narrow(multiply, x, kernel, scale, self.axes)
-        y = low_rank(self, x, y, widened(kernel, scale, False), self.axes, multiply)
+        y = _narrow(times, x, kernel, scale, self.axes)
+        y = low_rank(self, x, y, widened(kernel, scale, False), self.axes, times)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features)
             y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
@@ -68,9 +68,9 @@ class Linear(nn.Module):
         return prefix_of(self)
 
 
-def _narrow(multiply: Callable[..., Array], x: Array, kernel: Array, scale: Array | None, axes: int) -> Array:
+def _narrow(times: Callable[..., Array], x: Array, kernel: Array, scale: Array | None, axes: int) -> Array:
     """x times the kernel; of int8 numbers the sums are scaled, and not each number of the kernel."""
-    y = multiply(x, kernel if kernel.dtype.itemsize < x.dtype.itemsize else kernel.astype(x.dtype), axes)
+    y = times(x, kernel if kernel.dtype.itemsize < x.dtype.itemsize else kernel.astype(x.dtype), axes)
     return y if scale is None else (y.astype(scale.dtype) * scale[(None,) * (y.ndim - scale.ndim)]).astype(y.dtype)
 
 
@@ -79,7 +79,7 @@ def by_table(x_BTD: Array, table_VD: Array) -> Array:
     return product(x_BTD, table_VD.astype(x_BTD.dtype).T, (((2,), (0,)), ((), ())), jax.numpy.float32)
 
 
-def _multiply(x: Array, kernel: Array, axes: int, dtype: Any) -> Array:
+def multiply(x: Array, kernel: Array, axes: int, dtype: Any) -> Array:
     """Contract the last `axes` dims of x with the first of the kernel; the result has `dtype`, None for that of x.
 
     On the CPU all rows are one dim: XLA then transposes a plain matrix for the gradient of the kernel, where it otherwise

@@ -19,9 +19,11 @@ from mmjax.core.errors import UserError
 from mmjax.core.stacked import Run, in_parts, is_stacked, layers_of, segments
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
+from mmjax.nn.bottleneck import after_branch
 from mmjax.nn.cache import Cache, Kept
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
+from mmjax.nn.virtual import replaced
 from mmjax.parallel.mesh import constrain_tokens
 
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -109,6 +111,7 @@ class Block(StackFields):
 
     causal: bool = False
     rotary: bool = False
+    after: int = 0  # how many tokens come before virtual ones of the layer's own
 
     def __call__(self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None) -> Array:
         return self.cached(x_BTD, mask_BT, context, positions_BT)[0]
@@ -118,7 +121,7 @@ class Block(StackFields):
         self, x_BTD: Array, mask_BT: Array, context: Any, positions_BT: Any, cache: Any = None, index: Any = None
     ) -> tuple[Array, dict[str, Kept]]:
         """The result, and the new keys and values of each attention; `cache` has those before (`Attention.cached`)."""
-        x_BTD, kept, known = constrain_tokens(x_BTD), {}, cache or {}
+        x_BTD, kept, known = constrain_tokens(replaced(self, x_BTD, self.after)), {}, cache or {}
 
         def self_attention(x: Array) -> Array:
             attention = self._attention("attention", self.causal, self.rotary)
@@ -162,7 +165,9 @@ class Block(StackFields):
         if self.layer_scale:
             scale = self.param(f"{name}_layer_scale", nn.initializers.constant(self.layer_scale), (x.shape[-1],))
             y = y * scale.astype(y.dtype).reshape((1, 1, -1))
-        y = x + dropout(self, dropout(self, y, self.dropout), self.drop_path, whole=True)
+        h = dropout(self, y, self.dropout)
+        h = after_branch(self, name, h, lambda: h + x if self.norm_placement == "pre" else norm(h + x))
+        y = x + dropout(self, h, self.drop_path, whole=True)
         return y if self.norm_placement == "pre" else norm(y)
 
 
@@ -209,9 +214,15 @@ class Stack(StackFields):
     def __call__(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> Any:
         return self._run(x, mask, context, positions)[0]
 
-    def tapped(self, x: Any, mask: Any, context: Any = None, positions: Any = None) -> tuple[Any, dict[str, Array]]:
-        """The result, and the taps."""
-        return self._run(x, mask, context, positions)[:2]
+    def tapped(
+        self, x: Any, mask: Any, context: Any = None, positions: Any = None, after: int = 0
+    ) -> tuple[Any, dict[str, Array]]:
+        """The result, and the taps.
+
+        Args:
+          after: how many tokens of x come before virtual ones, in whose place each layer puts its own if it has any.
+        """
+        return self._run(x, mask, context, positions, after=after)[:2]
 
     def cached(
         self, x: Array, mask: Array, context: Any, positions: Array, cache: Cache = None, index: Any = None
@@ -228,7 +239,15 @@ class Stack(StackFields):
 
     @nn.compact
     def _run(
-        self, x: Any, mask: Any, context: Any, positions: Any, cache: Cache = None, index: Any = None, keep: bool = False
+        self,
+        x: Any,
+        mask: Any,
+        context: Any,
+        positions: Any,
+        cache: Cache = None,
+        index: Any = None,
+        keep: bool = False,
+        after: int = 0,
     ) -> tuple[Any, dict[str, Array], Cache]:
         self._check()
         kept: list[Any] = []
@@ -239,7 +258,7 @@ class Stack(StackFields):
             if self.remat != "none":
                 # Inside a rolled scan XLA cannot merge the recomputation away, so nothing needs to prevent it.
                 body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=self.unroll)
-            block = body(**self._settings(), causal=self.causal, rotary=self.rotary, name="layers")
+            block = body(**self._settings(), causal=self.causal, rotary=self.rotary, after=after, name="layers")
             for first, last in segments({} if self.is_initializing() else self.variables["params"]["layers"], run):
                 if keep:
                     held = jax.tree.map(lambda leaf: layers_of(leaf, (first, last)), cache, is_leaf=is_stacked)  # noqa: B023

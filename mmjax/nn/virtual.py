@@ -67,8 +67,18 @@ def virtual_of(module: nn.Module, after: int = 0) -> Virtual | None:
     """
     rows, place = leaf_of(module, "prompt_tokens"), leaf_of(module, "prompt_place")
     if rows is None:
+        rows = leaf_of(module, "prompt_room")
+    if rows is None:
         return None
     return Virtual(rows, after if place is None else place.shape[0] - 1)
+
+
+def replaced(block: nn.Module, x_BTD: Array, after: int) -> Array:
+    """What comes into a layer, with the layer's own virtual tokens in the place of those that the one before gave."""
+    rows = block.variables.get("params", {}).get("attention", {}).get("q", {}).get("prompt_layers")
+    if rows is None:
+        return x_BTD
+    return Virtual(rows, after).among(jnp.concatenate([x_BTD[:, :after], x_BTD[:, after + rows.shape[0] :]], axis=1), rows)
 
 
 def prefix_of(module: nn.Module) -> Prefix | None:

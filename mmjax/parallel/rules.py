@@ -90,8 +90,16 @@ RULES: tuple[tuple[str, P], ...] = (
     ("*/words/prompt_tokens", P(None, "fsdp")),
     ("*/project_patches/prompt_tokens", P(None, None)),
     ("*/prompt_place", P(None)),
+    ("*/project_patches/prompt_room", P(None, None)),
+    ("*/attention/q/prompt_layers", P(None, "fsdp")),
     ("*/attention/k/prefix_keys", P(None, "tensor", None)),
     ("*/attention/k/prefix_values", P(None, "tensor", None)),
+    # a bottleneck after a branch [D, r], [r, D] (`nn.bottleneck`)
+    ("*/bottleneck_down", P("fsdp", None)),
+    ("*/bottleneck_down_bias", P(None)),
+    ("*/bottleneck_up", P(None, "fsdp")),
+    ("*/bottleneck_up_bias", P(None)),
+    ("*/bottleneck_kind", P(None, None)),
 )
 
 

@@ -14,7 +14,9 @@ import numpy as np
 
 from mmjax.adapt.several import mean_of, stacked_of
 from mmjax.convert.api import run_at
-from mmjax.convert.peft.from_peft import over_base
+from mmjax.convert.bottleneck import from_adapters
+from mmjax.convert.bottleneck.layout import is_bottleneck
+from mmjax.convert.peft import from_peft
 from mmjax.convert.peft.layout import CONFIG
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
@@ -29,7 +31,7 @@ ADAPTER = "adapter"  # of a batch, [B] int32: whose row it is
 
 
 class Adapters:
-    """Adapters by name, each a run that was adapted from the base or a folder of peft's.
+    """Adapters by name, each a run that was adapted from the base, or a folder of peft's or of the adapters library.
 
     Usage:
       ask = mmjax.Adapters("runs/vit", {"pets": "runs/pets_lora", "birds": "folder/of/peft"})
@@ -40,7 +42,7 @@ class Adapters:
 
     Args:
       base: a run or a HuggingFace folder.
-      adapters: name -> a run or a folder of peft's.
+      adapters: name -> a run, or a folder of peft's or of the adapters library.
       batch_size: inputs that are computed at once.
 
     Raises:
@@ -118,14 +120,14 @@ class Adapters:
     def _opened(self, path: str | Path) -> tuple[Work, dict[str, Array]]:
         """What an adapter needs to answer, with the base's own arrays; and the leaves that are its own."""
         if (Path(path) / CONFIG).is_file():
-            work, kept = self._of_peft(Path(path)), WIDE
+            work, kept = self._of_folder(Path(path)), WIDE
             may = set(leaves_by_path(work.params))  # what differs there the folder itself has brought
         elif (run := run_at(path)) is not None:
             work, e = open_work(path), run.experiment()
             trained = e.updating.trained({name: tree for name, tree in work.params.items() if name != VARIABLES})
             may, kept = {*(trained.whole or ()), *trained.layers}, e.frozen_dtype
         else:
-            raise UserError(f"{path!s} is neither a run nor a folder of peft's, which has an {CONFIG}")
+            raise UserError(f"{path!s} is neither a run nor a folder of an adapter, which has an {CONFIG}")
         own = {}
         for leaf, x in leaves_by_path(work.params).items():
             there = self._base.get(leaf)
@@ -137,14 +139,15 @@ class Adapters:
             own[leaf] = x
         return self._with(work, own), own
 
-    def _of_peft(self, path: Path) -> Work:
-        """The base at work with a folder of peft's."""
+    def _of_folder(self, path: Path) -> Work:
+        """The base at work with the adapter of a folder."""
         run = run_at(self._work.path)
         if run is not None and (dtype := run.experiment().frozen_dtype) != WIDE:
-            raise UserError(f"{path!s}: the base {run.name} is kept in {dtype}, and a folder of peft's lies over a whole one")
+            raise UserError(f"{path!s}: the base {run.name} is kept in {dtype}, and an adapter's folder lies over a whole one")
         variables = {name: tree for name, tree in self._work.params.items() if name == VARIABLES}
         whole = {name: tree for name, tree in self._work.params.items() if name != VARIABLES}
-        model, params, _, _ = over_base(path, self._work.model, whole)
+        over = from_adapters if is_bottleneck(path) else from_peft
+        model, params, _, _ = over.over_base(path, self._work.model, whole)
         classes = self._work.classes if model == self._work.model else names_of(model)
         return dataclasses.replace(self._work, path=str(path), model=model, params={**params, **variables}, classes=classes)
 

@@ -141,7 +141,7 @@ def test_every_self_attention_of_layers_can_have_one_and_no_other():
         before, after = (BoundForward(model, p, batch).tokens(name) for p in (params, own))
         assert after.embeddings.shape == before.embeddings.shape and after.virtual == ()
         assert np.abs(np.asarray(after.embeddings - before.embeddings)).max() > 1e-2, name
-    with pytest.raises(UserError, match="prefix_keys: what a prompt or a prefix adds has no place in"):
+    with pytest.raises(UserError, match="prefix_keys: what a prefix adds has no place in"):
         merged(model, own)
 
 

@@ -159,6 +159,48 @@ def test_an_image_with_a_prompt_is_read_as_vpt_reads_it(changes):
     close(forward.head("attention"), plain.head("attention", Tokens(wanted, jnp.ones((3, 9), bool))), 2e-5)
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_every_layer_of_an_image_puts_its_own_prompt_where_the_last_ones_stood(placement):
+    """Jia 2022, eq. 5: of what a layer gave [CLS] and the patches go on, between them the next layer's own tokens."""
+    model = image_model(norm_placement=placement, take_layer=2)
+    params = init_params(model, jax.random.key(0))
+    spec = Prompt(n=3, deviation=1.0, deep=True)
+    own = adapted(model, params, {"encoders_image/*": spec}, jax.random.key(1))
+    rows = own["encoders_image"]["stack"]["layers"]["attention"]["q"]["prompt_layers"]
+    assert rows.shape == (2, 3, 16) and (rows[0] != rows[1]).all()
+    p = params["encoders_image"]
+    x_BTD = model.encoders["image"].copy(depth=0, take_layer=None).apply({"params": p}, jnp.asarray(PIXELS)).embeddings
+    for n in range(2):
+        between = jnp.broadcast_to(rows[n][None], (3, 3, 16))
+        x_BTD = jnp.concatenate([x_BTD[:, :2], between, x_BTD[:, 2:]], axis=1)
+        layer = {"layers": jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], p["stack"]["layers"])}
+        alone = Stack(**{**SIZE, "depth": 1}, norm_placement=placement, final_norm=False)
+        whole = alone.apply({"params": layer}, x_BTD, jnp.ones((3, 9), bool))
+        x_BTD = jnp.delete(whole, np.array([2, 3, 4]), axis=1)
+    given = BoundForward(model, own, {"image": PIXELS}).encode("image")
+    close(given.embeddings, whole, 2e-5)
+    assert given.virtual == (2, 3, 4)
+    names = trained_patterns(model, {"encoders_image/*": spec})
+    assert names == ("encoders_image/stack/layers/attention/q/prompt_layers",)
+    with pytest.raises(UserError, match="what a prompt adds has no place"):
+        merged(model, own)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "said"),
+    [
+        ({"encoders_image/stack/*": Prompt(deep=True)}, r"gives Prompt.deep a part of encoders_image.*'encoders_image/\*'"),
+        ({"encoders_image/project_patches/*": Prompt(deep=True)}, "gives Prompt.deep a part of encoders_image"),
+        ({"encoders_image/*[1:]": Prompt(deep=True)}, "gives Prompt.deep a part of"),
+    ],
+)
+def test_a_deep_prompt_is_of_a_whole_image_tower(adapt, said):
+    with pytest.raises(UserError, match=said):
+        trained_patterns(image_model(), adapt)
+    with pytest.raises(UserError, match=r"Prompt.deep of a text \(encoders_text/words/table\)"):
+        trained_patterns(text_model("clip"), {"encoders_text/*": Prompt(deep=True)})
+
+
 def test_a_masked_autoencoder_paints_what_a_prompted_encoder_saw():
     pixels = PixelDecoder(image_size=(8, 8), patch=(4, 4), firsts=2, **SIZE)
     model = image_model().copy(decoders={"pixels": pixels}, heads={})
@@ -362,5 +404,5 @@ def test_rotary_images_take_none_and_nothing_is_merged():
     own = adapted(model, init_params(model, jax.random.key(0)), {"encoders_image/*": Prompt()}, jax.random.key(1))
     with pytest.raises(UserError, match="positions='rotary': a prompt's tokens stand nowhere in an image"):
         BoundForward(model, own, {"image": PIXELS}).encode("image")
-    with pytest.raises(UserError, match="project_patches/prompt_tokens: what a prompt or a prefix adds has no place in"):
+    with pytest.raises(UserError, match="project_patches/prompt_tokens: what a prompt adds has no place in"):
         merged(model, own)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.adapt import IA3, LoRA, Prompt, adapted, is_adapter, merged
+from mmjax.adapt import IA3, Bottleneck, LoRA, Prompt, adapted, is_adapter, merged
 from mmjax.adapt.several import mean_of, stacked_of
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
@@ -93,3 +93,27 @@ def test_what_has_no_mean_or_does_not_fit_is_named():
         stacked_of(base, [one, whole])
     with pytest.raises(UserError, match=r"heads_classes/logits/bias is \(3,\) and \(5,\)"):
         stacked_of(base, [one, {**one, "heads_classes/logits/bias": jnp.zeros(5)}])
+
+
+def test_bottlenecks_of_several_widths_are_rows_and_have_no_mean():
+    base, one = drawn(1, **{"/mlp/*": Bottleneck(r=2)})
+    two = drawn(2, **{"/mlp/*": Bottleneck(r=5), "/attention/q/kernel": LoRA(r=2)})[1]
+    keys = iter(jax.random.split(jax.random.key(3), 99))
+    moved = [
+        {k: jax.random.normal(next(keys), x.shape) if "bottleneck_" in k and "kind" not in k else x for k, x in own.items()}
+        for own in (one, two)
+    ]
+    adapters, which = [*moved, drawn(3, **LORA)[1]], jnp.array([0, 1, 2, 1])
+    stacked = stacked_of(base, adapters)
+
+    def row(own, inputs):
+        return BoundForward(MODEL, nested({**base, **own}), {k: v[None] for k, v in inputs.items()}).head("classes")[0]
+
+    found = jax.vmap(row)({path: x[which] for path, x in stacked.items()}, BATCH)
+    whole = [logits({**base, **own}) for own in adapters]
+    np.testing.assert_allclose(found, [whole[n][i] for i, n in enumerate(which.tolist())], atol=1e-5)
+    with pytest.raises(UserError, match=r"bottleneck_.*: there is no mean of it"):
+        mean_of(base, [one, two], [0.5, 0.5])
+    other = drawn(4, **{"/mlp/*": Bottleneck(r=2, normed=True)})[1]
+    with pytest.raises(UserError, match=r"bottleneck_kind is \(2, 1, 1\) and \(2, 1, 2\)"):
+        stacked_of(base, [one, other])

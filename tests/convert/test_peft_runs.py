@@ -295,7 +295,7 @@ def test_an_adapter_trained_over_a_narrow_base_knows_the_wide_one(dtype, folder,
     for mine, merged, other in zip(own, whole, back, strict=True):
         np.testing.assert_allclose([merged[name] for name in mine], list(mine.values()), atol=2e-6)
         np.testing.assert_allclose([other[name] for name in mine], list(mine.values()), atol=0.03)
-    with pytest.raises(UserError, match=rf"is kept in {dtype}, and a folder of peft's lies over a whole one"):
+    with pytest.raises(UserError, match=rf"is kept in {dtype}, and an adapter's folder lies over a whole one"):
         mmjax.Adapters(tmp_path / "run", {"peft": tmp_path / "peft"})
     torch.manual_seed(1)
     transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")

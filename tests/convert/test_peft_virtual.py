@@ -354,7 +354,7 @@ def test_a_prompt_of_another_base_is_told(tmp_path, capsys):
     params, trained = ours(model, base, ways("prompt", model))
     whole = adapter_of(model, "GPT2LMHeadModel", params, trained)
     table = {"decoders_caption": {"words": {"table": base["decoders_caption"]["words"]["table"]}}}
-    write_adapter(tmp_path / "adapter", model, "GPT2LMHeadModel", whole, "", fingerprint(table))
+    write_adapter(tmp_path / "adapter", model, "GPT2LMHeadModel", whole, "", {"base": fingerprint(table)})
     assert main(["convert", "from-peft", str(tmp_path / "hf"), str(tmp_path / "adapter"), str(tmp_path / "run")]) == 0
     with torch.no_grad():
         hf.transformer.wte.weight.add_(0.1)

@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mmjax.adapt import IA3, LoRA, Prefix, Prompt, adapted
+from mmjax.adapt import IA3, Bottleneck, LoRA, Prefix, Prompt, adapted
 from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
@@ -69,7 +69,9 @@ ADAPTED = [
     {"*": IA3()},
     {"*": IA3("input")},
     {"*": Prompt(n=2)},
+    {"encoders_image/*": Prompt(n=2, deep=True)},
     {"*": Prefix(n=2)},
+    {"*": Bottleneck(r=2)},
 ]
 
 

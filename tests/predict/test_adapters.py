@@ -118,7 +118,7 @@ def test_from_the_command_line(runs, pixels, tmp_path, capsys):
         (lambda runs, a: mmjax.Adapters(runs / "base", {}), "name at least one"),
         (lambda runs, a: mmjax.Adapters(runs / "base", {"x": runs / "other"}), "adapters.x: .* made over another base"),
         (lambda runs, a: mmjax.Adapters(runs / "base", {"x": runs / "rounded"}), "is not the same there, kept in int8"),
-        (lambda runs, a: mmjax.Adapters(runs / "base", {"x": runs}), "neither a run nor a folder of peft's"),
+        (lambda runs, a: mmjax.Adapters(runs / "base", {"x": runs}), "neither a run nor a folder of an adapter"),
         (lambda runs, a: a["on"], "there is no adapter 'on' .did you mean 'one'"),
         (lambda runs, a: a.mean({"one": 1.0, "two": 1.0}), "sum to 2: use weights that sum to 1"),
         (lambda runs, a: a.rows("one"), "'one': give names of adapters"),

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import mmjax
-from mmjax.adapt import IA3, BitFit, LoRA, is_adapter, merged
+from mmjax.adapt import IA3, BitFit, Bottleneck, LoRA, is_adapter, merged
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, split_layers
 from mmjax.parallel.mesh import Mesh
@@ -210,3 +210,37 @@ def test_layers_that_do_not_fit_are_one_line(layers, said, base, tmp_path):
 def test_layers_of_no_run_are_one_line():
     with pytest.raises(UserError, match=r"init_layers=.* are of the run in init_from, which is ''"):
         made(init_layers=("encoders_image/*[::2]",)).check()
+
+
+THIN = {
+    "encoders_image/*/mlp/*": Bottleneck(r=3, normed=True),
+    "encoders_image/*/attention/*[1:]": Bottleneck(r=2, activation="silu"),
+    "encoders_image/*/attention/q/*": LoRA(r=2),
+}
+
+
+def test_bottlenecks_are_trained_alone_and_alike_on_every_mesh_and_over_int8():
+    experiment = made(adapt=THIN, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=0.2))
+    first, last, losses = tiny.states(experiment, 6)
+    before, after = leaves_by_path(first.params), leaves_by_path(last.params)
+    changed = {path for path in before if not (before[path] == after[path]).all()}
+    own = {path for path in before if "/bottleneck_" in path and not path.endswith("_kind")}
+    assert own | {path for path in before if path.endswith("lora_b")} <= changed and losses[-1] < losses[0]
+    assert all(is_adapter(path) or path.startswith(("heads_", "fusions_")) for path in changed)
+    down = [
+        leaves_by_path(state.params)["encoders_image/stack/layers/attention/out/bottleneck_down"] for state in (first, last)
+    ]
+    assert not down[1][0].any() and (down[0][1:] != down[1][1:]).any()
+    for mesh in (Mesh(data=2, fsdp=2, tensor=2), Mesh(sequence=2, data=-1)):
+        np.testing.assert_allclose(tiny.states(experiment, 6, mesh)[2], losses, rtol=2e-5)
+    narrow = tiny.states(dataclasses.replace(experiment, frozen_dtype="int8"), 6)[2]
+    np.testing.assert_allclose(narrow, losses, rtol=0.05)
+    assert (narrow != losses).any()
+
+
+def test_a_killed_run_with_bottlenecks_goes_on_bit_for_bit(tmp_path):
+    experiment = made(adapt=THIN, steps=4, evaluate={})
+    train(experiment, tmp_path / "whole")
+    train(dataclasses.replace(experiment, steps=2), tmp_path / "broken")
+    train(experiment, tmp_path / "broken")
+    tiny.assert_identical(*(tiny.host(mmjax.load(tmp_path / name)[1]) for name in ("whole", "broken")))

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from mmjax.adapt import BitFit, Norms, wide
-from mmjax.adapt.places import places_of
-from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, run_at, save_params
-from mmjax.convert.family import Family, explicit
-from mmjax.convert.huggingface import build_model, family_of, match_names, tensors
+from mmjax.adapt import BitFit, Norms
+from mmjax.convert.adapted import Over, check_base, write_adapted
+from mmjax.convert.headed import as_class
+from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
 from mmjax.convert.peft.reading import by_module, metadata, methods, read_config, tensor, tensor_shapes
 from mmjax.convert.peft.virtual import EMBEDDINGS, FIRST, VIRTUAL, place_virtual
-from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
-from mmjax.data import Tokenizer
-from mmjax.models import Multimodal, param_shapes
-from mmjax.models.forward import VARIABLES
-from mmjax.train import AdamW, Experiment
-from mmjax.train.frozen import fingerprint
-from mmjax.train.narrow import WIDE, narrowed
-from mmjax.train.run import Run, environment
+from mmjax.models import Multimodal
 
 HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # whose rows are the classes
 
@@ -44,30 +34,11 @@ def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple
     Raises:
       UserError: no adapter there; a method, a field or a tensor that has no place here, by name; another base's.
     """
-    base, source, target = Path(base), Path(source), Path(target)
-    model, params = load(base)
-    variables = params.get(VARIABLES)
-    params = wide({name: tree for name, tree in params.items() if name != VARIABLES})
-    with staged_folder(target) as folder:
-        model, params, adapt, train = over_base(source, model, params)
-        run = Run(folder)
-        experiment = Experiment(model=model, data={}, tasks={}, steps=0, adapt=adapt, optimizer=AdamW(train=train))
-        run.write_config(experiment)
-        run.write_json("environment.json", environment())
-        own = run_at(base)
-        beside = base if own is None else own.path / COMPANION_FOLDER
-        (folder / COMPANION_FOLDER).mkdir()
-        if beside.is_dir():
-            copy_companions(beside, folder / COMPANION_FOLDER)
-        if own is not None and "" in own.tokenizers():
-            run.keep_tokenizer(own.tokenizers()[""])
-        elif own is None and has_tokenizer(base):
-            run.keep_tokenizer(Tokenizer.load(base))
-        save_params(run, {**params, VARIABLES: variables} if variables else params)
+    _, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
     return adapt, train
 
 
-def over_base(source: Path, model: Multimodal, params: Params) -> tuple[Multimodal, Params, dict[str, Any], tuple[str, ...]]:
+def over_base(source: Path, model: Multimodal, params: Params) -> Over:
     """A base with the adapter of a peft folder: its model, with the head that peft trained beside it; its parameters; the
     methods by pattern, and patterns of what else the adapter trained.
 
@@ -105,35 +76,7 @@ def with_head(
     if named == family.architecture(model) and own == [count]:
         return model, params, set()
     known = json.loads(metadata(folder).get("labels", "[]"))
-    labels = {str(i): known[i] if len(known) == count else f"LABEL_{i}" for i in range(count)}
-    said = family.config(explicit(model)) | {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
-    other = build_model(said | {"architectures": [named]})[1]
-    return other, *_as_class(family, model, params, other, named)
-
-
-def _as_class(family: Family, model: Multimodal, params: Params, other: Multimodal, named: str) -> tuple[Params, set[str]]:
-    """The parameters of another class of the same family: those that both have, by HuggingFace's names, and zeros; and the
-    paths of the zeros."""
-    plan, read = tensors(model, params)
-    shapes = dict(plan)
-    rows = family.rows(other, named)
-    files, _ = match_names(family, [name for row in rows for name in row.names()], tuple(shapes))
-    leaves: dict[str, Any] = {
-        path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves_by_path(param_shapes(other)).items()
-    }
-    empty = set(leaves) - set(family.constants)
-    for row in rows:
-        own = [leaves[path].shape[1:] if row.depth else leaves[path].shape for path in row.ours]
-        if any(shapes.get(files.get(name, "")) != row.their_shape(own) for name in row.names()):
-            continue
-        for layer, name in enumerate(row.names()):
-            for path, part in zip(row.ours, row.split(read(files[name]), own), strict=True):
-                leaves[path][layer if row.depth else ...] = part
-        empty -= set(row.ours)
-    for path, value in family.constants.items():
-        if path in leaves and path not in {path for row in rows for path in row.ours}:
-            leaves[path][...] = value
-    return nested({path: jnp.asarray(leaf) for path, leaf in leaves.items()}), empty
+    return as_class(model, params, named, known if len(known) == count else [f"LABEL_{i}" for i in range(count)])
 
 
 def read_adapter(
@@ -166,7 +109,7 @@ def read_adapter(
     else:
         adapt = {}
     train = place_whole(folder, found, rows, leaves)
-    _check_base(folder, model, leaves, params)
+    check_base(folder, metadata(folder), model, leaves, params)
     if kind == "LN_TUNING":
         norms = [path for path in train if re.search(r"norm/(scale|bias)$", path)]
         adapt, train = dict.fromkeys(norms, Norms()), tuple(path for path in train if path not in norms)
@@ -180,20 +123,3 @@ def read_adapter(
 def _first(config: Mapping[str, Any]) -> str:
     """What comes before the names of modules."""
     return FIRST if config["peft_type"] in VIRTUAL else layout.FIRST
-
-
-def _check_base(folder: Path, model: Multimodal, leaves: Mapping[str, Any], params: Params) -> None:
-    """Raises UserError where the folder says of which kernels it was made, and they are not these."""
-    about = metadata(folder)
-    mark, dtype = about.get("base"), about.get("base_dtype", WIDE)
-    before = leaves_by_path(params)
-    rooms = {path.rpartition("/")[0] for path in leaves if path not in before}
-    kernels = {path: np.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}
-    kernels = {path: x for path, x in kernels.items() if path.endswith(("/kernel", "/table"))}
-    if mark and dtype != WIDE:  # of the numbers that it was trained over
-        narrow = leaves_by_path(narrowed(nested(kernels), {p: x for p, x in places_of(model).items() if p in kernels}, dtype))
-        kernels = {path: narrow[path] for path in kernels}
-    if mark and kernels and fingerprint(nested({path: jnp.asarray(x) for path, x in kernels.items()})) != mark:
-        raise UserError(
-            f"{folder}: it was made over a base whose kernels are not these (mark {mark}): give the base it belongs to"
-        )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.adapt import IA3, LoRA
+from mmjax.convert.adapted import runs_of_layers
 from mmjax.convert.layout import Row
 from mmjax.convert.peft import layout
 from mmjax.core.errors import UserError
@@ -84,23 +85,7 @@ def _put(folder: Path, path: str, layers: Mapping[int, Any], leaves: dict[str, A
             raise UserError(f"{folder}: DoRA on {len(layers)} of {depth} layers of {path}: a stack has one structure here")
         own["dora_magnitude"] = np.stack([layers[layer][3] for layer in range(depth)])
     leaves |= {f"{room}/{name}": jnp.asarray(x if stacked else x[0]) for name, x in own.items()}
-    return _runs(path, {layer: own[2] for layer, own in layers.items()}, depth, stacked)
-
-
-def _runs(path: str, methods: Mapping[int, Any], depth: int, stacked: bool) -> dict[str, Any]:
-    """Pattern -> method, of consecutive layers that have the same."""
-    found: dict[str, Any] = {}
-    layer = 0
-    while layer < depth:
-        if layer not in methods:
-            layer += 1
-            continue
-        end = layer + 1
-        while end in methods and methods[end] == methods[layer]:
-            end += 1
-        found[path if not stacked or (layer, end) == (0, depth) else f"{path}[{layer}:{end}]"] = methods[layer]
-        layer = end
-    return found
+    return runs_of_layers(path, {layer: own[2] for layer, own in layers.items()}, depth, stacked)
 
 
 def place_ia3(
@@ -140,7 +125,7 @@ def place_ia3(
             whole[layer] = part
         name = "ia3_in" if method.side == "input" else "ia3_out"
         leaves[f"{path.rpartition('/')[0]}/{name}"] = jnp.asarray(whole if stacked else whole[0])
-        adapt |= _runs(path, {layer: own[0] for layer, own in layers.items()}, depth, stacked)
+        adapt |= runs_of_layers(path, {layer: own[0] for layer, own in layers.items()}, depth, stacked)
     return adapt
 
 

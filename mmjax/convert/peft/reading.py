@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from mmjax.adapt import LoRA
+from mmjax.convert.bottleneck.layout import is_bottleneck
 from mmjax.convert.family import Family
 from mmjax.convert.huggingface import match_names
 from mmjax.convert.peft import layout
@@ -50,7 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not JSON ({error})") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in TAKEN:
-        raise UserError(f"{file}: peft_type={kind!r} is not supported here; use one of {', '.join(TAKEN)}")
+        other = " (a folder of the adapters library: mmjax convert from-adapters)" if is_bottleneck(folder) else ""
+        raise UserError(f"{file}: peft_type={kind!r} is not supported here; use one of {', '.join(TAKEN)}{other}")
     for field, off in OFF.items():
         if config.get(field) not in off:
             raise UserError(f"{file}: {field}={config[field]!r} is not supported here; it must be {off[0]!r}")

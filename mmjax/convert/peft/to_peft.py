@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from mmjax.adapt import base_of, is_adapter
-from mmjax.convert.api import load_run, prepared
+from mmjax.adapt import is_adapter
+from mmjax.convert.adapted import read_adapted
 from mmjax.convert.card import adapter_card
 from mmjax.convert.family import Family
 from mmjax.convert.huggingface import family_of
@@ -21,13 +21,9 @@ from mmjax.convert.peft.tensors import Adapter, Tensors, check_modules, ia3, lor
 from mmjax.convert.peft.virtual import FIRST, VIRTUAL, kinds_of, task_of, virtual
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
-from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
-from mmjax.models.forward import VARIABLES
-from mmjax.train.frozen import fingerprint
-from mmjax.train.narrow import WIDE
-from mmjax.train.run import Run
 
 
 def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int, str]:
@@ -41,55 +37,12 @@ def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str
       UserError: the run is not adapted, or is no HuggingFace class as a whole; what peft has no place for, by name; `target`
         holds files already.
     """
-    run = Run(source)
-    e = run.experiment()
-    model, params = load_run(run)
-    params = {name: tree for name, tree in params.items() if name != VARIABLES}
-    if not e.adapt:
-        raise UserError(
-            f"{source}: nothing adapts this run's model (its config has no adapt); mmjax convert to-hf writes it whole"
-        )
-    about = run.path / "init_from.json"
-    begun = json.loads(about.read_text()) if about.is_file() else {}
-    if begun.get("resized"):
-        raise UserError(
-            f"{source}: {begun['resized'][0]} was resized from the base's, so peft's user would load another base: write the "
-            "run whole, mmjax convert to-hf"
-        )
-    if begun.get("layers"):
-        raise UserError(
-            f"{source}: it has some of its base's layers ({', '.join(begun['layers'])}), and peft's user would load all of "
-            "them: write the run whole, mmjax convert to-hf"
-        )
-    if e.tasks and not begun:
-        raise UserError(
-            f"{source}: what it adapts is its own random beginning (its config has no init_from), which peft's user has not: "
-            "write the run whole, mmjax convert to-hf"
-        )
-    whole = prepared(run, model)
-    if whole is None:
-        raise UserError(f"{source}: no HuggingFace class is the whole of this model, so peft has nothing to add an adapter to")
-    trained = set(leaves_by_path(e.updating.trained(params).of(params)))
-    adapter = adapter_of(whole.model, whole.architecture, params, trained)
-    kernels = {path: leaf for path, leaf in leaves_by_path(base_of(params)).items() if path not in trained}
-    mark = fingerprint(nested(_adapted_kernels(params, kernels)))
-    dropout = max([getattr(method, "dropout", 0.0) for method in e.adapt.values()])
-    write_adapter(
-        Path(target), whole.model, whole.architecture, adapter, base, {"base": mark, "base_dtype": e.frozen_dtype}, dropout
-    )
-    below = begun.get("run", "its base")
-    if begun.get("merged"):
-        below += " with what adapted that merged in (to-hf writes it)"
-    if e.frozen_dtype != WIDE:
-        below += f", which was kept in {e.frozen_dtype}: over the whole of it answers differ by what that rounded"
-    return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values()), below
-
-
-def _adapted_kernels(params: Params, kernels: Mapping[str, Any]) -> dict[str, Any]:
-    """The kernels beside which an adapter lies: what tells one base from another."""
-    rooms = {path.rpartition("/")[0] for path in leaves_by_path(params) if is_adapter(path)}
-    own = {path: leaf for path, leaf in kernels.items() if path.rpartition("/")[0] in rooms}
-    return {path: leaf for path, leaf in own.items() if path.endswith(("/kernel", "/table"))}
+    own = read_adapted(source, "peft")
+    whole = own.whole
+    adapter = adapter_of(whole.model, whole.architecture, own.params, own.trained)
+    dropout = max([getattr(method, "dropout", 0.0) for method in own.experiment.adapt.values()])
+    write_adapter(Path(target), whole.model, whole.architecture, adapter, base, own.mark, dropout)
+    return whole.architecture, sum(x.size for own in adapter.tensors.values() for x in own.values()), own.below
 
 
 def adapter_of(model: Multimodal, architecture: str, params: Params, trained: set[str]) -> Adapter:
@@ -106,6 +59,8 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
     leaves = leaves_by_path(params)
     more = {path for path in trained if not is_adapter(path)}
     kinds = {name for path in leaves if is_adapter(path) for name in ("lora", "ia3") if f"/{name}_" in path}
+    if thin := [path for path in leaves if path.endswith("/bottleneck_kind")]:
+        raise UserError(f"{thin[0]}: peft has no bottlenecks; mmjax convert to-adapters writes them for the adapters library")
     if kinds_of(leaves):
         if kinds:
             raise UserError(

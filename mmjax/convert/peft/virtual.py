@@ -26,7 +26,7 @@ from mmjax.models import Multimodal
 PROMPT, PREFIX = "PROMPT_TUNING", "PREFIX_TUNING"
 VIRTUAL = (PROMPT, PREFIX, "P_TUNING")  # whose file holds what its network makes of it: it is read as a prompt
 SLOTS = {"prompt": PROMPT, "prefix": PREFIX}  # of methods (`adapt.method`)
-LEAVES = {"prompt_tokens": PROMPT, "prefix_keys": PREFIX}
+LEAVES = {"prompt_tokens": PROMPT, "prompt_room": PROMPT, "prefix_keys": PREFIX}
 FIRST = "base_model."  # before the name of every module beside one
 EMBEDDINGS = "prompt_embeddings"
 HEADS = ("classifier", "score")  # which peft trains beside a prompt of a class that classifies, asked or not

@@ -123,7 +123,7 @@ class ViT(StackFields):
             mask_BT, places_BT = prompt.mask(mask_BT), prompt.among(places_BT)
         norm, rotary = self.final_norm and self.depth > 0, self.positions == "rotary"
         stack = self.stack(rotary=rotary, final_norm=norm, take_layer=self.take_layer, taps=self.taps, name="stack")
-        y_BTD, taps = stack.tapped(x_BTD, mask_BT, None, places_BT)
+        y_BTD, taps = stack.tapped(x_BTD, mask_BT, None, places_BT, after=self._firsts())
         whole = (*grid, self._firsts()) if keep is None and self.images == 1 else None
         virtual = () if prompt is None else prompt.places
         return rejoin(Tokens(y_BTD, mask_BT, places_BT, taps=taps, grid=whole, virtual=virtual), self.images)

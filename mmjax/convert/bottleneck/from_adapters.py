@@ -1,0 +1,174 @@
+"""A folder of the `adapters` library over a base that we have -> an adapted run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.adapt import Bottleneck
+from mmjax.convert.adapted import Over, check_base, runs_of_layers, write_adapted
+from mmjax.convert.bottleneck import layout
+from mmjax.convert.bottleneck.layout import (
+    ACTIVATIONS,
+    CONFIG,
+    FIXED,
+    HEAD,
+    HEAD_CONFIG,
+    LEAVES,
+    PLACES,
+    RANDOM,
+    TENSORS,
+    Place,
+)
+from mmjax.convert.headed import as_class
+from mmjax.convert.huggingface import family_of
+from mmjax.core.errors import UserError, nearest
+from mmjax.core.trees import leaves_by_path, nested
+from mmjax.core.types import Params
+from mmjax.models import Multimodal
+from mmjax.nn.bottleneck import kind
+
+
+def from_adapters(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Make a run of a base (a run or a HuggingFace folder) and a folder of the library's.
+
+    Returns:
+      Pattern -> method, what adapts the new run; and the paths of the head that the folder brings.
+
+    Raises:
+      UserError: no adapter there; a field or a tensor that has no place here, by name; another base's.
+    """
+    _, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
+    return adapt, train
+
+
+def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
+    """A base with the bottlenecks, and the head, of a folder."""
+    config, name = read_config(folder)
+    layout.check_family(model, family_of(model).architecture(model))
+    model, params, train = with_head(folder, model, params)
+    family = family_of(model)
+    leaves = leaves_by_path(params)
+    act = next((ours for ours, theirs in ACTIVATIONS.items() if config["non_linearity"].lower() in theirs), None)
+    if act is None:
+        known = ", ".join(word for words in ACTIVATIONS.values() for word in words)
+        raise UserError(f"{folder}: non_linearity={config['non_linearity']!r} is not supported here; use one of {known}")
+    found = {key.replace(f".adapters.{name}.", ".adapters."): x for key, x in layout.read(folder, TENSORS).items()}
+    body = f"{PLACES[family.model_type][0]}."
+    adapt: dict[str, Any] = {}
+    for place in layout.places(model, family.architecture(model)):
+        given: dict[int, dict[str, np.ndarray]] = {}
+        for n, module in enumerate(place.modules):
+            first = module if f"{module}.{LEAVES['bottleneck_up']}" in found else _other(module, body)
+            if f"{first}.{LEAVES['bottleneck_up']}" in found:
+                given[n] = {ours: found.pop(f"{first}.{theirs}").T for ours, theirs in LEAVES.items()}
+        if given:
+            adapt |= _put(folder, place, given, act, bool(config["original_ln_before"]), leaves)
+    if found:
+        spare = next(iter(found))
+        raise UserError(f"{folder}: tensor {spare!r} has no place here, or its layer has not all of its tensors")
+    if not adapt:
+        raise UserError(f"{folder}: it has no bottleneck of this base")
+    check_base(folder, layout.metadata(folder), model, leaves, params)
+    return model, nested(leaves), adapt, train
+
+
+def _other(module: str, body: str) -> str:
+    """The module as a class has it that is, or is not, the body alone."""
+    return module.removeprefix(body) if module.startswith(body) else body + module
+
+
+def _put(
+    folder: Path, place: Place, given: Mapping[int, Mapping[str, np.ndarray]], act: str, normed: bool, leaves: dict[str, Any]
+) -> dict[str, Any]:
+    """Put the layers' tensors beside the kernel, their widths padded; pattern -> method."""
+    kernel = leaves[f"{place.room}/kernel"]
+    depth, width = kernel.shape[0], kernel.shape[-1]
+    most = max(own["bottleneck_down"].shape[1] for own in given.values())
+    shapes = {"down": (width, most), "down_bias": (most,), "up": (most, width), "up_bias": (width,)}
+    whole = {name: np.zeros((depth, *shape), np.float32) for name, shape in shapes.items()}
+    methods = {}
+    for n, own in given.items():
+        r = own["bottleneck_down"].shape[1]
+        wanted = {"down": (width, r), "down_bias": (r,), "up": (r, width), "up_bias": (width,)}
+        for name, x in whole.items():
+            part = own[f"bottleneck_{name}"]
+            if part.shape != wanted[name]:
+                raise UserError(
+                    f"{folder}: {place.modules[n]} has a {name} of {part.shape}, and this base's layer takes {wanted[name]}: "
+                    "it belongs to another base"
+                )
+            x[n][tuple(slice(0, size) for size in part.shape)] = part
+        methods[n] = Bottleneck(r, act, normed)
+    leaves |= {f"{place.room}/bottleneck_{name}": jnp.asarray(x) for name, x in whole.items()}
+    leaves[f"{place.room}/bottleneck_kind"] = jnp.stack([kind(act, normed)] * depth)
+    return runs_of_layers(f"{place.room}/kernel", methods, depth, True)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """What the folder says of its adapter, and the adapter's name.
+
+    Raises:
+      UserError: no folder of the library's; what is not done here.
+    """
+    file = folder / CONFIG
+    if not layout.is_bottleneck(folder):
+        other = ": it is peft's, for mmjax convert from-peft" if file.is_file() and "peft_type" in file.read_text() else ""
+        raise UserError(f"{folder} is no folder of the adapters library{other}")
+    whole = json.loads(file.read_text())
+    config = whole["config"]
+    if not isinstance(config, dict) or config.get("architecture") is not None or "non_linearity" not in config:
+        said = config.get("architecture") if isinstance(config, dict) else config
+        raise UserError(f"{file}: {said!r} is no bottleneck, and the others of the adapters library are not supported here")
+    for field, value in FIXED.items():
+        if config.get(field, value) != value:
+            raise UserError(f"{file}: {field}={config[field]!r} is not supported here; it must be {value!r}")
+    for field, value in RANDOM.items():
+        if config.get(field, value) != value:
+            raise UserError(
+                f"{file}: {field}={config[field]!r} is not supported here; it acts when training alone: set it to {value}"
+            )
+    return {"original_ln_before": False, **config}, str(whole.get("name", ""))
+
+
+def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimodal, Params, tuple[str, ...]]:
+    """The base with the head of the folder, and the head's paths; as it is where there is none."""
+    file = folder / HEAD_CONFIG
+    if not file.is_file():
+        return model, params, ()
+    config = json.loads(file.read_text())
+    family, named = family_of(model), config.get("model_class", "")
+    if named not in family.models:
+        raise UserError(
+            f"{file}: a head of {named}, which is not supported here{nearest(named, family.models)}; save the adapter with "
+            "with_head=False, or from a class of transformers"
+        )
+    labels = sorted((config.get("label2id") or {}).items(), key=lambda own: int(own[1]))
+    count = int(config.get("num_labels") or len(labels))
+    names = [label for label, _ in labels] if len(labels) == count else [f"LABEL_{i}" for i in range(count)]
+    model, params, _ = as_class(model, params, named, names)
+    leaves, tensors = leaves_by_path(params), layout.read(folder, HEAD)
+    body, changed = f"{PLACES[family.model_type][0]}.", []
+    for row in family.rows(model, named):
+        if row.theirs.startswith(body) or row.depth:
+            continue
+        if row.theirs not in tensors:
+            raise UserError(f"{folder}: its head has no {row.theirs}")
+        shapes = [leaves[path].shape for path in row.ours]
+        x = tensors.pop(row.theirs)
+        if x.shape != row.their_shape(shapes):
+            raise UserError(f"{folder}: {row.theirs} has shape {x.shape}, and here it is {row.their_shape(shapes)}")
+        for path, part in zip(row.ours, row.split(x, shapes), strict=True):
+            leaves[path] = jnp.asarray(part)
+            changed.append(path)
+    unread = (*family.dropped, *family.unread(model, named))
+    if spare := [name for name in tensors if not any(re.search(pattern, name) for pattern in unread)]:
+        raise UserError(f"{folder}: tensor {spare[0]!r} of its head has no place here")
+    return model, nested(leaves), tuple(dict.fromkeys(changed))

@@ -1,0 +1,169 @@
+"""How bottlenecks lie in a folder of the `adapters` library (1.3, which needs transformers 4).
+
+adapter_config.json, adapter.safetensors    PLACE.adapters.NAME.adapter_down.0.weight [r, D], .bias [r]
+                                            PLACE.adapters.NAME.adapter_up.weight [D, r], .bias [D]
+head_config.json, model_head.safetensors    a head that was trained beside, by the class's own names
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from mmjax.convert.huggingface import family_of
+from mmjax.convert.weights import open_file
+from mmjax.core.errors import UserError
+from mmjax.models import Multimodal
+from mmjax.nn.bottleneck import LAST
+
+CONFIG, TENSORS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
+HEAD_CONFIG, HEAD = "head_config.json", ("model_head.safetensors", "pytorch_model_head.bin")
+NAME = "mmjax"  # of the adapter, which its user gives another with load_as
+# Family -> what the class calls its body, and where a branch's adapters lie, by the module of its last kernel.
+PLACES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "bert": ("bert", ((r"\.dense$", ""),)),
+    "roberta": ("roberta", ((r"\.dense$", ""),)),
+    "gpt2": ("transformer", ((r"attn\.c_proj$", "attention_adapters"), (r"mlp\.c_proj$", "output_adapters"))),
+    "llama": ("model", ((r"self_attn\.o_proj$", "attention_adapters"), (r"mlp\.down_proj$", "output_adapters"))),
+    "clip": ("clip", ((r"self_attn\.out_proj$", "attention_adapters"), (r"mlp\.fc2$", "output_adapters"))),
+    "vit": ("vit", ((r"attention\.output\.dense$", "attention_adapters"), (r"output\.dense$", "output.output_adapters"))),
+}
+ACTIVATIONS = {
+    "relu": ("relu",),
+    "silu": ("swish", "silu"),
+    "gelu": ("gelu",),
+    "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh"),
+    "quick_gelu": ("quick_gelu",),
+    "tanh": ("tanh",),
+}
+# What the library's config may say beside, which is all that is done here.
+FIXED: dict[str, Any] = {
+    "original_ln_after": True,
+    "residual_before_ln": True,
+    "adapter_residual_before_ln": False,
+    "ln_before": False,
+    "ln_after": False,
+    "is_parallel": False,
+    "scaling": 1.0,
+    "use_gating": False,
+    "inv_adapter": None,
+    "cross_adapter": False,
+    "phm_layer": False,
+}
+RANDOM = {"dropout": 0.0, "stochastic_depth": 0.0}  # acts when training alone
+LEAVES = {
+    "bottleneck_down": "adapter_down.0.weight",
+    "bottleneck_down_bias": "adapter_down.0.bias",
+    "bottleneck_up": "adapter_up.weight",
+    "bottleneck_up_bias": "adapter_up.bias",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the adapters of a branch lie, layer by layer.
+
+    Attributes:
+      room: the path of the branch's last linear layer here.
+      branch: `attention` or `mlp`.
+      modules: of the library, one a layer, without the adapter's name.
+      first: the library's number of the first layer.
+    """
+
+    room: str
+    branch: str
+    modules: tuple[str, ...]
+    first: int
+
+
+def check_family(model: Multimodal, architecture: str) -> None:
+    """Raises UserError for a class that the library does not have."""
+    if family_of(model).model_type not in PLACES:
+        raise UserError(
+            f"{architecture}: the adapters library has no place in it for a bottleneck; it has in {', '.join(PLACES)}. The run "
+            "itself answers, evaluates and goes on with it"
+        )
+
+
+def places(model: Multimodal, architecture: str) -> list[Place]:
+    """Every branch that the library can adapt. Raises UserError for a class that it does not have."""
+    check_family(model, architecture)
+    family = family_of(model)
+    found: list[Place] = []
+    depths: dict[str, int] = {}  # by tower
+    rows = sorted(family.rows(model, architecture), key=lambda row: "encoders_image" in row.ours[0])  # a CLIP's texts first
+    ends = {"/layers/" + "/".join(last) + "/kernel": branch for branch, last in LAST.items() if branch != "cross_attention"}
+    for row in rows:
+        end = next((end for end in ends if row.ours[0].endswith(end)), None)
+        if end is None or not row.depth:
+            continue
+        tower = row.ours[0].split("/")[0]
+        first = sum(depth for other, depth in depths.items() if other != tower)
+        depths[tower] = row.depth
+        modules = tuple(_module(PLACES[family.model_type][1], name.removesuffix(".weight")) for name in row.names())
+        found.append(Place(row.ours[0].removesuffix("/kernel"), ends[end], modules, first))
+    return found
+
+
+def _module(patterns: Sequence[tuple[str, str]], name: str) -> str:
+    """The module that holds the adapters, for that of a branch's last kernel."""
+    for pattern, replacement in patterns:
+        if re.search(pattern, name):
+            return f"{re.sub(pattern, replacement, name)}.adapters"
+    raise AssertionError(name)
+
+
+def check_bottlenecks(model: Multimodal, architecture: str, rooms: Collection[str], others: Collection[str]) -> list[Place]:
+    """Every branch that the library can adapt.
+
+    Args:
+      rooms: paths of the linear layers beside which bottlenecks lie.
+      others: paths of what else adapts the model.
+
+    Raises:
+      UserError: unless these are all there is, and the library has places for them.
+    """
+    if others or not rooms:
+        found = min(others) if others else "no bottleneck"
+        raise UserError(
+            f"adapt has {found}, and a folder of the adapters library holds bottlenecks alone: the others are for mmjax "
+            "convert to-peft"
+        )
+    known = places(model, architecture)
+    if spare := sorted(set(rooms) - {place.room for place in known}):
+        raise UserError(f"{architecture}: the adapters library has no place for a bottleneck at {spare[0]}")
+    return known
+
+
+def is_bottleneck(folder: Path) -> bool:
+    """Whether a folder is the library's, and not peft's."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "peft_type" not in config and "config" in config
+
+
+def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """All tensors of the file that is there, float32."""
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has neither {' nor '.join(names)}")
+    with open_file(file) as weights:
+        return {name: np.asarray(weights.read(name), np.float32) for name in weights.names}
+
+
+def metadata(folder: Path) -> dict[str, str]:
+    """What stands beside the tensors; {} where nothing does."""
+    file = folder / TENSORS[0]
+    if not file.is_file():
+        return {}
+    with safe_open(str(file), "numpy") as opened:
+        return dict(opened.metadata() or {})

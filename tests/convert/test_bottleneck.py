@@ -1,0 +1,185 @@
+"""Runs and folders of the `adapters` library from the command line; that library itself is in `test_bottleneck_library.py`."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from test_peft_runs import PROCESSOR, SIZES, experiment, shares
+
+import mmjax
+from mmjax.adapt import Bottleneck, LoRA
+from mmjax.cli import main
+from mmjax.convert.bottleneck.from_adapters import over_base
+from mmjax.convert.bottleneck.layout import metadata
+from mmjax.convert.bottleneck.to_adapters import adapter_of, factor_of, to_adapters
+from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path
+from mmjax.train import AdamW, train
+
+ADAPT = {
+    "encoders_image/*/mlp/*": Bottleneck(r=3, normed=True),
+    "encoders_image/*/attention/*[1:]": Bottleneck(r=5, normed=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A HuggingFace folder of a ViT, a run of it, one with bottlenecks, and what that hands over."""
+    place = tmp_path_factory.mktemp("bottlenecks")
+    torch.manual_seed(0)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(place / "hf")
+    (place / "hf" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        assert main(["convert", "from-hf", str(place / "hf"), str(place / "base")]) == 0
+        train(experiment(place / "base", adapt=ADAPT, steps=12), place / "run")
+        only = experiment(place / "base", adapt={"all-linear": LoRA(r=2)}, steps=1)
+        train(only, place / "lora")
+    assert main(["convert", "to-adapters", str(place / "run"), str(place / "ours"), "--base", str(place / "hf")]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
+
+
+def test_what_comes_back_answers_as_the_run_and_goes_out_bit_for_bit(folder, pixels, tmp_path):
+    for number, base in enumerate(("base", "hf")):
+        back, again = tmp_path / f"run{number}", tmp_path / f"again{number}"
+        assert main(["convert", "from-adapters", str(folder / base), str(folder / "ours"), str(back)]) == 0
+        assert shares(back, pixels) == shares(folder / "run", pixels)
+        assert main(["convert", "to-adapters", str(back), str(again), "--base", str(folder / "hf")]) == 0
+        for name in ("adapter_config.json", "head_config.json"):
+            assert (again / name).read_bytes() == (folder / "ours" / name).read_bytes(), name
+        for name in ("adapter.safetensors", "model_head.safetensors"):
+            one, two = (load_file(where / name) for where in (again, folder / "ours"))
+            assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
+        assert metadata(again) == metadata(folder / "ours")
+    ask = mmjax.Adapters(folder / "base", {"one": folder / "run", "two": folder / "ours"})
+    assert ask["one"].classify(list(pixels), top_k=0) == ask["two"].classify(list(pixels), top_k=0)
+
+
+def test_what_is_written_is_what_the_library_reads(folder):
+    said = json.loads((folder / "ours" / "adapter_config.json").read_text())
+    config, tensors = said["config"], load_file(folder / "ours" / "adapter.safetensors")
+    assert (said["name"], said["model_class"], said["hidden_size"]) == ("mmjax", "ViTForImageClassification", 24)
+    assert said["model_name"] == str(folder / "hf") and said["version"] == "adapters.1.3.0"
+    assert config["mh_adapter"] and config["output_adapter"] and config["original_ln_before"]
+    assert config["non_linearity"] == "relu" and config["leave_out"] == []
+    widths = [int(24 // config["reduction_factor"][str(n)]) for n in range(3)]
+    assert widths == [3, 5, 5]  # a layer has one width
+    first = "vit.encoder.layer.0.{}.adapters.mmjax.adapter_up.weight"
+    assert not tensors[first.format("attention_adapters")].any()  # which had none there
+    assert tensors[first.format("output.output_adapters")].shape == (24, 3)
+    assert len(tensors) == 3 * 2 * 4
+    head = json.loads((folder / "ours" / "head_config.json").read_text())
+    assert head["num_labels"] == 10 and head["label2id"]["three"] == 3 and head["config"] is None
+    assert load_file(folder / "ours" / "model_head.safetensors").keys() == {"classifier.weight", "classifier.bias"}
+    assert 'load_adapter("path/to/this/folder", use_safetensors=True)' in (folder / "ours" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size", [16, 24, 48, 768, 1000, 4096])
+def test_every_width_has_a_factor_of_which_the_library_makes_it(size):
+    for width in range(1, min(size, 200) + 1):
+        assert int(size // factor_of(size, width)) == width
+
+
+def changed(folder, target, config=(), tensors=None, head=None):
+    """A copy with other fields of the adapter's config, other tensors, another head."""
+    shutil.copytree(folder / "ours", target)
+    file = target / "adapter_config.json"
+    said = json.loads(file.read_text())
+    said["config"] = said["config"] | dict(config)
+    file.write_text(json.dumps(said))
+    if tensors is not None:
+        whole = load_file(target / "adapter.safetensors")
+        save_file(tensors(whole), target / "adapter.safetensors")
+    if head is not None:
+        about = json.loads((target / "head_config.json").read_text())
+        (target / "head_config.json").write_text(json.dumps(about | head))
+    return target
+
+
+UP = "vit.encoder.layer.1.output.output_adapters.adapters.mmjax.adapter_up.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"is_parallel": True}}, r"is_parallel=True is not supported here; it must be False"),
+        ({"config": {"scaling": "learned"}}, r"scaling='learned' is not supported here; it must be 1.0"),
+        ({"config": {"dropout": 0.1}}, r"dropout=0.1 is not supported here; it acts when training alone: set it to 0.0"),
+        (
+            {"config": {"non_linearity": "leakyrelu"}},
+            r"non_linearity='leakyrelu' is not supported here; use one of relu, swish",
+        ),
+        ({"config": {"architecture": "lora"}}, r"'lora' is no bottleneck"),
+        ({"tensors": lambda x: {k: v for k, v in x.items() if k != UP}}, r"has not all of its tensors"),
+        (
+            {"tensors": lambda x: x | {UP.replace("layer.1", "layer.9"): x[UP]}},
+            r"tensor 'vit.encoder.layer.9.*has no place here",
+        ),
+        ({"tensors": lambda x: x | {UP: x[UP][:20].copy()}}, r"has a up of \(5, 20\), and this base's layer takes \(5, 24\)"),
+        ({"head": {"model_class": "ViTAdapterModel"}}, r"a head of ViTAdapterModel, which is not supported here"),
+        ({"head": {"num_labels": 4}}, r"classifier.weight has shape \(10, 24\), and here it is \(4, 24\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_the_folder_says_that_is_not_done_here_is_named(change, said, folder, tmp_path, capsys):
+    source = changed(folder, tmp_path / "source", **change)
+    assert main(["convert", "from-adapters", str(folder / "base"), str(source), str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=said):
+        over_base(source, *mmjax.load(folder / "base"))
+    error = capsys.readouterr().err
+    assert error.startswith("mmjax: ") and error.count("\n") == 1
+
+
+def test_what_goes_elsewhere_says_where(folder, tmp_path, capsys):
+    peft = tmp_path / "peft"
+    assert main(["convert", "to-peft", str(folder / "lora"), str(peft)]) == 0
+    for words, said in (
+        (["to-peft", folder / "run", tmp_path / "a"], "peft has no bottlenecks; mmjax convert to-adapters"),
+        (["to-hf", folder / "run", tmp_path / "a"], "what a bottleneck adds has no place"),
+        (["to-adapters", folder / "lora", tmp_path / "a"], "holds bottlenecks alone: the others are for mmjax convert to-peft"),
+        (["from-peft", folder / "base", folder / "ours", tmp_path / "a"], "mmjax convert from-adapters"),
+        (["from-adapters", folder / "base", peft, tmp_path / "a"], "it is peft's, for mmjax convert from-peft"),
+        (["from-adapters", folder / "base", tmp_path, tmp_path / "a"], "is no folder of the adapters library"),
+    ):
+        assert main(["convert", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, error
+        assert not (tmp_path / "a").exists()
+
+
+def test_another_base_and_what_the_library_has_no_place_for_are_named(folder, tmp_path):
+    torch.manual_seed(1)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"it was made over a base whose kernels are not these"):
+        over_base(folder / "ours", *mmjax.load(tmp_path / "other"))
+    text = transformers.ViltConfig(image_size=8, patch_size=4, vocab_size=40, max_position_embeddings=12, **SIZES)
+    transformers.ViltModel(text).save_pretrained(tmp_path / "vilt")
+    with pytest.raises(UserError, match=r"ViltModel: the adapters library has no place in it for a bottleneck; it has in bert"):
+        over_base(folder / "ours", *mmjax.load(tmp_path / "vilt"))
+
+
+def test_one_kind_in_a_folder_and_a_head_alone_beside_it(folder, tmp_path):
+    run = tmp_path / "run"
+    mixed = {"encoders_image/*/mlp/*": Bottleneck(r=2), "encoders_image/*/attention/*": Bottleneck(r=2, normed=True)}
+    whole = AdamW(learning_rate=1e-2, train=("heads_classes/*", "*final_norm/*"))
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        train(experiment(folder / "base", adapt={"encoders_image/*": Bottleneck(r=2)}, steps=1, optimizer=whole), run)
+        train(experiment(folder / "base", adapt=mixed, steps=1), tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"final_norm/bias is trained beside the bottlenecks.*a head alone"):
+        to_adapters(run, tmp_path / "a")
+    model, params = mmjax.load(tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"bottlenecks that differ in activation or normed"):
+        adapter_of(model, "ViTForImageClassification", params)
+    assert any(path.endswith("bottleneck_up") for path in leaves_by_path(params))
