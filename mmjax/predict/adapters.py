@@ -22,8 +22,10 @@ from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Array
 from mmjax.models.forward import VARIABLES, BoundForward
+from mmjax.predict.inputs import as_texts
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Work, open_work
+from mmjax.predict.writing import PLACE
 from mmjax.train.classes import names_of
 from mmjax.train.narrow import WIDE
 
@@ -92,7 +94,7 @@ class Adapters:
         return Predictor(self._with(work, own), self._batch_size)
 
     def rows(self, names: Sequence[str]) -> Predictor:
-        """What classifies or embeds as many inputs as there are names, each by the adapter of its name, in one batch.
+        """What answers as many inputs as there are names, each by the adapter of its name, in one batch.
 
         Raises:
           UserError: adapters of different models or classes, or of leaves that cannot lie in one array.
@@ -173,21 +175,34 @@ class _ByRow(Predictor):
 
     def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
         batch = super()._batch(images, texts)
-        if (count := len(next(iter(batch.values())))) != len(self._of):
+        self._check_count(len(next(iter(batch.values()))))
+        return batch
+
+    def _go_on(self, name: str, prompts: Any, images: Any, *rest: Any, **more: Any) -> Any:
+        self._check_count(next((len(own) for own in (prompts, images) if own is not None), 1))
+        return super()._go_on(name, prompts, images, *rest, **more)
+
+    def score(self, prompts: Any, *rest: Any, **more: Any) -> list[dict[str, Any]]:
+        self._check_count(len(as_texts(prompts) or []))
+        return super().score(prompts, *rest, **more)
+
+    def _check_count(self, count: int) -> None:
+        if count != len(self._of):
             raise UserError(f"{count} inputs and {len(self._of)} names of adapters: give one each")
-        return batch | {ADAPTER: self._of}
 
     def _rows(self, key: Any, ask: Callable[..., Any], batch: dict[str, np.ndarray], bound: bool = True) -> Any:
-        if ADAPTER not in batch or not bound:
-            raise UserError("rows(...) classifies and embeds; what writes or paints has one adapter at a time: adapters[NAME]")
+        if not bound and PLACE not in batch:
+            raise UserError("rows(...) classifies, embeds and writes; what paints has one adapter at a time: adapters[NAME]")
         model = self.work.model
 
         def each(params: Any, rows: Any) -> Any:
             def one(own: Any, row: Any) -> Any:
-                forward = BoundForward(model, nested({**params["base"], **own}), {name: x[None] for name, x in row.items()})
-                return jax.tree.map(lambda x: x[0], ask(forward))
+                whole, alone = nested({**params["base"], **own}), {name: x[None] for name, x in row.items()}
+                found = ask(BoundForward(model, whole, alone)) if bound else ask(whole, alone)
+                return jax.tree.map(lambda x: x[0], found)
 
             own = {leaf: jnp.take(x, rows[ADAPTER], axis=0) for leaf, x in params["own"].items()}
             return jax.vmap(one)(own, {name: x for name, x in rows.items() if name != ADAPTER})
 
-        return super()._rows(key, each, batch, bound=False)
+        of = self._of if bound else self._of[batch[PLACE]]
+        return super()._rows(key, each, {**batch, ADAPTER: of}, bound=False)

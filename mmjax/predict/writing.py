@@ -23,6 +23,7 @@ from mmjax.objectives.losses import cross_entropy
 from mmjax.predict.work import Work
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
+PLACE = "place"  # of a batch, [B] int32: which of all prompts a row is
 Rows = list[list[int]]
 
 
@@ -187,6 +188,7 @@ def written(
     found: dict[int, list[Written]] = {}
     for some, own in writing.by_length():
         rows = own | writing.padded(some) | {"row": np.array([numbers[n] for n in some], np.int32)}
+        rows |= {PLACE: np.array(some, np.int32)}
         out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
         for n, *each in zip(some, out.ids, out.lengths, out.scores, strict=True):
             texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*each, strict=True)]
@@ -294,7 +296,7 @@ def likelihoods(writing: Writing, starts: Sequence[int], rows_of: Callable[..., 
     found: dict[int, dict[str, Any]] = {}
     for some, own in writing.by_length():
         rows = own | writing.padded(some, left=False)
-        rows |= {"start": np.array([starts[n] for n in some], np.int32)}
+        rows |= {"start": np.array([starts[n] for n in some], np.int32), PLACE: np.array(some, np.int32)}
         out: Mapping[str, Any] = rows_of(("score", name, *batch), score, rows, bound=False)
         for n, total, tokens, greedy in zip(some, out["total"], out["tokens"], out["greedy"], strict=True):
             found[n] = {"log_likelihood": float(total), "tokens": int(tokens), "greedy": bool(greedy)}
