@@ -14,6 +14,8 @@ from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.models import Multimodal, param_shapes
 
+CLASSES = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # of heads, whose rows are the classes
+
 
 def as_class(
     model: Multimodal, params: Params, architecture: str, labels: Sequence[str]

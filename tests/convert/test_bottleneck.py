@@ -120,14 +120,19 @@ UP = "vit.encoder.layer.1.output.output_adapters.adapters.mmjax.adapter_up.weigh
             r"non_linearity='leakyrelu' is not supported here; use one of relu, swish",
         ),
         ({"config": {"architecture": "lora"}}, r"'lora' is no bottleneck"),
-        ({"tensors": lambda x: {k: v for k, v in x.items() if k != UP}}, r"has not all of its tensors"),
+        ({"tensors": lambda x: {k: v for k, v in x.items() if k != UP}}, r"it has no tensor 'vit.*layer.1.*adapter_up.weight'"),
+        ({"tensors": lambda x: {k: v for k, v in x.items() if "layer.2." not in k}}, r"it has no tensor 'vit.*layer.2"),
+        (
+            {"config": {"mh_adapter": False}},
+            r"tensor 'vit.*attention_adapters.*has no place here by what its adapter_config.json",
+        ),
+        ({"config": {"leave_out": [1]}}, r"tensor 'vit.*layer.1.*has no place here by what its adapter_config.json says"),
         (
             {"tensors": lambda x: x | {UP.replace("layer.1", "layer.9"): x[UP]}},
             r"tensor 'vit.encoder.layer.9.*has no place here",
         ),
         ({"tensors": lambda x: x | {UP: x[UP][:20].copy()}}, r"has a up of \(5, 20\), and this base's layer takes \(5, 24\)"),
         ({"head": {"model_class": "ViTAdapterModel"}}, r"a head of ViTAdapterModel, which is not supported here"),
-        ({"head": {"num_labels": 4}}, r"classifier.weight has shape \(10, 24\), and here it is \(4, 24\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmjax.convert.bottleneck.layout import (
     ACTIVATIONS,
     CONFIG,
     FIXED,
+    FLAGS,
     HEAD,
     HEAD_CONFIG,
     LEAVES,
@@ -27,7 +28,7 @@ from mmjax.convert.bottleneck.layout import (
     TENSORS,
     Place,
 )
-from mmjax.convert.headed import as_class
+from mmjax.convert.headed import CLASSES, as_class
 from mmjax.convert.huggingface import family_of
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, nested
@@ -64,20 +65,32 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
     body = f"{PLACES[family.model_type][0]}."
     adapt: dict[str, Any] = {}
     for place in layout.places(model, family.architecture(model)):
-        given: dict[int, dict[str, np.ndarray]] = {}
-        for n, module in enumerate(place.modules):
-            first = module if f"{module}.{LEAVES['bottleneck_up']}" in found else _other(module, body)
-            if f"{first}.{LEAVES['bottleneck_up']}" in found:
-                given[n] = {ours: found.pop(f"{first}.{theirs}").T for ours, theirs in LEAVES.items()}
-        if given:
-            adapt |= _put(folder, place, given, act, bool(config["original_ln_before"]), leaves)
+        if config[FLAGS[place.branch]]:
+            given = _given(folder, place, config["leave_out"], found, body)
+            adapt |= _put(folder, place, given, act, bool(config["original_ln_before"]), leaves) if given else {}
     if found:
         spare = next(iter(found))
-        raise UserError(f"{folder}: tensor {spare!r} has no place here, or its layer has not all of its tensors")
+        raise UserError(f"{folder}: tensor {spare!r} has no place here by what its {CONFIG} says")
     if not adapt:
         raise UserError(f"{folder}: it has no bottleneck of this base")
     check_base(folder, layout.metadata(folder), model, leaves, params)
     return model, nested(leaves), adapt, train
+
+
+def _given(
+    folder: Path, place: Place, leave_out: Sequence[int], found: dict[str, np.ndarray], body: str
+) -> dict[int, dict[str, np.ndarray]]:
+    """Layer -> its tensors, of those that the config adapts; they are taken out of `found`."""
+    given: dict[int, dict[str, np.ndarray]] = {}
+    for n, module in enumerate(place.modules):
+        if place.first + n in leave_out:
+            continue
+        other = _other(module, body)
+        first = other if any(f"{other}.{theirs}" in found for theirs in LEAVES.values()) else module
+        if missing := [f"{first}.{theirs}" for theirs in LEAVES.values() if f"{first}.{theirs}" not in found]:
+            raise UserError(f"{folder}: it has no tensor {missing[0]!r}, which its {CONFIG} says that it has")
+        given[n] = {ours: found.pop(f"{first}.{theirs}").T for ours, theirs in LEAVES.items()}
+    return given
 
 
 def _other(module: str, body: str) -> str:
@@ -135,7 +148,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
             raise UserError(
                 f"{file}: {field}={config[field]!r} is not supported here; it acts when training alone: set it to {value}"
             )
-    return {"original_ln_before": False, **config}, str(whole.get("name", ""))
+    usual = {"original_ln_before": False, "leave_out": [], **dict.fromkeys(FLAGS.values(), False)}
+    return {**usual, **{name: x for name, x in config.items() if x is not None}}, str(whole.get("name", ""))
 
 
 def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimodal, Params, tuple[str, ...]]:
@@ -150,11 +164,12 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
             f"{file}: a head of {named}, which is not supported here{nearest(named, family.models)}; save the adapter with "
             "with_head=False, or from a class of transformers"
         )
+    tensors = layout.read(folder, HEAD)
     labels = sorted((config.get("label2id") or {}).items(), key=lambda own: int(own[1]))
-    count = int(config.get("num_labels") or len(labels))
+    count = next((len(tensors[name]) for name in CLASSES if name in tensors), len(labels))
     names = [label for label, _ in labels] if len(labels) == count else [f"LABEL_{i}" for i in range(count)]
     model, params, _ = as_class(model, params, named, names)
-    leaves, tensors = leaves_by_path(params), layout.read(folder, HEAD)
+    leaves = leaves_by_path(params)
     body, changed = f"{PLACES[family.model_type][0]}.", []
     for row in family.rows(model, named):
         if row.theirs.startswith(body) or row.depth:

@@ -43,6 +43,7 @@ ACTIVATIONS = {
     "quick_gelu": ("quick_gelu",),
     "tanh": ("tanh",),
 }
+FLAGS = {"attention": "mh_adapter", "mlp": "output_adapter"}  # of the library's config, by branch
 # What the library's config may say beside, which is all that is done here.
 FIXED: dict[str, Any] = {
     "original_ln_after": True,

@@ -17,6 +17,7 @@ from mmjax.convert.bottleneck.layout import (
     ACTIVATIONS,
     CONFIG,
     FIXED,
+    FLAGS,
     HEAD,
     HEAD_CONFIG,
     LEAVES,
@@ -35,6 +36,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
+from mmjax.nn.adapters import BOTTLENECK
 from mmjax.nn.bottleneck import ACTS
 
 
@@ -108,8 +110,7 @@ def adapter_of(model: Multimodal, architecture: str, params: Params) -> tuple[di
     config = {
         **FIXED,
         **RANDOM,
-        "mh_adapter": any(place.branch == "attention" for place in used),
-        "output_adapter": any(place.branch == "mlp" for place in used),
+        **{flag: any(place.branch == branch for place in used) for branch, flag in FLAGS.items()},
         "non_linearity": ACTIVATIONS[ACTS[act - 1]][0],
         "original_ln_before": normed == 2,
         "reduction_factor": next(iter(factors.values())) if len({*factors.values()}) == 1 else factors,
@@ -120,11 +121,11 @@ def adapter_of(model: Multimodal, architecture: str, params: Params) -> tuple[di
 
 def _widths(place: Place, leaves: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Layer -> width, of the layers that have one: the last number that comes from the layer, or goes to it."""
-    down, bias, up = (np.asarray(leaves[f"{place.room}/bottleneck_{name}"]) for name in ("down", "down_bias", "up"))
+    down, bias, up, last = (np.asarray(leaves[f"{place.room}/{name}"]) for name in BOTTLENECK)
     for n in range(down.shape[0]):
         used = np.flatnonzero(down[n].any(0) | up[n].any(1) | (bias[n] != 0))
-        if used.size:
-            yield n, int(used[-1]) + 1
+        if used.size or last[n].any():
+            yield n, int(used[-1]) + 1 if used.size else 1
 
 
 def _of_width(name: str, x: np.ndarray, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmjax.adapt import BitFit, Norms
 from mmjax.convert.adapted import Over, check_base, write_adapted
-from mmjax.convert.headed import as_class
+from mmjax.convert.headed import CLASSES, as_class
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
@@ -21,8 +21,6 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
-
-HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # whose rows are the classes
 
 
 def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -68,7 +66,7 @@ def with_head(
     end = ends.get(config.get("task_type") or "")
     named = asked if asked in family.models else next((name for name in family.models if end and name.endswith(end)), "")
     found = tensor_shapes(folder, _first(config))
-    heads = {name: shape for name, shape in found.items() if name in HEADS}
+    heads = {name: shape for name, shape in found.items() if name in CLASSES}
     if not named or not heads:
         return model, params, set()
     count = next(iter(heads.values()))[0]
