@@ -167,10 +167,11 @@ def merged(model: Multimodal, params: Params) -> Params:
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
     if beside := sorted(path for path in leaves if path.rpartition("/")[2] in BESIDE):
         kind = beside[0].rpartition("/")[2].partition("_")[0]
-        word = "to-adapters" if kind == "bottleneck" else "to-peft"
+        words = {"bottleneck": "mmjax convert to-adapters writes it beside them", "prompt_layers": "no other library takes it"}
+        said = words.get(beside[0].rpartition("/")[2], words.get(kind, "mmjax convert to-peft writes it beside them"))
         raise UserError(
-            f"{beside[0]}: what a {kind} adds has no place in the model's own parameters; mmjax convert {word} writes it "
-            "beside them, and a run that goes on with it has the same adapt"
+            f"{beside[0]}: what a {kind} adds has no place in the model's own parameters; {said}, and a run that goes on with "
+            "it has the same adapt"
         )
     tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
     tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]

@@ -88,7 +88,10 @@ def stacked_of(base: Own, adapters: Sequence[Own]) -> dict[str, Array]:
             most = max(leaf.shape[axis] for leaf in leaves)
             leaves = [_padded(leaf, axis, most) for leaf in leaves]
         if len(shapes := dict.fromkeys(leaf.shape for leaf in leaves)) > 1:
-            raise UserError(f"{path} is {' and '.join(map(str, shapes))}: adapters of one batch have leaves of one shape")
+            kinds = "; bottlenecks of one batch have one activation, and are all normed or none" * (name == "bottleneck_kind")
+            raise UserError(
+                f"{path} is {' and '.join(map(str, shapes))}: adapters of one batch have leaves of one shape{kinds}"
+            )
         found[path] = jnp.stack(leaves)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from mmjax.train.frozen import fingerprint
 from mmjax.train.narrow import WIDE, narrowed
 from mmjax.train.run import Run, environment
 
+logger = logging.getLogger("mmjax")
 # What an adapter makes of a base: its model with the head that came along, its parameters, pattern -> method, and patterns of
 # what else was trained.
 Over = tuple[Multimodal, Params, dict[str, Any], tuple[str, ...]]
@@ -151,6 +153,15 @@ def runs_of_layers(path: str, methods: Mapping[int, Any], depth: int, stacked: b
     return found
 
 
+def check_plain(folder: Path, params: Params) -> None:
+    """Raises UserError where a base is adapted itself: a folder's adapter would lie over part of that."""
+    if own := sorted(path for path in leaves_by_path(params) if is_adapter(path)):
+        raise UserError(
+            f"{folder}: the base is adapted itself ({own[0]}, {len(own)} arrays in all): give what it was adapted from, or "
+            "merge it first (mmjax convert to-hf)"
+        )
+
+
 def check_base(folder: Path, about: Mapping[str, str], model: Multimodal, leaves: Mapping[str, Any], params: Params) -> None:
     """Raises UserError where a folder says (`about`) over which kernels it was made, and they are not these.
 
@@ -162,7 +173,13 @@ def check_base(folder: Path, about: Mapping[str, str], model: Multimodal, leaves
     rooms = {path.rpartition("/")[0] for path in leaves if path not in before}
     kernels = {path: np.asarray(x) for path, x in before.items() if path.rpartition("/")[0] in rooms}
     kernels = {path: x for path, x in kernels.items() if path.endswith(("/kernel", "/table"))}
-    if mark and dtype != WIDE:  # of the numbers that it was trained over
+    if dtype != WIDE:  # of the numbers that it was trained over
+        logger.warning(
+            "mmjax: %s was trained over a base kept in %s: over the whole of it answers differ by what that rounded",
+            folder,
+            dtype,
+        )
+    if mark and dtype != WIDE:
         narrow = leaves_by_path(narrowed(nested(kernels), {p: x for p, x in places_of(model).items() if p in kernels}, dtype))
         kernels = {path: narrow[path] for path in kernels}
     if mark and kernels and fingerprint(nested({path: jnp.asarray(x) for path, x in kernels.items()})) != mark:

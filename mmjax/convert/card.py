@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.core.trees import count
@@ -43,8 +43,26 @@ def model_card(architecture: str, config: Mapping[str, Any], model: Multimodal) 
     return "\n".join(lines) + "\n"
 
 
-def adapter_card(architecture: str, config: Mapping[str, Any], base: str) -> str:
+def base_lines(architecture: str, base: str, labels: Sequence[str], dtype: str) -> tuple[list[str], list[str]]:
+    """What a card says of the base; and the code that loads it, with as many classes as the adapter's head has."""
+    said = []
+    if dtype != "float32":
+        said = ["", f"It was trained over the base kept in {dtype}: over the whole of it answers differ by what that rounded."]
+    if not labels or not architecture.endswith("Classification"):
+        return said, [f'base = {architecture}.from_pretrained("{base or "path/to/the/base"}")']
+    named = [
+        f"labels = {list(labels)!r}",
+        "names = {i: name for i, name in enumerate(labels)}",
+        "of = {'num_labels': len(labels), 'id2label': names, 'label2id': {name: i for i, name in names.items()}}",
+    ]
+    return said, [*named, f'base = {architecture}.from_pretrained("{base or "path/to/the/base"}", **of)']
+
+
+def adapter_card(
+    architecture: str, config: Mapping[str, Any], base: str, labels: Sequence[str] = (), dtype: str = "float32"
+) -> str:
     """README.md of a peft folder."""
+    said, load = base_lines(architecture, base, labels, dtype)
     header = ["library_name: peft", f"tags: [mmjax, {config['peft_type'].lower()}]"] + ([f"base_model: {base}"] if base else [])
     lines = [
         "---",
@@ -54,20 +72,22 @@ def adapter_card(architecture: str, config: Mapping[str, Any], base: str) -> str
         f"# An adapter of {architecture}",
         "",
         f"{config['peft_type']}" + (f" of rank {config['r']}" if "r" in config else "") + ", trained or converted with mmjax.",
+        *said,
         "",
         "```python",
         "from peft import PeftModel",
         f"from transformers import {architecture}",
         "",
-        f'base = {architecture}.from_pretrained("{base or "path/to/the/base"}")',
+        *load,
         'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
         "```",
     ]
     return "\n".join(lines) + "\n"
 
 
-def bottleneck_card(architecture: str, base: str, head: bool, name: str) -> str:
+def bottleneck_card(architecture: str, base: str, head: bool, name: str, labels: Sequence[str], dtype: str) -> str:
     """README.md of a folder of the adapters library."""
+    said, load = base_lines(architecture, base, labels, dtype)
     lines = [
         "---",
         "library_name: adapter-transformers",
@@ -77,15 +97,16 @@ def bottleneck_card(architecture: str, base: str, head: bool, name: str) -> str:
         f"# Bottleneck adapters of {architecture}",
         "",
         "Trained or converted with mmjax" + (", with the head that was trained beside them." if head else "."),
+        *said,
         "",
         "```python",
         "import adapters",
         f"from transformers import {architecture}",
         "",
-        f'model = {architecture}.from_pretrained("{base or "path/to/the/base"}")',
-        "adapters.init(model)",
-        'model.load_adapter("path/to/this/folder", use_safetensors=True)',
-        f'model.set_active_adapters("{name}")',
+        *load,
+        "adapters.init(base)",
+        'base.load_adapter("path/to/this/folder", use_safetensors=True)',
+        f'base.set_active_adapters("{name}")',
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -92,9 +92,13 @@ def from_adapters(words: list[str], usage: str, say: Say) -> int:
     return _taken(convert, words, usage, say)
 
 
-def _taken(convert: Callable[..., tuple[dict[str, Any], tuple[str, ...]]], words: list[str], usage: str, say: Say) -> int:
+def _taken(convert: Callable[..., tuple[dict[str, Any], tuple[str, ...], int]], words: list[str], usage: str, say: Say) -> int:
     base, source, target = _folders(words, usage, 3)
-    adapt, beside = convert(base, source, target)
+    adapt, beside, unnamed = convert(base, source, target)
+    if unnamed:
+        print(
+            f"mmjax: {source} does not name the classes of its head: they are LABEL_0 to LABEL_{unnamed - 1}", file=sys.stderr
+        )
     kinds = ", ".join(dict.fromkeys(type(method).__name__ for method in adapt.values())) or "nothing"
     say(f"{target}: {kinds} on {len(adapt)} kernels" + (f"; trained beside: {', '.join(beside)}" if beside else ""))
     return 0

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.adapt.adaptation import given_places
+from mmjax.adapt.adaptation import given_places, is_adapter
 from mmjax.adapt.places import places_of
-from mmjax.convert.bottleneck.layout import check_bottlenecks
+from mmjax.convert.bottleneck.layout import check_beside, check_bottlenecks
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft.tensors import check_modules
@@ -20,6 +20,7 @@ from mmjax.convert.peft.virtual import SLOTS, check_virtual
 from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
+from mmjax.core.trees import leaves_by_path
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
@@ -208,6 +209,8 @@ def obstacle(setup: Setup) -> list[str]:
     try:
         if thin:
             check_bottlenecks(whole.model, whole.architecture, thin, rooms | {*kinds})
+            trained = leaves_by_path(setup.trained().of(setup.abstract.params))
+            check_beside(whole.model, whole.architecture, {path for path in trained if not is_adapter(path)})
             return []
         if kinds:
             check_virtual(

@@ -32,6 +32,13 @@ def as_class(
     return other, *_filled(family, model, params, other, architecture)
 
 
+def unnamed(model: Multimodal, brought: Sequence[str]) -> int:
+    """How many classes a head has that an adapter brought, if nothing names them; else 0."""
+    labels = list((model.huggingface.get("id2label") or {}).values())
+    bare = labels == [f"LABEL_{i}" for i in range(len(labels))]
+    return len(labels) if bare and any(path.startswith("heads_") for path in brought) else 0
+
+
 def _filled(family: Family, model: Multimodal, params: Params, other: Multimodal, named: str) -> tuple[Params, set[str]]:
     """The parameters of another class of the same family: those that both have, by HuggingFace's names, and zeros; and the
     paths of the zeros."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmjax.convert.peft.layout import CONFIG
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Array
+from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES, BoundForward
 from mmjax.predict.inputs import as_texts
 from mmjax.predict.predictor import Predictor
@@ -80,6 +81,12 @@ class Adapters:
             self._asked[name] = Predictor(self._works[name], self._batch_size)
         return self._asked[name]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self._works)
+
     def mean(self, weights: Mapping[str, float]) -> Predictor:
         """What answers by the mean of some of them.
 
@@ -89,8 +96,8 @@ class Adapters:
         self._check(weights)
         if not math.isclose(total := sum(weights.values()), 1.0, abs_tol=1e-6):
             raise UserError(f"weights={dict(weights)} sum to {total:g}: use weights that sum to 1")
-        work = self._alike(weights)
-        own = mean_of(self._base, [self._own[name] for name in weights], tuple(weights.values()))
+        work, owns = self._alike(weights)
+        own = mean_of(self._base, owns, tuple(weights.values()))
         return Predictor(self._with(work, own), self._batch_size)
 
     def rows(self, names: Sequence[str]) -> Predictor:
@@ -101,8 +108,8 @@ class Adapters:
         """
         self._check(names)
         used = tuple(dict.fromkeys(names))
-        work = self._alike(used)
-        own = stacked_of(self._base, [self._own[name] for name in used])
+        work, owns = self._alike(used)
+        own = stacked_of(self._base, owns)
         return _ByRow(work, self._batch_size, self._base, own, np.array([used.index(name) for name in names], np.int32))
 
     def _check(self, names: Any) -> None:
@@ -112,12 +119,34 @@ class Adapters:
             if name not in self._works:
                 raise UserError(f"there is no adapter {name!r}{nearest(name, self._works)}; there are {', '.join(self._works)}")
 
-    def _alike(self, names: Any) -> Work:
+    def _alike(self, names: Any) -> tuple[Work, list[dict[str, Array]]]:
+        """The work that some adapters share, and what each has of its own. Heads that differ, or whose classes do, are in
+        neither: what an encoder answers needs none."""
         first, *others = [self._works[name] for name in names]
         for name, other in zip(list(names)[1:], others, strict=True):
-            if other.model != first.model or other.classes != first.classes:
-                raise UserError(f"adapters {next(iter(names))!r} and {name!r} have different models, heads or classes")
-        return first
+            if _body(other.model) != _body(first.model):
+                raise UserError(f"adapters {next(iter(names))!r} and {name!r} are of different models: their parts differ")
+        heads = {name: head for work in (first, *others) for name, head in work.model.heads.items()}
+        same = {
+            name: head
+            for name, head in heads.items()
+            if all(
+                one.model.heads.get(name) == head and one.classes.get(name) == first.classes.get(name)
+                for one in (first, *others)
+            )
+        }
+        left = {f"heads_{name}" for name in heads.keys() - same.keys()}
+        path = f"adapters {', '.join(names)}" + f", whose heads {', '.join(sorted(heads.keys() - same.keys()))} differ" * bool(
+            left
+        )
+        work = dataclasses.replace(
+            first,
+            path=path,
+            model=first.model.copy(heads=same),
+            params={room: tree for room, tree in first.params.items() if room not in left},
+            classes={name: own for name, own in first.classes.items() if name in same},
+        )
+        return work, [{p: x for p, x in self._own[name].items() if p.split("/")[0] not in left} for name in names]
 
     def _opened(self, path: str | Path) -> tuple[Work, dict[str, Array]]:
         """What an adapter needs to answer, with the base's own arrays; and the leaves that are its own."""
@@ -157,6 +186,11 @@ class Adapters:
         """The work with the base's arrays, and an adapter's own."""
         kept = {leaf: self._base[leaf] for leaf in leaves_by_path(work.params) if leaf in self._base}
         return dataclasses.replace(work, params=nested({**kept, **own}))
+
+
+def _body(model: Multimodal) -> Multimodal:
+    """The model without its heads, and without what is said of the HuggingFace folder that it came from."""
+    return model.copy(heads={}, huggingface={})
 
 
 class _ByRow(Predictor):

@@ -16,6 +16,7 @@ from mmjax.adapt.places import Place
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, map_with_path, match, match_any, nested, split_layers
 from mmjax.core.types import Array, Params
+from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import position_tables, resize_positions
 from mmjax.nn.narrow import SCALE
@@ -64,6 +65,7 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
     if spare:
         say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
         params = merged(there, params)
+    params, poolers = with_poolers(params, there, e.model)
     params, layers = some_layers(state.params, params, e.init_layers)
     loaded, new, left = load_matching(state.params, params, e.init_fresh)
     loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
@@ -78,6 +80,8 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
     say(f"  {_sorted_out('left over', left)}")
+    for name, other in poolers.items():
+        say(f"  heads_{name} begins with heads_{other}, which differs from it in having no classes")
     for path in resized:
         sizes = [position_tables(model)[path].image_size for model in (there, e.model)]
         say(f"  {path} was resized from images of {_size(sizes[0])} to {_size(sizes[1])}")
@@ -154,6 +158,25 @@ def _check_frozen(setup: Setup, new: Sequence[str]) -> None:
             f"init_from: {stuck[0]} is new ({len(stuck)} such in all), and only what adapts the model is trained: name it in "
             f"optimizer.train, for instance --optimizer.train '{room}/*'"
         )
+
+
+def with_poolers(source: Params, there: Multimodal, model: Multimodal) -> tuple[Params, dict[str, str]]:
+    """`source` with a pooler (a head without classes) under the name of the model's head that pools alike and has classes:
+    BERT's own pooler for one that classifies over it, as `transformers` has it.
+
+    Returns:
+      (parameters, the model's head -> the pooler).
+    """
+    bare = {name: head for name, head in there.heads.items() if getattr(head, "classes", None) == 0 and name not in model.heads}
+    found: dict[str, str] = {}
+    for name, head in model.heads.items():
+        if getattr(head, "classes", 0) and f"heads_{name}" not in source:
+            alike = [other for other, spec in bare.items() if spec.copy(classes=head.classes) == head]
+            found |= {name: alike[0]} if len(alike) == 1 else {}
+    moved = {f"heads_{name}": source[f"heads_{other}"] for name, other in found.items()}
+    return {
+        name: tree for name, tree in {**source, **moved}.items() if name.removeprefix("heads_") not in found.values()
+    }, found
 
 
 def some_layers(target: Params, source: Params, patterns: Sequence[str]) -> tuple[Params, dict[str, tuple[list[int], int]]]:

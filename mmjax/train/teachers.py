@@ -62,7 +62,10 @@ def of_run(path: str) -> Known:
     """
     run = Run(path)
     if not (run.path / "config.json").is_file():
-        raise UserError(f"path={path!r}: there is no config.json, so it is neither a run nor a HuggingFace folder")
+        raise UserError(
+            f"path={path!r}: there is no config.json, so it is neither a run nor a HuggingFace folder (of an adapter's folder "
+            "make one: mmjax convert from-peft)"
+        )
     try:
         experiment = run.experiment()
     except UserError as error:
@@ -71,6 +74,12 @@ def of_run(path: str) -> Known:
         ) from None
     if not run.has_checkpoint():
         raise UserError(f"path={path!r}: the run has no checkpoint yet")
+    beside = {type(method).__name__ for method in experiment.adapt.values() if method.slot != "kernel"}
+    if beside:
+        raise UserError(
+            f"path={path!r}: its {' and '.join(sorted(beside))} cannot be merged into its model, and what adapts a teacher is: "
+            "teach by a run without"
+        )
     data = experiment.asked_data()
     return Known(
         model=experiment.model,

@@ -135,6 +135,13 @@ def read(folder):
             warnings.simplefilter("error")
             given = model.load_adapter(str(folder / name / "ours"), use_safetensors=True, set_active=True, loading_info=info)
         about = {"name": given, "missing": info.get("missing_keys", []), "unexpected": info.get("unexpected_keys", [])}
+        if (folder / name / "ours" / "head_config.json").is_file():  # what the card says is run as its reader pastes it
+            code = (folder / name / "ours" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+            code = code.replace("path/to/this/folder", str(folder / name / "ours"))
+            named = {}
+            exec(code.replace("path/to/the/base", str(folder / name / "base")), named)
+            pasted, kept = outputs(named["base"].eval(), inputs(model)), outputs(model.eval(), inputs(model))
+            assert all(torch.equal(pasted[key], x) for key, x in kept.items()), name
         about["labels"] = getattr(model.config, "id2label", None)
         (folder / name / "about.json").write_text(json.dumps(about))
         model.eval()

@@ -1,8 +1,10 @@
 """Runs and folders of the `adapters` library from the command line; that library itself is in `test_bottleneck_library.py`."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,12 +16,16 @@ from test_peft_runs import PROCESSOR, SIZES, experiment, shares
 import mmjax
 from mmjax.adapt import Bottleneck, LoRA
 from mmjax.cli import main
+from mmjax.convert import load_classifier
 from mmjax.convert.bottleneck.from_adapters import over_base
 from mmjax.convert.bottleneck.layout import metadata
 from mmjax.convert.bottleneck.to_adapters import adapter_of, factor_of, to_adapters
+from mmjax.convert.export import obstacle
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
+from mmjax.data import Data, Manifest, WordPiece
 from mmjax.train import AdamW, train
+from mmjax.train.setup import set_up
 
 ADAPT = {
     "encoders_image/*/mlp/*": Bottleneck(r=3, normed=True),
@@ -62,7 +68,12 @@ def test_what_comes_back_answers_as_the_run_and_goes_out_bit_for_bit(folder, pix
             assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
         assert metadata(again) == metadata(folder / "ours")
     ask = mmjax.Adapters(folder / "base", {"one": folder / "run", "two": folder / "ours"})
+    assert list(ask) == ["one", "two"] and len(ask) == 2
     assert ask["one"].classify(list(pixels), top_k=0) == ask["two"].classify(list(pixels), top_k=0)
+    both = ask.rows(["one", "two", "two", "one"]).classify(list(pixels), top_k=0)  # a run beside a folder
+    for row, alone in zip(both, ask["one"].classify(list(pixels), top_k=0), strict=True):
+        assert [one["label"] for one in row] == [one["label"] for one in alone]
+        np.testing.assert_allclose([one["score"] for one in row], [one["score"] for one in alone], atol=1e-6)
 
 
 def test_what_is_written_is_what_the_library_reads(folder):
@@ -146,6 +157,36 @@ def test_what_the_folder_says_that_is_not_done_here_is_named(change, said, folde
     assert error.startswith("mmjax: ") and error.count("\n") == 1
 
 
+def test_bert_keeps_its_pooler_and_only_the_head_is_trained_beside(tmp_path, capsys):
+    """As `BertForSequenceClassification.from_pretrained` of a BertModel's folder does, and the library needs."""
+    config = transformers.BertConfig(vocab_size=60, max_position_embeddings=16, **SIZES)
+    torch.manual_seed(0)
+    bert = transformers.BertModel(config)
+    bert.save_pretrained(tmp_path / "hf")
+    WordPiece(60).train(["good cats", "bad dogs"]).huggingface.save_pretrained(tmp_path / "hf")
+    assert main(["convert", "from-hf", str(tmp_path / "hf"), str(tmp_path / "base")]) == 0
+    rows = [{"text": text, "label": text.split()[0], "split": "train"} for text in ("good cats", "bad dogs") * 8]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = Manifest(str(tmp_path / "rows.jsonl"), "train", label_field="label")
+    texts = {"train": Data(source, batch_size=8, max_length=8, threads=0)}
+    made = experiment(tmp_path / "base", data=texts, adapt={"encoders_text/*": Bottleneck(r=3)}, steps=1)
+    made = dataclasses.replace(made, model=load_classifier(tmp_path / "base", 2), init_fresh=())
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        train(dataclasses.replace(made, optimizer=AdamW(train=("heads_classes/logits/*",))), tmp_path / "run")
+        assert "heads_classes begins with heads_pooler" in capsys.readouterr().err
+        whole = dataclasses.replace(made, optimizer=AdamW(train=("heads_classes/*",)))
+        (said,) = obstacle(set_up(whole, None, tiny.ONE.build(jax.devices()[:1])))
+        assert said.startswith("convert to-adapters will refuse what adapts this model: BertForSequenceClassification: heads_")
+        train(whole, tmp_path / "whole")
+    pooler = mmjax.load(tmp_path / "run")[1]["heads_classes"]["project"]
+    np.testing.assert_array_equal(np.asarray(pooler["kernel"]).T, bert.pooler.dense.weight.detach().numpy())
+    assert main(["convert", "to-adapters", str(tmp_path / "run"), str(tmp_path / "ours")]) == 0
+    assert load_file(tmp_path / "ours" / "model_head.safetensors").keys() == {"classifier.weight", "classifier.bias"}
+    assert main(["convert", "to-adapters", str(tmp_path / "whole"), str(tmp_path / "no")]) == 2
+    assert "keeps beside them a head alone" in capsys.readouterr().err
+
+
 def test_what_goes_elsewhere_says_where(folder, tmp_path, capsys):
     peft = tmp_path / "peft"
     assert main(["convert", "to-peft", str(folder / "lora"), str(peft)]) == 0
@@ -156,6 +197,8 @@ def test_what_goes_elsewhere_says_where(folder, tmp_path, capsys):
         (["from-peft", folder / "base", folder / "ours", tmp_path / "a"], "mmjax convert from-adapters"),
         (["from-adapters", folder / "base", peft, tmp_path / "a"], "it is peft's, for mmjax convert from-peft"),
         (["from-adapters", folder / "base", tmp_path, tmp_path / "a"], "is no folder of the adapters library"),
+        (["from-adapters", folder / "lora", folder / "ours", tmp_path / "a"], "the base is adapted itself (encoders_image/"),
+        (["from-peft", folder / "run", peft, tmp_path / "a"], "the base is adapted itself (encoders_image/"),
     ):
         assert main(["convert", *map(str, words)]) == 2
         error = capsys.readouterr().err

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.adapt import Bottleneck
-from mmjax.convert.adapted import Over, check_base, runs_of_layers, write_adapted
+from mmjax.convert.adapted import Over, check_base, check_plain, runs_of_layers, write_adapted
 from mmjax.convert.bottleneck import layout
 from mmjax.convert.bottleneck.layout import (
     ACTIVATIONS,
@@ -28,7 +28,7 @@ from mmjax.convert.bottleneck.layout import (
     TENSORS,
     Place,
 )
-from mmjax.convert.headed import CLASSES, as_class
+from mmjax.convert.headed import CLASSES, as_class, unnamed
 from mmjax.convert.huggingface import family_of
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.trees import leaves_by_path, nested
@@ -37,22 +37,24 @@ from mmjax.models import Multimodal
 from mmjax.nn.bottleneck import kind
 
 
-def from_adapters(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def from_adapters(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...], int]:
     """Make a run of a base (a run or a HuggingFace folder) and a folder of the library's.
 
     Returns:
-      Pattern -> method, what adapts the new run; and the paths of the head that the folder brings.
+      Pattern -> method, what adapts the new run; the paths of the head that the folder brings, and how many classes of it have
+      no names.
 
     Raises:
       UserError: no adapter there; a field or a tensor that has no place here, by name; another base's.
     """
-    _, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
-    return adapt, train
+    model, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
+    return adapt, train, unnamed(model, train)
 
 
 def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
     """A base with the bottlenecks, and the head, of a folder."""
     config, name = read_config(folder)
+    check_plain(folder, params)
     layout.check_family(model, family_of(model).architecture(model))
     model, params, train = with_head(folder, model, params)
     family = family_of(model)

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from mmjax.convert.huggingface import family_of
+from mmjax.convert.layout import Row
 from mmjax.convert.weights import open_file
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
@@ -141,6 +142,28 @@ def check_bottlenecks(model: Multimodal, architecture: str, rooms: Collection[st
     if spare := sorted(set(rooms) - {place.room for place in known}):
         raise UserError(f"{architecture}: the adapters library has no place for a bottleneck at {spare[0]}")
     return known
+
+
+def check_beside(model: Multimodal, architecture: str, trained: Collection[str]) -> list[Row]:
+    """The rows of the class's head, which is what the library keeps beside bottlenecks.
+
+    Args:
+      trained: paths of what is trained of the model itself.
+
+    Raises:
+      UserError: something else is trained; a CLIP's head.
+    """
+    family = family_of(model)
+    body = f"{PLACES[family.model_type][0]}."
+    rows = [row for row in family.rows(model, architecture) if not row.theirs.startswith(body)]
+    if spare := sorted(set(trained) - {path for row in rows for path in row.ours}):
+        raise UserError(
+            f"{architecture}: {spare[0]} is trained beside the bottlenecks, and the adapters library keeps beside them a head "
+            "alone, which it is no part of there: leave it out of optimizer.train and of adapt"
+        )
+    if trained and family.model_type == "clip":
+        raise UserError(f"{architecture}: the adapters library keeps the head of a CLIP together with its towers: not written")
+    return rows
 
 
 def is_bottleneck(folder: Path) -> bool:

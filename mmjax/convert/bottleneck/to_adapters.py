@@ -22,14 +22,13 @@ from mmjax.convert.bottleneck.layout import (
     HEAD_CONFIG,
     LEAVES,
     NAME,
-    PLACES,
     RANDOM,
     TENSORS,
     Place,
+    check_beside,
     check_bottlenecks,
 )
 from mmjax.convert.card import bottleneck_card
-from mmjax.convert.huggingface import family_of
 from mmjax.convert.layout import Row
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
@@ -72,7 +71,8 @@ def to_adapters(source: str | Path, target: str | Path, base: str = "") -> tuple
             about["label2id"] = {name: int(i) for i, name in labels.items()}
             (folder / HEAD_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
             save_file(head, folder / HEAD[0], {"format": "pt"})
-        (folder / "README.md").write_text(bottleneck_card(architecture, base, bool(head), NAME))
+        dtype = own.experiment.frozen_dtype
+        (folder / "README.md").write_text(bottleneck_card(architecture, base, bool(head), NAME, list(labels.values()), dtype))
     return architecture, sum(x.size for x in (*tensors.values(), *head.values())), own.below
 
 
@@ -149,18 +149,8 @@ def factor_of(size: int, width: int) -> float:
 
 def _head(model: Multimodal, architecture: str, leaves: Mapping[str, Any], trained: set[str]) -> dict[str, np.ndarray]:
     """The tensors outside the class's body, all of them, of which some were trained."""
-    family = family_of(model)
-    body = f"{PLACES[family.model_type][0]}."
-    rows = [row for row in family.rows(model, architecture) if not row.theirs.startswith(body)]
-    if spare := sorted(trained - {path for row in rows for path in row.ours}):
-        raise UserError(
-            f"{architecture}: {spare[0]} is trained beside the bottlenecks, and the adapters library keeps beside them a head "
-            "alone: leave it out of optimizer.train and of adapt"
-        )
-    found = {row.theirs: _tensor(row, leaves) for row in rows}
-    if "clip" in family.model_type:
-        raise UserError(f"{architecture}: the adapters library keeps the head of a CLIP together with its towers: not written")
-    return found
+    rows = check_beside(model, architecture, trained)
+    return {row.theirs: _tensor(row, leaves) for row in rows}
 
 
 def _tensor(row: Row, leaves: Mapping[str, Any]) -> np.ndarray:

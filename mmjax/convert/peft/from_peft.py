@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.adapt import BitFit, Norms
-from mmjax.convert.adapted import Over, check_base, write_adapted
-from mmjax.convert.headed import CLASSES, as_class
+from mmjax.convert.adapted import Over, check_base, check_plain, write_adapted
+from mmjax.convert.headed import CLASSES, as_class, unnamed
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
@@ -23,17 +23,18 @@ from mmjax.core.types import Params
 from mmjax.models import Multimodal
 
 
-def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def from_peft(base: str | Path, source: str | Path, target: str | Path) -> tuple[dict[str, Any], tuple[str, ...], int]:
     """Make a run of a base (a run or a HuggingFace folder) and a peft folder.
 
     Returns:
-      Pattern -> method, what adapts the new run; and the paths of what else the adapter replaces.
+      Pattern -> method, what adapts the new run; the paths of what else the adapter replaces, and how many classes of
+      its head have no names.
 
     Raises:
       UserError: no adapter there; a method, a field or a tensor that has no place here, by name; another base's.
     """
-    _, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
-    return adapt, train
+    model, _, adapt, train = write_adapted(base, target, functools.partial(over_base, Path(source)))
+    return adapt, train, unnamed(model, train)
 
 
 def over_base(source: Path, model: Multimodal, params: Params) -> Over:
@@ -44,6 +45,7 @@ def over_base(source: Path, model: Multimodal, params: Params) -> Over:
       UserError: see `from_peft`.
     """
     config = read_config(source)
+    check_plain(source, params)
     model, params, empty = with_head(source, config, model, params)
     params, adapt, train = read_adapter(source, config, model, params)
     if missing := sorted(empty - set(train)):

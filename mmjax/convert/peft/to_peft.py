@@ -24,6 +24,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
+from mmjax.train.narrow import WIDE
 
 
 def to_peft(source: str | Path, target: str | Path, base: str = "") -> tuple[str, int, str]:
@@ -109,9 +110,10 @@ def write_adapter(
         own |= {"bias": "none", "lora_dropout": dropout, "use_rslora": False, "init_lora_weights": True}
     with staged_folder(target) as folder:
         (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
-        labels = json.dumps(list((model.huggingface.get("id2label") or {}).values()))
-        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "labels": labels, **mark})
-        (folder / "README.md").write_text(adapter_card(architecture, own | fields, base))
+        labels = list((model.huggingface.get("id2label") or {}).values())
+        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "labels": json.dumps(labels), **mark})
+        card = adapter_card(architecture, own | fields, base, labels, mark.get("base_dtype", WIDE))
+        (folder / "README.md").write_text(card)
 
 
 def _task(architecture: str, fields: Mapping[str, Any]) -> str | None:
