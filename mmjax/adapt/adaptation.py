@@ -167,8 +167,9 @@ def merged(model: Multimodal, params: Params) -> Params:
     rooms = {path.rpartition("/")[0] for path in leaves if is_adapter(path)}
     if beside := sorted(path for path in leaves if path.rpartition("/")[2] in BESIDE):
         kind = beside[0].rpartition("/")[2].partition("_")[0]
-        words = {"bottleneck": "mmjax convert to-adapters writes it beside them", "prompt_layers": "no other library takes it"}
-        said = words.get(beside[0].rpartition("/")[2], words.get(kind, "mmjax convert to-peft writes it beside them"))
+        said = "mmjax convert " + ("to-adapters" if kind == "bottleneck" else "to-peft") + " writes it beside them"
+        if kind == "prompt" and beside[0].startswith("encoders_image/"):
+            said = "no other library takes one of an image"
         raise UserError(
             f"{beside[0]}: what a {kind} adds has no place in the model's own parameters; {said}, and a run that goes on with "
             "it has the same adapt"

@@ -71,6 +71,17 @@ class _File(Protocol):
     def close(self) -> None: ...
 
 
+def float32_of(weights: Weights, name: str, where: object) -> np.ndarray:
+    """A tensor of an adapter, float32. Raises UserError, which begins with `where`, for integers and what is not finite."""
+    x = weights.read(name)
+    if weights.dtype(name) not in ("float16", "bfloat16", "float32", "float64"):
+        raise UserError(f"{where}: tensor {name!r} is of {weights.dtype(name)}, and an adapter's are of a float dtype")
+    x = np.asarray(x, np.float32)
+    if not np.isfinite(x).all():
+        raise UserError(f"{where}: tensor {name!r} has numbers that are not finite")
+    return x
+
+
 class Weights:
     """The tensors of a HuggingFace folder by name; made by `open_weights`, and a context manager.
 

@@ -144,6 +144,12 @@ def _check_scales(loaded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
                 f"init_from: {path} is {np.asarray(there).tolist()} there and {np.asarray(own[path]).tolist()} by adapt: give "
                 "LoRA the r, alpha and rslora that it was trained with, or merge it first (mmjax convert to-hf)"
             )
+        # Where nothing was adapted W_down is zero, as W_up is: such a layer or width would never learn.
+        if path.endswith("/bottleneck_down") and (np.any(there, axis=-2) != np.any(own[path], axis=-2)).any():
+            raise UserError(
+                f"init_from: {path} has other layers or widths there than adapt gives here: give Bottleneck those that it was "
+                f"trained with, or begin it anew with --init_fresh '{path.rpartition('/')[0]}/bottleneck_*'"
+            )
 
 
 def _check_frozen(setup: Setup, new: Sequence[str]) -> None:
@@ -241,6 +247,11 @@ def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dic
         if have[path].shape != leaf.shape:
             shapes, room = (tuple(have[path].shape), tuple(leaf.shape)), path.split("/")[0]
             deeper = "/layers/" in path and shapes[0][1:] == shapes[1][1:] and shapes[0][0] > shapes[1][0]
+            if path.endswith("/bottleneck_kind"):
+                raise UserError(
+                    f"init_from: {path.rpartition('/')[0]} has a bottleneck of another activation there, or normed otherwise: "
+                    "give Bottleneck the activation and normed that it was trained with"
+                )
             remedy = f"take some of its layers, --init_layers '{room}/*[:{leaf.shape[0]}]'" if deeper else "change the model"
             raise UserError(
                 f"init_from: {path} has shape {shapes[0]} there and {shapes[1]} here; {remedy}, or initialise it anew with "

@@ -46,6 +46,8 @@ CASES = {
     "llama-mixed": ("LlamaForCausalLM", {**SMALL, **WORDS, "num_key_value_heads": 1}, MIXED),
     "clip-houlsby": ("CLIPModel", CLIP, DoubleSeqBnConfig(reduction_factor=8, non_linearity="tanh")),
     "clip-text": ("CLIPModel", CLIP, SeqBnConfig(leave_out=[3, 4, 5], non_linearity="quick_gelu")),
+    "clip-text-alone": ("CLIPTextModelWithProjection", CLIP["text_config"], DoubleSeqBnConfig()),
+    "clip-image-alone": ("CLIPVisionModelWithProjection", CLIP["vision_config"], MIXED),
     "vit-pfeiffer": ("ViTForImageClassification", {**SMALL, **IMAGE, "num_labels": 3}, SeqBnConfig(non_linearity="gelu_new")),
     "vit-houlsby": ("ViTModel", {**SMALL, **IMAGE}, DoubleSeqBnConfig()),
 }
@@ -69,7 +71,11 @@ def inputs(model):
 
 def outputs(model, given):
     found = model(**given)
-    names = ("logits", "logits_per_image", "pooler_output", "last_hidden_state")
+    names = ("logits", "logits_per_image", "pooler_output", "text_embeds", "last_hidden_state")
+    if type(model).__name__ == "CLIPVisionModelWithProjection":
+        names = ("image_embeds",)
+    elif type(model).__name__ == "CLIPModel":
+        names = ("logits_per_image",)
     return {name: found[name] for name in names if name in found and found[name] is not None}
 
 

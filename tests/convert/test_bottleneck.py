@@ -143,6 +143,19 @@ UP = "vit.encoder.layer.1.output.output_adapters.adapters.mmjax.adapter_up.weigh
             r"tensor 'vit.encoder.layer.9.*has no place here",
         ),
         ({"tensors": lambda x: x | {UP: x[UP][:20].copy()}}, r"has a up of \(5, 20\), and this base's layer takes \(5, 24\)"),
+        ({"config": {"non_linearity": None}}, r"non_linearity=None and leave_out=.*: they are a name and a list of layers"),
+        ({"tensors": lambda x: x | {UP: x[UP] * np.nan}}, r"adapter_up.weight' has numbers that are not finite"),
+        (
+            {"tensors": lambda x: x | {UP: x[UP].astype(np.int8)}},
+            r"adapter_up.weight' is of int8, and an adapter's are of a float",
+        ),
+        (
+            {"tensors": lambda x: {k.replace("mmjax", "other"): v for k, v in x.items()}},
+            r"names the adapter 'mmjax', and it has",
+        ),
+        ({"head": {"label2id": {"a": 0, "b": 0}}}, r"label2id=.*: its head has 10 classes, 0 to 9, one name each"),
+        ({"head": {"label2id": ["a"]}}, r"label2id=.*: its head has 10 classes"),
+        ({"head": {"model_class": None}}, r"a head of None, which is not supported here"),
         ({"head": {"model_class": "ViTAdapterModel"}}, r"a head of ViTAdapterModel, which is not supported here"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -187,6 +200,79 @@ def test_bert_keeps_its_pooler_and_only_the_head_is_trained_beside(tmp_path, cap
     assert "keeps beside them a head alone" in capsys.readouterr().err
 
 
+def test_broken_files_and_half_a_head_are_one_line(folder, tmp_path, capsys):
+    for name, how, said in (
+        ("head_config.json", lambda file: file.write_bytes(b"{\xff"), "head_config.json: not JSON"),
+        ("head_config.json", lambda file: file.unlink(), "it has a head and no head_config.json"),
+        ("adapter_config.json", lambda file: file.write_bytes(b"\xff"), "adapter_config.json: not JSON"),
+        ("model_head.safetensors", lambda file: file.unlink(), "has neither model_head.safetensors nor pytorch_model_head.bin"),
+        ("adapter.safetensors", lambda file: file.write_bytes(file.read_bytes()[:200]), "adapter.safetensors"),
+    ):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        how(changed(folder, tmp_path / "source") / name)
+        assert main(["convert", "from-adapters", str(folder / "base"), str(tmp_path / "source"), str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, error
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_before_the_library_had_versions_says_gelu_for_what_is_gelu_new_now(folder, tmp_path):
+    file = changed(folder, tmp_path / "source", {"non_linearity": "gelu"}) / "adapter_config.json"
+    said = json.loads(file.read_text())
+    for whole, act in ((said, "gelu"), ({key: x for key, x in said.items() if key != "version"}, "gelu_tanh")):
+        file.write_text(json.dumps(whole))
+        _, _, adapt, _ = over_base(tmp_path / "source", *mmjax.load(folder / "base"))
+        assert {method.activation for method in adapt.values()} == {act}
+
+
+def test_layers_that_were_not_adapted_do_not_begin_dead(folder, tmp_path):
+    """Loaded with zeros on both sides they would never learn; what is trained of them is not left behind."""
+    more = {
+        "encoders_image/*/mlp/*": Bottleneck(r=3, normed=True),
+        "encoders_image/*/attention/*": Bottleneck(r=5, normed=True),
+    }
+    first = experiment(folder / "run", adapt=ADAPT, steps=1, init_fresh=(), optimizer=AdamW(learning_rate=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.single_device(patch)
+        train(first, tmp_path / "same")
+        with pytest.raises(UserError, match=r"bottleneck_down has other layers or widths there than adapt gives here"):
+            train(dataclasses.replace(first, adapt=more), tmp_path / "more")
+        other = {key: dataclasses.replace(method, activation="silu") for key, method in ADAPT.items()}
+        with pytest.raises(UserError, match=r"has a bottleneck of another activation there, or normed otherwise"):
+            train(dataclasses.replace(first, adapt=other), tmp_path / "other")
+    model, params = mmjax.load(tmp_path / "same")
+    out = params["encoders_image"]["stack"]["layers"]["attention"]["out"]
+    out["bottleneck_up_bias"] = out["bottleneck_up_bias"].at[0].set(0.5)  # of a layer that had none
+    _, tensors = adapter_of(model, "ViTForImageClassification", params)
+    assert (tensors["vit.encoder.layer.0.attention_adapters.adapters.mmjax.adapter_up.bias"] == 0.5).all()
+
+
+def test_a_head_over_a_pooler_that_nobody_has_is_refused(tmp_path, folder):
+    config = transformers.BertConfig(vocab_size=60, max_position_embeddings=16, **SIZES)
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "hf")
+    source = tmp_path / "source"
+    source.mkdir()
+    said = json.loads((folder / "ours" / "adapter_config.json").read_text())
+    said["config"] |= {"reduction_factor": 8.0, "mh_adapter": False}
+    (source / "adapter_config.json").write_text(json.dumps(said))
+    (source / "head_config.json").write_text(json.dumps({"model_class": "BertForSequenceClassification"}))
+    ones = {
+        "adapter_down.0.weight": (3, 24),
+        "adapter_down.0.bias": (3,),
+        "adapter_up.weight": (24, 3),
+        "adapter_up.bias": (24,),
+    }
+    names = {
+        f"bert.encoder.layer.{n}.output.adapters.mmjax.{k}": np.ones(v, np.float32) for n in range(3) for k, v in ones.items()
+    }
+    save_file(names, source / "adapter.safetensors")
+    head = {"classifier.weight": np.ones((3, 24), np.float32), "classifier.bias": np.ones(3, np.float32)}
+    save_file(head, source / "model_head.safetensors")
+    with pytest.raises(UserError, match=r"neither it nor the base has heads_classes/project/bias"):
+        over_base(source, *mmjax.load(tmp_path / "hf"))
+
+
 def test_what_goes_elsewhere_says_where(folder, tmp_path, capsys):
     peft = tmp_path / "peft"
     assert main(["convert", "to-peft", str(folder / "lora"), str(peft)]) == 0
@@ -213,7 +299,7 @@ def test_another_base_and_what_the_library_has_no_place_for_are_named(folder, tm
         over_base(folder / "ours", *mmjax.load(tmp_path / "other"))
     text = transformers.ViltConfig(image_size=8, patch_size=4, vocab_size=40, max_position_embeddings=12, **SIZES)
     transformers.ViltModel(text).save_pretrained(tmp_path / "vilt")
-    with pytest.raises(UserError, match=r"ViltModel: the adapters library has no place in it for a bottleneck; it has in bert"):
+    with pytest.raises(UserError, match=r"ViltModel: no bottleneck of it goes to the adapters library"):
         over_base(folder / "ours", *mmjax.load(tmp_path / "vilt"))
 
 

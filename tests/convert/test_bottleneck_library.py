@@ -40,6 +40,8 @@ CASES = {
     "llama-mixed": {"caption": "logits"},
     "clip-houlsby": {"dual": "logits_per_image"},
     "clip-text": {"dual": "logits_per_image"},
+    "clip-text-alone": {"projection": "text_embeds", "tokens.text": "last_hidden_state"},
+    "clip-image-alone": {"projection": "image_embeds"},
     "vit-pfeiffer": {"classes": "logits"},
     "vit-houlsby": {"tokens.image": "last_hidden_state", "pooler": "pooler_output"},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +26,11 @@ from mmjax.convert.bottleneck.layout import (
     RANDOM,
     TENSORS,
     Place,
+    read_json,
 )
 from mmjax.convert.headed import CLASSES, as_class, unnamed
 from mmjax.convert.huggingface import family_of
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
@@ -63,7 +63,10 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
     if act is None:
         known = ", ".join(word for words in ACTIVATIONS.values() for word in words)
         raise UserError(f"{folder}: non_linearity={config['non_linearity']!r} is not supported here; use one of {known}")
-    found = {key.replace(f".adapters.{name}.", ".adapters."): x for key, x in layout.read(folder, TENSORS).items()}
+    tensors = layout.read(folder, TENSORS)
+    if others := [key for key in tensors if f"adapters.{name}." not in key]:
+        raise UserError(f"{folder}: its {CONFIG} names the adapter {name!r}, and it has tensor {others[0]!r}")
+    found = {key.replace(f"adapters.{name}.", "adapters."): x for key, x in tensors.items()}
     body = f"{PLACES[family.model_type][0]}."
     adapt: dict[str, Any] = {}
     for place in layout.places(model, family.architecture(model)):
@@ -77,6 +80,19 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
         raise UserError(f"{folder}: it has no bottleneck of this base")
     check_base(folder, layout.metadata(folder), model, leaves, params)
     return model, nested(leaves), adapt, train
+
+
+def _labels(file: Path, known: Any, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the classes of a head: those that its config gives, or LABEL_0, ..., where it names none."""
+    count = next((len(tensors[name]) for name in CLASSES if name in tensors), None)
+    if not known:
+        return [f"LABEL_{i}" for i in range(count or 0)]
+    ids = list(known.values()) if isinstance(known, dict) else []
+    if not all(isinstance(i, int) for i in ids) or sorted(ids) != list(range(len(ids) if count is None else count)):
+        raise UserError(
+            f"{file}: label2id={str(known)[:60]}: its head has {count} classes, 0 to {(count or 1) - 1}, one name each"
+        )
+    return sorted(known, key=lambda label: known[label])
 
 
 def _given(
@@ -121,7 +137,8 @@ def _put(
                     "it belongs to another base"
                 )
             x[n][tuple(slice(0, size) for size in part.shape)] = part
-        methods[n] = Bottleneck(r, act, normed)
+        with within(str(folder)):
+            methods[n] = Bottleneck(r, act, normed)
     leaves |= {f"{place.room}/bottleneck_{name}": jnp.asarray(x) for name, x in whole.items()}
     leaves[f"{place.room}/bottleneck_kind"] = jnp.stack([kind(act, normed)] * depth)
     return runs_of_layers(f"{place.room}/kernel", methods, depth, True)
@@ -135,9 +152,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """
     file = folder / CONFIG
     if not layout.is_bottleneck(folder):
-        other = ": it is peft's, for mmjax convert from-peft" if file.is_file() and "peft_type" in file.read_text() else ""
+        known = read_json(file) if file.is_file() else None
+        other = ": it is peft's, for mmjax convert from-peft" if isinstance(known, dict) and "peft_type" in known else ""
         raise UserError(f"{folder} is no folder of the adapters library{other}")
-    whole = json.loads(file.read_text())
+    whole = read_json(file)
     config = whole["config"]
     if not isinstance(config, dict) or config.get("architecture") is not None or "non_linearity" not in config:
         said = config.get("architecture") if isinstance(config, dict) else config
@@ -150,6 +168,11 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
             raise UserError(
                 f"{file}: {field}={config[field]!r} is not supported here; it acts when training alone: set it to {value}"
             )
+    act, left = config["non_linearity"], config.get("leave_out") or []
+    if not isinstance(act, str) or not isinstance(left, list):
+        raise UserError(f"{file}: non_linearity={act!r} and leave_out={left!r}: they are a name and a list of layers")
+    if "version" not in whole:  # as the library reads folders of before it had one
+        config = config | {"non_linearity": {"gelu": "gelu_new", "gelu_orig": "gelu"}.get(act.lower(), act)}
     usual = {"original_ln_before": False, "leave_out": [], **dict.fromkeys(FLAGS.values(), False)}
     return {**usual, **{name: x for name, x in config.items() if x is not None}}, str(whole.get("name", ""))
 
@@ -158,19 +181,18 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
     """The base with the head of the folder, and the head's paths; as it is where there is none."""
     file = folder / HEAD_CONFIG
     if not file.is_file():
+        if any((folder / name).is_file() for name in HEAD):
+            raise UserError(f"{folder}: it has a head and no {HEAD_CONFIG} that says of which class")
         return model, params, ()
-    config = json.loads(file.read_text())
-    family, named = family_of(model), config.get("model_class", "")
+    config = read_json(file)
+    family, named = family_of(model), str(config.get("model_class")) if isinstance(config, dict) else ""
     if named not in family.models:
         raise UserError(
             f"{file}: a head of {named}, which is not supported here{nearest(named, family.models)}; save the adapter with "
             "with_head=False, or from a class of transformers"
         )
     tensors = layout.read(folder, HEAD)
-    labels = sorted((config.get("label2id") or {}).items(), key=lambda own: int(own[1]))
-    count = next((len(tensors[name]) for name in CLASSES if name in tensors), len(labels))
-    names = [label for label, _ in labels] if len(labels) == count else [f"LABEL_{i}" for i in range(count)]
-    model, params, _ = as_class(model, params, named, names)
+    model, params, empty = as_class(model, params, named, _labels(file, config.get("label2id"), tensors))
     leaves = leaves_by_path(params)
     body, changed = f"{PLACES[family.model_type][0]}.", []
     for row in family.rows(model, named):
@@ -185,6 +207,8 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
         for path, part in zip(row.ours, row.split(x, shapes), strict=True):
             leaves[path] = jnp.asarray(part)
             changed.append(path)
+    if missing := sorted(empty - set(changed)):
+        raise UserError(f"{folder}: its head is of {named}, and neither it nor the base has {missing[0]}")
     unread = (*family.dropped, *family.unread(model, named))
     if spare := [name for name in tensors if not any(re.search(pattern, name) for pattern in unread)]:
         raise UserError(f"{folder}: tensor {spare[0]!r} of its head has no place here")

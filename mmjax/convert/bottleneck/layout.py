@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.layout import Row
-from mmjax.convert.weights import open_file
+from mmjax.convert.weights import float32_of, open_file
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.nn.bottleneck import LAST
@@ -27,13 +27,16 @@ from mmjax.nn.bottleneck import LAST
 CONFIG, TENSORS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_CONFIG, HEAD = "head_config.json", ("model_head.safetensors", "pytorch_model_head.bin")
 NAME = "mmjax"  # of the adapter, which its user gives another with load_as
+CLIP = ("clip", ((r"self_attn\.out_proj$", "attention_adapters"), (r"mlp\.fc2$", "output_adapters")))
 # Family -> what the class calls its body, and where a branch's adapters lie, by the module of its last kernel.
 PLACES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "bert": ("bert", ((r"\.dense$", ""),)),
     "roberta": ("roberta", ((r"\.dense$", ""),)),
     "gpt2": ("transformer", ((r"attn\.c_proj$", "attention_adapters"), (r"mlp\.c_proj$", "output_adapters"))),
     "llama": ("model", ((r"self_attn\.o_proj$", "attention_adapters"), (r"mlp\.down_proj$", "output_adapters"))),
-    "clip": ("clip", ((r"self_attn\.out_proj$", "attention_adapters"), (r"mlp\.fc2$", "output_adapters"))),
+    "clip": CLIP,
+    "clip_text_model": CLIP,
+    "clip_vision_model": CLIP,
     "vit": ("vit", ((r"attention\.output\.dense$", "attention_adapters"), (r"output\.dense$", "output.output_adapters"))),
 }
 ACTIVATIONS = {
@@ -44,6 +47,7 @@ ACTIVATIONS = {
     "quick_gelu": ("quick_gelu",),
     "tanh": ("tanh",),
 }
+WITHOUT = ("CLIPForImageClassification",)  # which the library has not prepared
 FLAGS = {"attention": "mh_adapter", "mlp": "output_adapter"}  # of the library's config, by branch
 # What the library's config may say beside, which is all that is done here.
 FIXED: dict[str, Any] = {
@@ -87,10 +91,10 @@ class Place:
 
 def check_family(model: Multimodal, architecture: str) -> None:
     """Raises UserError for a class that the library does not have."""
-    if family_of(model).model_type not in PLACES:
+    if family_of(model).model_type not in PLACES or architecture in WITHOUT:
         raise UserError(
-            f"{architecture}: the adapters library has no place in it for a bottleneck; it has in {', '.join(PLACES)}. The run "
-            "itself answers, evaluates and goes on with it"
+            f"{architecture}: no bottleneck of it goes to the adapters library or comes from it, as of {', '.join(PLACES)} "
+            f"(but not {', '.join(WITHOUT)}). The run itself answers, evaluates and goes on with it"
         )
 
 
@@ -161,7 +165,7 @@ def check_beside(model: Multimodal, architecture: str, trained: Collection[str])
             f"{architecture}: {spare[0]} is trained beside the bottlenecks, and the adapters library keeps beside them a head "
             "alone, which it is no part of there: leave it out of optimizer.train and of adapt"
         )
-    if trained and family.model_type == "clip":
+    if trained and family.model_type.startswith("clip"):
         raise UserError(f"{architecture}: the adapters library keeps the head of a CLIP together with its towers: not written")
     return rows
 
@@ -181,7 +185,15 @@ def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(names)}")
     with open_file(file) as weights:
-        return {name: np.asarray(weights.read(name), np.float32) for name in weights.names}
+        return {name: float32_of(weights, name, file) for name in weights.names}
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises UserError where it is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not JSON ({error})") from None
 
 
 def metadata(folder: Path) -> dict[str, str]:

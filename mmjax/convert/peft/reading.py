@@ -18,7 +18,7 @@ from mmjax.convert.bottleneck.layout import is_bottleneck
 from mmjax.convert.family import Family
 from mmjax.convert.huggingface import match_names
 from mmjax.convert.peft import layout
-from mmjax.convert.weights import Weights, open_file
+from mmjax.convert.weights import float32_of, open_file
 from mmjax.core.errors import UserError, nearest
 
 logger = logging.getLogger("mmjax")
@@ -86,7 +86,7 @@ def tensor(folder: Path, name: str) -> np.ndarray:
     with open_file(_file(folder)) as weights:
         if name not in weights.names:
             raise UserError(f"{folder}: it has no tensor {name!r}")
-        return _float32(weights, name)
+        return float32_of(weights, name, folder)
 
 
 def by_module(
@@ -137,7 +137,7 @@ def by_module(
                     "mmjax: %s is of a module inside torch's own attention, where peft's adapter does nothing: left out", name
                 )
                 continue
-            found[names[asked_name]][suffix] = _float32(weights, name)
+            found[names[asked_name]][suffix] = float32_of(weights, name, file)
             spelt[names[asked_name]] = module
     return dict(found), spelt
 
@@ -150,10 +150,6 @@ def _asked(module: str, suffix: str) -> str:
 def _second_spellings(family: Family, expected: Sequence[str], unused: Sequence[str]) -> set[str]:
     """Of the names that nothing asks for, those that are other spellings of ones that were found."""
     return {name for name in unused if match_names(family, list(expected), (name,))[0]}
-
-
-def _float32(weights: Weights, name: str) -> np.ndarray:
-    return np.asarray(weights.read(name), np.float32)
 
 
 def _place(file: Path, name: str, first: str) -> tuple[str, str]:
