@@ -29,6 +29,7 @@ import pytest
 from PIL import Image
 
 import mmjax.plan.command
+import mmjax.predict.adapters  # before what it builds on is replaced
 import mmjax.train
 import mmjax.train.session
 from mmjax.cli import main
