@@ -21,7 +21,7 @@ from mmjax.convert.family import Family, check_exact, explicit, freeze, get, put
 from mmjax.convert.layout import Row, Table
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
-from mmjax.core import quiet
+from mmjax.core import quiet, strict_json
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, map_with_path, nested
 from mmjax.core.types import Params
@@ -47,10 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} has no config.json: it is no HuggingFace folder")
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
+    config = strict_json.read(file)
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{file}: it names no model_type")
     kind = config["model_type"]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.core import strict_json
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer
 from mmjax.data.spelling import nearest
@@ -250,10 +251,7 @@ def _kind(folder: Path, file: Path, found: dict[str, Any]) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{file}: not JSON ({error})") from None
+    found = strict_json.read(file)
     if not isinstance(found, dict):
         raise UserError(f"{file}: not a JSON object")
     return found

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from safetensors import safe_open
 
 from mmjax.core.errors import UserError, nearest
 
@@ -80,6 +81,14 @@ def float32_of(weights: Weights, name: str, where: object) -> np.ndarray:
     if not np.isfinite(x).all():
         raise UserError(f"{where}: tensor {name!r} has numbers that are not finite")
     return x
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What stands beside the tensors of a file; {} where nothing does."""
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(str(file), "numpy") as opened:
+        return dict(opened.metadata() or {})
 
 
 class Weights:

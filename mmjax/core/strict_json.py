@@ -5,9 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmjax.core.errors import UserError
+
+
+def read(file: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+      UserError: it is not JSON. OSError: it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{file}: not JSON ({error})") from None
 
 
 def plain(value: Any) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.core import strict_json
 from mmjax.core.errors import UserError
 from mmjax.generate.settings import Settings
 
@@ -41,11 +41,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     file = folder / "generation_config.json"
     try:
-        said = json.loads(file.read_text())
+        said = strict_json.read(file)
     except FileNotFoundError:
         return {}, {}
-    except ValueError as error:
-        raise UserError(f"{file}: it is not JSON ({error})") from None
     if not isinstance(said, dict):
         raise UserError(f"{file}: it holds {type(said).__name__}, not an object")
     return settings(said)

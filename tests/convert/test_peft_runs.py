@@ -61,17 +61,22 @@ def experiment(base, **changes):
     return dataclasses.replace(chosen, **changes)
 
 
+def a_base(place):
+    """A HuggingFace folder of a ViT, and a run of it."""
+    torch.manual_seed(0)
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(place / "hf")
+    (place / "hf" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    assert main(["convert", "from-hf", str(place / "hf"), str(place / "base")]) == 0
+    return place / "base"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A HuggingFace folder of a ViT and a run of it, an adapted run, and the peft folder of that."""
     place = tmp_path_factory.mktemp("peft")
-    torch.manual_seed(0)
-    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(place / "hf")
-    (place / "hf" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     with pytest.MonkeyPatch.context() as patch:
         tiny.single_device(patch)
-        assert main(["convert", "from-hf", str(place / "hf"), str(place / "base")]) == 0
-        train(experiment(place / "base"), place / "run")
+        train(experiment(a_base(place)), place / "run")
     assert main(["convert", "to-peft", str(place / "run"), str(place / "peft"), "--base", str(place / "hf")]) == 0
     return place
 

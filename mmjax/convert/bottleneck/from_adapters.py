@@ -26,10 +26,11 @@ from mmjax.convert.bottleneck.layout import (
     RANDOM,
     TENSORS,
     Place,
-    read_json,
 )
 from mmjax.convert.headed import CLASSES, as_class, unnamed
 from mmjax.convert.huggingface import family_of
+from mmjax.convert.weights import metadata_of
+from mmjax.core import strict_json
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
@@ -63,7 +64,8 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
     if act is None:
         known = ", ".join(word for words in ACTIVATIONS.values() for word in words)
         raise UserError(f"{folder}: non_linearity={config['non_linearity']!r} is not supported here; use one of {known}")
-    tensors = layout.read(folder, TENSORS)
+    file = layout.file_of(folder, TENSORS)
+    tensors = layout.read(file)
     if others := [key for key in tensors if f"adapters.{name}." not in key]:
         raise UserError(f"{folder}: its {CONFIG} names the adapter {name!r}, and it has tensor {others[0]!r}")
     found = {key.replace(f"adapters.{name}.", "adapters."): x for key, x in tensors.items()}
@@ -78,7 +80,7 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
         raise UserError(f"{folder}: tensor {spare!r} has no place here by what its {CONFIG} says")
     if not adapt:
         raise UserError(f"{folder}: it has no bottleneck of this base")
-    check_base(folder, layout.metadata(folder), model, leaves, params)
+    check_base(folder, metadata_of(file), model, leaves, params)
     return model, nested(leaves), adapt, train
 
 
@@ -152,10 +154,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """
     file = folder / CONFIG
     if not layout.is_bottleneck(folder):
-        known = read_json(file) if file.is_file() else None
+        known = strict_json.read(file) if file.is_file() else None
         other = ": it is peft's, for mmjax convert from-peft" if isinstance(known, dict) and "peft_type" in known else ""
         raise UserError(f"{folder} is no folder of the adapters library{other}")
-    whole = read_json(file)
+    whole = strict_json.read(file)
     config = whole["config"]
     if not isinstance(config, dict) or config.get("architecture") is not None or "non_linearity" not in config:
         said = config.get("architecture") if isinstance(config, dict) else config
@@ -184,14 +186,14 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
         if any((folder / name).is_file() for name in HEAD):
             raise UserError(f"{folder}: it has a head and no {HEAD_CONFIG} that says of which class")
         return model, params, ()
-    config = read_json(file)
+    config = strict_json.read(file)
     family, named = family_of(model), str(config.get("model_class")) if isinstance(config, dict) else ""
     if named not in family.models:
         raise UserError(
             f"{file}: a head of {named}, which is not supported here{nearest(named, family.models)}; save the adapter with "
             "with_head=False, or from a class of transformers"
         )
-    tensors = layout.read(folder, HEAD)
+    tensors = layout.read(layout.file_of(folder, HEAD))
     model, params, empty = as_class(model, params, named, _labels(file, config.get("label2id"), tensors))
     leaves = leaves_by_path(params)
     body, changed = f"{PLACES[family.model_type][0]}.", []

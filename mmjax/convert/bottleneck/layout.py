@@ -8,18 +8,17 @@ head_config.json, model_head.safetensors    a head that was trained beside, by t
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.layout import Row
 from mmjax.convert.weights import float32_of, open_file
+from mmjax.core import strict_json
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.nn.bottleneck import LAST
@@ -173,33 +172,21 @@ def check_beside(model: Multimodal, architecture: str, trained: Collection[str])
 def is_bottleneck(folder: Path) -> bool:
     """Whether a folder is the library's, and not peft's."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+        config = strict_json.read(folder / CONFIG)
+    except (OSError, UserError):
         return False
     return isinstance(config, dict) and "peft_type" not in config and "config" in config
 
 
-def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """All tensors of the file that is there, float32."""
+def file_of(folder: Path, names: Sequence[str]) -> Path:
+    """The file that is there of these names. Raises UserError where none is."""
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(names)}")
+    return file
+
+
+def read(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, float32."""
     with open_file(file) as weights:
         return {name: float32_of(weights, name, file) for name in weights.names}
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises UserError where it is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
-
-
-def metadata(folder: Path) -> dict[str, str]:
-    """What stands beside the tensors; {} where nothing does."""
-    file = folder / TENSORS[0]
-    if not file.is_file():
-        return {}
-    with safe_open(str(file), "numpy") as opened:
-        return dict(opened.metadata() or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from mmjax.adapt import LoRA
 from mmjax.convert.bottleneck.layout import is_bottleneck
 from mmjax.convert.family import Family
 from mmjax.convert.huggingface import match_names
 from mmjax.convert.peft import layout
-from mmjax.convert.weights import float32_of, open_file
+from mmjax.convert.weights import float32_of, metadata_of, open_file
+from mmjax.core import strict_json
 from mmjax.core.errors import UserError, nearest
 
 logger = logging.getLogger("mmjax")
@@ -45,10 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / layout.CONFIG
     if not file.is_file():
         raise UserError(f"{folder} has no {layout.CONFIG}: it is no folder of peft's")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
+    config = strict_json.read(file)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in TAKEN:
         other = " (a folder of the adapters library: mmjax convert from-adapters)" if is_bottleneck(folder) else ""
@@ -68,11 +64,7 @@ def _file(folder: Path) -> Path:
 
 def metadata(folder: Path) -> dict[str, str]:
     """What stands beside the tensors; {} where nothing does."""
-    file = _file(folder)
-    if file.suffix == ".bin":
-        return {}
-    with safe_open(str(file), "numpy") as opened:
-        return dict(opened.metadata() or {})
+    return metadata_of(_file(folder))
 
 
 def tensor_shapes(folder: Path, first: str = layout.FIRST) -> dict[str, tuple[int, ...]]:
