@@ -347,6 +347,10 @@ MUTATIONS = (
     Mutation("another_base", "an adapter of another base is taken for one of this",
              "mmjax/predict/adapters.py", "tests/predict/test_adapters.py -k mistakes",
              "if there is not None and leaf not in may and", "if False and leaf not in may and"),
+    Mutation("kept_twice", "what recomputing keeps of an adapted layer is base and adapter apart",
+             "mmjax/nn/stack.py", "tests/adapt/test_adaptation.py -k recomputes",
+             '"dots": jax.checkpoint_policies.save_only_these_names("linear", "attention")',
+             '"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable'),
     # what is kept narrow
     Mutation("unscaled_kernel", "whole numbers are multiplied by without their scales",
              "mmjax/nn/linear.py", "tests/nn/test_narrow.py",

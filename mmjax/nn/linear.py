@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.types import Array
 from mmjax.nn.adapters import leaf_of, low_rank, scaled_input, scaled_output
@@ -57,7 +58,8 @@ class Linear(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features)
             y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - len(features)) + features)
-        return scaled_output(self, y, len(features))
+        # Saved as a whole: base and adapters alone would be as large each.
+        return checkpoint_name(scaled_output(self, y, len(features)), "linear")
 
     def prompt(self, after: int) -> Virtual | None:
         """Tokens that belong among those that this layer gives, after so many; None without."""

@@ -29,12 +29,7 @@ from mmjax.parallel.mesh import constrain_tokens
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(
-            "attention"
-        ),  # an attention kernel's output; no policy knows it as a product
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names("linear", "attention"),
     # What a layer's backward pass needs and only a product or a kernel can make again.
     "cheap": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mixed", "mlp_up"),
     "lean": jax.checkpoint_policies.save_only_these_names("qkv"),
@@ -66,7 +61,7 @@ class StackFields(nn.Module):
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
       remat: what the backward pass recomputes: `none`, `full`, `dots`, `cheap` or `lean`. `full` is everything, `dots` all but
-        matmul results, `cheap` norms, activations and attention weights, from what products and attention kernels gave, `lean`
+        what linear layers gave, `cheap` norms, activations and attention weights, from what products and attention kernels gave, `lean`
         all but queries, keys and values (a third of the memory for a seventh more FLOPs).
       attention: which attention runs, see `attend.attend`.
     """

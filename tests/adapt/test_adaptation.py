@@ -205,3 +205,22 @@ def test_what_cannot_be_adapted_is_one_line(adapt, said, params):
 def test_fields_out_of_range_are_one_line(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_a_layer_that_recomputes_keeps_one_result_of_an_adapted_linear_layer():
+    """Base and adapter are summed before they are kept: either alone would be as large again."""
+    dots = model().copy(encoders={"text": model().encoders["text"].copy(remat="dots"), "image": model().encoders["image"]})
+    params = adapted(dots, base(), {"encoders_text/*/attention/[qv]/kernel": LoRA(r=4)}, jax.random.key(0))
+
+    def kept(params):
+        """How many arrays of the size of L results [B, T, D] the forward pass of the tower keeps for the other."""
+        trained, frozen = {p: x for p, x in leaves_by_path(params).items() if "lora" in p or "position" in p}, params
+
+        def loss(trained):
+            whole = map_with_path(lambda path, x: trained.get(path, x), frozen)
+            return jnp.sum(BoundForward(dots, whole, {"text": jnp.asarray(IDS)}).head("classes"))
+
+        return [x.size for x in jax.tree.leaves(jax.vjp(loss, trained)[1])].count(3 * 2 * 10 * 16)
+
+    assert any("lora" in path for path in leaves_by_path(params))
+    assert kept(params) == kept(base()) > 3
