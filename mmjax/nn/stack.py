@@ -61,8 +61,8 @@ class StackFields(nn.Module):
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
       remat: what the backward pass recomputes: `none`, `full`, `dots`, `cheap` or `lean`. `full` is everything, `dots` all but
-        what linear layers gave, `cheap` norms, activations and attention weights, from what products and attention kernels gave, `lean`
-        all but queries, keys and values (a third of the memory for a seventh more FLOPs).
+        what linear layers gave, `cheap` norms, activations and attention weights, from what products and attention kernels
+        gave, `lean` all but queries, keys and values (a third of the memory for a seventh more FLOPs).
       attention: which attention runs, see `attend.attend`.
     """
 
