@@ -16,13 +16,12 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
 from mmjax.data.sources import groups, splits
+from mmjax.data.sources.fields import TAKEN
 from mmjax.data.sources.rows import Row, read_rows
 from mmjax.data.sources.splits import SPLITS
 from mmjax.data.spelling import nearest
 from mmjax.data.types import Record
 
-# What a record or a batch holds already.
-TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
 NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 
 

@@ -1,0 +1,247 @@
+"""What sources whose examples are tables or files by name share: which field is what of a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.core.config import setting
+from mmjax.core.errors import UserError
+from mmjax.data.images import MAX_PIXELS, decode_image, read_image
+from mmjax.data.levels import Window
+from mmjax.data.sources import splits
+from mmjax.data.sources.splits import SPLITS
+from mmjax.data.spelling import nearest
+from mmjax.data.types import BadRecordError, Record
+
+# What a record or a batch holds already.
+TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
+KINDS = ("image", "text", "text_pair", "label", "group")
+GROUPS = 2**31  # the numbers that groups have are below it
+Example = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fields:
+    """The settings of a source whose examples have fields by name; inherited, so that a config writes them flat.
+
+    A field that is named here must be there; one that has its default name is left out where the data has none.
+
+    Attributes:
+      split: "all", or "train", "validation" or "test" by a hash of each example's key: adding examples moves no other.
+      fractions: shares of train, validation and test.
+      image_field: of the image: bytes of a file, HuggingFace's {"bytes", "path"}, or a path below `root`.
+      text_field: of the caption, or of a list of captions, of which the pipeline draws one each time.
+      pair_field: of the second of two texts.
+      label_field: of the class: a whole number, or one of `names`. Empty or negative is no class: -1.
+      names: of the classes in label order, for data that does not say them itself.
+      group_field: whose equal values make examples each other's positives.
+      fields: record key -> a further field, whose value is passed on as it is: a string, a number, a list or an array.
+      root: folder that image paths are relative to; default: that of the data.
+      window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
+        itself gives, see `levels.to_bytes`.
+      max_pixels: an image of more pixels counts as unreadable.
+    """
+
+    split: str = "all"
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    image_field: str = "image"
+    text_field: str = "text"
+    pair_field: str = "text_pair"
+    label_field: str = "label"
+    names: tuple[str, ...] = ()
+    group_field: str = "group"
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    root: str | None = setting(path=True, default=None)
+    window: tuple[float, float] | None = None
+    max_pixels: int = setting(least=1, default=MAX_PIXELS)
+
+    def check_fields(self) -> None:
+        """Raises `UserError` for an unknown split, shares that do not sum to 1, a window that is none, names given twice, or a
+        key of `fields` that a record has already."""
+        name = type(self).__name__
+        splits.check_split(name, self.split, (*SPLITS, "all"))
+        splits.check_fractions(name, self.fractions)
+        splits.check_images(name, self.window, self.max_pixels)
+        for key in self.fields:
+            if key in TAKEN:
+                raise UserError(f"{name}.fields.{key}: a record has a {key!r} already; give it another name")
+        twice = [one for one in self.names if self.names.count(one) > 1]
+        if twice:
+            raise UserError(f"{name}.names has {twice[0]!r} more than once")
+
+    def found(self, there: Iterable[str]) -> dict[str, str]:
+        """Kind -> the field it comes from, of those of `KINDS` that the data has, whose fields are `there`.
+
+        Raises:
+          UserError: a field named here that is not there, or neither an image nor a text nor a further field.
+        """
+        there, name = list(there), type(self).__name__
+        found = {}
+        for kind in KINDS:
+            option = "pair_field" if kind == "text_pair" else f"{kind}_field"
+            field = getattr(self, option)
+            if field in there:
+                found[kind] = field
+            elif field != type(self).__dataclass_fields__[option].default:
+                raise UserError(f"{name}.{option}={field!r} is no field of the data{nearest(field, there)}")
+        for key, field in self.fields.items():
+            if field not in there:
+                raise UserError(f"{name}.fields.{key}={field!r} is no field of the data{nearest(field, there)}")
+        if "image" not in found and "text" not in found and not self.fields:
+            raise UserError(
+                f"{name}: the data has neither {self.image_field!r} nor {self.text_field!r}; it has {', '.join(there)}"
+            )
+        return found
+
+    def reading(self, found: Mapping[str, str], names: tuple[str, ...] = (), root: str = "") -> Reading:
+        """What makes records of examples.
+
+        Args:
+          found: what `found` gave.
+          names: of the classes, where the data says them; the settings' own come first.
+          root: the folder of the data.
+        """
+        own = self.names or names
+        source = type(self).__name__
+        return Reading(source, dict(found), dict(self.fields), own, self.root or root, self.window, self.max_pixels)
+
+    def kept(self, keys: Iterable[str]) -> np.ndarray | None:
+        """Places of the examples that are in the split, int64; None for all. `keys`: a text for each, that no other has."""
+        if self.split == "all":
+            return None
+        return np.array([i for i, key in enumerate(keys) if splits.hash_split(key, self.fractions) == self.split], np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """An example, field -> value, to a record.
+
+    Attributes:
+      source: its name, for complaints.
+      found: kind -> field.
+      fields: record key -> further field.
+      names: of the classes.
+      root: the folder that image paths are relative to.
+      window, max_pixels: as `Fields` has them.
+    """
+
+    source: str
+    found: dict[str, str]
+    fields: dict[str, str]
+    names: tuple[str, ...]
+    root: str
+    window: Window | None
+    max_pixels: int
+
+    def __call__(self, example: Example, where: str) -> Record:
+        """The record. `where` names the example, for complaints.
+
+        Raises:
+          BadRecordError: a field that is not there, or a value that is not what it should be.
+        """
+        record: Record = {}
+        for key, field in (*self.found.items(), *self.fields.items()):
+            if field not in example:
+                raise BadRecordError(where, f"it has no {field!r}")
+            record[key] = self._value(key, example[field], f"{where} {field}")
+        if record.get("label", -1) >= 0 and self.names:
+            record["name"] = self.names[record["label"]]
+        if "group" not in record and "text" not in record and record.get("label", -1) >= 0:
+            record["group"] = record["label"]
+        return record
+
+    def texts(self, example: Example) -> Iterator[str]:
+        """The captions of an example; those that are no texts are passed over."""
+        for kind in ("text", "text_pair"):
+            value = example.get(self.found.get(kind, ""))
+            for one in value if isinstance(value, list | tuple | np.ndarray) else (value,):
+                if isinstance(one, bytes | str):
+                    yield one.decode("utf-8", "replace") if isinstance(one, bytes) else one
+
+    def _value(self, key: str, value: Any, where: str) -> Any:
+        if key in self.fields:
+            return _passed_on(value, where)
+        if key == "image":
+            return self._image(value, where)
+        if key == "label":
+            return self._label(value, where)
+        if key == "group":
+            return group_of(value, where)
+        return _text(value, where, several=key == "text")
+
+    def _image(self, value: Any, where: str) -> np.ndarray:
+        if isinstance(value, Mapping):  # HuggingFace's feature Image
+            inside = value.get("bytes")
+            value = value.get("path") if inside is None else inside
+        if isinstance(value, bytes):
+            return decode_image(value, where, self.window, self.max_pixels)
+        if isinstance(value, str) and value:
+            return read_image(os.path.join(self.root, value), self.window, self.max_pixels)
+        raise BadRecordError(where, f"an image is the bytes of a file or a path, not {_said(value)}")
+
+    def _label(self, value: Any, where: str) -> int:
+        if isinstance(value, bytes):
+            value = _decoded(value, where)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return -1
+        if isinstance(value, str) and value.strip() in self.names:
+            return self.names.index(value.strip())
+        try:
+            number = int(value) if isinstance(value, str | int | np.integer) and not isinstance(value, bool) else None
+        except ValueError:
+            number = None
+        if number is None:
+            known = ", ".join(self.names[:8]) or f"none: give {self.source}.names"
+            raise BadRecordError(where, f"{_said(value)} is no class; the names of the classes are {known}")
+        if self.names and number >= len(self.names):
+            raise BadRecordError(where, f"the class {number} is none of the {len(self.names)} that have names")
+        return max(-1, number)
+
+
+def group_of(value: Any, where: str) -> int:
+    """A number below `GROUPS`: a whole number as it is, 31 bits of a hash of a text."""
+    if isinstance(value, bytes):
+        value = _decoded(value, where)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < GROUPS:
+        return int(value)
+    if not isinstance(value, str | int | np.integer) or isinstance(value, bool):
+        raise BadRecordError(where, f"a group is a string or a whole number, not {_said(value)}")
+    return int.from_bytes(hashlib.blake2b(splits.encoded(str(value)), digest_size=4).digest(), "little") % GROUPS
+
+
+def _text(value: Any, where: str, several: bool) -> Any:
+    if isinstance(value, bytes):
+        return _decoded(value, where)
+    if isinstance(value, str):
+        return value
+    if several and isinstance(value, list | tuple | np.ndarray) and len(value):
+        return tuple(_text(one, where, several=False) for one in value)
+    raise BadRecordError(where, f"a text is a string{', or a list of one or more' * several}, not {_said(value)}")
+
+
+def _passed_on(value: Any, where: str) -> Any:
+    if isinstance(value, bytes):
+        return _decoded(value, where)
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, str | int | float | list | tuple | np.ndarray):
+        return value
+    raise BadRecordError(where, f"{_said(value)} is no string, number, list or array")
+
+
+def _decoded(value: bytes, where: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecordError(where, f"not UTF-8 text ({error})") from None
+
+
+def _said(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:57]}... ({type(value).__name__})"

@@ -1,0 +1,78 @@
+"""What a source works out once and finds again the next time: indices of its files, in a cache folder of this machine."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import filelock
+
+from mmjax.core.errors import UserError
+from mmjax.data.sources.splits import encoded
+
+
+def folder() -> Path:
+    """`MMJAX_CACHE`, else `mmjax` in the cache folder of the user."""
+    own = os.environ.get("MMJAX_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmjax"
+
+
+def made_once(kind: str, of: Iterable[str], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` has filled, now or in an earlier run; several processes wait for the one that makes it.
+
+    It is written beside its place and moved there when it is whole, so that what lies there is whole.
+
+    Args:
+      kind: what it is and in which version: "tar-1".
+      of: texts that say what it is made of: when one changes, it is made anew.
+      make: fills an empty folder.
+
+    Raises:
+      UserError: the cache folder cannot be written, or its disk is full; and what `make` raises.
+    """
+    digest = hashlib.sha256()
+    for part in of:
+        digest.update(encoded(part) + b"\0")
+    place = folder() / kind / digest.hexdigest()[:32]
+    if place.is_dir():
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{place}.lock"):
+            if not place.is_dir():
+                _make(place, make)
+    except OSError as error:
+        tip = "free some of it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise UserError(f"{place.parent}: {error.strerror or error}; {tip}, or set MMJAX_CACHE to another folder") from None
+    return place
+
+
+def _make(place: Path, make: Callable[[Path], None]) -> None:
+    beside = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        make(beside)
+        beside.rename(place)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def identities(paths: Sequence[str]) -> list[str]:
+    """For each file its path, its size in bytes and when it was last changed.
+
+    Raises:
+      UserError: a file that is not there.
+    """
+    found = []
+    for path in paths:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        found.append(f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}")
+    return found
