@@ -7,7 +7,7 @@ from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
-from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, HideLabels, Manifest, Scenes, Stamps, Subset
+from mmjax.data.sources import SOURCES, TFDS, Balanced, Digits, Folder, HideLabels, Manifest, Mix, Scenes, Stamps, Subset
 from mmjax.data.strings import Strings, strings
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
@@ -38,6 +38,7 @@ __all__ = [
     "TRANSFORMS",
     "Array",
     "BadRecordError",
+    "Balanced",
     "Batches",
     "Caption",
     "CenterCrop",
@@ -51,6 +52,7 @@ __all__ = [
     "Folder",
     "HideLabels",
     "Manifest",
+    "Mix",
     "NextSentence",
     "Noise",
     "Normalise",

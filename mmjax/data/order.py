@@ -6,23 +6,45 @@ Everything is a function of (seed, position), so a run can start at any step, wi
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 
+from mmjax.core.errors import UserError
+from mmjax.data.turns import Blocks, InTurn, Shares, Shuffled, Stored, Turn
+from mmjax.data.types import Share
+
+ORDERS = ("records", "blocks", "stored")
+
 
 class Order:
-    """Position in the stream -> index of a record: each epoch is a permutation of its own."""
+    """Position in the stream -> index of a record."""
 
-    def __init__(self, size: int, seed: int, shuffle: bool, stream: str = "") -> None:
-        """`stream` is the name of the data: two of one size are read in orders, and with draws, of their own."""
+    def __init__(self, size: int, seed: int, shuffle: bool, stream: str = "", turn: Turn | None = None) -> None:
+        """`stream` is the name of the data: two of one size are read in orders, and with draws, of their own. Without a `turn`
+        each epoch is a permutation of its own, or the records in their order where nothing is shuffled."""
         self.size = size
         self.seed = seed
         self.shuffle = shuffle
         self.stream = stream
-        self._permutations: dict[int, np.ndarray] = {}
+        self._turn = turn or (Shuffled(size, self._bits("order")) if shuffle else InTurn(size))
 
-    def __reduce__(self) -> tuple[type[Order], tuple[int, int, bool, str]]:
-        return Order, (self.size, self.seed, self.shuffle, self.stream)
+    @classmethod
+    def of(cls, records: Any, seed: int, shuffle: bool, stream: str = "", how: str = "records", window: int = 1) -> Order:
+        """The order in which records are drawn.
+
+        Args:
+          records: of any source; one that has `shares()` or `blocks()` is read as these say, see `types.Records`.
+          how: `records`, each epoch a permutation of all; `blocks`, one of blocks, and of the records within `window` blocks at
+            a time; `stored`, the permutations of runs that were begun before there was a choice, held in memory.
+
+        Raises:
+          UserError: an unknown order, blocks where there are none, or `stored` for a mixture.
+        """
+        if how not in ORDERS:
+            raise UserError(f"order={how!r}: use one of {', '.join(ORDERS)}")
+        plain = cls(len(records), seed, shuffle, stream)
+        return cls(len(records), seed, shuffle, stream, plain._of(records, how, window, "order"))
 
     def purpose(self, name: str) -> str:
         """What random numbers of this stream are for; those of `train` as they were before names counted."""
@@ -30,27 +52,51 @@ class Order:
 
     def indices(self, start: int, stop: int) -> list[int]:
         """Indices of the records at positions [start, stop)."""
-        if not self.shuffle:
-            return [position % self.size for position in range(start, stop)]
-        found: list[int] = []
-        while start < stop:
-            epoch, first = divmod(start, self.size)
-            taken = self._permutation(epoch)[first : first + stop - start]
-            found.extend(taken.tolist())
-            start += len(taken)
-        return found
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        kept = self._permutations
-        if epoch not in kept:
-            permutation = np.random.Generator(_philox(self.seed, self.purpose("order"), epoch)).permutation(self.size)
-            # Assigned whole, never changed: other threads read it. Two, because neighbouring batches meet at an epoch's end.
-            self._permutations = kept = dict([*kept.items(), (epoch, permutation)][-2:])
-        return kept[epoch]
+        return self._turn.at(np.arange(start, stop)).tolist()
 
     def replacement(self, index: int, attempt: int) -> int:
-        """The record to take for an unreadable one, at the first attempt, the second and so on."""
-        return int(np.random.Generator(_philox(self.seed, self.purpose("replacement"), index, attempt)).integers(self.size))
+        """The record to take for an unreadable one, at the first attempt, the second and so on; in a mixture of its share."""
+        among = self._turn.among(index)
+        drawn = np.random.Generator(_philox(self.seed, self.purpose("replacement"), index, attempt)).integers(len(among))
+        return int(among[int(drawn)])
+
+    def _of(self, records: Any, how: str, window: int, purpose: str) -> Turn:
+        shares = records.shares() if hasattr(records, "shares") else ()
+        if shares and how == "stored":
+            raise UserError("order='stored' is that of runs before mixtures; use records")
+        if shares:
+            return Shares(shares, [self._of_share(share, how, window, f"{purpose}/{share.name}") for share in shares])
+        if how == "blocks":
+            if not hasattr(records, "blocks"):
+                named = type(records).__name__.removesuffix("Records")
+                raise UserError(f"order='blocks': {named} has no blocks, and reads each record alike; use records")
+            return Blocks(records.blocks(), window, self._bits(purpose)) if self.shuffle else InTurn(len(records))
+        return self._whole(len(records), how, purpose)
+
+    def _of_share(self, share: Share, how: str, window: int, purpose: str) -> Turn:
+        if share.records is not None:
+            return self._of(share.records, how, window, purpose)
+        if how == "blocks":
+            raise UserError("order='blocks': records that are chosen one by one lie in no blocks; use records")
+        return self._whole(len(share.places), how, purpose)
+
+    def _whole(self, size: int, how: str, purpose: str) -> Turn:
+        if not self.shuffle:
+            return InTurn(size)
+        return (Stored if how == "stored" else Shuffled)(size, self._bits(purpose))
+
+    def _bits(self, purpose: str) -> Bits:
+        return Bits(self.seed, self.purpose(purpose))
+
+
+class Bits:
+    """Random bits that are a function of a seed, of what they are for, and of further numbers."""
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self.seed, self.purpose = seed, purpose
+
+    def __call__(self, *rest: int) -> np.random.Philox:
+        return _philox(self.seed, self.purpose, *rest)
 
 
 class Draws:

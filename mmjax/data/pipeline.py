@@ -1,8 +1,8 @@
 """From a source to batches: `Data` says what, `Dataset` gives it.
 
 The global batch is a pure function of (seed, step): row r of step s is place p = s * batch_size + r of the stream, the record
-there is `permutation(seed, p // size)[p % size]`, and its random numbers are a function of (seed, p). A process makes only its
-own rows, and any number of processes, threads or workers make the same batches.
+there is that of `Order` (of an epoch a permutation, `permutation(seed, p // size)(p % size)`), and its random numbers are a
+function of (seed, p). A process makes only its own rows, and any number of processes, threads or workers make the same batches.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Data:
       batch_size: rows of the global batch.
       max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
+      order: of what is shuffled: `records`, each epoch any permutation of them, which is computed and takes no memory;
+        `blocks`, one of the source's blocks (the shards of a tar, the row groups of a table) and then of the records within
+        `block_window` of them, where storage is far away; `stored`, that of runs which were begun before there was a choice,
+        eight bytes a record.
+      block_window: blocks that are mixed at a time.
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
       prefetch: batches kept ready, by each worker where there are workers.
@@ -60,6 +65,8 @@ class Data:
     batch_size: int = setting(everyday=True, default=128)
     max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
+    order: str = "records"
+    block_window: int = setting(least=1, default=16)
     workers: int = 0
     threads: int = 2
     prefetch: int = 4
@@ -89,7 +96,7 @@ class Data:
             return Dataset(self, records, named, seed, name)
 
     def _check(self, seed: int) -> None:
-        least = {"batch_size": 1, "max_length": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
+        least = {"batch_size": 1, "max_length": 1, "block_window": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
         for field, low in least.items():
             if not getattr(self, field) >= low:
                 raise UserError(f"{field}={getattr(self, field)}: give a whole number from {low} up")
@@ -158,7 +165,7 @@ class Dataset:
         texts = dict.fromkeys(("text", *(key for key, spec in data.columns.items() if isinstance(spec, Text))))
         whole = {key: spec.of for key, spec in data.columns.items() if isinstance(spec, Strings)}
         drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
-        order = Order(self.size, seed, data.shuffle, name)
+        order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
         self._columns = Columns(first, tokenizers, data.max_length, data.columns, tuple(records.classes))

@@ -17,6 +17,7 @@ becomes a batch key of its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -39,12 +40,31 @@ class BadRecordError(Exception):
         self.reason = reason
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Share:
+    """Some of the records, which come as often as their weight says.
+
+    Attributes:
+      name: its own among the shares: the order of its records depends on it.
+      weight: above 0; how often, against the other shares.
+      places: the indices of its records, consecutive ones as a range.
+      records: those whose own order these are in; None for one of the places alone.
+    """
+
+    name: str
+    weight: float
+    places: range | np.ndarray
+    records: Records | None = None
+
+
 class Records(Protocol):
     """Random access to the examples of one split; safe to share between threads and to pickle.
 
     `__getitem__` raises `BadRecordError` for an example that cannot be read. One that can tell of an example without reading
     its image has a method `described(index) -> (identity, label, texts)`: a text that no other example has and that it has on
-    every machine (a path below the root), its class, its captions. `Subset` chooses by it.
+    every machine (a path below the root), its class, its captions. `Subset` chooses by it. One that storage holds in blocks has
+    a method `blocks()`, the size of each, int64, in the order of the records; a mixture has `shares()`, a sequence of `Share`
+    (see `data.turns`).
     """
 
     @property

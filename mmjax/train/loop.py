@@ -62,6 +62,7 @@ def train(
     began = time.monotonic()
     refuse_while_loading()
     run = Run(workdir)
+    experiment = run.continued(experiment)
     mesh = experiment.mesh.build()
     done = finished(run, experiment)
     if done is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmjax.core.config import differences, from_json, rooted, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.files import write_whole
 from mmjax.core.strict_json import pages
-from mmjax.data import Tokenizer
+from mmjax.data import Data, Tokenizer
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train import kept_code
 from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
@@ -41,9 +42,10 @@ FREE = (
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
 GIT_TIMEOUT = 10.0  # seconds
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-FORMAT = (
-    1  # of config.json; raise it with every change of what its fields mean, and say in `experiment` how older ones are read
-)
+# Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.
+FORMAT = 2
+ORDERED, STORED = 2, "stored"  # the first format whose data say in which order they are read; what it was before
+ORDER = Data.order  # where nobody has chosen one
 CLASSES = "classes.json"  # the names of the classes of each head
 FINISHED = "finished.json"  # what `finish` writes
 AVERAGED = "average.json"  # of a run that `mmjax convert average` has made
@@ -105,6 +107,20 @@ class Run:
         else:
             with locked(self.path, self.name):
                 yield
+
+    def continued(self, experiment: Experiment) -> Experiment:
+        """The experiment in the order that this run has begun with: data whose order nobody has chosen keep the stored one of
+        runs from before there was a choice. On every process alike; the others as process 0 tells them."""
+        stored: list[str] = []
+        if is_main() and self.has_checkpoint():
+            kept = self._config()[0].data
+            stored = [name for name, own in experiment.data.items() if own.order == ORDER and name in kept]
+            stored = [name for name in stored if kept[name].order == STORED]
+        stored = told("the order of the data", stored)
+        data = {
+            name: dataclasses.replace(own, order=STORED) if name in stored else own for name, own in experiment.data.items()
+        }
+        return dataclasses.replace(experiment, data=data) if stored else experiment
 
     def check(self, experiment: Experiment) -> None:
         """Whether this folder may hold an experiment: nothing, or an earlier part of the same.
@@ -196,6 +212,8 @@ class Run:
             raise UserError(f"{config}: {error}") from error
         if not isinstance(experiment, Experiment):
             raise UserError(f"{config}: holds no experiment")
+        if about.get("_format") is None or about["_format"] < ORDERED:
+            experiment = _in_stored_order(experiment, experiment.data)
         return experiment, Path(about.get("_folder") or Path.cwd())
 
     def _keep_old_code(self) -> Path:
@@ -296,6 +314,12 @@ def _names_itself(place: str, name: str) -> bool:
     """Whether the run at a place has this very name."""
     file: Any = (Bucket.at(place) if in_bucket(place) else Path(place)) / "identity"
     return (read_text(file) or "").strip().partition("\n")[0] == name
+
+
+def _in_stored_order(experiment: Experiment, names: Collection[str]) -> Experiment:
+    """The same with the order of records that there was before it could be chosen, of the data of these names."""
+    data = {name: dataclasses.replace(own, order=STORED) if name in names else own for name, own in experiment.data.items()}
+    return dataclasses.replace(experiment, data=data)
 
 
 def differing(old: Experiment, new: Experiment) -> list[str]:

@@ -124,13 +124,32 @@ def test_a_config_of_a_later_version_is_refused(tmp_path):
     run = Run(tmp_path)
     run.open(tiny.experiment())
     data = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(data | {"_format": 2}))
-    with pytest.raises(UserError, match=r"config\.json has format 2, newer than this mmjax reads \(1\): upgrade mmjax"):
+    (tmp_path / "config.json").write_text(json.dumps(data | {"_format": 3}))
+    with pytest.raises(UserError, match=r"config\.json has format 3, newer than this mmjax reads \(2\): upgrade mmjax"):
         run.experiment()
     for name in ("_format", "_folder"):  # as before there were any
         del data[name]
     (tmp_path / "config.json").write_text(json.dumps(data))
-    assert run.experiment() == tiny.experiment()
+    begun = tiny.experiment()
+    stored = {name: dataclasses.replace(own, order="stored") for name, own in begun.data.items()}
+    assert run.experiment() == dataclasses.replace(begun, data=stored)
+
+
+def test_a_run_from_before_orders_could_be_chosen_goes_on_in_its_own(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "old")
+    config = tmp_path / "old" / "config.json"
+    data = json.loads(config.read_text()) | {"_format": 1}
+    for own in data["data"].values():
+        assert own.pop("order") == "records" and own.pop("block_window")
+    config.write_text(json.dumps(data))
+    old, now = Run(tmp_path / "old"), tiny.experiment()
+    with pytest.raises(UserError, match=r"of another experiment: .*data\.train\.order: 'stored' -> 'records'"):
+        old.check(now)
+    assert {own.order for own in old.continued(now).data.values()} == {"stored"}
+    old.check(old.continued(now))
+    assert trained.continued(now) == now and Run(tmp_path / "new").continued(now) == now
+    chosen = dataclasses.replace(now, data={**now.data, "train": dataclasses.replace(now.data["train"], order="blocks")})
+    assert old.continued(chosen).data["train"].order == "blocks"  # what somebody has chosen is refused by `check`
 
 
 def test_trouble_with_the_disk_is_not_an_empty_folder(trained, monkeypatch):

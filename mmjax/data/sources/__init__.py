@@ -1,14 +1,16 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
+from mmjax.data.sources.balanced import Balanced
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.mix import Mix
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
+SOURCES = {**WHOLE, "balanced": Balanced, "hide_labels": HideLabels, "mix": Mix, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset"]
+__all__ = ["SOURCES", "TFDS", "Balanced", "Digits", "Folder", "HideLabels", "Manifest", "Mix", "Scenes", "Stamps", "Subset"]
