@@ -102,7 +102,8 @@ MUTATIONS = (
     # the order of records
     Mutation("walks_once", "a place beyond the size is put through the permutation once and then taken",
              "mmjax/data/permutation.py", "tests/data/test_permutation.py",
-             "while (beyond := np.flatnonzero(found >= self.size)).size:", "if (beyond := np.flatnonzero(found >= self.size)).size:"),
+             "while (beyond := np.flatnonzero(found >= self.size)).size:",
+             "if (beyond := np.flatnonzero(found >= self.size)).size:"),
     Mutation("few_rounds", "two rounds of the permutation's network are taken for enough",
              "mmjax/data/permutation.py", "tests/data/test_permutation.py", "ROUNDS = 8", "ROUNDS = 2"),
     Mutation("block_start", "records of a block are counted from its end",
