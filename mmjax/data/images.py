@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmjax.core.errors import UserError
+from mmjax.data import jpeg
 from mmjax.data.levels import Window, to_bytes
 from mmjax.data.notes import without_notes
 from mmjax.data.types import BadRecordError, Record
@@ -149,6 +150,11 @@ def _rgb(image: ImageFile.ImageFile, file: IO[bytes], window: Window | None, nam
     deep = _raw_mode(image)
     if deep.startswith(("RGB;16", "RGBA;16", "RGBX;16", "LA;16")):
         return _eight_bits(_of_16_bits(image, file, deep, window, name))
+    if image.format == "JPEG" and image.mode == "RGB":
+        file.seek(0)
+        if (found := jpeg.decoded(file.read())) is not None:
+            return found
+        file.seek(0)
     return _eight_bits(image)
 
 
@@ -170,7 +176,7 @@ def _opaque(image: Image.Image, clear: bool) -> Image.Image:
     if clear:  # over white, as HuggingFace's processors do
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _of_16_bits(image: ImageFile.ImageFile, file: IO[bytes], raw: str, window: Window | None, name: str) -> Image.Image:

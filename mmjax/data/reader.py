@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.allocator import keep_freed_memory
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
@@ -230,6 +231,7 @@ class Stream:
         return -(-self.reader.order.size // self.batch_size) if self.once else 2**53
 
     def __getitem__(self, step: int) -> Rows | UserError:
+        keep_freed_memory()  # here, where the process is that reads
         try:
             return self._pass(step) if self.once else self._train(step)
         except UserError as error:

@@ -41,7 +41,19 @@ FREE = (
 )
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
 GIT_TIMEOUT = 10.0  # seconds
-PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+PACKAGES = (
+    "mmjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
 # Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.
 FORMAT = 2
 ORDERED, STORED = 2, "stored"  # the first format whose data say in which order they are read; what it was before

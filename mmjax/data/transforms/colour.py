@@ -93,13 +93,18 @@ class Normalise:
             raise UserError(f"Normalise.std={tuple(self.std)}: give three positive numbers, red green blue")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        scale, offset = _affine(tuple(self.mean), tuple(self.std))
-        return {**record, self.field: pixels(record, "Normalise", self.field) * scale - offset}
+        image = pixels(record, "Normalise", self.field)
+        height, width, _ = image.shape
+        scale, offset = _affine(tuple(self.mean), tuple(self.std), width)
+        found = np.multiply(image.reshape(height, width * 3), scale)
+        return {**record, self.field: np.subtract(found, offset, out=found).reshape(height, width, 3)}
 
 
-@functools.lru_cache(maxsize=16)
-def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    return np.float32(1 / 255) / np.asarray(std, np.float32), np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+@functools.lru_cache(maxsize=64)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """[W * 3] float32 each: of a whole row, since numpy is five times slower over a last dim of three numbers."""
+    deviation = np.asarray(std, np.float32)
+    return np.tile(np.float32(1 / 255) / deviation, width), np.tile(np.asarray(mean, np.float32) / deviation, width)
 
 
 def _blend(x_HW3: np.ndarray, towards: np.ndarray | np.floating, factor: np.floating) -> np.ndarray:
