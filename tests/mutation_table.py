@@ -103,7 +103,8 @@ MUTATIONS = (
     Mutation("rough_upsampling", "colours of a JPEG are spread in blocks",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "fastupsample=False", "fastupsample=True"),
     Mutation("memory_handed_back", "freed memory goes back to the system after every image",
-             "mmjax/data/allocator.py", "tests/data/test_allocator.py", "mallopt(TRIM_THRESHOLD, KEPT)", "mallopt(TRIM_THRESHOLD, 0)"),
+             "mmjax/data/allocator.py", "tests/data/test_allocator.py",
+             "mallopt(TRIM_THRESHOLD, KEPT)", "mallopt(TRIM_THRESHOLD, 0)"),
     # the order of records
     Mutation("walks_once", "a place beyond the size is put through the permutation once and then taken",
              "mmjax/data/permutation.py", "tests/data/test_permutation.py",
