@@ -8,7 +8,8 @@ from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
+from mmjax.data.sources.web_dataset import WebDataset
 
 SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset"]
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset", "WebDataset"]

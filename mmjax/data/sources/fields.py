@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mmjax.data.types import BadRecordError, Record
 # What a record or a batch holds already.
 TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
 KINDS = ("image", "text", "text_pair", "label", "group")
+CHUNK = 1 << 20  # keys that are looked at together
 GROUPS = 2**31  # the numbers that groups have are below it
 Example = Mapping[str, Any]
 
@@ -30,7 +31,8 @@ Example = Mapping[str, Any]
 class Fields:
     """The settings of a source whose examples have fields by name; inherited, so that a config writes them flat.
 
-    A field that is named here must be there; one that has its default name is left out where the data has none.
+    A field that is named here must be there; one that has its default name is left out where the data has none, and "" leaves
+    it out whatever the data has.
 
     Attributes:
       split: "all", or "train", "validation" or "test" by a hash of each example's key: adding examples moves no other.
@@ -75,20 +77,22 @@ class Fields:
         if twice:
             raise UserError(f"{name}.names has {twice[0]!r} more than once")
 
-    def found(self, there: Iterable[str]) -> dict[str, str]:
+    def found(self, there: Collection[str]) -> dict[str, str]:
         """Kind -> the field it comes from, of those of `KINDS` that the data has, whose fields are `there`.
+
+        `there` is asked with `in`, so that it may know more names than those it lists.
 
         Raises:
           UserError: a field named here that is not there, or neither an image nor a text nor a further field.
         """
-        there, name = list(there), type(self).__name__
+        name = type(self).__name__
         found = {}
         for kind in KINDS:
             option = "pair_field" if kind == "text_pair" else f"{kind}_field"
             field = getattr(self, option)
-            if field in there:
+            if field and field in there:
                 found[kind] = field
-            elif field != type(self).__dataclass_fields__[option].default:
+            elif field and field != type(self).__dataclass_fields__[option].default:
                 raise UserError(f"{name}.{option}={field!r} is no field of the data{nearest(field, there)}")
         for key, field in self.fields.items():
             if field not in there:
@@ -111,10 +115,18 @@ class Fields:
         source = type(self).__name__
         return Reading(source, dict(found), dict(self.fields), own, self.root or root, self.window, self.max_pixels)
 
-    def kept(self, keys: Iterable[str]) -> np.ndarray | None:
-        """Places of the examples that are in the split, int64; None for all. `keys`: a text for each, that no other has."""
+    def kept(self, keys: Iterable[str] | np.ndarray) -> np.ndarray | None:
+        """Places of the examples that are in the split, int64; None for all.
+
+        Args:
+          keys: a text for each; or, where they are too many for texts, what `splits.place_of` gives of it, uint64.
+        """
         if self.split == "all":
             return None
+        if isinstance(keys, np.ndarray):
+            chunks = range(0, len(keys), CHUNK)
+            found = [np.flatnonzero(splits.in_split(keys[at : at + CHUNK], self.split, self.fractions)) + at for at in chunks]
+            return np.concatenate(found) if found else np.zeros(0, np.int64)
         return np.array([i for i, key in enumerate(keys) if splits.hash_split(key, self.fractions) == self.split], np.int64)
 
 

@@ -20,10 +20,19 @@ from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
+from mmjax.data.sources.web_dataset import WebDataset
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record, Records
 
-WHOLE = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
+WHOLE = {
+    "digits": Digits,
+    "folder": Folder,
+    "manifest": Manifest,
+    "scenes": Scenes,
+    "stamps": Stamps,
+    "tfds": TFDS,
+    "web_dataset": WebDataset,
+}
 NAMED = 8  # classes in a complaint
 
 log = logging.getLogger(__name__)
