@@ -1,5 +1,6 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
+from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
@@ -12,4 +13,16 @@ from mmjax.data.sources.web_dataset import WebDataset
 
 SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset", "WebDataset"]
+__all__ = [
+    "SOURCES",
+    "TFDS",
+    "ArrayRecord",
+    "Digits",
+    "Folder",
+    "HideLabels",
+    "Manifest",
+    "Scenes",
+    "Stamps",
+    "Subset",
+    "WebDataset",
+]

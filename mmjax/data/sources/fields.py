@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
 from mmjax.data.sources import splits
+from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.splits import SPLITS
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record
@@ -128,6 +130,40 @@ class Fields:
             found = [np.flatnonzero(splits.in_split(keys[at : at + CHUNK], self.split, self.fractions)) + at for at in chunks]
             return np.concatenate(found) if found else np.zeros(0, np.int64)
         return np.array([i for i, key in enumerate(keys) if splits.hash_split(key, self.fractions) == self.split], np.int64)
+
+    def split_file(self, of: Iterable[str], keys: Callable[[], np.ndarray]) -> Path | None:
+        """The file of what `kept` gives, made once in the cache folder, for `load_places`; None for all.
+
+        Args:
+          of: texts that say which data it is.
+          keys: gives `splits.place_of` the key of each example, uint64.
+
+        Raises:
+          UserError: the cache folder cannot be written.
+        """
+        if self.split == "all":
+            return None
+
+        def make(folder: Path) -> None:
+            kept = self.kept(keys())
+            assert kept is not None
+            np.save(folder / "places.npy", kept)
+
+        return made_once("split-1", [*of, self.split, repr(tuple(self.fractions))], make) / "places.npy"
+
+
+def load_places(split: Path | None) -> np.ndarray | None:
+    """The places of the examples in a split, mapped into memory. Raises `UserError` where the file is gone."""
+    try:
+        return None if split is None else np.load(split, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{split}: what the run keeps of its split is gone or broken ({error}): start again") from None
+
+
+def strings_of(value: Any) -> tuple[str, ...]:
+    """The strings in a text of a record, or in a list of texts."""
+    found = value if isinstance(value, list | tuple) else (value,)
+    return tuple(one for one in found if isinstance(one, str))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,9 @@ import array
 import dataclasses
 import json
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ def opened(files: OpenFiles) -> Shards:
       UserError: a file that is no tar, is compressed or cut, or holds what is refused, by its name and that of the member; or
         the cache folder cannot be written.
     """
-    folder = made_once("shards-1", _said(files), lambda folder: _index(files, folder))
+    folder = made_once("shards-1", files.said(), lambda folder: _index(files, folder))
     return mapped(files, folder)
 
 
@@ -163,11 +162,6 @@ def mapped(files: OpenFiles, folder: Path) -> Shards:
         ) from None
     bounds = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
     return Shards(files, folder, about["fields"], about["digest"], **arrays, bounds=bounds)
-
-
-def _said(files: OpenFiles) -> Iterator[str]:
-    for path, (size, changed) in zip(files.paths, files.stamps, strict=True):
-        yield f"{os.path.abspath(path)}\n{size}\n{changed}"
 
 
 @dataclasses.dataclass(frozen=True)

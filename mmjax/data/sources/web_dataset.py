@@ -17,8 +17,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
-from mmjax.data.sources.fields import Fields, Reading
-from mmjax.data.sources.kept import made_once
+from mmjax.data.sources.fields import Fields, Reading, load_places, strings_of
 from mmjax.data.sources.open_files import OpenFiles
 from mmjax.data.sources.shard_names import shard_names
 from mmjax.data.sources.shards import Shards, opened
@@ -67,22 +66,11 @@ class WebDataset(Fields):
         there = _There(shards, defaults)
         found = {kind: there.narrowed(field) for kind, field in self.found(there).items()}
         part = "all" if self.split == "all" else f"{self.split} of {self.fractions}"
-        records = _records(shards, self._split(shards), part, self.reading(found))
+        split = self.split_file([shards.folder.name], lambda: shards.keys)
+        records = _records(shards, split, part, self.reading(found))
         if not len(records):
             raise UserError(f"WebDataset.split={self.split!r}: none of the {len(shards)} examples of {self.path} are in it")
         return records
-
-    def _split(self, shards: Shards) -> Path | None:
-        """The file of the places of the examples in the split, made once; None for all."""
-        if self.split == "all":
-            return None
-
-        def make(folder: Path) -> None:
-            kept = self.kept(shards.keys)
-            assert kept is not None
-            np.save(folder / "places.npy", kept)
-
-        return made_once("split-1", [shards.folder.name, self.split, repr(self.fractions)], make) / "places.npy"
 
 
 class _There(Collection[str]):
@@ -244,7 +232,7 @@ class WebDatasetRecords:
         except BadRecordError:
             return f"{name} {place}", -1, ()
         identity = f"{name} {self.shards.example(place, lambda _: False, whole=False)[0]}"
-        return identity, record.get("label", -1), (*_texts(record.get("text")), *_texts(record.get("text_pair")))
+        return identity, record.get("label", -1), (*strings_of(record.get("text")), *strings_of(record.get("text_pair")))
 
     def texts(self) -> Iterator[str]:
         for key in ("text", "text_pair"):
@@ -256,7 +244,7 @@ class WebDatasetRecords:
             return
         for index in range(len(self)):
             with contextlib.suppress(BadRecordError):
-                yield from _texts(self._some(index, {key}).get(key))
+                yield from strings_of(self._some(index, {key}).get(key))
 
     def fingerprint(self) -> str:
         return fingerprint([self.shards.digest, self.part])
@@ -281,15 +269,4 @@ class WebDatasetRecords:
 
 
 def _records(shards: Shards, split: Path | None, part: str, reading: Reading) -> WebDatasetRecords:
-    """Raises `UserError` where the file of a split is gone."""
-    try:
-        places = None if split is None else np.load(split, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{split}: what the run keeps of its split is gone or broken ({error}): start again") from None
-    return WebDatasetRecords(shards, split, part, reading, places)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    """The strings among the texts of a record."""
-    found = value if isinstance(value, list | tuple) else (value,)
-    return tuple(one for one in found if isinstance(one, str))
+    return WebDatasetRecords(shards, split, part, reading, load_places(split))
