@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
 
 from mmjax.core.errors import UserError
 from mmjax.data import ArrayRecord, BadRecordError, Data, Normalise, Subset, WordPiece
-from mmjax.data.sources import splits
+from mmjax.data.sources import open_files, splits
 from mmjax.data.sources.array_record import write_array_record
 from mmjax.data.sources.tf_example import example_bytes, parse_example
 
@@ -80,13 +81,16 @@ def test_every_record_is_what_was_written(two):
     assert records.described(5) == ("1.array_record 1", 1, ("é 5",))
 
 
-def test_pickled_and_threaded_records_are_the_same(two):
+def test_pickled_and_threaded_records_are_the_same(two, monkeypatch):
+    monkeypatch.setattr(open_files, "MOST", 1)
     records = ArrayRecord(two, split="train", fractions=(0.6, 0.2, 0.2)).build()
     again = pickle.loads(pickle.dumps(records))
     assert again.fingerprint() == records.fingerprint() and len(again) == len(records) < 10
     with ThreadPoolExecutor(8) as pool:
         for index, record in enumerate(pool.map(lambda index: again[index % len(again)], range(100))):
             same(record, records[index % len(records)])
+    held = [link for link in map(os.path.realpath, Path("/proc/self/fd").glob("*")) if link.endswith(".array_record")]
+    assert len(held) <= 2, "one a source; the others are closed"
 
 
 def test_batches_are_the_same_whoever_reads(two):
