@@ -3,8 +3,8 @@
     python benchmarks/index.py [--records 1e10] [--shards 1000000] [--hosts 256]
 
 The records are made up when they are asked for (a whole number each), so that nothing but the order and the pipeline is
-measured; they lie in equal shards. The host in the middle takes its rows of a global batch of 16 a host, far into the stream, as
-a run does that goes on. Each way of drawing runs in a process of its own. MB are what the process holds more than before.
+measured; they lie in equal shards. The host in the middle takes its rows of a global batch of 16 a host, far into the stream,
+as a run does that goes on. Each way of drawing runs in a process of its own. MB are what the process holds more than before.
 """
 
 from __future__ import annotations

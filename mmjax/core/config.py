@@ -250,7 +250,8 @@ def _below(folder: Path, path: Any) -> Any:
     if not isinstance(path, str) or not path or "://" in path or Path(path).expanduser().is_absolute():
         return path
     place = folder / path
-    return str(place) if place.exists() or any(folder.glob(path)) else path
+    pattern = re.sub(r"\*?(?:\{[^{}]*\}\*?)+", "*", path)  # {000..099}: several files, of which one there is enough to tell
+    return str(place) if place.exists() or any(folder.glob(pattern)) else path
 
 
 def differences(old: Any, new: Any, ignore: Iterable[str] = ()) -> list[str]:

@@ -7,7 +7,21 @@ from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
-from mmjax.data.sources import SOURCES, TFDS, Balanced, Digits, Folder, HideLabels, Manifest, Mix, Scenes, Stamps, Subset
+from mmjax.data.sources import (
+    SOURCES,
+    TFDS,
+    ArrayRecord,
+    Balanced,
+    Digits,
+    Folder,
+    HideLabels,
+    Manifest,
+    Mix,
+    Scenes,
+    Stamps,
+    Subset,
+    WebDataset,
+)
 from mmjax.data.strings import Strings, strings
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
@@ -37,6 +51,7 @@ __all__ = [
     "TOKENIZERS",
     "TRANSFORMS",
     "Array",
+    "ArrayRecord",
     "BadRecordError",
     "Balanced",
     "Batches",
@@ -75,6 +90,7 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Transform",
+    "WebDataset",
     "WordPiece",
     "describe",
     "strings",

@@ -1,5 +1,6 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
+from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.balanced import Balanced
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
@@ -10,7 +11,22 @@ from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
+from mmjax.data.sources.web_dataset import WebDataset
 
 SOURCES = {**WHOLE, "balanced": Balanced, "hide_labels": HideLabels, "mix": Mix, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Balanced", "Digits", "Folder", "HideLabels", "Manifest", "Mix", "Scenes", "Stamps", "Subset"]
+__all__ = [
+    "SOURCES",
+    "TFDS",
+    "ArrayRecord",
+    "Balanced",
+    "Digits",
+    "Folder",
+    "HideLabels",
+    "Manifest",
+    "Mix",
+    "Scenes",
+    "Stamps",
+    "Subset",
+    "WebDataset",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
 from mmjax.data.sources import splits
+from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.splits import SPLITS
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record
@@ -22,6 +24,7 @@ from mmjax.data.types import BadRecordError, Record
 # What a record or a batch holds already.
 TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
 KINDS = ("image", "text", "text_pair", "label", "group")
+CHUNK = 1 << 20  # keys that are looked at together
 GROUPS = 2**31  # the numbers that groups have are below it
 Example = Mapping[str, Any]
 
@@ -30,7 +33,8 @@ Example = Mapping[str, Any]
 class Fields:
     """The settings of a source whose examples have fields by name; inherited, so that a config writes them flat.
 
-    A field that is named here must be there; one that has its default name is left out where the data has none.
+    A field that is named here must be there; one that has its default name is left out where the data has none, and "" leaves
+    it out whatever the data has.
 
     Attributes:
       split: "all", or "train", "validation" or "test" by a hash of each example's key: adding examples moves no other.
@@ -75,20 +79,22 @@ class Fields:
         if twice:
             raise UserError(f"{name}.names has {twice[0]!r} more than once")
 
-    def found(self, there: Iterable[str]) -> dict[str, str]:
+    def found(self, there: Collection[str]) -> dict[str, str]:
         """Kind -> the field it comes from, of those of `KINDS` that the data has, whose fields are `there`.
+
+        `there` is asked with `in`, so that it may know more names than those it lists.
 
         Raises:
           UserError: a field named here that is not there, or neither an image nor a text nor a further field.
         """
-        there, name = list(there), type(self).__name__
+        name = type(self).__name__
         found = {}
         for kind in KINDS:
             option = "pair_field" if kind == "text_pair" else f"{kind}_field"
             field = getattr(self, option)
-            if field in there:
+            if field and field in there:
                 found[kind] = field
-            elif field != type(self).__dataclass_fields__[option].default:
+            elif field and field != type(self).__dataclass_fields__[option].default:
                 raise UserError(f"{name}.{option}={field!r} is no field of the data{nearest(field, there)}")
         for key, field in self.fields.items():
             if field not in there:
@@ -111,11 +117,53 @@ class Fields:
         source = type(self).__name__
         return Reading(source, dict(found), dict(self.fields), own, self.root or root, self.window, self.max_pixels)
 
-    def kept(self, keys: Iterable[str]) -> np.ndarray | None:
-        """Places of the examples that are in the split, int64; None for all. `keys`: a text for each, that no other has."""
+    def kept(self, keys: Iterable[str] | np.ndarray) -> np.ndarray | None:
+        """Places of the examples that are in the split, int64; None for all.
+
+        Args:
+          keys: a text for each; or, where they are too many for texts, what `splits.place_of` gives of it, uint64.
+        """
         if self.split == "all":
             return None
+        if isinstance(keys, np.ndarray):
+            chunks = range(0, len(keys), CHUNK)
+            found = [np.flatnonzero(splits.in_split(keys[at : at + CHUNK], self.split, self.fractions)) + at for at in chunks]
+            return np.concatenate(found) if found else np.zeros(0, np.int64)
         return np.array([i for i, key in enumerate(keys) if splits.hash_split(key, self.fractions) == self.split], np.int64)
+
+    def split_file(self, of: Iterable[str], keys: Callable[[], np.ndarray]) -> Path | None:
+        """The file of what `kept` gives, made once in the cache folder, for `load_places`; None for all.
+
+        Args:
+          of: texts that say which data it is.
+          keys: gives `splits.place_of` the key of each example, uint64.
+
+        Raises:
+          UserError: the cache folder cannot be written.
+        """
+        if self.split == "all":
+            return None
+
+        def make(folder: Path) -> None:
+            kept = self.kept(keys())
+            assert kept is not None
+            np.save(folder / "places.npy", kept)
+
+        return made_once("split-1", [*of, self.split, repr(tuple(self.fractions))], make) / "places.npy"
+
+
+def load_places(split: Path | None) -> np.ndarray | None:
+    """The places of the examples in a split, mapped into memory. Raises `UserError` where the file is gone."""
+    try:
+        return None if split is None else np.load(split, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{split}: what the run keeps of its split is gone or broken ({error}): start again") from None
+
+
+def strings_of(value: Any) -> tuple[str, ...]:
+    """The strings in a text of a record, or in a list of texts."""
+    found = value if isinstance(value, list | tuple) else (value,)
+    return tuple(one for one in found if isinstance(one, str))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,8 @@ def made_once(kind: str, of: Iterable[str], make: Callable[[Path], None]) -> Pat
       make: fills an empty folder.
 
     Raises:
-      UserError: the cache folder cannot be written, or its disk is full; and what `make` raises.
+      UserError: the cache folder cannot be written, or its disk is full; a file that `make` could not read, by its name; and
+        what `make` raises.
     """
     digest = hashlib.sha256()
     for part in of:
@@ -47,9 +48,23 @@ def made_once(kind: str, of: Iterable[str], make: Callable[[Path], None]) -> Pat
             if not place.is_dir():
                 _make(place, make)
     except OSError as error:
-        tip = "free some of it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # numpy says without a number that it could not write all
+        if not full and not _below(error.filename, place.parent):  # what `make` read
+            if error.filename is None:
+                raise
+            raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from None
+        tip = "free some of its disk" if full else "make it writable"
         raise UserError(f"{place.parent}: {error.strerror or error}; {tip}, or set MMJAX_CACHE to another folder") from None
     return place
+
+
+def _below(file: str | bytes | None, parent: Path) -> bool:
+    """Whether a file, as an error names it, is in the folder of this kind, or a folder above that, which could not be made."""
+    if file is None:
+        return False
+    path = Path(os.fsdecode(file)).absolute()
+    own = parent.absolute()
+    return own in path.parents or path == own or path in own.parents
 
 
 def _make(place: Path, make: Callable[[Path], None]) -> None:

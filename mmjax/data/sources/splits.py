@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmjax.core.errors import UserError
 from mmjax.data.spelling import nearest
 
@@ -44,10 +46,23 @@ def check_fractions(source: str, fractions: Sequence[float]) -> None:
 
 def hash_split(key: str, fractions: Sequence[float]) -> str:
     """The split of one example, from its own key alone: adding an example moves no other."""
-    point = int.from_bytes(_digest(key)[:8], "big") / 2**64
+    point = place_of(key) / 2**64
     if point < fractions[0]:
         return "train"
     return "validation" if point < fractions[0] + fractions[1] else "test"
+
+
+def place_of(key: str) -> int:
+    """Where a key lies among all keys: a number from 0 to 2^64 - 1 that it has on every machine, by a hash."""
+    return int.from_bytes(_digest(key)[:8], "big")
+
+
+def in_split(places_N: np.ndarray, split: str, fractions: Sequence[float]) -> np.ndarray:
+    """Whether keys are in a split, bool [N], exactly as `hash_split` says; their places (`place_of`), uint64 [N]."""
+    points_N = places_N.astype(np.float64) / 2**64  # rounded as the division of two whole numbers of Python is
+    number_N = (points_N >= fractions[0]).astype(np.int8) + (points_N >= fractions[0] + fractions[1])
+    # The second cut lies at the first or above it: what is past it is past both.
+    return number_N == SPLITS.index(split)
 
 
 def share_out(keys: Mapping[Any, Iterable[str]], fractions: Sequence[float]) -> dict[str, str]:

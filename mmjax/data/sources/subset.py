@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
@@ -20,10 +21,20 @@ from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
+from mmjax.data.sources.web_dataset import WebDataset
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record, Records
 
-WHOLE = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
+WHOLE = {
+    "array_record": ArrayRecord,
+    "digits": Digits,
+    "folder": Folder,
+    "manifest": Manifest,
+    "scenes": Scenes,
+    "stamps": Stamps,
+    "tfds": TFDS,
+    "web_dataset": WebDataset,
+}
 NAMED = 8  # classes in a complaint
 
 log = logging.getLogger(__name__)
