@@ -4,6 +4,7 @@ from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
@@ -11,4 +12,4 @@ from mmjax.data.sources.tfds import TFDS
 
 SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset"]
+__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Parquet", "Scenes", "Stamps", "Subset"]

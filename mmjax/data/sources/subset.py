@@ -16,6 +16,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
@@ -23,7 +24,15 @@ from mmjax.data.sources.tfds import TFDS
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record, Records
 
-WHOLE = {"digits": Digits, "folder": Folder, "manifest": Manifest, "scenes": Scenes, "stamps": Stamps, "tfds": TFDS}
+WHOLE = {
+    "digits": Digits,
+    "folder": Folder,
+    "manifest": Manifest,
+    "parquet": Parquet,
+    "scenes": Scenes,
+    "stamps": Stamps,
+    "tfds": TFDS,
+}
 NAMED = 8  # classes in a complaint
 
 log = logging.getLogger(__name__)
