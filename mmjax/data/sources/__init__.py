@@ -1,5 +1,6 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
+from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
@@ -12,4 +13,4 @@ from mmjax.data.sources.tfds import TFDS
 
 SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Parquet", "Scenes", "Stamps", "Subset"]
+__all__ = ["SOURCES", "TFDS", "Arrow", "Digits", "Folder", "HideLabels", "Manifest", "Parquet", "Scenes", "Stamps", "Subset"]

@@ -27,8 +27,8 @@ class Blocks(Protocol):
         """int64 [blocks]: how many rows each has."""
         ...
 
-    def table(self, block: int, columns: tuple[str, ...]) -> Any:
-        """pyarrow's table of some columns of a block. Raises `BadRecordError` where it cannot be read."""
+    def cells(self, block: int, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        """pyarrow's scalars of some columns in one row. Raises `BadRecordError` where they cannot be read."""
         ...
 
     def place(self, block: int, row: int) -> tuple[str, str, int]:
@@ -124,10 +124,10 @@ class BlockRecords:
             return {}, where
         roots = tuple(dict.fromkeys(column.root for column in columns.values()))
         try:
-            table = self.held.table(block, roots)
-        except BadRecordError as error:  # the whole block: a name for each of its rows, since each is counted
+            cells = self.held.cells(block, row, roots)
+        except BadRecordError as error:  # of a whole block: each of its rows is counted by its own name
             raise BadRecordError(where, error.reason) from None
-        return {field: column.value(table.column(column.root)[row], where) for field, column in columns.items()}, where
+        return {field: column.value(cells[column.root], where) for field, column in columns.items()}, where
 
     def _examples(self, columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
         for index in range(len(self) if columns else 0):

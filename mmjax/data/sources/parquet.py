@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data.sources import kept, schema
-from mmjax.data.sources.blocks import BlockRecords, files_at, keys_of
-from mmjax.data.sources.fields import KINDS, Fields
+from mmjax.data.sources.blocks import BlockRecords, files_at
+from mmjax.data.sources.fields import Fields
+from mmjax.data.sources.opening import Opening, check_unchanged, distinct, opening, unreadable
 from mmjax.data.sources.recent import Recent
 from mmjax.data.sources.schema import Column
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.types import BadRecordError
 
 WALKS = 4  # row groups that are read by pieces, held open at once
 FOOTERS = 64_000_000  # bytes of footers that are held
 BUFFER = 1 << 20  # bytes that are read at once of a column of a group that is read by pieces
-VERSION = "parquet-1"
 log = logging.getLogger(__name__)
 
 
@@ -61,14 +57,7 @@ class Parquet(Fields):
         """
         check_ranges(self, "Parquet.")
         self.check_fields()
-        root, paths = files_at("Parquet", self.path, ".parquet")
-        identities = kept.identities(paths)
-        opened = _Opened(self, root, paths, identities)
-        folder = kept.made_once(VERSION, [repr(self), *identities], opened.index)
-        records = opened.records(folder)
-        if not len(records):
-            raise UserError(f"Parquet.split={self.split!r}: none of the {int(records.ends[-1])} rows of {self.path} are in it")
-        return records
+        return Opened(self, *files_at("Parquet", self.path, ".parquet")).records()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,78 +72,45 @@ class ParquetRecords(BlockRecords):
         return counts[counts > 0].astype(np.int64)
 
 
-class _Opened:
-    """Files on their way to records."""
+class Opened(Opening):
+    """Parquet files on their way to records."""
 
-    def __init__(self, spec: Parquet, root: str, paths: Sequence[str], identities: Sequence[str]) -> None:
-        self.spec, self.root, self.paths = spec, root, tuple(paths)
-        self.stats = tuple(tuple(map(int, one.split("\n")[-2:])) for one in identities)
-        with opened(paths[0]) as file:
-            own = file.schema_arrow
-            self.there = schema.fields_of(paths[0], own)
-            self.features = schema.features_of(paths[0], own.metadata)
-        self.found = spec.found(self.there)
-        wanted = {**self.found, **spec.fields}
-        self.columns = schema.wanted("Parquet", paths[0], self.there, wanted)
-        self.label = self.columns.get(self.found.get("label", ""))
+    version = "parquet-1"
+    made = ParquetRecords
+    spec: Parquet
 
-    def index(self, folder: Path) -> None:
-        """Read what all footers say; names of classes and the split as well."""
+    def schema_of(self, path: str) -> Any:
+        with opened(path) as file:
+            return file.schema_arrow
+
+    def scan(self, number: int, path: str, strings: Column | None) -> tuple[list[tuple[int, ...]], bytes, set[Any]]:
+        """For each row group, or piece of one: file, group, its first row there, its rows, the group's rows and bytes."""
         limit = self.spec.cache_mb * 1_000_000
-        blocks, digests, values = [], [], set()
-        said = schema.class_names(self.features, self.label.field) if self.label else ()
-        strings = self.label if self.label and self.label.said == schema.STRING and not self.spec.names else None
-        for number, path in enumerate(self.paths):
-            with opened(path) as file:
-                self._check(path, file, said)
-                digests.append(footer(path))
-                for group in range(file.metadata.num_row_groups):
-                    rows, size = _size(path, file, group, self.columns)
-                    step = rows if size <= limit else max(1, int(rows * limit / 4 / size))
-                    blocks += [(number, group, at, min(step, rows - at), rows, size) for at in range(0, rows, max(step, 1))]
-                    if strings:
-                        values |= _distinct(path, file, group, strings)
-        if not blocks:
-            raise UserError(f"Parquet.path={self.spec.path!r}: the {len(self.paths)} file(s) have no rows")
-        table = np.array(blocks, np.int64)
-        np.save(folder / "blocks.npy", table)
-        names = said or schema.names_among(values)
-        about = {"names": names, "digest": fingerprint(digests)}
-        (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        places = self.spec.kept(keys_of(self._records(table, names, None, "")))
-        if places is not None:
-            np.save(folder / "places.npy", places)
+        blocks: list[tuple[int, ...]] = []
+        values: set[Any] = set()
+        with opened(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                rows, size = _size(path, file, group, self.columns, limit)
+                step = rows if size <= limit else max(1, int(rows * limit / 4 / size))
+                blocks += [(number, group, at, min(step, rows - at), rows, size) for at in range(0, rows, max(step, 1))]
+                if strings:
+                    table = file.read_row_group(group, columns=[strings.root], use_threads=False)
+                    values |= set(distinct(path, table.column(strings.root), strings))
+            if sum(block[3] for block in blocks) != file.metadata.num_rows:
+                raise UserError(f"Parquet: {path} is cut or no Parquet file: its row groups are not all of its rows")
+            return blocks, footer(path), values
 
-    def records(self, folder: Path) -> ParquetRecords:
-        """What the index says."""
-        table = np.load(folder / "blocks.npy")
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        large = table[table[:, 3] < table[:, 4]]
+    def held(self, layout: np.ndarray) -> Groups:
+        return Groups(self.paths, self.below, self.stats, layout, Recent(self.spec.cache_mb * 1_000_000))
+
+    def warn(self, layout: np.ndarray) -> None:
+        large = layout[layout[:, 3] < layout[:, 4]]
         if len(large):
             log.warning(
                 "Parquet.path=%r: %d row group(s) are larger than cache_mb=%d (up to %d MB) and are read by pieces, which is "
                 "slow in random order; write the files anew with a smaller row_group_size, or give a larger cache_mb",
                 *(self.spec.path, len(np.unique(large[:, :2], axis=0)), self.spec.cache_mb, int(large[:, 5].max() / 1e6)),
             )
-        places = None if self.spec.split == "all" else np.load(folder / "places.npy")
-        return self._records(table, tuple(about["names"]), places, about["digest"])
-
-    def _records(self, table: np.ndarray, names: tuple[str, ...], places: np.ndarray | None, digest: str) -> ParquetRecords:
-        below = tuple(Path(os.path.relpath(path, self.root or ".")).as_posix() for path in self.paths)
-        groups = Groups(self.paths, below, self.stats, table, Recent(self.spec.cache_mb * 1_000_000))
-        return ParquetRecords(groups, self.columns, self.spec.reading(self.found, names, self.root), places, digest)
-
-    def _check(self, path: str, file: Any, said: tuple[str, ...]) -> None:
-        there = schema.fields_of(path, file.schema_arrow)
-        schema.check_same("Parquet", self.paths[0], self.columns, path, there)
-        for kind in KINDS:
-            field = getattr(self.spec, "pair_field" if kind == "text_pair" else f"{kind}_field")
-            if field in there and field not in self.there:
-                raise UserError(f"Parquet: {self.paths[0]} has no column {field!r}, which {path} has")
-        if self.label:
-            own = schema.class_names(schema.features_of(path, file.schema_arrow.metadata), self.label.field)
-            if own != said:
-                raise UserError(f"Parquet: the classes of {self.label.field!r} in {path} are not those in {self.paths[0]}")
 
 
 class Groups:
@@ -185,16 +141,19 @@ class Groups:
         file = int(self.layout[block, 0])
         return self.paths[file], self.below[file], int(self._before[block]) + row
 
+    def cells(self, block: int, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        table = self.table(block, columns)
+        return {name: table.column(name)[row] for name in columns}
+
     def table(self, block: int, columns: tuple[str, ...]) -> Any:
+        """pyarrow's table of a block."""
         return self.recent.get((block, columns), lambda: self._read(block, columns))
 
     def _read(self, block: int, columns: tuple[str, ...]) -> tuple[Any, int]:
         file, group, start, rows, whole, _ = map(int, self.layout[block])
         path = self.paths[file]
         with unreadable(path):
-            stat = os.stat(path)
-            if (stat.st_size, stat.st_mtime_ns) != self.stats[file]:
-                raise BadRecordError(path, "the file was changed after it was opened")
+            check_unchanged(path, self.stats[file])
             if rows == whole:
                 with self._open(file) as parquet:
                     table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
@@ -261,21 +220,6 @@ def _slices(batches: Iterator[Any], rows: int) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def unreadable(path: str) -> Iterator[None]:
-    """Make a `BadRecordError` of what pyarrow and the system say of a file."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise BadRecordError(path, "no such file") from None
-    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
-        raise BadRecordError(path, f"{' '.join(str(error).split())} ({type(error).__name__})") from None
-
-
-@contextlib.contextmanager
 def opened(path: str) -> Iterator[Any]:
     """A Parquet file, to read what its footer says.
 
@@ -284,13 +228,8 @@ def opened(path: str) -> Iterator[Any]:
     """
     import pyarrow.parquet as pq
 
-    try:
-        with unreadable(path), pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-            yield file
-    except UserError:
-        raise
-    except BadRecordError as error:
-        raise UserError(f"Parquet: {path} is cut or no Parquet file: {error.reason}") from None
+    with opening("Parquet", path), pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        yield file
 
 
 def footer(path: str) -> bytes:
@@ -303,23 +242,21 @@ def footer(path: str) -> bytes:
         return file.read(length)
 
 
-def _size(path: str, file: Any, group: int, columns: dict[str, Column]) -> tuple[int, int]:
-    """Rows of a group, and bytes of the columns that are read."""
+def _size(path: str, file: Any, group: int, columns: dict[str, Column], limit: int) -> tuple[int, int]:
+    """Rows of a group, and bytes of the columns that are read; of all columns, where even these are not more than the limit.
+
+    pyarrow ends the process when it is asked about a column of a footer that is damaged, which is why few are asked about.
+    """
     about = file.metadata.row_group(group)
-    roots = {column.root for column in columns.values()}
-    own = [about.column(place) for place in range(about.num_columns)]
-    own = [one for one in own if one.path_in_schema in roots or one.path_in_schema.split(".")[0] in roots]
-    rows, size = about.num_rows, sum(one.total_uncompressed_size for one in own)
-    if rows < 0 or size < 0 or any(one.num_values < rows for one in own):
+    rows, size = about.num_rows, about.total_byte_size
+    if rows < 0 or size < 0:
         raise UserError(f"Parquet: {path} is cut or no Parquet file: row group {group} has {rows} rows of {size} bytes")
+    if size > limit:
+        roots = {column.root for column in columns.values()}
+        own = (about.column(place) for place in range(about.num_columns))
+        size = sum(
+            one.total_uncompressed_size
+            for one in own
+            if one.path_in_schema in roots or one.path_in_schema.split(".")[0] in roots
+        )
     return rows, size
-
-
-def _distinct(path: str, file: Any, group: int, column: Column) -> set[Any]:
-    import pyarrow.compute as pc
-
-    table = file.read_row_group(group, columns=[column.root], use_threads=False)
-    if column.parts:
-        return {column.value(cell, path) for cell in table.column(column.root)}
-    found = pc.unique(table.column(column.root))
-    return set(found.to_pylist())

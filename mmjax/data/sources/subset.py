@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
@@ -25,6 +26,7 @@ from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record, Records
 
 WHOLE = {
+    "arrow": Arrow,
     "digits": Digits,
     "folder": Folder,
     "manifest": Manifest,
