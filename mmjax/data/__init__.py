@@ -7,7 +7,7 @@ from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
-from mmjax.data.sources import SOURCES, TFDS, Arrow, Digits, Folder, HideLabels, Manifest, Parquet, Scenes, Stamps, Subset
+from mmjax.data.sources import SOURCES, TFDS, Arrow, Coco, Digits, Folder, HideLabels, Manifest, Parquet, Scenes, Stamps, Subset
 from mmjax.data.strings import Strings, strings
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
@@ -44,6 +44,7 @@ __all__ = [
     "CenterCrop",
     "Class",
     "Classes",
+    "Coco",
     "ColourJitter",
     "Data",
     "Dataset",

@@ -1,6 +1,7 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
 from mmjax.data.sources.arrow import Arrow
+from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
@@ -11,6 +12,19 @@ from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
+SOURCES = {**WHOLE, "coco": Coco, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Arrow", "Digits", "Folder", "HideLabels", "Manifest", "Parquet", "Scenes", "Stamps", "Subset"]
+__all__ = [
+    "SOURCES",
+    "TFDS",
+    "Arrow",
+    "Coco",
+    "Digits",
+    "Folder",
+    "HideLabels",
+    "Manifest",
+    "Parquet",
+    "Scenes",
+    "Stamps",
+    "Subset",
+]
