@@ -1,30 +1,36 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
 from mmjax.data.sources.array_record import ArrayRecord
+from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.balanced import Balanced
+from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.mix import Mix
+from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 from mmjax.data.sources.web_dataset import WebDataset
 
-SOURCES = {**WHOLE, "balanced": Balanced, "hide_labels": HideLabels, "mix": Mix, "subset": Subset}
+SOURCES = {**WHOLE, "balanced": Balanced, "coco": Coco, "hide_labels": HideLabels, "mix": Mix, "subset": Subset}
 
 __all__ = [
     "SOURCES",
     "TFDS",
     "ArrayRecord",
+    "Arrow",
     "Balanced",
+    "Coco",
     "Digits",
     "Folder",
     "HideLabels",
     "Manifest",
     "Mix",
+    "Parquet",
     "Scenes",
     "Stamps",
     "Subset",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.core.spatial import over
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
 from mmjax.data.sources import splits
@@ -42,7 +43,7 @@ class Fields:
       image_field: of the image: bytes of a file, HuggingFace's {"bytes", "path"}, or a path below `root`.
       text_field: of the caption, or of a list of captions, of which the pipeline draws one each time.
       pair_field: of the second of two texts.
-      label_field: of the class: a whole number, or one of `names`. Empty or negative is no class: -1.
+      label_field: of the class: a whole number, or one of `names`. Empty, NaN or negative is no class: -1.
       names: of the classes in label order, for data that does not say them itself.
       group_field: whose equal values make examples each other's positives.
       fields: record key -> a further field, whose value is passed on as it is: a string, a number, a list or an array.
@@ -65,11 +66,13 @@ class Fields:
     window: tuple[float, float] | None = None
     max_pixels: int = setting(least=1, default=MAX_PIXELS)
 
-    def check_fields(self) -> None:
-        """Raises `UserError` for an unknown split, shares that do not sum to 1, a window that is none, names given twice, or a
+    def check_fields(self, own: Sequence[str] = ()) -> None:
+        """`own`: the splits that the data has itself, instead of those by a hash.
+
+        Raises `UserError` for an unknown split, shares that do not sum to 1, a window that is none, names given twice, or a
         key of `fields` that a record has already."""
         name = type(self).__name__
-        splits.check_split(name, self.split, (*SPLITS, "all"))
+        splits.check_split(name, self.split, own or (*SPLITS, "all"))
         splits.check_fractions(name, self.fractions)
         splits.check_images(name, self.window, self.max_pixels)
         for key in self.fields:
@@ -200,9 +203,15 @@ class Reading:
             record[key] = self._value(key, example[field], f"{where} {field}")
         if record.get("label", -1) >= 0 and self.names:
             record["name"] = self.names[record["label"]]
-        if "group" not in record and "text" not in record and record.get("label", -1) >= 0:
-            record["group"] = record["label"]
         return record
+
+    def told(self, example: Example, where: str) -> tuple[int, tuple[str, ...]]:
+        """The class of an example, -1 where it has none or one that cannot be read, and its captions."""
+        try:
+            label = self._label(example.get(self.found.get("label", "")), where)
+        except BadRecordError:
+            label = -1
+        return label, tuple(self.texts(example))
 
     def texts(self, example: Example) -> Iterator[str]:
         """The captions of an example; those that are no texts are passed over."""
@@ -214,7 +223,7 @@ class Reading:
 
     def _value(self, key: str, value: Any, where: str) -> Any:
         if key in self.fields:
-            return _passed_on(value, where)
+            return _laid_over(key, _passed_on(value, where))
         if key == "image":
             return self._image(value, where)
         if key == "label":
@@ -240,6 +249,10 @@ class Reading:
             return -1
         if isinstance(value, str) and value.strip() in self.names:
             return self.names.index(value.strip())
+        if isinstance(value, float | np.floating):  # what pandas makes of whole numbers where some are missing
+            if np.isnan(value):
+                return -1
+            value = int(value) if float(value).is_integer() else value
         try:
             number = int(value) if isinstance(value, str | int | np.integer) and not isinstance(value, bool) else None
         except ValueError:
@@ -281,6 +294,14 @@ def _passed_on(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | int | float | list | tuple | np.ndarray):
         return value
     raise BadRecordError(where, f"{_said(value)} is no string, number, list or array")
+
+
+def _laid_over(key: str, value: Any) -> Any:
+    """Boxes and points of an image that has none have their width all the same, which an empty list does not tell."""
+    kind = over("image", [key]).get(key)
+    if kind in ("boxes", "points") and isinstance(value, list | tuple | np.ndarray) and len(value) == 0:
+        return np.zeros((0, 4 if kind == "boxes" else 2), np.float32)
+    return value
 
 
 def _decoded(value: bytes, where: str) -> str:

@@ -14,9 +14,11 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.sources.array_record import ArrayRecord
+from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
@@ -27,9 +29,11 @@ from mmjax.data.types import BadRecordError, Record, Records
 
 WHOLE = {
     "array_record": ArrayRecord,
+    "arrow": Arrow,
     "digits": Digits,
     "folder": Folder,
     "manifest": Manifest,
+    "parquet": Parquet,
     "scenes": Scenes,
     "stamps": Stamps,
     "tfds": TFDS,
