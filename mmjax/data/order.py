@@ -70,7 +70,9 @@ class Order:
             if not hasattr(records, "blocks"):
                 named = type(records).__name__.removesuffix("Records")
                 raise UserError(f"order='blocks': {named} has no blocks, and reads each record alike; use records")
-            return Blocks(records.blocks(), window, self._bits(purpose)) if self.shuffle else InTurn(len(records))
+            sizes = records.blocks()
+            assert sizes.sum() == len(records), f"blocks of {sizes.sum()} records, of {len(records)}"
+            return Blocks(sizes, window, self._bits(purpose)) if self.shuffle else InTurn(len(records))
         return self._whole(len(records), how, purpose)
 
     def _of_share(self, share: Share, how: str, window: int, purpose: str) -> Turn:

@@ -71,6 +71,19 @@ class BlockRecords:
         example, where = self._example(index, self.columns)
         return self.reading(example, where)
 
+    def blocks(self) -> np.ndarray:
+        """int64: how many records in a row come from one block, which is read at once.
+
+        Raises:
+          UserError: an indices mapping has put the rows in another order than that of their blocks.
+        """
+        if self.places is None:
+            return self.held.rows
+        if np.any(np.diff(self.places) <= 0):
+            raise UserError("order='blocks': an indices mapping has shuffled the rows over their blocks; use records")
+        counts = np.bincount(np.searchsorted(self.ends, self.places, side="right"), minlength=len(self.ends))
+        return counts[counts > 0].astype(np.int64)
+
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         block, row = self._find(index)
         path, below, number = self.held.place(block, row)

@@ -31,7 +31,6 @@ class Opening:
     """
 
     version: ClassVar[str]  # of what lies in the cache folder
-    made: ClassVar[type[BlockRecords]] = BlockRecords
 
     def __init__(
         self, spec: Fields, root: str, paths: Sequence[str], features: Mapping[str, Any] | None = None, mapping: Any = None
@@ -120,7 +119,7 @@ class Opening:
 
     def _records(self, layout: np.ndarray, names: tuple[str, ...], places: np.ndarray | None, digest: str) -> BlockRecords:
         reading = self.spec.reading(self._found, names, self.root)
-        return self.made(self.held(layout), self.columns, reading, places, digest, repeated=self.mapping is not None)
+        return BlockRecords(self.held(layout), self.columns, reading, places, digest, repeated=self.mapping is not None)
 
     def _check(self, path: str) -> None:
         """Raise `UserError` for a file with other columns than the first, or other names of classes."""

@@ -48,7 +48,7 @@ class Parquet(Fields):
     path: str = setting(everyday=True, path=True)
     cache_mb: int = setting(least=1, default=512)
 
-    def build(self) -> ParquetRecords:
+    def build(self) -> BlockRecords:
         """Records with the keys that the files have.
 
         Raises:
@@ -60,23 +60,10 @@ class Parquet(Fields):
         return Opened(self, *files_at("Parquet", self.path, ".parquet")).records()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ParquetRecords(BlockRecords):
-    """Rows of one split."""
-
-    def blocks(self) -> np.ndarray:
-        """int64: how many records in a row come from one block, the row group or piece of one that is decoded at once."""
-        if self.places is None:
-            return self.held.rows
-        counts = np.bincount(np.searchsorted(self.ends, self.places, side="right"), minlength=len(self.ends))
-        return counts[counts > 0].astype(np.int64)
-
-
 class Opened(Opening):
     """Parquet files on their way to records."""
 
     version = "parquet-1"
-    made = ParquetRecords
     spec: Parquet
 
     def schema_of(self, path: str) -> Any:
