@@ -21,7 +21,7 @@ from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
-from mmjax.data import Tokenizer
+from mmjax.data import Tags, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
 from mmjax.train import Experiment
@@ -165,7 +165,8 @@ def text_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Tokenizer]) 
         return None
     for task in experiment.tasks.values():
         columns = getattr(experiment.data.get(task.data), "columns", {})
-        named = [getattr(column, "tokenizer", None) for key, column in columns.items() if key in ("text", "caption")]
+        made = ((column.of if isinstance(column, Tags) else key, column) for key, column in columns.items())
+        named = [getattr(column, "tokenizer", None) for key, column in made if key in ("text", "caption")]
         for name in filter(None, named):
             if name in tokenizers:
                 return tokenizers[name]

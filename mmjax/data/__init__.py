@@ -7,8 +7,9 @@ from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.pipeline import Batches, Data, Dataset
-from mmjax.data.sources import SOURCES, TFDS, Digits, Folder, HideLabels, Manifest, Scenes, Stamps, Subset
+from mmjax.data.sources import SOURCES, TFDS, Conll, Digits, Folder, HideLabels, Manifest, Scenes, Stamps, Subset
 from mmjax.data.strings import Strings, strings
+from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
 from mmjax.data.transforms import (
@@ -44,6 +45,7 @@ __all__ = [
     "Class",
     "Classes",
     "ColourJitter",
+    "Conll",
     "Data",
     "Dataset",
     "Digits",
@@ -70,6 +72,7 @@ __all__ = [
     "Stamps",
     "Strings",
     "Subset",
+    "Tags",
     "Text",
     "Tokenizer",
     "Transform",

@@ -1,5 +1,6 @@
 """Where examples come from. A new source is one file here, one line in the table, one test."""
 
+from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
@@ -9,6 +10,6 @@ from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 
-SOURCES = {**WHOLE, "hide_labels": HideLabels, "subset": Subset}
+SOURCES = {**WHOLE, "conll": Conll, "hide_labels": HideLabels, "subset": Subset}
 
-__all__ = ["SOURCES", "TFDS", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset"]
+__all__ = ["SOURCES", "TFDS", "Conll", "Digits", "Folder", "HideLabels", "Manifest", "Scenes", "Stamps", "Subset"]
