@@ -25,10 +25,8 @@ from mmjax.data import Tags, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
 from mmjax.train import Experiment
-from mmjax.train.classes import uses
+from mmjax.train.classes import NAMED, uses
 from mmjax.train.setup import Setup
-
-HEADS = ("classes", "token_classes")  # whose logits config.json names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _pruned(model: Multimodal) -> Multimodal | None:
 
 def _named(model: Multimodal, names: Mapping[str, tuple[str, ...] | None]) -> Multimodal:
     """The names of the classes in the order of the logits, where they are known."""
-    for head in HEADS:
+    for head in NAMED:
         if head not in model.heads or head not in names:
             continue
         own, count = names[head], model.heads[head].classes
@@ -199,6 +197,7 @@ def obstacle(setup: Setup) -> list[str]:
         if not e.model.huggingface:  # it is written tower by tower, if at all
             return []
         hint = "; mmjax.convert.load_classifier makes a classifier that goes back" * ("classes" in e.model.heads)
+        hint += "; mmjax.convert.load_tagger makes a tagger that goes back" * ("token_classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     if whole is None or not e.adapt:
         return []
