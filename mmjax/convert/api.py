@@ -76,12 +76,29 @@ def load_classifier(path: str | Path, classes: int) -> Multimodal:
     Raises:
       UserError: the model did not come from HuggingFace, or its family has no such class here.
     """
+    return _headed(path, classes, ("ForImageClassification", "ForSequenceClassification"), "classifies")
+
+
+def load_tagger(path: str | Path, classes: int) -> Multimodal:
+    """The same as HuggingFace's class that says a class for each token of its texts: `heads_token_classes/*` starts anew.
+
+    Usage:
+      model = load_tagger("runs/bert", classes=9)  # BertForTokenClassification
+      Experiment(model=model, init_from="runs/bert", init_fresh=("heads_token_classes/*",), ...)
+
+    Raises:
+      UserError: the model did not come from HuggingFace, or its family has no such class here.
+    """
+    return _headed(path, classes, ("ForTokenClassification",), "tags tokens")
+
+
+def _headed(path: str | Path, classes: int, ends: tuple[str, ...], does: str) -> Multimodal:
+    """The model of a folder or a run as the first class of its family whose name ends so."""
     model = load_model(path)
     family = family_of(model)
-    ends = ("ForImageClassification", "ForSequenceClassification")
     name = next((name for name in family.models if name.endswith(ends)), None)
     if name is None:
-        raise UserError(f"{path}: {family.model_type} has no class of HuggingFace's that classifies; add a head by hand")
+        raise UserError(f"{path}: {family.model_type} has no class of HuggingFace's that {does}; add a head by hand")
     names = {str(i): f"LABEL_{i}" for i in range(classes)}
     config = family.config(explicit(model)) | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
     return build_model(config | {"architectures": [name]})[1]

@@ -21,14 +21,12 @@ from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
-from mmjax.data import Tokenizer
+from mmjax.data import Tags, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
 from mmjax.train import Experiment
-from mmjax.train.classes import uses
+from mmjax.train.classes import NAMED, uses
 from mmjax.train.setup import Setup
-
-HEADS = ("classes", "token_classes")  # whose logits config.json names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _pruned(model: Multimodal) -> Multimodal | None:
 
 def _named(model: Multimodal, names: Mapping[str, tuple[str, ...] | None]) -> Multimodal:
     """The names of the classes in the order of the logits, where they are known."""
-    for head in HEADS:
+    for head in NAMED:
         if head not in model.heads or head not in names:
             continue
         own, count = names[head], model.heads[head].classes
@@ -165,7 +163,8 @@ def text_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Tokenizer]) 
         return None
     for task in experiment.tasks.values():
         columns = getattr(experiment.data.get(task.data), "columns", {})
-        named = [getattr(column, "tokenizer", None) for key, column in columns.items() if key in ("text", "caption")]
+        made = ((column.of if isinstance(column, Tags) else key, column) for key, column in columns.items())
+        named = [getattr(column, "tokenizer", None) for key, column in made if key in ("text", "caption")]
         for name in filter(None, named):
             if name in tokenizers:
                 return tokenizers[name]
@@ -198,6 +197,7 @@ def obstacle(setup: Setup) -> list[str]:
         if not e.model.huggingface:  # it is written tower by tower, if at all
             return []
         hint = "; mmjax.convert.load_classifier makes a classifier that goes back" * ("classes" in e.model.heads)
+        hint += "; mmjax.convert.load_tagger makes a tagger that goes back" * ("token_classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     if whole is None or not e.adapt:
         return []

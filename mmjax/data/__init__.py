@@ -14,6 +14,7 @@ from mmjax.data.sources import (
     Arrow,
     Balanced,
     Coco,
+    Conll,
     Digits,
     Folder,
     HideLabels,
@@ -26,6 +27,7 @@ from mmjax.data.sources import (
     WebDataset,
 )
 from mmjax.data.strings import Strings, strings
+from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
 from mmjax.data.transforms import (
@@ -65,6 +67,7 @@ __all__ = [
     "Classes",
     "Coco",
     "ColourJitter",
+    "Conll",
     "Data",
     "Dataset",
     "Digits",
@@ -93,6 +96,7 @@ __all__ = [
     "Stamps",
     "Strings",
     "Subset",
+    "Tags",
     "Text",
     "Tokenizer",
     "Transform",

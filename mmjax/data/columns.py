@@ -12,7 +12,8 @@ from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
 from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
 from mmjax.data.strings import Strings
-from mmjax.data.texts import Text, TextColumn
+from mmjax.data.tags import Tags
+from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
 
@@ -24,6 +25,7 @@ COLUMNS = {
     "classes": Classes,
     "number": Number,
     "array": Array,
+    "tags": Tags,
 }
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 GROUPS = 2**31  # the numbers that groups have are below it
@@ -68,8 +70,9 @@ class Columns:
         self._first = {key: kinds.kind(value) for key, value in first.items()}
         self._columns: dict[str, Column] = {}
         about = kinds.About(tokenizers, max_length, classes)
+        made = _made(specs)
         for key, value in first.items():
-            spec = specs.get(key) or inferred(key, value, first)
+            spec = specs.get(key) or (None if key in made else inferred(key, value, first))
             if spec is not None:
                 with within(f"columns.{key}" if key in specs else ""):
                     self._columns[key] = spec.build(key, value, about, first)
@@ -86,9 +89,9 @@ class Columns:
         return {key: names for key, names in found.items() if names}
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The keys that are text."""
-        return tuple(key for key, column in self._columns.items() if isinstance(column, TextColumn))
+    def texts(self) -> dict[str, tuple[Tokenizer, int]]:
+        """The keys that are text -> the tokenizer and the length of each."""
+        return {key: own for column in self._columns.values() for key, own in getattr(column, "texts", {}).items()}
 
     def of(self, key: str) -> Column | None:
         """The column of a key; None where there is none."""
@@ -137,6 +140,15 @@ class Columns:
                 tip = "; add Resize(size) or RandomCrop(size) to transforms" if key == "image" else ""
                 first = kinds.written(self._first[key])
                 raise UserError(f"{key}: a record's is {kinds.written(here)}, the first record's {first}{tip}")
+
+
+def _made(specs: Mapping[str, Any]) -> set[str]:
+    """The keys of a batch that columns of other keys make. Raises `UserError` for one that two of them make."""
+    found = [spec.of for spec in specs.values() if isinstance(spec, Tags)]
+    for key, spec in specs.items():
+        if isinstance(spec, Tags) and (spec.of in specs or found.count(spec.of) > 1):
+            raise UserError(f"columns.{key}.of={spec.of!r}: another column makes that text too; give one of them another name")
+    return set(found)
 
 
 def inferred(key: str, value: Any, first: Record) -> Any:

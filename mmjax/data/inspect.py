@@ -14,7 +14,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.order import Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import THREADS, spaced
-from mmjax.data.tokenizers import Tokenizer
+from mmjax.data.tags import Tags, text_spec
 from mmjax.data.types import Record
 
 MOST = 4096  # records that are looked at
@@ -103,7 +103,7 @@ def _see(dataset: Dataset, index: int) -> _Seen:
     texts = {}
     for key, (tokenizer, most) in dataset.texts().items():
         kept, unknown = int(batch[f"{key}_mask"].sum()), int(tokenizer.unknown(batch[key], batch[f"{key}_mask"])[0])
-        texts[key] = (_length(tokenizer, record, key) if kept == most else kept, kept, unknown)
+        texts[key] = (_length(dataset, record, key) if kept == most else kept, kept, unknown)
     return _Seen(bad, "", label, texts)
 
 
@@ -170,8 +170,11 @@ def _lengths(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
     return lines
 
 
-def _length(tokenizer: Tokenizer, record: Record, key: str) -> int:
+def _length(dataset: Dataset, record: Record, key: str) -> int:
     """Tokens of a text that may have been cut."""
+    tokenizer = dataset.texts()[key][0]
+    if isinstance(spec := text_spec(dataset._data.columns, key), Tags):
+        return int(tokenizer.encode_words([record[spec.words]], LONGEST)["mask"].sum())
     pair = record.get(f"{key}_pair")
     return int(tokenizer.encode([record[key]], LONGEST, None if pair is None else [pair])["mask"].sum())
 

@@ -28,14 +28,16 @@ class Lost:
       truncated: texts that were cut.
       unknown: tokens that stand for words or characters which the tokenizer does not know.
       tokens: all tokens.
+      words: words with a tag that have no token: cut, or nothing to the tokenizer.
     """
 
     truncated: int = 0
     unknown: int = 0
     tokens: int = 0
+    words: int = 0
 
     def __add__(self, other: Lost) -> Lost:
-        return Lost(self.truncated + other.truncated, self.unknown + other.unknown, self.tokens + other.tokens)
+        return Lost(*(getattr(self, one.name) + getattr(other, one.name) for one in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)

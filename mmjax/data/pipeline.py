@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,8 @@ from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
 from mmjax.data.strings import Strings
-from mmjax.data.texts import Text, TextColumn
+from mmjax.data.tags import Tags, TagsColumn
+from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.types import BadRecordError, Records
@@ -118,7 +120,10 @@ class Data:
                 return
             records = self.source.build()
             for key in own if tokenizer else [key for key in own if key != "text"]:
-                yield from column_texts(records, key)
+                if isinstance(spec := self.columns[key], Tags):  # each with the space that is before it in a text
+                    yield from (f" {word}" for word in column_texts(records, spec.words))
+                else:
+                    yield from column_texts(records, key)
             if getattr(self.columns.get("text"), "tokenizer", "") == tokenizer:
                 if not tokenizer:
                     yield from records.texts()
@@ -136,6 +141,16 @@ def column_texts(records: Records, key: str) -> Iterator[str]:
         with contextlib.suppress(BadRecordError):
             text = records[index].get(key) or ()
             yield from (text,) if isinstance(text, str) else (str(one) for one in text)
+
+
+def _named(columns: Mapping[str, Any], records: Records) -> dict[str, Any]:
+    """Columns with the names of tags that no spec says, from all records."""
+    found = dict(columns)
+    for key, spec in columns.items():
+        if isinstance(spec, Tags):
+            with within(f"columns.{key}"):
+                found[key] = spec.named(functools.partial(column_texts, records, key))
+    return found
 
 
 class Dataset:
@@ -168,9 +183,9 @@ class Dataset:
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
-        self._columns = Columns(first, tokenizers, data.max_length, data.columns, tuple(records.classes))
+        self._columns = Columns(first, tokenizers, data.max_length, _named(data.columns, records), tuple(records.classes))
         self._classes = tuple(records.classes)
-        self._first = self._columns([first])[0]
+        self._record, self._first = first, self._columns([first])[0]
         self._count_bad(bad)
 
     @property
@@ -195,22 +210,18 @@ class Dataset:
 
     def texts(self) -> dict[str, tuple[Tokenizer, int]]:
         """Key of a text -> its tokenizer and length."""
-        found = {}
-        for key in self._columns.texts:
-            column = self._columns.of(key)
-            assert isinstance(column, TextColumn)
-            found[key] = (column.tokenizer, column.max_length)
-        return found
+        return self._columns.texts
 
     def match(self, key: str, names: tuple[str, ...]) -> None:
-        """Give the labels of a class column as places among `names`, which hold all of its own. Before any batch is read."""
+        """Give the labels of a column as places among `names`, which hold all of its own. Before any batch is read."""
         column = self._columns.of(key)
-        assert isinstance(column, ClassColumn)
+        assert isinstance(column, ClassColumn | TagsColumn)
         column.match(names)
+        self._first = self._columns([self._record])[0]
 
     def can_match(self, key: str) -> bool:
-        """Whether the labels of a key are single classes, which `match` can number anew."""
-        return isinstance(self._columns.of(key), ClassColumn)
+        """Whether the labels of a key are single classes, or tags, which `match` can number anew."""
+        return isinstance(self._columns.of(key), ClassColumn | TagsColumn)
 
     def limit(self, key: str, classes: int) -> None:
         """Refuse labels of `classes` and more, where no names say how many there are. Before any batch is read.

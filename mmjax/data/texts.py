@@ -43,10 +43,15 @@ class Text:
 
 
 class TextColumn:
-    """See `Text`."""
+    """See `Text`.
+
+    Attributes:
+      texts: its key -> its tokenizer and length.
+    """
 
     def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool) -> None:
         self.key, self.tokenizer, self.max_length, self.pairs = key, tokenizer, max_length, pairs
+        self.texts = {key: (tokenizer, max_length)}
         self.taken = (f"{key}_pair",) if pairs else ()
         self._remembered: dict[tuple[str, str | None], Row] = {}
 

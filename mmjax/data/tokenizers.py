@@ -54,6 +54,7 @@ class Tokenizer:
         begun, ended = _writes(huggingface)
         self.begins: tuple[int, ...] = () if begun or ended else (self.bos_id,)
         self.ends: tuple[int, ...] = () if ended else (self.eos_id,)
+        self._spaced: bool | None = None  # whether words are given the space before them; found out when first asked
         self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any]]:
@@ -92,6 +93,47 @@ class Tokenizer:
             mask_NT[n, : len(ids)] = True
             segments_NT[n, : len(ids)] = segments
         return {"ids": ids_NT, "mask": mask_NT, "segments": segments_NT, "truncated": truncated_N}
+
+    def encode_words(self, words: Sequence[Sequence[str]], max_length: int) -> dict[str, np.ndarray]:
+        """Token ids of texts that are words already, as `transformers` gives them with `is_split_into_words=True`.
+
+        A tokenizer that marks the space before a word (byte-level BPE) and does not put it there by itself is given it before
+        each word but the first: the ids are those of the words with spaces between them.
+
+        Returns:
+          `ids`, `mask` and `truncated` as `encode` gives them; `words` int32 [N, T]: the number of the word that a token is of,
+          -1 for special tokens and padding. A word may have no token.
+
+        Raises:
+          UserError: max_length leaves no room beside the special tokens; a tokenizer without a fast form.
+        """
+        if self._spaced is None:
+            apart, spaced, whole = ([*one.ids] for one in self._encodings([["a", "b"], ["a", " b"], "a b"], None))
+            self._spaced = apart != whole and spaced == whole
+        given = [[" " * bool(n and self._spaced) + word for n, word in enumerate(one)] for one in words]
+        found, encodings = self._rows(given, max_length)
+        words_NT = np.full_like(found["ids"], -1)
+        for row_T, one in zip(words_NT, encodings, strict=True):
+            row_T[len(self.begins) :][: len(one)] = [-1 if word is None else word for word in one.word_ids]
+        return {**found, "words": words_NT}
+
+    def encode_places(self, texts: Sequence[str], max_length: int) -> dict[str, np.ndarray]:
+        """As `encode`, and where each token stands in its text.
+
+        Returns:
+          `ids`, `mask` and `truncated`; `places` int32 [N, T, 2]: the first character of a token and the one after its last, -1
+          for special tokens and padding.
+
+        Raises:
+          UserError: max_length leaves no room beside the special tokens; a tokenizer without a fast form.
+        """
+        found, encodings = self._rows(list(texts), max_length)
+        places_NT2 = np.full((*found["ids"].shape, 2), -1, np.int32)
+        for row_T2, one in zip(places_NT2, encodings, strict=True):
+            special = zip(one.offsets, one.special_tokens_mask, strict=True)
+            own = [(-1, -1) if is_special else place for place, is_special in special]
+            row_T2[len(self.begins) :][: len(one)] = np.array(own, np.int32).reshape(-1, 2)
+        return {**found, "places": places_NT2}
 
     def whole(self, text: str) -> list[int]:
         """The ids of one text as `encode` gives them, however many they are."""
@@ -135,6 +177,36 @@ class Tokenizer:
     def load(cls, directory: str | Path) -> Tokenizer:
         """Open a HuggingFace tokenizer folder. Raises `UserError` if there is none."""
         return Pretrained(str(directory)).train(())
+
+    def _rows(self, inputs: list[Any], max_length: int) -> tuple[dict[str, np.ndarray], list[Any]]:
+        """`ids`, `mask` and `truncated` of texts or of lists of words, and the library's own account of each."""
+        room = max_length - len(self.begins) - len(self.ends)
+        if room <= self.huggingface.num_special_tokens_to_add():
+            raise UserError(f"max_length={max_length} leaves no room for text beside the special tokens")
+        encodings = self._encodings(inputs, None)
+        truncated_N = np.array([len(one) > room for one in encodings], bool)
+        for n in np.flatnonzero(truncated_N).tolist():
+            encodings[n] = self._encodings([inputs[n]], room)[0]
+        ids_NT = np.full((len(inputs), max_length), self.pad_id, np.int32)
+        mask_NT = np.zeros_like(ids_NT, bool)
+        for n, one in enumerate(encodings):
+            ids = [*self.begins, *one.ids, *self.ends]
+            ids_NT[n, : len(ids)], mask_NT[n, : len(ids)] = ids, True
+        return {"ids": ids_NT, "mask": mask_NT, "truncated": truncated_N}, encodings
+
+    def _encodings(self, inputs: list[Any], max_length: int | None) -> list[Any]:
+        """The library's own account of texts, and of texts as lists of words: ids, words and places."""
+        backend = getattr(self.huggingface, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError("tokenizer: it has no fast form (tokenizer.json), which alone says of which word a token is")
+        with self._lock:  # HuggingFace sets both anew for each of its own calls
+            backend.no_padding()
+            backend.no_truncation()
+            if max_length is not None:
+                backend.enable_truncation(max_length)
+            found = [backend.encode(one, is_pretokenized=not isinstance(one, str)) for one in inputs]
+            backend.no_truncation()
+        return found
 
     def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
         with self._lock:

@@ -3,6 +3,7 @@
 from mmjax.evaluate.answers import Answers
 from mmjax.evaluate.calibration import Calibration
 from mmjax.evaluate.captions import Captions
+from mmjax.evaluate.entities import Entities
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.held_out import HeldOut
 from mmjax.evaluate.perplexity import Perplexity
@@ -27,6 +28,7 @@ EVALUATORS: dict[str, type] = {
     "answers": Answers,
     "ranking": Ranking,
     "tip_adapter": TipAdapter,
+    "entities": Entities,
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Answers",
     "Calibration",
     "Captions",
+    "Entities",
     "Errors",
     "Evaluation",
     "Evaluator",

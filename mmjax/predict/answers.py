@@ -103,7 +103,8 @@ class Asked:
 
 
 def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
-    """What the run says of each input: classes where a head or a list names them, else a text where a decoder writes one, or
+    """What the run says of each input: classes where a head or a list names them, entities where a head tags
+    the tokens of texts, else a text where a decoder writes one, or
     the file of a picture that it painted. A text that came to no end within `max_new_tokens` has `cut`.
 
     Args:
@@ -166,6 +167,8 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     if asked.classes or (ask.classifies() and not asked.decoder):
         rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold)
         return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
+    if kind == "text" and ask.tags() and not asked.decoder:
+        return [{"entities": row} for row in ask.entities(given)]
     if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
         return _painted(ask, some, given, asked)
     if not ask.writes() and ask.shares(kind):

@@ -21,7 +21,7 @@ class Options:
 
     Attributes:
       out: a new file for the answers, one JSON object a line; without it they are printed.
-      text: the inputs are texts, to be classified or gone on with.
+      text: the inputs are texts, to be classified, searched for entities or gone on with.
       question: asked of each image.
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.

@@ -19,7 +19,8 @@ from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import painting, writing
+from mmjax.predict import entities, painting, writing
+from mmjax.predict.heads import check_read, class_names, classifying, tagging
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.work import Work, open_work
 
@@ -98,10 +99,9 @@ class Predictor:
             logits_NC, names = self._nearest(images, tuple(classes), template), tuple(classes)
         else:
             name = self._head(head)
-            self._check_read(name, images, texts)
+            check_read(self.work, name, images, texts)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
-            bare = "LABEL_{}" if self.work.model.huggingface else "{}"  # as `transformers` calls classes without names
-            names = self.work.classes.get(name) or tuple(bare.format(i) for i in range(logits_NC.shape[-1]))
+            names = class_names(self.work, name, logits_NC.shape[-1])
         several = self.work.several and not classes
         if threshold is not None and not several:
             raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")
@@ -113,15 +113,25 @@ class Predictor:
             for row, order in zip(shares_NC, order_NC, strict=True)
         ]
 
-    def _check_read(self, head: str, images: Any, texts: Any) -> None:
-        """Raises UserError where a head reads something else than what is given."""
-        forward, said = BoundForward(self.work.model, self.work.params, {}), self.work.model.heads[head].input
-        reads = {one for name in ((said,) if isinstance(said, str) else said) for one in forward.modalities(name)}
-        given = {name for name, own in (("image", images), ("text", texts)) if own is not None}
-        if given and reads != given:
-            tip = {"text": " (--question, of an image)", "image": ""}
-            wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(reads))
-            raise UserError(f"heads.{head} reads {wanted}; it was given {' and '.join(sorted(given))}")
+    def tags(self) -> bool:
+        """Whether a head says a tag for each token of a text."""
+        return len(tagging(self.work)) == 1
+
+    def entities(self, texts: Any, head: str = "") -> list[list[dict[str, Any]]]:
+        """The named entities of each text, in their order: `type`, `text`, `start` and `end` (characters) and `score`, the mean
+        of its tokens. Tokens side by side of one type are one entity, as `entities.grouped` says it.
+
+        Args:
+          head: the head; "" for the only one that says a tag for each token.
+
+        Raises:
+          UserError: no such head; a tokenizer that does not say where its tokens stand.
+        """
+        heads = tagging(self.work)
+        if head not in heads if head else len(heads) != 1:
+            asked = f"head={head!r}: " if head else ""
+            raise UserError(f"{self.work.path}: {asked}heads that tag are {', '.join(heads) or 'none'}; {self._can()}")
+        return entities.find(self.work, head or heads[0], as_texts(texts) or [], self._rows)
 
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
@@ -191,19 +201,7 @@ class Predictor:
         Raises:
           UserError: a tokenizer without a template; as `generate`.
         """
-        tokenizer = self.work.tokenizer
-        if tokenizer is None or not tokenizer.huggingface.chat_template:
-            raise UserError(f"{self.work.path}: its tokenizer has no chat template; use generate with a prompt of your own")
-        if not isinstance(messages, list | tuple) or not messages:
-            raise UserError(f"messages={messages!r}: give a list of messages, or of such lists")
-        several = [messages] if isinstance(messages[0], dict) else list(messages)
-        try:
-            rows = [
-                tokenizer.huggingface.apply_chat_template(one, add_generation_prompt=True, tokenize=True, return_dict=False)
-                for one in several
-            ]
-        except Exception as error:  # templates are programs, and raise what they like
-            raise UserError(f"{self.work.path}: its chat template refuses these messages: {error}") from None
+        rows = writing.conversations(self.work, messages)
         found = self._go_on(self._decoder(""), rows, None, None, details, stream, settings)
         return found[0] if isinstance(messages[0], dict) and not stream else found
 
@@ -319,7 +317,7 @@ class Predictor:
         return found[0]
 
     def _heads(self) -> list[str]:
-        return [name for name in self.work.model.heads if name in self.work.classes or name == "classes"]
+        return classifying(self.work)
 
     def _head(self, asked: str) -> str:
         heads = self._heads()

@@ -21,6 +21,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
+from mmjax.data.tags import text_spec
 from mmjax.evaluate import ZeroShot
 from mmjax.evaluate.written import Written
 from mmjax.generate import Settings, generation_config
@@ -195,7 +196,7 @@ def open_work(path: str | Path) -> Work:
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
     own, rest = generation_config.read(run.path / COMPANION_FOLDER)
-    column = None if data is None else data.columns.get("text")
+    column = None if data is None else text_spec(data.columns, "text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), "unwritten": rest}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)

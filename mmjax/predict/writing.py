@@ -306,3 +306,22 @@ def likelihoods(writing: Writing, starts: Sequence[int], rows_of: Callable[..., 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many items two sequences begin alike with."""
     return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+
+
+def conversations(work: Work, messages: Any) -> list[Any]:
+    """The token ids of a conversation, or of each of several, as the tokenizer's own template puts it.
+
+    Raises:
+      UserError: a tokenizer without a template, one that refuses the messages, or no messages.
+    """
+    tokenizer = work.tokenizer
+    if tokenizer is None or not tokenizer.huggingface.chat_template:
+        raise UserError(f"{work.path}: its tokenizer has no chat template; use generate with a prompt of your own")
+    if not isinstance(messages, list | tuple) or not messages:
+        raise UserError(f"messages={messages!r}: give a list of messages, or of such lists")
+    several = [messages] if isinstance(messages[0], dict) else list(messages)
+    apply = tokenizer.huggingface.apply_chat_template
+    try:
+        return [apply(one, add_generation_prompt=True, tokenize=True, return_dict=False) for one in several]
+    except Exception as error:  # templates are programs, and raise what they like
+        raise UserError(f"{work.path}: its chat template refuses these messages: {error}") from None

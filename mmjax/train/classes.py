@@ -13,6 +13,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.run import Run
 
 SHOWN = 6  # names in a complaint
+NAMED = ("classes", "token_classes")  # heads whose classes a HuggingFace config names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,14 @@ def from_huggingface(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 def names_of(model: Any) -> dict[str, tuple[str, ...]]:
     """The same of a model."""
-    names = model.huggingface.get("id2label") if "classes" in model.heads else None
+    head = next((head for head in NAMED if head in model.heads), "")
+    names = model.huggingface.get("id2label") if head else None
     if not names:
         return {}
     ordered = tuple(str(names[key]) for key in sorted(names, key=int))
     if ordered == tuple(f"LABEL_{i}" for i in range(len(ordered))) or len(set(ordered)) < len(ordered):
         return {}
-    return {"classes": ordered}
+    return {head: ordered}
 
 
 def match_classes(

@@ -128,6 +128,8 @@ def data_troubles(setup: Setup) -> Iterator[str]:
             each = ", ".join(f"{key} {most}" for key, most in lengths.items())
             what = f"max_length={alike.pop()} tokens" if len(alike) == 1 else f"the tokens of their columns ({each})"
             yield f"data.{name}: {lost.truncated:,} captions were longer than {what} and were cut"
+        if lost.words:
+            yield f"data.{name}: {lost.words:,} words with a tag have no token: they were cut, or are nothing to the tokenizer"
         if lost.unknown:
             share = lost.unknown / lost.tokens
             yield (

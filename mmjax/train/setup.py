@@ -14,7 +14,7 @@ from mmjax.core.config import check_ranges, children
 from mmjax.core.errors import UserError, within
 from mmjax.core.flops import flops_of, step_flops_of
 from mmjax.core.types import Batch, Params
-from mmjax.data import Dataset, Text, Tokenizer
+from mmjax.data import Dataset, Tags, Text, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation, encoded
 from mmjax.models.forward import BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
@@ -155,8 +155,10 @@ class Setup:
         """Modality of text -> its tokenizer, and the most tokens that any data gives it."""
         found: dict[str, tuple[Tokenizer, int]] = {}
         for data in self.experiment.data.values():
-            columns = {key: spec for key, spec in data.columns.items() if isinstance(spec, Text)}
-            for key, spec in {"text": Text(), **columns}.items():
+            columns: dict[str, Text | Tags] = {"text": Text()}
+            columns |= {key: spec for key, spec in data.columns.items() if isinstance(spec, Text)}
+            columns |= {spec.of: spec for spec in data.columns.values() if isinstance(spec, Tags)}
+            for key, spec in columns.items():
                 if (tokenizer := self.tokenizers.get(spec.tokenizer)) is not None:
                     longest = found[key][1] if key in found else 0
                     found[key] = (tokenizer, max(longest, spec.max_length or data.max_length))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.data.tags import text_spec
 from mmjax.models.forward import BoundForward
 from mmjax.train.classes import some, uses
 from mmjax.train.setup import Setup
@@ -88,7 +89,7 @@ def _inputs(setup: Setup, data: str, name: str, modality: str, forward: BoundFor
     known, spec, dataset = setup.teachers[name], setup.experiment.teachers[name], setup.datasets[data]
     own = spec.inputs.get(modality, modality)
     if own in dataset.texts():
-        named = getattr(setup.experiment.data[data].columns.get(own), "tokenizer", "")
+        named = getattr(text_spec(setup.experiment.data[data].columns, own), "tokenizer", "")
         field = f"tokenizers.{named}" if named else "tokenizer"
         yield from _text(known, f"teachers.{name}", modality, dataset.texts()[own][0], f"{own!r} of data.{data}", field)
         return

@@ -4,6 +4,7 @@ from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.balanced import Balanced
 from mmjax.data.sources.coco import Coco
+from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.hide_labels import HideLabels
@@ -16,7 +17,15 @@ from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 from mmjax.data.sources.web_dataset import WebDataset
 
-SOURCES = {**WHOLE, "balanced": Balanced, "coco": Coco, "hide_labels": HideLabels, "mix": Mix, "subset": Subset}
+SOURCES = {
+    **WHOLE,
+    "balanced": Balanced,
+    "coco": Coco,
+    "conll": Conll,
+    "hide_labels": HideLabels,
+    "mix": Mix,
+    "subset": Subset,
+}
 
 __all__ = [
     "SOURCES",
@@ -25,6 +34,7 @@ __all__ = [
     "Arrow",
     "Balanced",
     "Coco",
+    "Conll",
     "Digits",
     "Folder",
     "HideLabels",

@@ -29,10 +29,11 @@ NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 class Manifest:
     """Examples listed in a file: image path, caption, class, in any combination that every line shares.
 
-    A line's split is its field `split`; without one it is a hash of the image path (of the text where there are no images), so
-    that all captions of an image stay together. Each class is split by itself (lines without one together): by chance where it
-    is large, so that adding a line moves no other, and where it is small (less than 200 images with the default fractions) so
-    that it is in every split; see `splits.share_out`. A class with too few lines for that is said.
+    A line's split is its field `split`; without one it is a hash of the image path (of the text where there are no images, of
+    the further `fields` where there is neither), so that all captions of an image stay together. Each class is split by itself
+    (lines without one together): by chance where it is large, so that adding a line moves no other, and where it is small (less
+    than 200 images with the default fractions) so that it is in every split; see `splits.share_out`. A class with too few lines
+    for that is said.
 
     Labels are all strings or all whole numbers; the label of a class is its place among the sorted classes of the whole file.
     A label that is empty, null or a negative whole number is no class: -1. A text may be a list of captions (JSONL), of which
@@ -130,7 +131,7 @@ class Manifest:
         """The split of each line."""
         if "split" in rows[0]:
             return [row["split"] for row in rows]
-        keys = [row.get("image") or json.dumps(row["text"]) for row in rows]
+        keys = [row.get("image") or json.dumps(row.get("text") or row["further"]) for row in rows]
         label: dict[str, Any] = {}  # of an image with several lines, the first one's
         for key, row in zip(keys, rows, strict=True):
             label.setdefault(key, row.get("label"))

@@ -14,6 +14,8 @@ import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest, within
+from mmjax.data.sources.coco import Coco
+from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.subset import WHOLE, Subset
@@ -21,6 +23,7 @@ from mmjax.data.texts import text_group
 from mmjax.data.turns import PERIOD
 from mmjax.data.types import BadRecordError, Record, Records, Share
 
+PARTS = {**WHOLE, "coco": Coco, "conll": Conll, "hide_labels": HideLabels, "subset": Subset}
 OWN = {"group", "image_id", "name"}  # of one source's records: numbers that mean nothing among another's, a name of a class
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class Mix:
         Mix({"pairs": WebDataset("pairs-*.tar"), "own": Folder("photos")}, {"pairs": 3.0, "own": 1.0})
     """
 
-    sources: Mapping[str, Any] = setting({**WHOLE, "subset": Subset, "hide_labels": HideLabels})
+    sources: Mapping[str, Any] = setting(PARTS)
     weights: Mapping[str, float] = setting(above=0, default_factory=dict)
 
     def build(self) -> MixRecords:

@@ -62,7 +62,7 @@ def read_rows(
     labelled: Row | None = None
     for line, values in read_lines(path, separator, {*fields.values(), *further.values(), *maps.values()}):
         where = f"{path}:{line}"
-        row = _row(where, values, fields)
+        row = _row(where, values, fields, bool(further))
         row["further"] = {key: _further(where, values, key, field) for key, field in further.items()}
         row["maps"] = {key: _map(where, values, key, field) for key, field in maps.items()}
         if rows and rows[0].keys() != row.keys():
@@ -81,7 +81,8 @@ def read_rows(
     return rows
 
 
-def _row(where: str, given: Row, fields: Mapping[str, str]) -> Row:
+def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Row:
+    """`further`: whether the line has other fields that are asked for, and so need be neither an image nor a text."""
     values = {name: value for name, value in given.items() if value is not None and value != ""}
     row: Row = {"fields": tuple(given)}
     for key, kinds in _TYPES.items():
@@ -98,7 +99,7 @@ def _row(where: str, given: Row, fields: Mapping[str, str]) -> Row:
         row["text"] = tuple(row["text"])
     if "text_pair" in row and "text" not in row:
         raise UserError(f"{where}: {fields['text_pair']} needs a {fields['text']} before it")
-    if "image" not in row and "text" not in row:
+    if "image" not in row and "text" not in row and not further:
         raise UserError(f"{where}: neither {fields['image']!r} nor {fields['text']!r}; it has {', '.join(values) or 'nothing'}")
     if "split" in values:
         split = split_of(str(values["split"]))
