@@ -5,6 +5,7 @@ from mmjax.evaluate.calibration import Calibration
 from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.held_out import HeldOut
+from mmjax.evaluate.multi_labels import MultiLabels
 from mmjax.evaluate.perplexity import Perplexity
 from mmjax.evaluate.ranking import Ranking
 from mmjax.evaluate.regression import Errors
@@ -22,6 +23,7 @@ EVALUATORS: dict[str, type] = {
     "perplexity": Perplexity,
     "held_out": HeldOut,
     "errors": Errors,
+    "multi_labels": MultiLabels,
     "segmentation": Segmentation,
     "captions": Captions,
     "answers": Answers,
@@ -38,6 +40,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "HeldOut",
+    "MultiLabels",
     "Perplexity",
     "Ranking",
     "Report",

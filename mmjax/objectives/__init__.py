@@ -15,6 +15,7 @@ from mmjax.objectives.distil_towers import DistilTowers
 from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
+from mmjax.objectives.multi_label import MultiLabel
 from mmjax.objectives.next_sentence import NextSentencePrediction
 from mmjax.objectives.prompted import Prompted
 from mmjax.objectives.regression import Regression
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,
+    "multi_label": MultiLabel,
     "next_sentence": NextSentencePrediction,
     "prompted": Prompted,
     "regression": Regression,

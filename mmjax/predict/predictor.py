@@ -82,8 +82,8 @@ class Predictor:
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
           template: makes the text of a class, `a photo of a {}.` for instance; of several the mean of their vectors, as
             `ZeroShot` has it; () for those of the run's own `ZeroShot`, or the name alone.
-          threshold: of a checkpoint of several labels at once (`problem_type="multi_label_classification"`), whose labels are
-            each likely or not by themselves: those at least so likely, of an input perhaps none; None for the likeliest.
+          threshold: of a head of several labels at once (`MultiLabel`, or `problem_type="multi_label_classification"`), each
+            likely or not by itself: those at least so likely, of an input perhaps none; None for the likeliest.
 
         Raises:
           UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
@@ -102,7 +102,7 @@ class Predictor:
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
             bare = "LABEL_{}" if self.work.model.huggingface else "{}"  # as `transformers` calls classes without names
             names = self.work.classes.get(name) or tuple(bare.format(i) for i in range(logits_NC.shape[-1]))
-        several = self.work.several and not classes
+        several = not classes and self.work.outcome(name) == "several"
         if threshold is not None and not several:
             raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")
         shares_NC = 1 / (1 + np.exp(-logits_NC)) if several else np.exp(logits_NC - logits_NC.max(-1, keepdims=True))

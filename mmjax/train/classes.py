@@ -13,6 +13,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.run import Run
 
 SHOWN = 6  # names in a complaint
+OUTCOMES = {"one": "one class an example", "several": "several classes an example"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Use:
 
     Attributes:
       who: the field of the experiment that says so.
+      outcome: what its logits say: `one` of the classes, or `several`, each by itself.
     """
 
     head: str
@@ -28,6 +30,7 @@ class Use:
     label: str
     who: str
     trains: bool
+    outcome: str = "one"
 
 
 def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]:
@@ -35,10 +38,27 @@ def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]
     for name, task in experiment.tasks.items():
         spec = task.objective
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True)
+            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True, outcome(spec))
     for name, spec in evaluators.items():
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False)
+            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False, outcome(spec))
+
+
+def outcome(spec: Any) -> str:
+    """What an objective or an evaluator takes the logits of its head for, see `Use`."""
+    return str(getattr(spec, "outcome", "one"))
+
+
+def check_outcomes(found: Iterable[Use]) -> None:
+    """Raises UserError for a head whose logits are taken for different things."""
+    first: dict[str, Use] = {}
+    for use in found:
+        other = first.setdefault(use.head, use)
+        if other.outcome != use.outcome:
+            raise UserError(
+                f"{use.who}: it takes the logits of heads.{use.head} for {OUTCOMES[use.outcome]}, and {other.who} for "
+                f"{OUTCOMES[other.outcome]}: give each a head of its own, or an evaluator of its kind"
+            )
 
 
 def known_classes(experiment: Experiment, run: Run | None) -> dict[str, tuple[str, ...]]:

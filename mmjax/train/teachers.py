@@ -21,7 +21,7 @@ from mmjax.objectives import Regression
 from mmjax.parallel.rules import shardings
 from mmjax.train import kept_code
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.classes import from_huggingface
+from mmjax.train.classes import from_huggingface, outcome
 from mmjax.train.experiment import Experiment
 from mmjax.train.run import Run
 from mmjax.train.teacher import Known, Normalised, kept_params
@@ -80,13 +80,13 @@ def of_run(path: str) -> Known:
             f"path={path!r}: its {' and '.join(sorted(beside))} cannot be merged into its model, and what adapts a teacher is: "
             "teach by a run without"
         )
-    data = experiment.asked_data()
+    data, objectives = experiment.asked_data(), [task.objective for task in experiment.tasks.values()]
     return Known(
         model=experiment.model,
         classes=run.classes() or from_huggingface(experiment),
         texts=_texts(experiment, data, run.tokenizers()),
         images=normalised(data),
-        numbers=tuple(task.objective.head for task in experiment.tasks.values() if isinstance(task.objective, Regression)),
+        numbers=tuple(one.head for one in objectives if isinstance(one, Regression) or outcome(one) != "one"),
         read=lambda mesh, dtype, parts: _read(run, mesh, dtype, parts),
     )
 

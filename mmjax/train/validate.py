@@ -21,7 +21,7 @@ from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.asked import live_inputs, only_asked
-from mmjax.train.classes import Use, known_classes, match_classes, uses
+from mmjax.train.classes import Use, check_outcomes, known_classes, match_classes, uses
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
@@ -45,6 +45,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
       UserError: anything in the experiment that does not fit its data.
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
+    check_outcomes(uses(setup.experiment, evaluators))
     known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
     asked: dict[str, dict[str, BoundForward]] = {}
@@ -186,7 +187,10 @@ def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
             f"{use.who}: model.heads.{use.head}.classes={size}, and data.{use.data} has {len(dataset.names[use.label])} classes"
             + (f" of the {len(names)} that the head is trained on" if len(names) != len(dataset.names[use.label]) else "")
         )
-    dataset.limit(use.label, size)
+    if use.outcome == "several":
+        dataset.shares(use.label)
+    else:
+        dataset.limit(use.label, size)
 
 
 def _other_sizes(setup: Setup, evaluators: Mapping[str, Any], known: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:

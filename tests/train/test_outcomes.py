@@ -1,0 +1,192 @@
+"""What the logits of a head are taken for: held against the data by name, the same on any mesh, and answered as trained."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import mmjax
+from mmjax.cli import main
+from mmjax.core.errors import UserError
+from mmjax.data import Array, Class, Classes, Digits
+from mmjax.evaluate import MultiLabels, Report
+from mmjax.models import Multimodal
+from mmjax.models.heads import Classifier
+from mmjax.objectives import MultiLabel
+from mmjax.parallel.mesh import Mesh, use_mesh
+from mmjax.train import SGD, AdamW, Checkpoint, Task, train
+from mmjax.train.run import Run
+from mmjax.train.setup import set_up
+from mmjax.train.teachers import of_run
+from mmjax.train.validate import validated
+
+TAGS = ("even", "small", "round")
+SEVERAL = MultiLabel("tags", "tags")
+MESH = tiny.ONE.build(jax.devices()[:1])
+
+
+def tags(label):
+    facts = {"even": label % 2 == 0, "small": label < 5, "round": label in (0, 3, 6, 8, 9)}
+    return [name for name in TAGS if facts[name]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is so of each digit; of every fourth nothing is known."""
+
+    random = False
+    names: tuple[str, ...] = TAGS
+
+    def __call__(self, record, rng, records):
+        if "label" not in record:
+            return record
+        known = record["image"].sum() % 4 > 0.5
+        found = [name for name in tags(record["label"]) if name in self.names]
+        return {**record, "tags": found if known else None, "hot": np.ones(3, np.float32)}
+
+
+def data(split, columns, size=16):
+    made, facts = tiny.data(split, size, columns=columns), Facts(getattr(columns.get("tags"), "names", TAGS))
+    return dataclasses.replace(made, transforms=(facts, *(t for t in made.transforms if not hasattr(t, "texts"))))
+
+
+def made(objective=SEVERAL, heads=None, other=TAGS, columns=None, **changes):
+    """An experiment on facts; `other` are the names in the order of the validation data."""
+    columns = columns or {"tags": Classes(TAGS)}
+    named = {**columns, **({"tags": Classes(other)} if "tags" in columns else {})}
+    heads = heads or {"tags": Classifier(classes=3)}
+    settings = {
+        "model": Multimodal(encoders={"image": tiny.vit()}, heads=heads),
+        "data": {"train": data("train", columns), "validation": data("validation", named, 96)},
+        "tasks": {"facts": Task(objective)},
+        "tokenizer": None,
+        "evaluate": {},
+    }
+    return tiny.experiment(**settings | changes)
+
+
+def looked_at(experiment):
+    with use_mesh(MESH):
+        return validated(set_up(experiment, Run("nowhere"), MESH))
+
+
+# Several classes an example.
+
+
+def test_names_of_several_classes_are_those_of_the_head_in_any_order():
+    """The validation data has them in another order and lacks one, of which it then knows nothing."""
+    setup = looked_at(made(evaluate={"tags": MultiLabels("tags", "tags")}, other=("small", "even")))
+    assert setup.classes == {"tags": TAGS}
+    assert "heads.tags: 3 classes, even first and round last" in setup.notes
+    assert any(line.startswith("data.validation: its classes are small, even; matched by name") for line in setup.notes)
+    dataset, records = setup.datasets["validation"], Digits("validation").build()
+    assert dataset.spec()["tags"][0] == (96, 3)
+    rows = next(iter(dataset.epoch()))["tags"]
+    assert (rows[:, 2] == -1).all() and {*rows[:, 0]} == {-1.0, 0.0, 1.0}
+    for row, n in zip(rows, range(96), strict=True):
+        if row[0] >= 0:
+            assert row[:2].tolist() == [float(name in tags(records[n]["label"])) for name in TAGS[:2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": {"tags": Classifier(classes=4)}}, "gives logits for 4, and the labels of 'tags' are 3: several classes"),
+        (
+            {"other": ("even", "big")},
+            "data.validation has the class 'big', which is not one of those that heads.tags is trained",
+        ),
+        ({"columns": {"tags": Class(TAGS)}}, "tags=.* a class is a whole number or a name"),
+        (
+            {"evaluate": {"report": Report("tags", label="tags")}},
+            "evaluate.report: it takes the logits of heads.tags for one class an example, and tasks.facts for several classes "
+            "an example: give each a head of its own",
+        ),
+        (
+            {"objective": MultiLabel("tags", "label"), "columns": {"label": Class()}},
+            "the labels of 'label' are one an example: several classes an example need one label a logit",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_the_first_step(changes, said):
+    changes = {"evaluate": {"tags": MultiLabels("tags", "tags")}} | changes
+    if "columns" in changes:
+        changes["evaluate"] = {}
+    with pytest.raises(UserError, match=said) as error:
+        looked_at(made(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_an_array_says_which_classes_an_example_has_by_ones():
+    experiment = made(MultiLabel("tags", "hot"), columns={"hot": Array("float32")})
+    assert looked_at(experiment).datasets["train"].batch(0)["hot"].shape == (16, 3)
+    twice = {name: dataclasses.replace(d, transforms=(*d.transforms, Twice())) for name, d in experiment.data.items()}
+    with pytest.raises(UserError, match=r"hot=2\.0: give 1 for a class that is there, 0 for one that is not"):
+        looked_at(dataclasses.replace(experiment, data=twice))
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice:
+    random = False
+
+    def __call__(self, record, rng, records):
+        return {**record, "hot": 2 * record["hot"]}
+
+
+def one_step(objective, mesh, accumulate=1, **changes):
+    """The loss and the update of one step."""
+    optimizer = SGD(learning_rate=0.1, schedule="constant", clip_norm=0.0, accumulate=accumulate)
+    setup, step = tiny.prepared(made(objective, optimizer=optimizer, **changes), mesh)
+    state, figures = step(setup.init(), {"train": setup.place(setup.datasets["train"].batch(0))})
+    return {"loss": figures["loss"], **figures, "params": tiny.host(state.params)}
+
+
+def check_same(objective, **changes):
+    whole = one_step(objective, tiny.ONE, **changes)
+    for mesh, accumulate in ((Mesh(data=8), 1), (tiny.ONE, 2)):
+        other = one_step(objective, mesh, accumulate, **changes)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), tiny.host(other), tiny.host(whole))
+
+
+def test_a_step_is_the_same_on_any_mesh_and_in_micro_batches():
+    """Of some examples nothing is known, so the parts of a batch count differently many labels."""
+    check_same(MultiLabel("tags", "tags", loss="asymmetric"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("outcomes") / "run"
+    evaluate = {"tags": MultiLabels("tags", "tags")}
+    optimizer = AdamW(learning_rate=1e-2, warmup_steps=5)
+    changes = {
+        "steps": 60,
+        "evaluate": evaluate,
+        "evaluate_every": 0,
+        "optimizer": optimizer,
+        "checkpoint": Checkpoint(every=60),
+    }
+    train(made(**changes), path)
+    return path
+
+
+def test_a_run_learns_several_classes_and_answers_with_each_by_itself(run, capsys):
+    metrics = json.loads((run / "finished.json").read_text())["metrics"]
+    assert metrics["tags/mean_average_precision"] > 0.8 and metrics["tags/f1/even"] > 0.7
+    ask, records = mmjax.Predictor(run), Digits("validation").build()
+    found = ask.classify([records[n]["image"] for n in range(24)], top_k=0, threshold=0.5)
+    sums = [sum(one["score"] for one in row) for row in found]
+    assert max(sums) > 1.05  # which shares of a softmax never are
+    right = np.mean(
+        [
+            (name in {one["label"] for one in row}) == (name in tags(records[n]["label"]))
+            for n, row in enumerate(found)
+            for name in TAGS
+        ]
+    )
+    assert right > 0.75
+    assert of_run(str(run)).numbers == ("tags",)  # a softmax of such logits teaches nothing
+    assert main(["evaluate", str(run), "--evaluate.tags.threshold", "1.5"]) == 2
+    assert "threshold=1.5: use a number above 0 and below 1" in capsys.readouterr().err
