@@ -11,11 +11,11 @@ import tiny
 import mmjax
 from mmjax.cli import main
 from mmjax.core.errors import UserError
-from mmjax.data import Array, Class, Classes, Digits
-from mmjax.evaluate import MultiLabels, Report
+from mmjax.data import Array, Class, Classes, Digits, Number
+from mmjax.evaluate import Errors, MultiLabels, Report
 from mmjax.models import Multimodal
 from mmjax.models.heads import Classifier
-from mmjax.objectives import MultiLabel
+from mmjax.objectives import MultiLabel, Regression
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.train import SGD, AdamW, Checkpoint, Task, train
 from mmjax.train.run import Run
@@ -45,7 +45,8 @@ class Facts:
             return record
         known = record["image"].sum() % 4 > 0.5
         found = [name for name in tags(record["label"]) if name in self.names]
-        return {**record, "tags": found if known else None, "hot": np.ones(3, np.float32)}
+        ink = float(record["image"].mean()) / 255 if known else np.nan
+        return {**record, "tags": found if known else None, "hot": np.ones(3, np.float32), "ink": ink}
 
 
 def data(split, columns, size=16):
@@ -154,6 +155,16 @@ def check_same(objective, **changes):
 def test_a_step_is_the_same_on_any_mesh_and_in_micro_batches():
     """Of some examples nothing is known, so the parts of a batch count differently many labels."""
     check_same(MultiLabel("tags", "tags", loss="asymmetric"))
+
+
+def test_a_mean_and_a_variance_are_learned_the_same_in_micro_batches():
+    """The ink of a picture, of which a quarter is not known; the likelihood has an evaluator that needs no word more."""
+    heads, columns = {"value": Classifier(classes=2)}, {"ink": Number()}
+    objective = Regression(target="ink", loss="gaussian_nll")
+    check_same(objective, heads=heads, columns=columns)
+    assert looked_at(made(objective, heads, columns=columns, evaluate={"errors": Errors(target="ink")}))
+    with pytest.raises(UserError, match="head='value' gives 2 and 'ink' is one an example: a regression needs one logit"):
+        looked_at(made(Regression(target="ink"), heads, columns=columns))
 
 
 @pytest.fixture(scope="module")
