@@ -65,8 +65,8 @@ def prepare(
       UserError: it came from HuggingFace, and no class has its parts; a class that would answer otherwise, and why.
     """
     kept, left = _kept(model)
-    if kept is None:
-        return None
+    if kept is None or any(head in model.heads and (outcomes or {}).get(head) == "ordered" for head in HEADS):
+        return None  # C - 1 logits of ordered classes would be taken for classes
     family, architecture = _class_of(kept)
     kept = resized_model(kept, {} if family.any_size else sizes)
     kept = _with_outcomes(_named(kept, names), outcomes or {})

@@ -6,6 +6,7 @@ from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.held_out import HeldOut
 from mmjax.evaluate.multi_labels import MultiLabels
+from mmjax.evaluate.ordinals import Ordinals
 from mmjax.evaluate.perplexity import Perplexity
 from mmjax.evaluate.ranking import Ranking
 from mmjax.evaluate.regression import Errors
@@ -24,6 +25,7 @@ EVALUATORS: dict[str, type] = {
     "held_out": HeldOut,
     "errors": Errors,
     "multi_labels": MultiLabels,
+    "ordinals": Ordinals,
     "segmentation": Segmentation,
     "captions": Captions,
     "answers": Answers,
@@ -41,6 +43,7 @@ __all__ = [
     "Evaluator",
     "HeldOut",
     "MultiLabels",
+    "Ordinals",
     "Perplexity",
     "Ranking",
     "Report",

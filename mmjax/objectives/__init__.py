@@ -17,6 +17,7 @@ from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
 from mmjax.objectives.multi_label import MultiLabel
 from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.ordinal import Ordinal
 from mmjax.objectives.prompted import Prompted
 from mmjax.objectives.regression import Regression
 from mmjax.objectives.triplet import Triplet
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "matching": Matching,
     "multi_label": MultiLabel,
     "next_sentence": NextSentencePrediction,
+    "ordinal": Ordinal,
     "prompted": Prompted,
     "regression": Regression,
     "triplet": Triplet,

@@ -68,9 +68,8 @@ class MultiLabel:
         for field in ("alpha", "shift", "label_smoothing"):
             checks.smoothing(f"multi_label.{field}", getattr(self, field))
         for field in ("positive_weights", "class_weights"):
-            weights = getattr(self, field)
-            if weights and (not min(weights) >= 0 or not 0 < max(weights) < float("inf")):
-                raise UserError(f"multi_label.{field}={weights}: use finite numbers from 0 up, one of them above")
+            if getattr(self, field):
+                checks.weights(f"multi_label.{field}", getattr(self, field))
         others = {"focal": ("alpha",), "bce": ("positive_weights", "label_smoothing")}
         for loss, fields in others.items():
             for field in fields:

@@ -21,6 +21,7 @@ from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
 from mmjax.predict import painting, writing
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
+from mmjax.predict.shares import shares
 from mmjax.predict.work import Work, open_work
 
 logger = logging.getLogger("mmjax")
@@ -95,22 +96,21 @@ class Predictor:
         if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
             raise UserError(f"threshold={threshold!r}: use a number from 0 to 1")
         if classes:
-            logits_NC, names = self._nearest(images, tuple(classes), template), tuple(classes)
+            logits_NC, names, outcome = self._nearest(images, tuple(classes), template), tuple(classes), "one"
         else:
             name = self._head(head)
             self._check_read(name, images, texts)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
             bare = "LABEL_{}" if self.work.model.huggingface else "{}"  # as `transformers` calls classes without names
-            names = self.work.classes.get(name) or tuple(bare.format(i) for i in range(logits_NC.shape[-1]))
-        several = not classes and self.work.outcome(name) == "several"
-        if threshold is not None and not several:
+            outcome = self.work.outcome(name)
+            size = logits_NC.shape[-1] + (outcome == "ordered")
+            names = self.work.classes.get(name) or tuple(map(bare.format, range(size)))
+        if threshold is not None and outcome != "several":
             raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")
-        shares_NC = 1 / (1 + np.exp(-logits_NC)) if several else np.exp(logits_NC - logits_NC.max(-1, keepdims=True))
-        shares_NC = shares_NC if several else shares_NC / shares_NC.sum(-1, keepdims=True)
-        order_NC = np.argsort(-shares_NC, axis=-1, kind="stable")[:, : top_k or None]
+        shares_NC, order_NC = shares(logits_NC, outcome)
         return [
             [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
-            for row, order in zip(shares_NC, order_NC, strict=True)
+            for row, order in zip(shares_NC, order_NC[:, : top_k or None], strict=True)
         ]
 
     def _check_read(self, head: str, images: Any, texts: Any) -> None:

@@ -74,7 +74,7 @@ class Work:
     questions: frozenset[str] = frozenset()
 
     def outcome(self, head: str) -> str:
-        """What the logits of a head say: `one` class, or `several`, each by itself."""
+        """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
         return self.outcomes.get(head, "several" if self.several else "one")
 
     def settings(self, decoder: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
@@ -13,7 +13,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.run import Run
 
 SHOWN = 6  # names in a complaint
-OUTCOMES = {"one": "one class an example", "several": "several classes an example"}
+OUTCOMES = {"one": "one class an example", "several": "several classes an example", "ordered": "ordered classes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Use:
 
     Attributes:
       who: the field of the experiment that says so.
-      outcome: what its logits say: `one` of the classes, or `several`, each by itself.
+      outcome: what its logits say: `one` of the classes, `several`, each by itself, or by C - 1 logits the place among C
+        `ordered` ones.
+      order: names of ordered classes from the least to the greatest, where the spec says them.
     """
 
     head: str
@@ -31,6 +33,7 @@ class Use:
     who: str
     trains: bool
     outcome: str = "one"
+    order: tuple[str, ...] = ()
 
 
 def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]:
@@ -38,15 +41,19 @@ def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]
     for name, task in experiment.tasks.items():
         spec = task.objective
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True, outcome(spec))
+            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True, outcome(spec), _order(spec))
     for name, spec in evaluators.items():
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False, outcome(spec))
+            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False, outcome(spec), _order(spec))
 
 
 def outcome(spec: Any) -> str:
     """What an objective or an evaluator takes the logits of its head for, see `Use`."""
     return str(getattr(spec, "outcome", "one"))
+
+
+def _order(spec: Any) -> tuple[str, ...]:
+    return tuple(getattr(spec, "order", ())) if outcome(spec) == "ordered" else ()
 
 
 def check_outcomes(found: Iterable[Use]) -> None:
@@ -115,8 +122,18 @@ def match_classes(
     lines = []
     for use in sorted(uses(experiment, evaluators), key=lambda use: not use.trains):
         own = datasets[use.data].names.get(use.label, ()) if use.data in datasets else ()
+        if use.order and found.setdefault(use.head, use.order) != use.order:
+            raise UserError(
+                f"{use.who}: order is {some(use.order)}, and the classes of heads.{use.head} already are "
+                f"{some(found[use.head])}"
+            )
         if not own:
             continue
+        if use.outcome == "ordered" and use.head not in found and not _ascending(own):
+            raise UserError(
+                f"{use.who}: data.{use.data} names its classes {some(own)}, which says nothing of their order: name them in "
+                "order=(...) of the task's Ordinal, from the least to the greatest"
+            )
         names = found.setdefault(use.head, own)
         if own == names:
             matched.setdefault((use.data, use.label), use.head)
@@ -135,6 +152,15 @@ def match_classes(
             f"data.{use.data}: its classes are {some(own)}; matched by name to those of heads.{use.head}: {some(names)}"
         )
     return found, lines + _other_keys(experiment, datasets, matched)
+
+
+def _ascending(names: Sequence[str]) -> bool:
+    """Whether names are numbers that rise."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return numbers == sorted(set(numbers))
 
 
 def _other_keys(experiment: Experiment, datasets: Mapping[str, Dataset], matched: Mapping[tuple[str, str], str]) -> list[str]:

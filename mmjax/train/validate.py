@@ -182,6 +182,14 @@ def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
     """Raises UserError for a head of other classes than its data; labels beyond it are refused from here on."""
     names, size = setup.classes.get(use.head, ()), logits[-1]
     dataset = setup.datasets[use.data]
+    if use.outcome == "ordered":
+        if names and len(names) != size + 1:
+            raise UserError(
+                f"{use.who}: model.heads.{use.head} gives {size} logits, and its {len(names)} ordered classes need "
+                f"{len(names) - 1}: Classifier(classes={len(names) - 1}) or OrdinalClassifier(classes={len(names)})"
+            )
+        dataset.limit(use.label, size + 1)
+        return
     if names and len(names) != size:
         raise UserError(
             f"{use.who}: model.heads.{use.head}.classes={size}, and data.{use.data} has {len(dataset.names[use.label])} classes"
