@@ -8,6 +8,7 @@ from mmjax.evaluate.held_out import HeldOut
 from mmjax.evaluate.multi_labels import MultiLabels
 from mmjax.evaluate.ordinals import Ordinals
 from mmjax.evaluate.perplexity import Perplexity
+from mmjax.evaluate.ranked import Ranked
 from mmjax.evaluate.ranking import Ranking
 from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
@@ -26,6 +27,7 @@ EVALUATORS: dict[str, type] = {
     "errors": Errors,
     "multi_labels": MultiLabels,
     "ordinals": Ordinals,
+    "ranked": Ranked,
     "segmentation": Segmentation,
     "captions": Captions,
     "answers": Answers,
@@ -45,6 +47,7 @@ __all__ = [
     "MultiLabels",
     "Ordinals",
     "Perplexity",
+    "Ranked",
     "Ranking",
     "Report",
     "Retrieval",

@@ -19,6 +19,7 @@ from mmjax.objectives.multi_label import MultiLabel
 from mmjax.objectives.next_sentence import NextSentencePrediction
 from mmjax.objectives.ordinal import Ordinal
 from mmjax.objectives.prompted import Prompted
+from mmjax.objectives.ranking import Ranking
 from mmjax.objectives.regression import Regression
 from mmjax.objectives.triplet import Triplet
 
@@ -38,6 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "next_sentence": NextSentencePrediction,
     "ordinal": Ordinal,
     "prompted": Prompted,
+    "ranking": Ranking,
     "regression": Regression,
     "triplet": Triplet,
 }

@@ -17,7 +17,7 @@ from mmjax.data import Data, Normalise, Text, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.teaching import Affine, Teaching
-from mmjax.objectives import Regression
+from mmjax.objectives import Ranking, Regression
 from mmjax.parallel.rules import shardings
 from mmjax.train import kept_code
 from mmjax.train.checkpoint import Checkpoints
@@ -86,7 +86,7 @@ def of_run(path: str) -> Known:
         classes=run.classes() or from_huggingface(experiment),
         texts=_texts(experiment, data, run.tokenizers()),
         images=normalised(data),
-        numbers=tuple(one.head for one in objectives if isinstance(one, Regression) or outcome(one) != "one"),
+        numbers=tuple(one.head for one in objectives if isinstance(one, Regression | Ranking) or outcome(one) != "one"),
         read=lambda mesh, dtype, parts: _read(run, mesh, dtype, parts),
     )
 

@@ -12,10 +12,10 @@ import mmjax
 from mmjax.cli import main
 from mmjax.core.errors import UserError
 from mmjax.data import Array, Class, Classes, Digits, Number
-from mmjax.evaluate import Errors, MultiLabels, Ordinals, Report
+from mmjax.evaluate import Errors, MultiLabels, Ordinals, Ranked, Report
 from mmjax.models import Multimodal
 from mmjax.models.heads import Classifier, OrdinalClassifier
-from mmjax.objectives import MultiLabel, Ordinal, Regression
+from mmjax.objectives import MultiLabel, Ordinal, Ranking, Regression
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.train import SGD, AdamW, Checkpoint, Task, train
 from mmjax.train.run import Run
@@ -47,6 +47,7 @@ class Facts:
         known = record["image"].sum() % 4 > 0.5
         found = [name for name in tags(record["label"]) if name in self.names]
         ink = float(record["image"].mean()) / 255 if known else np.nan
+        record = {**record, "topic": int(record["image"].sum() % 3), "relevance": float(record["label"])}
         record = {**record, "level": str(record["label"] // 2)}
         record = {**record, "grade": GRADES[min(record["label"] // 2, 3)] if known else None}
         return {**record, "tags": found if known else None, "hot": np.ones(3, np.float32), "ink": ink}
@@ -168,6 +169,31 @@ def test_a_mean_and_a_variance_are_learned_the_same_in_micro_batches():
     assert looked_at(made(objective, heads, columns=columns, evaluate={"errors": Errors(target="ink")}))
     with pytest.raises(UserError, match="head='value' gives 2 and 'ink' is one an example: a regression needs one logit"):
         looked_at(made(Regression(target="ink"), heads, columns=columns))
+
+
+# Items of a query.
+
+RANKED = {"columns": {"topic": Array("int32")}, "heads": {"score": Classifier(classes=1)}}
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "listwise"])
+def test_a_step_of_a_ranking_is_the_same_on_any_mesh_and_in_no_micro_batches(loss):
+    """Items of a query lie on different devices; micro-batches would tear it apart."""
+    objective = Ranking(query="topic", loss=loss)
+    whole, split = (one_step(objective, mesh, **RANKED) for mesh in (tiny.ONE, Mesh(data=8)))
+    assert whole["train/facts/paired"] > 0.5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), tiny.host(split), tiny.host(whole))
+    with pytest.raises(UserError, match="accumulate=2 and tasks.facts: Ranking .* micro-batches would change the loss"):
+        looked_at(made(objective, optimizer=SGD(accumulate=2), **RANKED))
+
+
+def test_a_ranking_is_held_against_its_data():
+    evaluate = {"ranked": Ranked(query="topic", k=5)}
+    assert looked_at(made(Ranking(query="topic"), **RANKED, evaluate=evaluate)).notes
+    with pytest.raises(UserError, match="tasks.facts needs 'topik' in the batch"):
+        looked_at(made(Ranking(query="topik"), **RANKED))
+    with pytest.raises(UserError, match="head='score' gives 2 logits an item: a ranking needs one"):
+        looked_at(made(Ranking(query="topic"), {"score": Classifier(classes=2)}, columns=RANKED["columns"]))
 
 
 # Ordered classes.
