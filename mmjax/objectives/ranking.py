@@ -21,9 +21,9 @@ class Ranking:
     """Score the items of a query so that the more relevant come first; examples are items, compared within their query.
 
     Only items that are in one batch are compared, on whatever device they lie: the data must hold those of a query together,
-    one after another and unshuffled, or in batches that are large beside the number of queries. The figure `paired` is the share of
-    items that had another to be compared with. An item whose relevance is below 0 or NaN, or whose query is below 0, does not
-    count.
+    one after another and unshuffled, or in batches that are large beside the number of queries. The figure `paired` is the
+    share of items that had another to be compared with. An item whose relevance is below 0 or NaN, or whose query is below 0,
+    does not count.
 
     Attributes:
       head: a head of one logit, the score.

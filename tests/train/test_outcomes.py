@@ -183,14 +183,14 @@ def test_a_step_of_a_ranking_is_the_same_on_any_mesh_and_in_no_micro_batches(los
     whole, split = (one_step(objective, mesh, **RANKED) for mesh in (tiny.ONE, Mesh(data=8)))
     assert whole["train/facts/paired"] > 0.5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), tiny.host(split), tiny.host(whole))
-    with pytest.raises(UserError, match="accumulate=2 and tasks.facts: Ranking .* micro-batches would change the loss"):
+    with pytest.raises(UserError, match=r"accumulate=2 and tasks.facts: Ranking .* micro-batches would change the loss"):
         looked_at(made(objective, optimizer=SGD(accumulate=2), **RANKED))
 
 
 def test_a_ranking_is_held_against_its_data():
     evaluate = {"ranked": Ranked(query="topic", k=5)}
     assert looked_at(made(Ranking(query="topic"), **RANKED, evaluate=evaluate)).notes
-    with pytest.raises(UserError, match="tasks.facts needs 'topik' in the batch"):
+    with pytest.raises(UserError, match=r"tasks.facts needs 'topik' in the batch"):
         looked_at(made(Ranking(query="topik"), **RANKED))
     with pytest.raises(UserError, match="head='score' gives 2 logits an item: a ranking needs one"):
         looked_at(made(Ranking(query="topic"), {"score": Classifier(classes=2)}, columns=RANKED["columns"]))
