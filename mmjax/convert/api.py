@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.adapt import merged
 from mmjax.convert import processor
-from mmjax.convert.export import Whole, class_names, image_sizes, prepare, text_tokenizer
+from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, prepare, text_tokenizer
 from mmjax.convert.family import explicit
 from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
@@ -171,7 +171,8 @@ def prepared(run: Run, model: Multimodal) -> Whole | None:
     """A run's model as the HuggingFace class that answers as it does, see `export.prepare`."""
     tokenizer, sizes = _texts_and_sizes(run)
     with within(run.name):
-        return prepare(model, tokenizer, sizes, class_names(run.experiment(), run.classes()))
+        e = run.experiment()
+        return prepare(model, tokenizer, sizes, class_names(e, run.classes()), head_outcomes(e))
 
 
 def _texts_and_sizes(run: Run) -> tuple[Tokenizer | None, dict[str, tuple[int, int]]]:

@@ -49,6 +49,7 @@ def prepare(
     tokenizer: Tokenizer | None,
     sizes: Mapping[str, tuple[int, int]],
     names: Mapping[str, tuple[str, ...] | None],
+    outcomes: Mapping[str, str] | None = None,
 ) -> Whole | None:
     """The model as the HuggingFace class that answers as it does; None where no class is the whole of it.
 
@@ -56,16 +57,17 @@ def prepare(
       tokenizer: of its texts; None leaves the ids that it came with.
       sizes: modality -> (height, width) of the images that it was trained with.
       names: head -> names of its classes; None where they have none, and those it came with are another head's.
+      outcomes: head -> what its logits are trained for, see `train.classes.Use`.
 
     Raises:
       UserError: it came from HuggingFace, and no class has its parts; a class that would answer otherwise, and why.
     """
     kept, left = _kept(model)
-    if kept is None:
-        return None
+    if kept is None or any(head in model.heads and (outcomes or {}).get(head) == "ordered" for head in NAMED):
+        return None  # C - 1 logits of ordered classes would be taken for classes
     family, architecture = _class_of(kept)
     kept = resized_model(kept, {} if family.any_size else sizes)
-    kept = _named(kept, names)
+    kept = _with_outcomes(_named(kept, names), outcomes or {})
     if text_part(kept) is None:
         pass
     elif tokenizer is not None:
@@ -145,6 +147,18 @@ def _named(model: Multimodal, names: Mapping[str, tuple[str, ...] | None]) -> Mu
     return model
 
 
+def _with_outcomes(model: Multimodal, outcomes: Mapping[str, str]) -> Multimodal:
+    """The same, with what HuggingFace's pipelines are told of several classes an example, which they take for one otherwise."""
+    if any(head in model.heads and outcomes.get(head) == "several" for head in NAMED):
+        return model.copy(huggingface={**model.huggingface, "problem_type": "multi_label_classification"})
+    return model
+
+
+def head_outcomes(experiment: Experiment) -> dict[str, str]:
+    """Head -> what its logits are for, of the heads that some task trains on labels."""
+    return {use.head: use.outcome for use in uses(experiment, {})}
+
+
 def _says_end(family: Family, model: Multimodal) -> bool:
     """Whether config.json says by which id a text ends, or leaves it to the default of the class that it came from."""
     places = [f"{group}.eos_token_id" if group else "eos_token_id" for group in family.texts]
@@ -191,8 +205,9 @@ def obstacle(setup: Setup) -> list[str]:
     """A line that says why what is about to be trained, or what adapts it, will not go back where it came from; else none."""
     e = setup.experiment
     shapes = {name: {key: shape[1:] for key, (shape, _) in d.spec().items()} for name, d in setup.datasets.items()}
+    said = class_names(e, setup.classes), head_outcomes(e)
     try:
-        whole = prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), class_names(e, setup.classes))
+        whole = prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), *said)
     except UserError as error:
         if not e.model.huggingface:  # it is written tower by tower, if at all
             return []

@@ -106,6 +106,11 @@ class ClassColumn:
         self._moved = np.array([names.index(name) for name in self._own], np.int32)
         self.names = names
 
+    def place(self, value: Any) -> int:
+        """The place of one value among `names`; -1 for none."""
+        label = self.label(value)
+        return label if self._moved is None or label < 0 else int(self._moved[label])
+
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
         many = isinstance(values[0], np.ndarray) and values[0].ndim > 0
         labels = self._stacked(values) if many else np.array([self.label(value) for value in values], np.int32)
@@ -172,9 +177,16 @@ class ClassesColumn:
     def __init__(self, key: str, names: tuple[str, ...]) -> None:
         self.key, self.names = key, names
         self._one = ClassColumn(key, names, by_name=True)
+        self._own, self._known = names, np.ones(len(names), bool)
+
+    def match(self, names: tuple[str, ...]) -> None:
+        """Give a column for each of `names`, which hold all of its own: of others nothing is known, -1."""
+        self._known = np.isin(names, self._own)
+        self._one.match(names)
+        self.names = names
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
-        rows = np.zeros((len(values), len(self.names)), np.float32)
+        rows = np.tile(np.where(self._known, 0.0, -1.0).astype(np.float32), (len(values), 1))
         for row, value in zip(rows, values, strict=True):
             if value is None:
                 row[:] = -1.0
@@ -186,7 +198,7 @@ class ClassesColumn:
                     f"{self.key}={list(value)!r}: name each class once; a vector of zeros and ones is an Array('float32')"
                 )
             for one in value:
-                if (label := self._one.label(one)) >= 0:
+                if (label := self._one.place(one)) >= 0:
                     row[label] = 1.0
         return {self.key: rows}, Lost()
 
@@ -254,6 +266,7 @@ class ArrayColumn:
     def __init__(self, key: str, dtype: str, rows: int) -> None:
         self.key, self.dtype, self.rows = key, dtype, rows
         self.limit: int | None = None  # numbers from here up are refused: they are labels of a head
+        self.shares = False  # numbers above 1 are refused: they say which classes an example has
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
         arrays = [self._array(value) for value in values]
@@ -280,6 +293,8 @@ class ArrayColumn:
             wanted = np.dtype(np.int32) if wanted.itemsize > 4 or self.dtype else wanted
         if self.limit is not None and array.size and array.max() >= self.limit:
             raise UserError(f"{self.key}={array.max()}: there are {self.limit} classes, 0 to {self.limit - 1}")
+        if self.shares and np.any(array > 1):
+            raise UserError(f"{self.key}={array.max()}: give 1 for a class that is there, 0 for one that is not, -1 if unknown")
         return array.astype(wanted)
 
     def _filled(self, array: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from absl import flags
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.columns import COLUMNS, Columns, Lost
-from mmjax.data.kinds import ArrayColumn, ClassColumn, NumberColumn
+from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
@@ -215,13 +215,14 @@ class Dataset:
     def match(self, key: str, names: tuple[str, ...]) -> None:
         """Give the labels of a column as places among `names`, which hold all of its own. Before any batch is read."""
         column = self._columns.of(key)
-        assert isinstance(column, ClassColumn | TagsColumn)
+        assert isinstance(column, ClassColumn | ClassesColumn | TagsColumn)
         column.match(names)
-        self._first = self._columns([self._record])[0]
+        if not isinstance(column, ClassColumn):  # the shape may have changed
+            self._first = self._columns([self._record])[0]
 
     def can_match(self, key: str) -> bool:
-        """Whether the labels of a key are single classes, or tags, which `match` can number anew."""
-        return isinstance(self._columns.of(key), ClassColumn | TagsColumn)
+        """Whether the labels of a key are classes, or tags, which `match` can number anew."""
+        return isinstance(self._columns.of(key), ClassColumn | ClassesColumn | TagsColumn)
 
     def limit(self, key: str, classes: int) -> None:
         """Refuse labels of `classes` and more, where no names say how many there are. Before any batch is read.
@@ -234,6 +235,12 @@ class Dataset:
             raise UserError(f"{self.path}: {key!r} is a number, and a label is a class: give it the column Class()")
         if isinstance(column, ClassColumn | ArrayColumn) and column.limit is None:
             column.limit = classes
+
+    def shares(self, key: str) -> None:
+        """Refuse numbers above 1 of an array that says which classes an example has. Before any batch is read."""
+        column = self._columns.of(key)
+        if isinstance(column, ArrayColumn):
+            column.shares = True
 
     def try_records(self, most: int) -> Iterator[Batch]:
         """Batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""

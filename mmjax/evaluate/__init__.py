@@ -6,7 +6,10 @@ from mmjax.evaluate.captions import Captions
 from mmjax.evaluate.entities import Entities
 from mmjax.evaluate.evaluation import Evaluation, Evaluator
 from mmjax.evaluate.held_out import HeldOut
+from mmjax.evaluate.multi_labels import MultiLabels
+from mmjax.evaluate.ordinals import Ordinals
 from mmjax.evaluate.perplexity import Perplexity
+from mmjax.evaluate.ranked import Ranked
 from mmjax.evaluate.ranking import Ranking
 from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
@@ -23,6 +26,9 @@ EVALUATORS: dict[str, type] = {
     "perplexity": Perplexity,
     "held_out": HeldOut,
     "errors": Errors,
+    "multi_labels": MultiLabels,
+    "ordinals": Ordinals,
+    "ranked": Ranked,
     "segmentation": Segmentation,
     "captions": Captions,
     "answers": Answers,
@@ -41,7 +47,10 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "HeldOut",
+    "MultiLabels",
+    "Ordinals",
     "Perplexity",
+    "Ranked",
     "Ranking",
     "Report",
     "Retrieval",

@@ -12,9 +12,10 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
 from mmjax.evaluate.evaluation import Evaluation
-from mmjax.objectives.regression import errors
+from mmjax.objectives.regression import FLOOR, errors, gaussian_nll, has_variance, mean_and_variance
 
 ROUNDING = 1e-7  # of float32: numbers that differ by less are the same
+WITHIN = 1.96  # standard deviations, which 95% of a normal distribution is within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,16 @@ class Errors:
     """Mean absolute error, root mean square error and the share of the variance explained (R^2; NaN where there is none), over
     all known numbers.
 
+    Of a head that gives a mean and the logarithm of a variance for each (`Regression(loss="gaussian_nll")`) also
+    `negative_log_likelihood`, in nats a number with the constant log(2 pi) / 2 and in the target's own unit, and `coverage`:
+    the share of numbers within 1.96 standard deviations of their mean, 0.95 of a head that is as sure as it is right.
+
     Attributes:
       head: the head whose logits are the prediction.
       target: the batch key of the numbers; NaN does not count.
       data: the dataset.
       scale: what the errors are multiplied by: the `deviation` of the target's column gives them in its own unit.
+      floor: a smaller variance counts as this, as in `Regression`.
 
     Raises:
       UserError: another number of logits than numbers, or no known number in the data.
@@ -36,17 +42,25 @@ class Errors:
     target: str = "value"
     data: str = "validation"
     scale: float = setting(above=0, default=1.0)
+    floor: float = setting(above=0, default=FLOOR)
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         def moments(forward: Forward, batch: Batch) -> dict[str, Array]:
             """[B] each: of the numbers of an example, so that what is added up over many is added in float64."""
             target = batch[self.target]
-            error, known = errors(self.head, forward.head(self.head), self.target, target)
+            logits, log_variance = forward.head(self.head), None
+            if has_variance(logits, target):
+                logits, log_variance = mean_and_variance(self.head, logits, self.target, target)
+            error, known = errors(self.head, logits, self.target, target)
             rest = tuple(range(1, target.ndim))
             count = jnp.sum(known.astype(jnp.float32), axis=rest, keepdims=True)
             mean = jnp.sum(jnp.where(known, target, 0.0), axis=rest, keepdims=True) / jnp.maximum(count, 1.0)
             off = jnp.square(target.astype(jnp.float32) - mean)
             values = {"absolute": jnp.abs(error), "squared": jnp.square(error), "off": off}
+            if log_variance is not None:
+                values["unlikely"] = gaussian_nll(error, log_variance, self.floor)
+                limit = WITHIN**2 * jnp.exp(jnp.maximum(log_variance, jnp.log(self.floor)))
+                values["within"] = (values["squared"] <= limit).astype(jnp.float32)
             added = {name: jnp.sum(jnp.where(known, value, 0.0), axis=rest) for name, value in values.items()}
             return {**added, "count": count.reshape(-1), "mean": mean.reshape(-1)}
 
@@ -61,8 +75,12 @@ class Errors:
         mean = float((rows["count"] * rows["mean"]).sum()) / count
         variance = (total["off"] + float((rows["count"] * (rows["mean"] - mean) ** 2).sum())) / count
         squared = total["squared"] / count
-        return {
+        metrics = {
             "mean_absolute_error": self.scale * total["absolute"] / count,
             "root_mean_square_error": self.scale * math.sqrt(squared),
             "r2": 1.0 - squared / variance if variance > (ROUNDING * mean) ** 2 else math.nan,
         }
+        if "unlikely" in total:
+            constant = 0.5 * math.log(2 * math.pi) + math.log(self.scale)
+            metrics |= {"negative_log_likelihood": total["unlikely"] / count + constant, "coverage": total["within"] / count}
+        return metrics

@@ -92,6 +92,35 @@ class DistilledClassifier(nn.Module):
         return (both[0].astype(jnp.float32) + both[1].astype(jnp.float32)) / 2
 
 
+class OrdinalClassifier(nn.Module):
+    """Tokens [B, T, D] -> logits [B, C - 1], float32: is it above the first of C ordered classes, above the second, ...?
+
+    One score, and a threshold for each question (CORAL: Cao 2020, section 3.2): with one weight vector for all of them a
+    greater score makes every answer more of a yes. For the objective `Ordinal`.
+
+    Attributes:
+      classes: C.
+      input: name of the encoder or fusion that feeds it; `dual:image` is one modality's embedding in a fusion's shared space.
+      pool: how tokens become one vector, as in `Classifier`.
+      heads: of attention pooling.
+      dropout: rate of dropout before the score, on when training.
+    """
+
+    classes: int = setting(everyday=True, least=2, default=2)
+    input: str = "image"
+    pool: str = "mean"
+    heads: int = setting(least=1, default=8)
+    dropout: float = setting(least=0, below=1, default=0.0)
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
+        _one_input(tokens, self.input)
+        x_BD = dropout(self, Pool(self.pool, self.heads, name="pool")(tokens).reshape(tokens.mask.shape[0], -1), self.dropout)
+        score_B1 = Linear(1, use_bias=False, float32=True, name="logits")(x_BD)
+        thresholds = self.param("thresholds", nn.initializers.zeros, (self.classes - 1,))
+        return score_B1 + thresholds.astype(jnp.float32)[None]
+
+
 class TokenClassifier(nn.Module):
     """Tokens [B, T, D] -> logits [B, T, C], float32: masked language modelling (Devlin 2019), tagging.
 
@@ -130,6 +159,7 @@ class TokenClassifier(nn.Module):
 HEADS = {
     "classifier": Classifier,
     "distilled_classifier": DistilledClassifier,
+    "ordinal_classifier": OrdinalClassifier,
     "token_classifier": TokenClassifier,
     "cached_classifier": CachedClassifier,
 }

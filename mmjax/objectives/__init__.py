@@ -15,8 +15,11 @@ from mmjax.objectives.distil_towers import DistilTowers
 from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
+from mmjax.objectives.multi_label import MultiLabel
 from mmjax.objectives.next_sentence import NextSentencePrediction
+from mmjax.objectives.ordinal import Ordinal
 from mmjax.objectives.prompted import Prompted
+from mmjax.objectives.ranking import Ranking
 from mmjax.objectives.regression import Regression
 from mmjax.objectives.triplet import Triplet
 
@@ -32,8 +35,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,
+    "multi_label": MultiLabel,
     "next_sentence": NextSentencePrediction,
+    "ordinal": Ordinal,
     "prompted": Prompted,
+    "ranking": Ranking,
     "regression": Regression,
     "triplet": Triplet,
 }

@@ -32,6 +32,12 @@ def smoothing(field: str, value: float) -> None:
         raise UserError(f"{field}={value!r}: use a number from 0 up to, but not including, 1")
 
 
+def weights(field: str, value: Sequence[float]) -> None:
+    """Raises UserError unless the numbers are finite, none is below 0 and one is above."""
+    if not all(0 <= weight < math.inf for weight in value) or not any(value):
+        raise UserError(f"{field}={value!r}: use finite numbers from 0 up, one of them above")
+
+
 def two_modalities(field: str, value: Sequence[str]) -> None:
     """Raises UserError unless `value` names two different modalities."""
     if isinstance(value, str) or len(value) != 2 or value[0] == value[1]:

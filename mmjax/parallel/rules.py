@@ -44,6 +44,7 @@ OWN: tuple[tuple[str, P], ...] = (
     ("*/second_logits/kernel", P("fsdp", "tensor")),
     ("*/second_logits/bias", P("tensor")),
     ("*/tied_bias", P("tensor")),
+    ("*/thresholds", P(None)),
     # small vectors and scalars
     ("*/norm/scale", P(None)),
     ("*/norm/bias", P(None)),

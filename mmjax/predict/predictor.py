@@ -22,6 +22,7 @@ from mmjax.objectives.class_prompts import check_templates
 from mmjax.predict import entities, painting, writing
 from mmjax.predict.heads import check_read, class_names, classifying, tagging
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
+from mmjax.predict.shares import shares
 from mmjax.predict.work import Work, open_work
 
 logger = logging.getLogger("mmjax")
@@ -83,8 +84,8 @@ class Predictor:
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
           template: makes the text of a class, `a photo of a {}.` for instance; of several the mean of their vectors, as
             `ZeroShot` has it; () for those of the run's own `ZeroShot`, or the name alone.
-          threshold: of a checkpoint of several labels at once (`problem_type="multi_label_classification"`), whose labels are
-            each likely or not by themselves: those at least so likely, of an input perhaps none; None for the likeliest.
+          threshold: of a head of several labels at once (`MultiLabel`, or `problem_type="multi_label_classification"`), each
+            likely or not by itself: those at least so likely, of an input perhaps none; None for the likeliest.
 
         Raises:
           UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
@@ -96,21 +97,19 @@ class Predictor:
         if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
             raise UserError(f"threshold={threshold!r}: use a number from 0 to 1")
         if classes:
-            logits_NC, names = self._nearest(images, tuple(classes), template), tuple(classes)
+            logits_NC, names, outcome = self._nearest(images, tuple(classes), template), tuple(classes), "one"
         else:
             name = self._head(head)
             check_read(self.work, name, images, texts)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
-            names = class_names(self.work, name, logits_NC.shape[-1])
-        several = self.work.several and not classes
-        if threshold is not None and not several:
+            outcome = self.work.outcome(name)
+            names = class_names(self.work, name, logits_NC.shape[-1] + (outcome == "ordered"))
+        if threshold is not None and outcome != "several":
             raise UserError(f"threshold={threshold}: the classes of {self.work.path} exclude each other; use top_k")
-        shares_NC = 1 / (1 + np.exp(-logits_NC)) if several else np.exp(logits_NC - logits_NC.max(-1, keepdims=True))
-        shares_NC = shares_NC if several else shares_NC / shares_NC.sum(-1, keepdims=True)
-        order_NC = np.argsort(-shares_NC, axis=-1, kind="stable")[:, : top_k or None]
+        shares_NC, order_NC = shares(logits_NC, outcome)
         return [
             [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
-            for row, order in zip(shares_NC, order_NC, strict=True)
+            for row, order in zip(shares_NC, order_NC[:, : top_k or None], strict=True)
         ]
 
     def tags(self) -> bool:

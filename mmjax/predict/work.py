@@ -29,7 +29,7 @@ from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import MaskedImage
-from mmjax.train.classes import from_huggingface
+from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 
 # Modes of PIL's that no PNG has -> the nearest that one has.
@@ -48,6 +48,7 @@ class Work:
       trained: whether mmjax trained it on data of its own, and so on texts as `Tokenizer.encode` gives them; else prompts are
         what `transformers` makes of them.
       several: whether its head says several labels at once (HuggingFace's `problem_type`), each by itself.
+      outcomes: head -> what a task trained its logits for, see `train.classes.Use`.
       templates: those by which the run's own `ZeroShot` makes texts of classes; () where it has none.
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
@@ -65,12 +66,17 @@ class Work:
     shape: tuple[int, ...] | None = None
     trained: bool = False
     several: bool = False
+    outcomes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     templates: tuple[str, ...] = ()
     paints: MaskedImage | None = None
     writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluated: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     questions: frozenset[str] = frozenset()
+
+    def outcome(self, head: str) -> str:
+        """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
+        return self.outcomes.get(head, "several" if self.several else "one")
 
     def settings(self, decoder: str) -> dict[str, Any]:
         """Settings of generation where nobody says others: the run's evaluator's, else those that came with the weights."""
@@ -202,6 +208,7 @@ def open_work(path: str | Path) -> Work:
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
+    how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)

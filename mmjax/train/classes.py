@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
@@ -14,6 +14,7 @@ from mmjax.train.run import Run
 
 SHOWN = 6  # names in a complaint
 NAMED = ("classes", "token_classes")  # heads whose classes a HuggingFace config names
+OUTCOMES = {"one": "one class an example", "several": "several classes an example", "ordered": "ordered classes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Use:
 
     Attributes:
       who: the field of the experiment that says so.
+      outcome: what its logits say: `one` of the classes, `several`, each by itself, or by C - 1 logits the place among C
+        `ordered` ones.
+      order: names of ordered classes from the least to the greatest, where the spec says them.
     """
 
     head: str
@@ -29,6 +33,8 @@ class Use:
     label: str
     who: str
     trains: bool
+    outcome: str = "one"
+    order: tuple[str, ...] = ()
 
 
 def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]:
@@ -36,10 +42,31 @@ def uses(experiment: Experiment, evaluators: Mapping[str, Any]) -> Iterator[Use]
     for name, task in experiment.tasks.items():
         spec = task.objective
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True)
+            yield Use(spec.head, task.data, spec.label, f"tasks.{name}", True, outcome(spec), _order(spec))
     for name, spec in evaluators.items():
         if hasattr(spec, "head") and hasattr(spec, "label"):
-            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False)
+            yield Use(spec.head, spec.data, spec.label, f"evaluate.{name}", False, outcome(spec), _order(spec))
+
+
+def outcome(spec: Any) -> str:
+    """What an objective or an evaluator takes the logits of its head for, see `Use`."""
+    return str(getattr(spec, "outcome", "one"))
+
+
+def _order(spec: Any) -> tuple[str, ...]:
+    return tuple(getattr(spec, "order", ())) if outcome(spec) == "ordered" else ()
+
+
+def check_outcomes(found: Iterable[Use]) -> None:
+    """Raises UserError for a head whose logits are taken for different things."""
+    first: dict[str, Use] = {}
+    for use in found:
+        other = first.setdefault(use.head, use)
+        if other.outcome != use.outcome:
+            raise UserError(
+                f"{use.who}: it takes the logits of heads.{use.head} for {OUTCOMES[use.outcome]}, and {other.who} for "
+                f"{OUTCOMES[other.outcome]}: give each a head of its own, or an evaluator of its kind"
+            )
 
 
 def known_classes(experiment: Experiment, run: Run | None) -> dict[str, tuple[str, ...]]:
@@ -97,8 +124,18 @@ def match_classes(
     lines = []
     for use in sorted(uses(experiment, evaluators), key=lambda use: not use.trains):
         own = datasets[use.data].names.get(use.label, ()) if use.data in datasets else ()
+        if use.order and found.setdefault(use.head, use.order) != use.order:
+            raise UserError(
+                f"{use.who}: order is {some(use.order)}, and the classes of heads.{use.head} already are "
+                f"{some(found[use.head])}"
+            )
         if not own:
             continue
+        if use.outcome == "ordered" and use.head not in found and not _ascending(own):
+            raise UserError(
+                f"{use.who}: data.{use.data} names its classes {some(own)}, which says nothing of their order: name them in "
+                "order=(...) of the task's Ordinal, from the least to the greatest"
+            )
         names = found.setdefault(use.head, own)
         if own == names:
             matched.setdefault((use.data, use.label), use.head)
@@ -117,6 +154,15 @@ def match_classes(
             f"data.{use.data}: its classes are {some(own)}; matched by name to those of heads.{use.head}: {some(names)}"
         )
     return found, lines + _other_keys(experiment, datasets, matched)
+
+
+def _ascending(names: Sequence[str]) -> bool:
+    """Whether names are numbers that rise."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return numbers == sorted(set(numbers))
 
 
 def _other_keys(experiment: Experiment, datasets: Mapping[str, Dataset], matched: Mapping[tuple[str, str], str]) -> list[str]:

@@ -59,8 +59,9 @@ def check_teachers(setup: Setup, asked: Mapping[str, Mapping[str, BoundForward]]
     for task, teacher, head, theirs in _pairs(setup):
         if theirs in setup.teachers[teacher].numbers:
             raise UserError(
-                f"tasks.{task}: heads.{theirs} of teachers.{teacher} was trained to give numbers (Regression), and the task "
-                "compares classes; a student of numbers takes what it predicts as a Regression's target"
+                f"tasks.{task}: heads.{theirs} of teachers.{teacher} was trained to give numbers (Regression) or classes "
+                "that do not exclude each other, and the task compares classes that do; a student of numbers takes what it "
+                "predicts as a Regression's target"
             )
         names, own = setup.teachers[teacher].classes.get(theirs, ()), setup.classes.get(head, ())
         if own and names and own != names:

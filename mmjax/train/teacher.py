@@ -50,7 +50,7 @@ class Known:
       classes: head -> the names of its classes in the order of its logits, where they are known.
       texts: modality -> the fingerprint of the tokenizer whose ids it was trained on, where that is known.
       images: modality -> the mean and deviation that its pixels were normalised with, where they are known.
-      numbers: heads that were trained to give numbers, whose logits are no classes'.
+      numbers: heads whose logits are no classes that exclude each other: they give numbers, or several classes.
       read: (mesh, dtype, the first names of those that are kept) -> the parameters, in their places on the mesh; None where
         only a run that has kept them goes on.
     """

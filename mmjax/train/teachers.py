@@ -18,11 +18,11 @@ from mmjax.data.tags import text_spec
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.teaching import Affine, Teaching
-from mmjax.objectives import Regression
+from mmjax.objectives import Ranking, Regression
 from mmjax.parallel.rules import shardings
 from mmjax.train import kept_code
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.classes import from_huggingface
+from mmjax.train.classes import from_huggingface, outcome
 from mmjax.train.experiment import Experiment
 from mmjax.train.run import Run
 from mmjax.train.teacher import Known, Normalised, kept_params
@@ -81,13 +81,13 @@ def of_run(path: str) -> Known:
             f"path={path!r}: its {' and '.join(sorted(beside))} cannot be merged into its model, and what adapts a teacher is: "
             "teach by a run without"
         )
-    data = experiment.asked_data()
+    data, objectives = experiment.asked_data(), [task.objective for task in experiment.tasks.values()]
     return Known(
         model=experiment.model,
         classes=run.classes() or from_huggingface(experiment),
         texts=_texts(experiment, data, run.tokenizers()),
         images=normalised(data),
-        numbers=tuple(task.objective.head for task in experiment.tasks.values() if isinstance(task.objective, Regression)),
+        numbers=tuple(one.head for one in objectives if isinstance(one, Regression | Ranking) or outcome(one) != "one"),
         read=lambda mesh, dtype, parts: _read(run, mesh, dtype, parts),
     )
 

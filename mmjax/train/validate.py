@@ -21,7 +21,7 @@ from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.asked import live_inputs, only_asked
-from mmjax.train.classes import Use, known_classes, match_classes, uses
+from mmjax.train.classes import Use, check_outcomes, known_classes, match_classes, uses
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
@@ -45,6 +45,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
       UserError: anything in the experiment that does not fit its data.
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
+    check_outcomes(uses(setup.experiment, evaluators))
     known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
     asked: dict[str, dict[str, BoundForward]] = {}
@@ -181,12 +182,23 @@ def _check_head(use: Use, logits: tuple[int, ...], setup: Setup) -> None:
     """Raises UserError for a head of other classes than its data; labels beyond it are refused from here on."""
     names, size = setup.classes.get(use.head, ()), logits[-1]
     dataset = setup.datasets[use.data]
+    if use.outcome == "ordered":
+        if names and len(names) != size + 1:
+            raise UserError(
+                f"{use.who}: model.heads.{use.head} gives {size} logits, and its {len(names)} ordered classes need "
+                f"{len(names) - 1}: Classifier(classes={len(names) - 1}) or OrdinalClassifier(classes={len(names)})"
+            )
+        dataset.limit(use.label, size + 1)
+        return
     if names and len(names) != size:
         raise UserError(
             f"{use.who}: model.heads.{use.head}.classes={size}, and data.{use.data} has {len(dataset.names[use.label])} classes"
             + (f" of the {len(names)} that the head is trained on" if len(names) != len(dataset.names[use.label]) else "")
         )
-    dataset.limit(use.label, size)
+    if use.outcome == "several":
+        dataset.shares(use.label)
+    else:
+        dataset.limit(use.label, size)
 
 
 def _other_sizes(setup: Setup, evaluators: Mapping[str, Any], known: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:

@@ -18,7 +18,7 @@ from tuned import TEXTS, tokenizer
 import mmjax
 from mmjax.adapt import Prefix, Prompt
 from mmjax.convert import FAMILIES, load_classifier, save_hf
-from mmjax.convert.export import image_sizes, obstacle, prepare, text_tokenizer
+from mmjax.convert.export import head_outcomes, image_sizes, obstacle, prepare, text_tokenizer
 from mmjax.convert.huggingface import build_model
 from mmjax.convert.tokenizer import save_tokenizer
 from mmjax.convert.towers import same_class
@@ -28,7 +28,7 @@ from mmjax.models import Multimodal, init_params
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.heads import Classifier
-from mmjax.objectives import Classification
+from mmjax.objectives import Classification, MultiLabel
 from mmjax.train import Experiment, Task
 
 SIZE = {"width": 16, "heads": 2, "depth": 1}
@@ -77,6 +77,16 @@ def test_names_are_those_of_the_heads_classes(names, labels):
     model = vit()[0].copy(huggingface={"model_type": "vit", "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}})
     written = FAMILIES["vit"].config(prepare(model, None, {}, names).model)
     assert list(written["id2label"].values()) == labels and list(written["label2id"]) == labels
+
+
+def test_a_head_of_several_classes_an_example_says_so():
+    """`transformers` takes the softmax of logits of which nothing else is said."""
+    model, names = vit()[0].copy(huggingface={"model_type": "vit"}), {"classes": ("oak", "yew")}
+    written = FAMILIES["vit"].config(prepare(model, None, {}, names, {"classes": "several"}).model)
+    assert written["problem_type"] == "multi_label_classification"
+    assert "problem_type" not in FAMILIES["vit"].config(prepare(model, None, {}, names, {"classes": "one"}).model)
+    tasks = {"task": Task(MultiLabel())}
+    assert head_outcomes(Experiment(model=model, data={"train": Data(None)}, tasks=tasks, steps=1)) == {"classes": "several"}
 
 
 def test_every_family_with_texts_gets_the_tokenizers_ids():

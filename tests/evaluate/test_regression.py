@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from fake_evaluation import FakeForward, make_evaluation, make_params
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -85,6 +86,26 @@ def test_a_map_of_numbers_counts_each_place():
     known, params = np.isfinite(depth), PARAMS | {"classes": make_params(classes=4)["classes"]}
     metrics = Errors(target="depth")(make_evaluation({"image": image, "depth": depth}, 4, bind=Mapped), params)
     assert metrics == pytest.approx(sklearns(depth[known], predicted[known]), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [4, 32])
+def test_a_head_of_mean_and_variance_has_a_likelihood_and_a_coverage(batch_size):
+    """Against scipy's normal distribution, in the target's own unit."""
+    given, _ = columns()
+    params = PARAMS | {"value": np.random.default_rng(4).normal(scale=0.3, size=(8, 2)).astype(np.float32)}
+    given["value"][[2, 20]] = np.nan
+    mean, log_variance = (given["image"] @ params["image"] @ params["value"]).astype(np.float64).T
+    known, scale = np.isfinite(given["value"]), 30.0
+    metrics = Errors(scale=scale, floor=0.5)(make_evaluation(given, batch_size), params)
+    deviation = np.sqrt(np.maximum(np.exp(log_variance), 0.5))
+    likely = scipy.stats.norm(scale * mean, scale * deviation).logpdf(scale * given["value"].astype(np.float64))
+    within = np.abs(given["value"] - mean) <= 1.96 * deviation
+    assert 0 < within[known].mean() < 1
+    assert metrics == pytest.approx(
+        sklearns(given["value"][known], mean[known], scale)
+        | {"negative_log_likelihood": -likely[known].mean(), "coverage": within[known].mean()},
+        rel=1e-5,
+    )
 
 
 def test_mistakes_are_named():

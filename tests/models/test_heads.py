@@ -4,7 +4,7 @@ import numpy as np
 from pytorch import torch
 
 from mmjax.core.types import Tokens
-from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier
+from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
 
 DRAW = np.random.default_rng(0).normal
 X = DRAW(size=(2, 3, 8)).astype(np.float32)
@@ -44,6 +44,17 @@ def test_a_distilled_classifier_is_the_mean_of_two():
     np.testing.assert_allclose(DistilledClassifier(classes=0).apply({}, TOKENS), X[:, :2].mean(axis=1), rtol=1e-5, atol=1e-6)
 
 
+def test_an_ordinal_classifier_is_one_score_over_thresholds():
+    """So its logits are apart by as much for every example: answers that agree for one agree for all."""
+    head = OrdinalClassifier(classes=5)
+    params = drawn(head, TOKENS)
+    assert {path: x.shape for path, x in params.items() if path != "logits"} == {"thresholds": (4,)}
+    assert {name: x.shape for name, x in params["logits"].items()} == {"kernel": (8, 1)}
+    pooled = np.stack([X[0, :2].mean(axis=0), X[1].mean(axis=0)])
+    found = head.apply({"params": params}, TOKENS)
+    np.testing.assert_allclose(found, pooled @ params["logits"]["kernel"] + params["thresholds"], rtol=1e-5, atol=1e-6)
+
+
 def test_a_tied_token_head_is_berts():
     head = TokenClassifier(classes=11, tied_to="text", norm_epsilon=1e-5)
     params = drawn(head, TOKENS, TABLE)
@@ -67,7 +78,12 @@ def test_a_free_token_head_without_a_transform():
 
 def test_logits_are_float32():
     halves = Tokens(TOKENS.embeddings.astype(jnp.bfloat16), TOKENS.mask)
-    heads = (Classifier(hidden_width=4), DistilledClassifier(classes=5), TokenClassifier(classes=5))
+    heads = (
+        Classifier(hidden_width=4),
+        DistilledClassifier(classes=5),
+        TokenClassifier(classes=5),
+        OrdinalClassifier(classes=5),
+    )
     for head in (*heads, TokenClassifier(classes=11, tied_to="text")):
         table = (jnp.asarray(TABLE),) if getattr(head, "tied_to", "") else ()
         logits = head.apply({"params": drawn(head, TOKENS, *table)}, halves, *table)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 from pytorch import torch
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Loss
 from mmjax.objectives import Regression
+from mmjax.objectives.regression import gaussian_nll
 
 TORCH = {
     "squared": lambda x, y, delta: torch.nn.functional.mse_loss(x, y),
@@ -87,6 +89,60 @@ def test_the_gradient_is_pytorchs_and_none_where_the_number_is_not_known(loss):
     (TORCH[loss](predicted, torch.tensor(given["value"][known]), 0.7) * int(known.sum())).backward()
     np.testing.assert_allclose(found[known, 0], predicted.grad, rtol=1e-6)
     assert (found[~known] == 0).all()
+
+
+@pytest.mark.parametrize(("shape", "last"), [((6,), (2,)), ((4, 3), (2,)), ((2, 4, 5), (2,)), ((4, 3), ())])
+def test_a_likelihood_of_mean_and_variance_is_pytorchs_with_its_gradient(shape, last):
+    """Some variances are below the floor; [4, 6] are 3 means and 3 variances."""
+    given = batch(shape, last)
+    if not last:
+        given["logits_value"] = batch((4, 6), ())["logits_value"]
+    given["value"][1] = np.nan
+    objective, known = Regression(loss="gaussian_nll", floor=0.5), np.isfinite(given["value"])
+    logits = torch.tensor(given["logits_value"].astype(np.float64), requires_grad=True)
+    mean, log_variance = (logits[..., 0], logits[..., 1]) if last else (logits[:, :3], logits[:, 3:])
+    assert (log_variance[known] < np.log(0.5)).any() and (log_variance[known] > np.log(0.5)).any()
+    target = torch.tensor(given["value"].astype(np.float64))
+    theirs = torch.nn.GaussianNLLLoss(eps=0.5, reduction="sum")
+    expected = theirs(mean[known], target[known], torch.exp(log_variance)[known])
+    expected.backward()
+
+    def total(logits):
+        return run(objective, given | {"logits_value": logits}).sum
+
+    found, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(given["logits_value"]))
+    np.testing.assert_allclose(found, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, logits.grad, rtol=1e-5, atol=1e-6)
+    loss = run(objective, given)
+    assert int(loss.count) == int(loss.metrics["absolute_error"][1]) == known.sum()
+    absolute = np.abs(mean.detach().numpy() - given["value"])[known].sum()
+    np.testing.assert_allclose(loss.metrics["absolute_error"][0], absolute, rtol=1e-5)
+
+
+@given(log_variance=st.floats(-1e4, 80, width=32), error=st.floats(-1e3, 1e3, width=32))
+def test_a_likelihood_and_its_gradient_are_finite_whatever_the_variance(log_variance, error):
+    found = jax.value_and_grad(lambda x: gaussian_nll(jnp.float32(error), x))(jnp.float32(log_variance))
+    assert np.isfinite(found).all()
+
+
+def test_a_likelihood_adds_up_over_parts_and_devices():
+    given = batch((8,), (2,))
+    given["value"][[1, 4]] = np.nan
+    objective, first = Regression(loss="gaussian_nll"), np.arange(8) < 3
+    whole, parts = run(objective, given), [run(objective, given | {"valid": rows}) for rows in (first, ~first)]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = run(objective, jax.device_put(given, NamedSharding(mesh, PartitionSpec("data"))))
+    for other in (jax.tree.map(lambda a, b: a + b, *parts), split):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), other, whole)
+
+
+def test_a_likelihood_needs_two_logits_for_each_number():
+    for logits, target, own in (((6, 1), (6,), "gives 1 and 'value' is one an"), ((6, 3), (6, 3), "gives 3 and 'value' is 3")):
+        given = {"logits_value": jnp.zeros(logits), "value": jnp.zeros(target)}
+        with pytest.raises(UserError, match=f"head='value' {own}.*: loss='gaussian_nll' needs two logits for each number"):
+            jax.eval_shape(functools.partial(run, Regression(loss="gaussian_nll")), given)
+    with pytest.raises(UserError, match=r"regression\.floor=0\.0: use a number above 0"):
+        Regression(loss="gaussian_nll", floor=0.0)
 
 
 def test_a_narrow_prediction_is_compared_in_float32():

@@ -13,7 +13,7 @@ from mmjax.models.cached import CachedClassifier
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
-from mmjax.models.heads import Classifier, DistilledClassifier, TokenClassifier
+from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import RULES, rows, shardings, spec
 from mmjax.train.config_file import load_config, shipped_configs
@@ -55,6 +55,7 @@ def every_part():
             "match": Classifier(input="cross", pool="cls", normed_width=8),
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
+            "grade": OrdinalClassifier(classes=5),
             "remembers": CachedClassifier(classes=4, size=6, width=8),
         },
         unread={"head.bias": (4,)},
