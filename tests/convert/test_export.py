@@ -85,6 +85,7 @@ def test_a_head_of_several_classes_an_example_says_so():
     written = FAMILIES["vit"].config(prepare(model, None, {}, names, {"classes": "several"}).model)
     assert written["problem_type"] == "multi_label_classification"
     assert "problem_type" not in FAMILIES["vit"].config(prepare(model, None, {}, names, {"classes": "one"}).model)
+    assert prepare(model, None, {}, {}, {"classes": "ordered"}) is None  # C - 1 logits would be taken for classes
     tasks = {"task": Task(MultiLabel())}
     assert head_outcomes(Experiment(model=model, data={"train": Data(None)}, tasks=tasks, steps=1)) == {"classes": "several"}
 
