@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from damage import damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -249,14 +250,8 @@ def encoded(request):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_ends_in_an_error_by_name(data, encoded, tmp_path):
-    if data.draw(st.booleans()):
-        damaged = encoded[: data.draw(st.integers(0, len(encoded) - 1))]
-    else:
-        damaged = bytearray(encoded)
-        for _ in range(data.draw(st.integers(1, 4))):
-            damaged[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
-    path = tmp_path / "damaged.arrow"
-    path.write_bytes(damaged)
+    broken, path = damaged(data, encoded), tmp_path / "damaged.arrow"
+    path.write_bytes(broken)
     try:
         records = Arrow(str(path), fields=FIELDS).build()
     except UserError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -334,21 +335,15 @@ def encoded():
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_ends_in_an_error_by_name(data, encoded, tmp_path):
-    if data.draw(st.booleans()):
-        damaged = encoded[: data.draw(st.integers(0, len(encoded) - 1))]
-    else:
-        damaged = bytearray(encoded)
-        for _ in range(data.draw(st.integers(1, 4))):
-            damaged[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
-    path = tmp_path / "damaged.parquet"
-    path.write_bytes(damaged)
+    broken, path = damaged(data, encoded), tmp_path / "damaged.parquet"
+    path.write_bytes(broken)
     try:
         records = Parquet(str(path), fields=FIELDS).build()
     except UserError as error:
         assert str(path) in str(error) or "is no field" in str(error) or "has neither" in str(error)
         assert "\n" not in str(error)
         return
-    assert len(damaged) == len(encoded), "a cut file has no footer"
+    assert len(broken) == len(encoded), "a cut file has no footer"
     for index in range(min(len(records), 12)):
         try:
             records[index]

@@ -1,18 +1,16 @@
 """Several labels an example: against PyTorch's binary cross entropy and the formulas of the papers in float64."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from given_logits import run
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from pytorch import torch
 
 from mmjax.core.errors import UserError
-from mmjax.core.types import Loss
 from mmjax.objectives import OBJECTIVES, MultiLabel
 
 WEIGHTS = (0.5, 2.0, 1.0)
@@ -25,23 +23,6 @@ KINDS = {
     "asymmetric_unshifted": MultiLabel(loss="asymmetric", gamma_positive=1.0, gamma_negative=2.0, shift=0.0),
 }
 every = pytest.mark.parametrize("name", KINDS)
-
-
-class Given:
-    """A forward whose head gives what the batch says."""
-
-    train = False
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def head(self, head, tokens=None, key=""):
-        return self.batch["logits"]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(objective, batch) -> Loss:
-    return objective(Given(batch), batch, jax.random.key(0))
 
 
 def batch(size=8, seed=0):

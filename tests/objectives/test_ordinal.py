@@ -1,38 +1,19 @@
 """Ordered classes: the loss of CORAL in float64, and what its questions say together."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from given_logits import run
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from pytorch import torch
 
 from mmjax.core.errors import UserError
-from mmjax.core.types import Loss
 from mmjax.objectives import OBJECTIVES, Ordinal
 
 LABELS = np.array([0, 3, 1, -1, 2, 2, 3, 0], np.int32)
-
-
-class Given:
-    """A forward whose head gives what the batch says."""
-
-    train = False
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def head(self, head, tokens=None, key=""):
-        return self.batch["logits"]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(objective, batch) -> Loss:
-    return objective(Given(batch), batch, jax.random.key(0))
 
 
 def batch(seed=0):

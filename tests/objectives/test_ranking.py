@@ -1,41 +1,22 @@
 """Learning to rank: the losses of the papers, query by query and pair by pair, in float64."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from given_logits import run
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from pytorch import torch
 
 from mmjax.core.errors import UserError
-from mmjax.core.types import Loss
 from mmjax.objectives import OBJECTIVES, Ranking
 
 KINDS = {"pairwise": Ranking(), "margin": Ranking(loss="margin", margin=0.7), "listwise": Ranking(loss="listwise")}
 QUERIES = np.array([7, 3, 7, 3, 5, 7, 3, -1], np.int32)
 RELEVANCE = np.array([2, 0, 0, 1, 3, 1, np.nan, 2], np.float32)
 every = pytest.mark.parametrize("name", KINDS)
-
-
-class Given:
-    """A forward whose head gives what the batch says."""
-
-    train = False
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def head(self, head, tokens=None, key=""):
-        return self.batch["logits"]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(objective, batch) -> Loss:
-    return objective(Given(batch), batch, jax.random.key(0))
 
 
 def batch(seed=0):

@@ -263,11 +263,11 @@ def run(tmp_path_factory):
     rooms["columns"] = {"tags": Classes(TAGS), **GRADED["columns"]}
     optimizer = AdamW(learning_rate=1e-2, warmup_steps=5)
     changes = {
-        "steps": 60,
+        "steps": 120,
         "evaluate": evaluate,
         "evaluate_every": 0,
         "optimizer": optimizer,
-        "checkpoint": Checkpoint(every=60),
+        "checkpoint": Checkpoint(every=120),
     }
     train(made(**rooms, tasks=tasks, **changes), path)
     return path
