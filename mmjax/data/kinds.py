@@ -295,7 +295,7 @@ class ArrayColumn:
             raise UserError(f"{self.key}={array.max()}: there are {self.limit} classes, 0 to {self.limit - 1}")
         if self.shares and np.any(array > 1):
             raise UserError(f"{self.key}={array.max()}: give 1 for a class that is there, 0 for one that is not, -1 if unknown")
-        return array.astype(wanted)
+        return array.astype(wanted, copy=False)  # stacking copies it
 
     def _filled(self, array: np.ndarray) -> np.ndarray:
         if array.ndim < 1 or len(array) > self.rows:
