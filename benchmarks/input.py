@@ -5,9 +5,9 @@
 JPEGs of 500 x 375 pixels, made here; decoded, cut at random and resized to 224 x 224 (bilinear), mirrored at random,
 normalised, 64 a batch. The peer decodes and resizes with Pillow, by torchvision's transforms on PIL images, written out, since
 torchvision is no part of PyTorch; it collates to float32 [N, 3, 224, 224], ours to float32 [N, 224, 224, 3]. Ours decodes with
-Pillow too, and with simplejpeg where that is installed. Each side runs in a process of its own, with each of a few settings of
-its workers; the sides take turns, and the best settings count. `wait` is the share of a loop that waits for input while a step
-that only sleeps takes 50 ms. Needs torch.
+Pillow too, and with simplejpeg where that is installed, from the files and from two tars of them. Each side runs in a process of
+its own, with each of a few settings of its workers; the sides take turns, and the best settings count. `wait` is the share of a
+loop that waits for input while a step that only sleeps takes 50 ms. Needs torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,12 +32,13 @@ from PIL import Image
 
 BATCH, SIDE, STEP = 64, 224, 0.05
 DECODERS = ("Pillow", "simplejpeg")
-OURS = {f"{decoder}, {n} threads": (decoder, n) for decoder in DECODERS for n in (2, 3)}
+OURS = {f"{decoder}, {n} threads": (decoder, n, "files") for decoder in DECODERS for n in (2, 3)}
+OURS |= {f"tars, {decoder}, 2 threads": (decoder, 2, "tars") for decoder in DECODERS}
 THEIRS = {f"peer, {n} workers": n for n in (1, 2, 3)}
 
 
 def photos(folder: Path, count: int) -> None:
-    """JPEGs of noise at all scales, which is about as hard to decode as a photo: 33 kB each."""
+    """JPEGs of noise at all scales, which is about as hard to decode as a photo: 33 kB each; and the same in two tars."""
     rng = np.random.default_rng(0)
     for number in range(count):
         x = rng.normal(size=(375, 500, 3)) * 0.05
@@ -48,16 +50,21 @@ def photos(folder: Path, count: int) -> None:
         place = folder / f"class{number % 4}"
         place.mkdir(exist_ok=True)
         Image.fromarray(x.astype(np.uint8)).save(place / f"{number}.jpg", quality=90)
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number in range(shard, count, 2):
+                tar.add(folder / f"class{number % 4}" / f"{number}.jpg", f"{number}.jpg")
 
 
-def ours(folder: str, decoder: str, threads: int) -> Iterator[Any]:
-    """Endless batches of ours."""
-    from mmjax.data import Data, Flip, Folder, Normalise, RandomCrop, jpeg
+def ours(folder: str, decoder: str, threads: int, kind: str) -> Iterator[Any]:
+    """Endless batches of ours, from the files or from the tars."""
+    from mmjax.data import Data, Flip, Folder, Normalise, RandomCrop, WebDataset, jpeg
 
     if decoder == "Pillow":
         jpeg.decoded = lambda encoded: None
     transforms = (RandomCrop((SIDE, SIDE), scale=(0.08, 1.0), resample="bilinear"), Flip(), Normalise())
-    data = Data(Folder(folder, "all"), transforms, batch_size=BATCH, threads=threads, cache_mb=0)
+    source = Folder(folder, "all") if kind == "files" else WebDataset(f"{folder}/*.tar")
+    data = Data(source, transforms, batch_size=BATCH, threads=threads, cache_mb=0)
     return data.build(None, 0).batches()
 
 
@@ -138,19 +145,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos(Path(folder), own.photos)
         there = DECODERS if importlib.util.find_spec("simplejpeg") else DECODERS[:1]
-        mine = [side for side, (decoder, _) in OURS.items() if decoder in there]
+        mine = [side for side, (decoder, _, _) in OURS.items() if decoder in there]
         found: dict[str, list[float]] = {side: [] for side in (*mine, *THEIRS)}
         for _ in range(own.rounds):
             for side in found:  # one at a time: a side's read-ahead would run beside the other
                 found[side].append(alone(side, folder, own.batches, "speed")["images"])
+        names = (*there, *(f"tars, {decoder}" for decoder in there), "peer")
         best = {
             name: max((side for side in found if side.startswith(name)), key=lambda side: statistics.median(found[side]))
-            for name in (*there, "peer")
+            for name in names
         }
         waits = {side: alone(side, folder, 4 * own.batches, "wait")["wait"] for side in best.values()}
-    times = {
-        name: statistics.median(a / b for a, b in zip(found[best[name]], found[best["peer"]], strict=True)) for name in there
-    }
+    peer = found[best["peer"]]
+    times = {name: statistics.median(a / b for a, b in zip(found[best[name]], peer, strict=True)) for name in names[:-1]}
     print(json.dumps({
         "images_s": {side: round(statistics.median(rates)) for side, rates in found.items()},
         "most_images_s": {side: round(max(rates)) for side, rates in found.items()},
@@ -163,7 +170,7 @@ def alone(side: str, folder: str, batches: int, what: str) -> dict[str, float]:
     """What one side answers, in a process that begins and ends with it."""
     words = [sys.executable, __file__, "--batches", str(batches), "--worker", side, folder]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MMJAX_CACHE": folder}
     process = subprocess.Popen(words, text=True, env=env, **pipes)
     assert process.stdout is not None
     process.stdout.readline()
