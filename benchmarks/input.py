@@ -6,8 +6,8 @@ JPEGs of 500 x 375 pixels, made here; decoded, cut at random and resized to 224 
 normalised, 64 a batch. The peer decodes and resizes with Pillow, by torchvision's transforms on PIL images, written out, since
 torchvision is no part of PyTorch; it collates to float32 [N, 3, 224, 224], ours to float32 [N, 224, 224, 3]. Ours decodes with
 Pillow too, and with simplejpeg where that is installed, from the files and from two tars of them. Each side runs in a process
-of its own, with each of a few settings of its workers; the sides take turns, and the best settings count. `wait` is the share of
-a loop that waits for input while a step that only sleeps takes 50 ms. Needs torch.
+of its own, with each of a few settings of its workers; the sides take turns, and the best settings count. `wait` is the share
+of a loop that waits for input while a step that only sleeps takes 50 ms. Needs torch.
 """
 
 from __future__ import annotations
