@@ -28,6 +28,12 @@ def test_tabs_columns_comments_and_line_ends(tmp_path):
     assert records[0] == {"words": ("New York", "#"), "tags": ("B-LOC", "O")} and len(records) == 2
 
 
+def test_a_wide_space_is_a_word(tmp_path):
+    (tmp_path / "a.conll").write_text("猫\tN\tB-X\n\u3000\tS\tI-X\n犬\tN\tI-X\n\n\u3000  O\n  \n", encoding="utf-8")
+    records = Conll(str(tmp_path / "a.conll")).build()
+    assert [records[i]["words"] for i in range(2)] == [("猫", "\u3000", "犬"), ("\u3000",)]
+
+
 def test_splits_part_the_file_and_stay(tmp_path):
     lines = [f"word{n} O\n\n" for n in range(60)]
     path, longer = write(tmp_path, "".join(lines)), write(tmp_path, "new O\n\n" + "".join(lines), "b.conll")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Conll:
                 line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
             except UnicodeDecodeError as error:
                 raise UserError(f"{self.path}:{number}: not UTF-8 text ({error})") from None
-            columns = [one.strip() for one in line.split("\t")] if "\t" in line.strip() else line.split()
+            columns = parted(line)
             if any(columns) and not (self.comment and line.startswith(self.comment)) and columns[0] != DOCUMENT:
                 words.append(self._column(columns, "word_column", number))
                 tags.append(self._column(columns, "tag_column", number))
@@ -84,6 +85,12 @@ class Conll:
         if len({one + len(columns) * (one < 0) for one in (self.word_column, self.tag_column)}) == 1:
             raise UserError(f"{self.path}:{number}: a word and its tag are two columns, and the line has one: {columns!r}")
         return str(columns[place])
+
+
+def parted(line: str) -> list[str]:
+    """The columns of a line, at its tabs or, where it has none, at its spaces. A wide space, as Japanese has it, is a word."""
+    line = line.strip(" ")
+    return [one.strip(" ") for one in line.split("\t")] if "\t" in line else re.split(" +", line)
 
 
 @dataclasses.dataclass(frozen=True)
