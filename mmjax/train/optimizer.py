@@ -19,7 +19,7 @@ from mmjax.train.schedules import SCHEDULES, schedule
 from mmjax.train.trained import Trained, trained_of
 
 NO_DECAY = (
-    *("*/bias", "*/tied_bias"),
+    *("*/bias", "*/tied_bias", "*/thresholds"),
     *("*/scale", "*/*_layer_scale"),  # the scale of a norm, and of a residual branch
     *("*/scale_logit", "*/bias_logit", "*/mix"),  # learned scalars and weights of a mean
     *("*/cls", "*/extra", "*/mask_token", "*/probe", "*/*_type", "*/cache_keys"),  # learned tokens and examples
