@@ -67,7 +67,7 @@ def data_of(folder: Path, split: str, tags: tuple[str, ...] = ()) -> Any:
 
 
 def ours(folder: Path, start: Path, tags: tuple[str, ...], seed: int, steps: int) -> float:
-    """F1 of ours; `folder/exported` has the model for `transformers`."""
+    """F1 of ours; `folder/exportedSEED` has the model for `transformers`."""
     from mmjax.convert.api import from_hf, load_model, to_hf
     from mmjax.data import Pretrained
     from mmjax.evaluate import Entities
@@ -92,7 +92,7 @@ def ours(folder: Path, start: Path, tags: tuple[str, ...], seed: int, steps: int
         log=Log(every=steps, tensorboard=False, progress=False),
     )
     metrics = train(experiment, folder / f"run{seed}")
-    to_hf(folder / f"run{seed}", folder / "exported")
+    to_hf(folder / f"run{seed}", folder / f"exported{seed}")
     return metrics["entities/f1"]
 
 
@@ -168,7 +168,7 @@ def compare(rows: Sentences, seeds: int, steps: int) -> dict[str, Any]:
             tokenizer.save(start)
             train, held = (data_of(folder, split, tags).build(tokenizer, seed, split) for split in parts)
             found["ours"].append(ours(folder, start, tags, seed, steps))
-            exported = AutoModelForTokenClassification.from_pretrained(folder / "exported")
+            exported = AutoModelForTokenClassification.from_pretrained(folder / f"exported{seed}")
             found["exported"].append(scored(exported, held, parts["validation"], tags))
             found["peer"].append(theirs(start, train, held, parts["validation"], tags, seed, steps))
     return {
