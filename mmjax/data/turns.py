@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class InTurn:
         return range(self.size)
 
 
-class _Epochs(InTurn):
+class _Epochs(InTurn, abc.ABC):
     """Each epoch of `size` places is a permutation of its own, a function of the bits of its number."""
 
     def __init__(self, size: int, bits: Bits) -> None:
@@ -69,8 +70,9 @@ class _Epochs(InTurn):
             self._kept = kept = dict([*kept.items(), (epoch, self._made(epoch))][-EPOCHS:])
         return kept[epoch]
 
+    @abc.abstractmethod
     def _made(self, epoch: int) -> Callable[[np.ndarray], np.ndarray]:
-        raise NotImplementedError
+        """Places [0, size) of an epoch to indices."""
 
 
 class Shuffled(_Epochs):

@@ -16,12 +16,13 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
-from mmjax.data.sources.fields import Fields, Reading, load_places, strings_of
+from mmjax.data.sources.fields import Fields, Reading, load_places
 from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.open_files import OpenFiles
 from mmjax.data.sources.shard_names import shard_names
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.tf_example import example_bytes, parse_example
+from mmjax.data.sources.told import ToldRecords
 from mmjax.data.spelling import nearest
 from mmjax.data.types import BadRecordError, Record
 
@@ -133,7 +134,7 @@ class OpenRecords(OpenFiles):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArrayRecordRecords:
+class ArrayRecordRecords(ToldRecords):
     """The records of one split, read when asked for.
 
     Attributes:
@@ -158,10 +159,6 @@ class ArrayRecordRecords:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _records, (self.files, self.counts, self.format, self.split, self.part, self.reading)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.reading.names
 
     def __len__(self) -> int:
         return int(self.bounds[-1]) if self.places is None else len(self.places)
@@ -199,26 +196,12 @@ class ArrayRecordRecords:
                 raise
             raise BadRecordError(where, f"no {self.format} ({error})") from None
 
-    def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
-        shard, place, where = self._where(index)
-        identity = f"{self.files.name(shard)} {place}"
-        try:
-            record = self._without_image(self.example(index), where)
-        except BadRecordError:
-            return identity, -1, ()
-        return identity, record.get("label", -1), (*strings_of(record.get("text")), *strings_of(record.get("text_pair")))
+    def some(self, index: int, keys: set[str]) -> Record:
+        return self.reading.only(keys)(self.example(index), self._where(index)[2])
 
-    def texts(self) -> Iterator[str]:
-        for key in ("text", "text_pair"):
-            yield from self.texts_of(key)
-
-    def texts_of(self, key: str) -> Iterator[str]:
-        """The texts of one key; those that cannot be read are passed over."""
-        if key not in self.reading.found and key not in self.reading.fields:
-            return
-        for index in range(len(self)):
-            with contextlib.suppress(BadRecordError):
-                yield from strings_of(self._without_image(self.example(index), self._where(index)[2]).get(key))
+    def identity(self, index: int, readable: bool) -> str:
+        shard, place, _ = self._where(index)
+        return f"{self.files.name(shard)} {place}"
 
     def fingerprint(self) -> str:
         """Of the names, sizes and counts of the files, and of the first record: they are not all read for it."""
@@ -226,10 +209,6 @@ class ArrayRecordRecords:
         for shard, (size, _) in enumerate(self.files.stamps):
             parts += [self.files.name(shard), f"{size} {self.counts[shard]}"]
         return fingerprint([*parts, self._content(0)])
-
-    def _without_image(self, example: Example, where: str) -> Record:
-        found = {key: field for key, field in self.reading.found.items() if key != "image"}
-        return dataclasses.replace(self.reading, found=found)(example, where)
 
     def _where(self, index: int) -> tuple[int, int, str]:
         """The file of a record, its number there, and its name."""

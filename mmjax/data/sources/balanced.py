@@ -49,7 +49,7 @@ class Balanced:
             raise UserError(f"Balanced.source={type(self.source).__name__}: its records have no classes to balance")
         names = [records.classes[label] if label < len(records.classes) else str(label) for label in classes.tolist()]
         places = [np.flatnonzero(labels == label) for label in classes]
-        # As fractions of the whole number weights that turns are counted in.
+        # A thousandth is near enough: turns are counted in whole numbers, and roots have none in common.
         weights = [round(float(len(own) ** self.power), 3) for own in places]
         return BalancedRecords(records, tuple(map(Share, names, weights, places)))
 

@@ -190,6 +190,11 @@ class Reading:
     window: Window | None
     max_pixels: int
 
+    def only(self, keys: Collection[str]) -> Reading:
+        """The same for some keys of a record."""
+        found = {key: field for key, field in self.found.items() if key in keys}
+        return dataclasses.replace(self, found=found, fields={k: field for k, field in self.fields.items() if k in keys})
+
     def __call__(self, example: Example, where: str) -> Record:
         """The record. `where` names the example, for complaints.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,10 @@ from mmjax.data.sources.schema import Column
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.types import BadRecordError
 
+log = logging.getLogger(__name__)
 
-class Opening:
+
+class Opening(abc.ABC):
     """Files of one source, on their way to records; a format says how its files are read.
 
     Attributes:
@@ -58,21 +62,22 @@ class Opening:
         self.label = self.columns.get(self._found.get("label", ""))
         self._names = self._names_of(paths[0], own)
 
+    @abc.abstractmethod
     def schema_of(self, path: str) -> Any:
         """pyarrow's schema of a file. Raises `UserError` where it cannot be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scan(self, number: int, path: str, strings: Column | None) -> tuple[list[tuple[int, ...]], bytes, set[Any]]:
         """What a file holds: a row of whole numbers for each of its blocks, bytes that change with what is in it, and the
         values of the column `strings`. Raises `UserError` where it cannot be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def held(self, layout: np.ndarray) -> Blocks:
         """What reads the blocks; `layout`: what `scan` gave, over all files."""
-        raise NotImplementedError
 
-    def warn(self, layout: np.ndarray) -> None:
-        """Say in the log what of the layout is a hindrance."""
+    def hindrance(self, layout: np.ndarray) -> str:
+        """What of the layout is to be said in the log; "" for nothing."""
+        return ""
 
     def records(self) -> Any:
         """The rows of the split, a `BlockRecords`.
@@ -83,7 +88,8 @@ class Opening:
         mapped = [] if self.mapping is None else [fingerprint([self.mapping.tobytes()])]
         folder = kept.made_once(self.version, [repr(self.spec), *self.identities, *mapped], self._index)
         layout = np.load(folder / "layout.npy")
-        self.warn(layout)
+        if hindrance := self.hindrance(layout):
+            log.warning("%s", hindrance)
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         places = np.load(folder / "places.npy") if (folder / "places.npy").exists() else self.mapping
         records = self._records(layout, tuple(about["names"]), places, about["digest"])

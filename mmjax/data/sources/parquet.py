@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from mmjax.data.types import BadRecordError
 WALKS = 4  # row groups that are read by pieces, held open at once
 FOOTERS = 64_000_000  # bytes of footers that are held
 BUFFER = 1 << 20  # bytes that are read at once of a column of a group that is read by pieces
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +88,16 @@ class Opened(Opening):
     def held(self, layout: np.ndarray) -> Groups:
         return Groups(self.paths, self.below, self.stats, layout, Recent(self.spec.cache_mb * 1_000_000))
 
-    def warn(self, layout: np.ndarray) -> None:
+    def hindrance(self, layout: np.ndarray) -> str:
         large = layout[layout[:, 3] < layout[:, 4]]
-        if len(large):
-            log.warning(
-                "Parquet.path=%r: %d row group(s) are larger than cache_mb=%d (up to %d MB) and are read by pieces, which is "
-                "slow in random order; write the files anew with a smaller row_group_size, or give a larger cache_mb",
-                *(self.spec.path, len(np.unique(large[:, :2], axis=0)), self.spec.cache_mb, int(large[:, 5].max() / 1e6)),
-            )
+        if not len(large):
+            return ""
+        count, most = len(np.unique(large[:, :2], axis=0)), int(large[:, 5].max() / 1e6)
+        return (
+            f"Parquet.path={self.spec.path!r}: {count} row group(s) are larger than cache_mb={self.spec.cache_mb} "
+            f"(up to {most} MB) and are read by pieces, which is slow in random order; write the files anew with a smaller row_group_size, or "
+            "give a larger cache_mb"
+        )
 
 
 class Groups:

@@ -17,11 +17,12 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
-from mmjax.data.sources.fields import Fields, Reading, load_places, strings_of
+from mmjax.data.sources.fields import Fields, Reading, load_places
 from mmjax.data.sources.open_files import OpenFiles
 from mmjax.data.sources.shard_names import shard_names
 from mmjax.data.sources.shards import Shards, opened
 from mmjax.data.sources.splits import fingerprint
+from mmjax.data.sources.told import ToldRecords
 from mmjax.data.types import BadRecordError, Record
 
 IMAGES = "jpg;jpeg;png;webp;bmp;ppm;pgm;pbm;tif;tiff;gif"
@@ -188,7 +189,7 @@ def _reach(value: Any, path: Sequence[str]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WebDatasetRecords:
+class WebDatasetRecords(ToldRecords):
     """The examples of one split, read when asked for.
 
     Attributes:
@@ -208,10 +209,6 @@ class WebDatasetRecords:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _records, (self.shards, self.split, self.part, self.reading)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.reading.names
-
     def __len__(self) -> int:
         return len(self.shards if self.places is None else self.places)
 
@@ -224,27 +221,14 @@ class WebDatasetRecords:
             return np.array(self.shards.counts)
         return np.diff(np.searchsorted(self.places, self.shards.bounds))
 
-    def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
+    def some(self, index: int, keys: set[str]) -> Record:
+        """Without reading the members of other keys."""
+        return self._record(index, self.reading.only(keys), whole=False)
+
+    def identity(self, index: int, readable: bool) -> str:
         place = self._place(index)
-        name = self.shards.files.name(self.shards.shard(place))
-        try:
-            record = self._some(index, {"label", "text", "text_pair"})
-        except BadRecordError:
-            return f"{name} {place}", -1, ()
-        identity = f"{name} {self.shards.example(place, lambda _: False, whole=False)[0]}"
-        return identity, record.get("label", -1), (*strings_of(record.get("text")), *strings_of(record.get("text_pair")))
-
-    def texts(self) -> Iterator[str]:
-        for key in ("text", "text_pair"):
-            yield from self.texts_of(key)
-
-    def texts_of(self, key: str) -> Iterator[str]:
-        """The texts of one key, without reading images; those that cannot be read are passed over."""
-        if key not in self.reading.found and key not in self.reading.fields:
-            return
-        for index in range(len(self)):
-            with contextlib.suppress(BadRecordError):
-                yield from strings_of(self._some(index, {key}).get(key))
+        key = self.shards.example(place, lambda _: False, whole=False)[0] if readable else place
+        return f"{self.shards.files.name(self.shards.shard(place))} {key}"
 
     def fingerprint(self) -> str:
         return fingerprint([self.shards.digest, self.part])
@@ -252,12 +236,6 @@ class WebDatasetRecords:
     def _place(self, index: int) -> int:
         index = range(len(self))[index]
         return index if self.places is None else int(self.places[index])
-
-    def _some(self, index: int, keys: set[str]) -> Record:
-        """Some keys of a record, without reading the members of others."""
-        found = {key: field for key, field in self.reading.found.items() if key in keys}
-        fields = {key: field for key, field in self.reading.fields.items() if key in keys}
-        return self._record(index, dataclasses.replace(self.reading, found=found, fields=fields), whole=False)
 
     def _record(self, index: int, reading: Reading, whole: bool) -> Record:
         place = self._place(index)
