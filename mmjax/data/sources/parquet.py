@@ -95,8 +95,8 @@ class Opened(Opening):
         count, most = len(np.unique(large[:, :2], axis=0)), int(large[:, 5].max() / 1e6)
         return (
             f"Parquet.path={self.spec.path!r}: {count} row group(s) are larger than cache_mb={self.spec.cache_mb} "
-            f"(up to {most} MB) and are read by pieces, which is slow in random order; write the files anew with a smaller row_group_size, or "
-            "give a larger cache_mb"
+            f"(up to {most} MB) and are read by pieces, which is slow in random order; write the files anew with a smaller "
+            "row_group_size, or give a larger cache_mb"
         )
 
 
