@@ -19,6 +19,7 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
+| `text_lengths`  | [B, S] int32       | of rows that several texts are packed into: how long each is, or 0    |
 | `MODALITY_id`   | [B] int32          | optional, equal where records hold one and the same image (or text)   |
 | `MODALITY_added` | [B, T, D] f32     | optional, added to the embeddings of an input before the first layer |
 | `label`         | [B] int32          | class; below 0 = none                                                |
@@ -55,6 +56,8 @@ class Tokens:
       mask: [B, T] bool, True = a real token.
       positions: [B, T] int32 or None, the place of each token in its own sequence.
       segments: [B, T] int32 or None, which part a token came from (sentence A or B; a modality's rank after a fusion).
+      packed: [B, T] int32 or None, of rows that hold several texts: the number of each token's text, -1 for padding (see
+        `core.packed`). Whoever takes a row for one example calls `alone` first.
       coordinates: [B, T, n] or None, where each token lies (row, column) where rows differ and `grid` is None.
       taps: layer -> [B, T, D], what that layer of the encoder gave, for each layer that its `taps` name.
       grid: (height, width, firsts) where all rows share it, else None: after `firsts` other tokens come height * width patches
@@ -67,6 +70,7 @@ class Tokens:
     mask: Array
     positions: Array | None = None
     segments: Array | None = None
+    packed: Array | None = None
     coordinates: Array | None = None
     taps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     grid: tuple[int, int, int] | None = dataclasses.field(default=None, metadata={"static": True})
@@ -80,6 +84,19 @@ class Tokens:
         runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
         own = jax.tree.map(lambda x: jnp.concatenate([x[:, run[0] : run[-1] + 1] for run in runs], axis=1), self)
         return dataclasses.replace(own, virtual=())
+
+    def alone(self, who: str) -> Tokens:
+        """Itself, where each row is one example.
+
+        Args:
+          who: who needs that, for the complaint.
+
+        Raises:
+          UserError: rows hold several texts.
+        """
+        if self.packed is not None:
+            raise UserError(f"{who} takes a row for one text, and data.packing puts several into one; leave it away")
+        return self
 
     def raster(self, who: str) -> Array:
         """[B, height, width, D]: the patches where they lie.

@@ -3,9 +3,11 @@
 A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
 """
 
+from mmjax.data.bins import Fill
 from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
+from mmjax.data.packing import PACKINGS, Packed
 from mmjax.data.pipeline import Batches, Data, Dataset
 from mmjax.data.sources import (
     SOURCES,
@@ -51,6 +53,7 @@ from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
 __all__ = [
     "BPE",
     "COLUMNS",
+    "PACKINGS",
     "SOURCES",
     "TFDS",
     "TOKENIZERS",
@@ -71,6 +74,7 @@ __all__ = [
     "Data",
     "Dataset",
     "Digits",
+    "Fill",
     "Flip",
     "Folder",
     "HideLabels",
@@ -80,6 +84,7 @@ __all__ = [
     "Noise",
     "Normalise",
     "Number",
+    "Packed",
     "PadSquare",
     "Parquet",
     "Pixels",

@@ -93,6 +93,11 @@ class Columns:
         """The keys that are text -> the tokenizer and the length of each."""
         return {key: own for column in self._columns.values() for key, own in getattr(column, "texts", {}).items()}
 
+    @property
+    def padding(self) -> dict[str, int]:
+        """The keys that hold a value a token -> what they hold where there is none."""
+        return {key: fill for column in self._columns.values() for key, fill in getattr(column, "padding", {}).items()}
+
     def of(self, key: str) -> Column | None:
         """The column of a key; None where there is none."""
         return self._columns.get(key)

@@ -20,9 +20,11 @@ from absl import flags
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
-from mmjax.data.columns import COLUMNS, Columns, Lost
+from mmjax.data.bins import Fill
+from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.order import Draws, Order
+from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
 from mmjax.data.strings import Strings
@@ -56,6 +58,7 @@ class Data:
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
       prefetch: batches kept ready, by each worker where there are workers.
+      packing: `Packed` puts several texts into each row of a training batch; None for one text a row, and padding.
       cache_mb: megabytes for records that are the same each time, if the whole split fits (in each worker): read once, then
         kept as the leading transforms without randomness leave them; 0 reads each record anew.
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
@@ -72,6 +75,7 @@ class Data:
     workers: int = 0
     threads: int = 2
     prefetch: int = 4
+    packing: Any = setting(PACKINGS, default=None)
     cache_mb: int = 256
     bad_record_limit: float = 0.01
 
@@ -164,6 +168,7 @@ class Dataset:
       fingerprint: hash of exactly which examples it holds.
       tokenizers: name -> what encodes texts; "" is that of texts which name no other.
       lost: what texts lost among the batches taken so far: cut, and unknown tokens.
+      fill: how well rows of several texts were filled so far.
       bad: path -> reason of the unreadable records met so far. Counted when a batch is taken, also one that a worker made;
         each process of a distributed run counts its own rows.
     """
@@ -174,7 +179,7 @@ class Dataset:
         self.batch_size = data.batch_size
         self.fingerprint = records.fingerprint()
         self.tokenizers = dict(tokenizers)
-        self.lost = Lost()
+        self.lost, self.fill = Lost(), Fill()
         self.bad: dict[str, str] = {}
         self._data = data
         texts = dict.fromkeys(("text", *(key for key, spec in data.columns.items() if isinstance(spec, Text))))
@@ -186,6 +191,7 @@ class Dataset:
         self._columns = Columns(first, tokenizers, data.max_length, _named(data.columns, records), tuple(records.classes))
         self._classes = tuple(records.classes)
         self._record, self._first = first, self._columns([first])[0]
+        self._packing = None if data.packing is None else self._packed(data)
         self._count_bad(bad)
 
     @property
@@ -252,8 +258,14 @@ class Dataset:
         """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""
         return self._reader.unreadable(most)
 
-    def spec(self, batch_size: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def train_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each key of the global batch of `batches`, taken from the first record."""
+        if self._packing is None:
+            return self.spec()
+        return {**self._packing.shapes(self._first, self.batch_size), "index": ((self.batch_size,), np.dtype(np.int32))}
+
+    def spec(self, batch_size: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The same of `epoch`, whose rows are records."""
         size = self.batch_size if batch_size is None else batch_size
         spec = {key: ((size, *value.shape[1:]), value.dtype) for key, value in self._first.items()}
         return {**spec, "index": ((size,), np.dtype(np.int32))}
@@ -285,13 +297,25 @@ class Dataset:
     def _stream(self, batch_size: int, rows: Sequence[int] | None, once: bool) -> Stream:
         made = range(batch_size) if rows is None else rows
         assert made and min(made) >= 0 and max(made) < batch_size, f"rows {made} of a batch of {batch_size}"
-        return Stream(self._reader, self._columns, batch_size, tuple(made), once)
+        return Stream(self._reader, self._columns, batch_size, tuple(made), once, None if once else self._packing)
+
+    def _packed(self, data: Data) -> Packing:
+        """What fills rows with texts."""
+        with within("packing"):
+            key = the_text(self._columns)
+            longest = self._columns.texts[key][1]
+            spec = data.packing.of(data.batch_size, longest, lambda: mean_length(self._reader, self._columns, key))
+            packing = Packing(spec, self._reader, self._columns, data.batch_size)
+        if rest := [name for name in self._first if name not in (*packing.fills, *OWN, "group")]:
+            log.info("%s: rows of several texts hold no %s", self.path or "data", ", ".join(rest))
+        return packing
 
     def _take(self, rows: Rows | UserError) -> Batch:
         with within(self.path):
             if isinstance(rows, UserError):
                 raise rows
             self.lost += rows.lost
+            self.fill += rows.fill
             self._count_bad(rows.bad)
         return rows.batch
 

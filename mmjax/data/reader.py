@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.allocator import keep_freed_memory
+from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
@@ -29,12 +30,14 @@ class Rows:
       replaced: bool [B], True where another record stands in for an unreadable one.
       lost: what texts lost.
       bad: path -> reason, of the unreadable records.
+      fill: how well rows of several texts were filled.
     """
 
     batch: dict[str, np.ndarray]
     replaced: np.ndarray
     lost: Lost
     bad: dict[str, str]
+    fill: Fill = Fill()
 
 
 class Reader:
@@ -219,6 +222,7 @@ class Stream:
       batch_size: rows of the global batch.
       rows: the rows of it that this process makes, in order.
       once: False for the endless training stream, True for one pass in order with the last batch filled up.
+      packing: (step, rows) -> rows that hold several texts each, of the training stream; None for a record a row.
     """
 
     reader: Reader
@@ -226,6 +230,7 @@ class Stream:
     batch_size: int
     rows: tuple[int, ...]
     once: bool
+    packing: Callable[[int, Sequence[int]], Rows] | None = None
 
     def __len__(self) -> int:
         return -(-self.reader.order.size // self.batch_size) if self.once else 2**53
@@ -238,6 +243,8 @@ class Stream:
             return error
 
     def _train(self, step: int) -> Rows:
+        if self.packing is not None:
+            return self._with_index(self.packing(step, self.rows))
         start, order = step * self.batch_size, self.reader.order
         around = order.indices(start + self.rows[0], start + self.rows[-1] + 1)
         indices = [around[row - self.rows[0]] for row in self.rows]

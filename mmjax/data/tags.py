@@ -86,12 +86,14 @@ class TagsColumn:
     Attributes:
       names: as the model knows them: `match` may put them into another order.
       texts: the key of the text -> its tokenizer and length.
+      padding: the keys that hold a value a token -> what they hold where there is none.
     """
 
     def __init__(self, spec: Tags, key: str, tokenizer: Tokenizer, max_length: int) -> None:
         self.spec, self.key, self.names = spec, key, spec.names
         self.tokenizer, self.max_length = tokenizer, max_length
         self.texts = {spec.of: (tokenizer, max_length)}
+        self.padding = {spec.of: tokenizer.pad_id, f"{spec.of}_mask": 0, key: -1, f"{key}_words": -1, f"{key}_ends": -1}
         self.taken = (spec.words,)
         self._remembered: dict[Sentence, dict[str, np.ndarray]] = {}
 

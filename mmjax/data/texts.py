@@ -47,11 +47,13 @@ class TextColumn:
 
     Attributes:
       texts: its key -> its tokenizer and length.
+      padding: the keys that hold a value a token -> what they hold where there is none.
     """
 
     def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool) -> None:
         self.key, self.tokenizer, self.max_length, self.pairs = key, tokenizer, max_length, pairs
         self.texts = {key: (tokenizer, max_length)}
+        self.padding = {key: tokenizer.pad_id, f"{key}_mask": 0} | ({f"{key}_segments": 0} if pairs else {})
         self.taken = (f"{key}_pair",) if pairs else ()
         self._remembered: dict[tuple[str, str | None], Row] = {}
 

@@ -26,6 +26,7 @@ from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.mesh import platform
 
+LENGTHS = "lengths"  # the part that says how long each of several texts in a row is, see `core.packed`
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
 # Parameters that are used in float32 whatever the compute dtype.
 FLOAT32 = (
@@ -138,7 +139,7 @@ class BoundForward:
         source = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-        parts = gather(modality, declared(type(self._part_named("encoders", modality)).__call__), source)
+        parts = self._parts("encoders", modality, modality, type(self._part_named("encoders", modality)).__call__, source)
 
         def compute() -> Tokens:
             seen = {part: self._cast(self._moved(key_of(modality, part), source)) for part in parts}
@@ -179,7 +180,13 @@ class BoundForward:
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
     ) -> Array:
         module = self._part_named("decoders", decoder)
-        parts, taken = gather(module.writes, declared(type(module).decode), inputs), dict(context or {})
+        packed = f"{module.writes}_{LENGTHS}"
+        if packed in self.batch and packed not in inputs and inputs.get(module.writes) is self.batch.get(module.writes):
+            raise UserError(
+                f"the rows of {module.writes!r} hold several texts each: give {packed!r} with them, or leave data.packing away"
+            )
+        parts = self._parts("decoders", decoder, module.writes, type(module).decode, inputs)
+        taken = dict(context or {})
 
         def compute() -> Array:
             return self._apply("decode", f"decode/{decoder}/{key}", decoder, parts, taken).astype(jnp.float32)
@@ -254,6 +261,14 @@ class BoundForward:
             known = [*(others or {}), *parts]
             raise UserError(f"model.{field}: there is no {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}")
         return parts[name]
+
+    def _parts(self, field: str, name: str, modality: str, call: Any, source: Mapping[str, Array]) -> dict[str, Array]:
+        """What a module takes of a batch. Raises `UserError` for a missing part, and for packed rows that it would not know."""
+        wanted = declared(call)
+        if key_of(modality, LENGTHS) in source and LENGTHS not in wanted:
+            kind = type(self._part_named(field, name)).__name__
+            raise UserError(f"model.{field}.{name}: {kind} reads one {modality} a row, and data.packing puts several into one")
+        return gather(modality, wanted, source)
 
     def _cast(self, x: Array) -> Array:
         return x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -85,7 +85,7 @@ class DistilledClassifier(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
         _one_input(tokens, self.input)
-        both = [tokens.embeddings[:, place] for place in (0, 1)]
+        both = [tokens.alone("this head").embeddings[:, place] for place in (0, 1)]
         if self.classes:
             own = [Linear(self.classes, float32=True, name=name) for name in ("logits", "second_logits")]
             both = [logits(x_BD) for logits, x_BD in zip(own, both, strict=True)]

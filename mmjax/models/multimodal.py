@@ -70,12 +70,12 @@ class Multimodal(nn.Module):
         """[B, E] float32 of unit length, in the space of a dual fusion."""
         with _part(self, "fusions", fusion) as dual:
             _require(dual, "embed", "no space that modalities share; Dual has one")
-            return dual.embed(modality, self._through(dual, modality, tokens))
+            return dual.embed(modality, self._through(dual, modality, tokens.alone("it")))
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens]) -> Tokens:
         """Several Tokens -> one."""
         with _part(self, "fusions", fusion) as module:
-            return module({modality: self._through(module, modality, own) for modality, own in tokens.items()})
+            return module({modality: self._through(module, modality, own.alone("it")) for modality, own in tokens.items()})
 
     def decode(self, decoder: str, parts: Mapping[str, Array], context: Mapping[str, Tokens] | None) -> Array:
         """What a decoder makes of the parts of the modality it writes: [B, T, V] logits of the next token, or pixels."""

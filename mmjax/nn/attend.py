@@ -20,6 +20,7 @@ from mmjax.parallel.mesh import BATCH, axis_size, fit, platform
 
 KINDS = ("auto", "plain", "fused", "splash", "cudnn")
 FEW = 16  # queries below which the weights are too small for a kernel to pay (the one of attention pooling)
+NOBODYS = -2  # an id that no query has
 LONG = 1024  # keys from which tiles of splash attention pay for its padding
 
 Segments = tuple[Array, Array]
@@ -40,7 +41,8 @@ def attend(
     Args:
       k_BSGK, v_BSGK: G heads; each serves H / G query heads (Ainslie 2023).
       mask_BS: bool, True = may be attended to.
-      segments: ids [B, T] and [B, S] int32: a query sees only keys of its own id (several texts packed into one row).
+      segments: ids [B, T] and [B, S] int32 from -1 up: a query sees only keys of its own id (several texts packed into one
+        row; see `core.packed`).
       causal: query t sees keys up to t + S - T.
       kind: `plain`; `fused`, one kernel for short sequences (TPU); `splash`, tiles of long ones (TPU); `cudnn`, flash attention
         (NVIDIA GPUs from Ampere on, half precision); `auto` takes the platform's best that fits. On the CPU `fused` and
@@ -50,9 +52,9 @@ def attend(
     A query that sees no key is the mean of all S values and moves no logit, whatever the kind.
 
     Raises:
-      UserError: an unknown kind, or one that these shapes, `segments`, `drop` or this GPU rule out.
+      UserError: an unknown kind, or one that these shapes, `drop` or this GPU rule out.
     """
-    chosen = choose(kind, q_BTHK.shape, k_BSGK.shape, q_BTHK.dtype, segments is not None, drop is not None)
+    chosen = choose(kind, q_BTHK.shape, k_BSGK.shape, q_BTHK.dtype, drop is not None)
     if chosen == "plain":
         return _plain(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, causal, drop)
     kernel = {"fused": _fused, "splash": _splash, "cudnn": _cudnn}[chosen]
@@ -60,9 +62,7 @@ def attend(
     return checkpoint_name(out_BTHK, "attention")  # cheap to keep, and a whole kernel to recompute
 
 
-def choose(
-    kind: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: Any, segments: bool = False, drop: bool = False
-) -> str:
+def choose(kind: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: Any, drop: bool = False) -> str:
     """What `kind` means for these shapes on the platform of the current mesh."""
     (_, tokens, heads, head_width), attended = q_shape, k_shape[1]
     if kind not in KINDS:
@@ -71,7 +71,7 @@ def choose(
     split = heads // axis_size("tensor")
     possible = {
         "plain": True,
-        "fused": not (drop or segments) and fits(split, head_width, tokens, attended),
+        "fused": not drop and fits(split, head_width, tokens, attended),
         "splash": not drop and head_width % 64 == 0,
         # Backward, cuDNN has no 1 x 1; wider heads only on some GPUs.
         "cudnn": not drop and half and head_width % 8 == 0 and head_width <= 128 and max(tokens, attended) > 1,
@@ -82,7 +82,7 @@ def choose(
         if not possible[kind]:
             raise UserError(
                 f"attention={kind!r} cannot take {tokens} x {attended} tokens, {split} heads of width {head_width} in "
-                f"{jnp.dtype(dtype).name}{', segments' * segments}{', dropout of its weights' * drop}; use auto or plain"
+                f"{jnp.dtype(dtype).name}{', dropout of its weights' * drop}; use auto or plain"
             )
         return kind
     if platform() == "tpu":
@@ -141,11 +141,12 @@ def _fused(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments 
     k, v = _every_head(q, k, v)
     mask = jnp.ones(k.shape[:2], bool) if mask is None else mask
 
-    def local(q: Array, k: Array, v: Array, mask_BS: Array) -> Array:
+    def local(q: Array, k: Array, v: Array, *rest: Array) -> Array:
         flat = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
-        return fused_attention(*flat, mask_BS, q.shape[2], causal, platform() == "cpu").reshape(q.shape)
+        mask_BS, own = (rest[0], None) if len(rest) == 1 else (jnp.ones(k.shape[:2], bool), rest)
+        return fused_attention(*flat, mask_BS, own, q.shape[2], causal, platform() == "cpu").reshape(q.shape)
 
-    return _per_device(local, causal, q, k, v, mask)
+    return _per_device(local, causal, q, k, v, *((mask,) if segments is None else _ids(mask, segments)))
 
 
 def _splash(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool) -> Array:
@@ -158,7 +159,7 @@ def _splash(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments
 
 def _ids(mask: Array | None, segments: Segments) -> Segments:
     """Segments in which a masked key has an id that no query has."""
-    return segments if mask is None else (segments[0], jnp.where(mask, segments[1], -1))
+    return segments if mask is None else (segments[0], jnp.where(mask, segments[1], NOBODYS))
 
 
 def _seen(*rest: Array, tokens: int, causal: bool) -> Array:
@@ -205,7 +206,7 @@ def _splash_local(q: Array, k: Array, v: Array, ids_q: Array, ids_k: Array, caus
 
     scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
     by_head = [pad(x, n).transpose(0, 2, 1, 3) for x, n in ((scaled, tiles[0]), (k, tiles[1]), (v, tiles[1]))]
-    ids = splash.SegmentIds(q=pad(ids_q, tiles[0]), kv=pad(ids_k, tiles[1], -1))
+    ids = splash.SegmentIds(q=pad(ids_q, tiles[0]), kv=pad(ids_k, tiles[1], NOBODYS))
     out_BTHK = jax.vmap(kernel)(*by_head, ids).transpose(0, 2, 1, 3)[:, :tokens]
     return _or_mean(out_BTHK, v, _seen(ids_q, ids_k, tokens=tokens, causal=causal).any(-1)) if blind else out_BTHK
 

@@ -51,12 +51,14 @@ class Attention(nn.Module):
         positions_BT: Array | None = None,
         cache: Kept | None = None,
         index: Array | None = None,
+        packed_BT: Array | None = None,
     ) -> tuple[Array, Kept]:
         """The result, and the keys and values of x, or of the context, [B, G, T, K] each.
 
         Args:
           cache: keys and values of tokens read before, in S slots. With an `index` x is one token, which belongs there, and
             attends to itself and to the other slots of the mask; without, x attends to the slots as they are (a context's).
+          packed_BT: int32, of a row that holds several texts the number of each token's: it sees its own text alone.
         """
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
@@ -76,7 +78,10 @@ class Attention(nn.Module):
         mask_BS = prefixed_mask(mask_BS, k_BSGK.shape[1])
         dropping = self.dropout > 0.0 and self.has_rng("dropout")
         drop = functools.partial(dropout, self, rate=self.dropout) if dropping else None
-        return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, None, self.causal, self.kind, drop)), new
+        segments = None if packed_BT is None else (packed_BT, packed_BT)
+        if segments is not None and k_BSGK.shape[1] != x_BTD.shape[1]:
+            raise UserError("a prefix belongs to one text, and data.packing puts several into a row; leave it away")
+        return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, self.causal, self.kind, drop)), new
 
     def _out(self, x_BTD: Array, mixed_BTHK: Array) -> Array:
         return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK)

@@ -32,9 +32,19 @@ def fits(heads: int, head_width: int, tokens: int, attended: int) -> bool:
     return whole and tokens <= LONGEST and attended <= LONGEST
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+Segments = tuple[Array, Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def fused_attention(
-    q_BTD: Array, k_BSD: Array, v_BSD: Array, mask_BS: Array, heads: int, causal: bool, interpret: bool = False
+    q_BTD: Array,
+    k_BSD: Array,
+    v_BSD: Array,
+    mask_BS: Array,
+    segments: Segments | None,
+    heads: int,
+    causal: bool,
+    interpret: bool = False,
 ) -> Array:
     """[B, T, D] in the dtype of q: softmax(q k' / sqrt(K)) v for each of `heads` heads (Vaswani 2017, eq. 1).
 
@@ -44,20 +54,21 @@ def fused_attention(
     Args:
       q_BTD, k_BSD, v_BSD: all heads side by side, D = heads x K; shapes as `fits` allows.
       mask_BS: bool, True = may be attended to.
+      segments: ids [B, T] and [B, S] int32, from -1 to below 2^23: a query sees only keys of its own id. None for one of all.
       causal: query t sees keys up to t + S - T.
       interpret: run the kernel as plain JAX, for tests on a machine without a TPU.
     """
-    return _call(_forward, 1, (q_BTD, k_BSD, v_BSD), mask_BS, heads, causal, interpret)[0]
+    return _call(_forward, 1, (q_BTD, k_BSD, v_BSD), _seers(mask_BS, segments), heads, causal, interpret)[0]
 
 
-def _fused_fwd(q: Array, k: Array, v: Array, mask: Array, heads: int, causal: bool, interpret: bool) -> tuple[Array, Any]:
-    return fused_attention(q, k, v, mask, heads, causal, interpret), (q, k, v, mask)
+def _fused_fwd(q: Array, k: Array, v: Array, mask: Array, segments: Any, *rest: Any) -> tuple[Array, Any]:
+    return fused_attention(q, k, v, mask, segments, *rest), (q, k, v, mask, segments)
 
 
-def _fused_bwd(heads: int, causal: bool, interpret: bool, saved: Any, do_BTD: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, mask = saved
-    dq, dk, dv = _call(_backward, 3, (q, k, v, do_BTD), mask, heads, causal, interpret)
-    return dq, dk, dv, None
+def _fused_bwd(heads: int, causal: bool, interpret: bool, saved: Any, do_BTD: Array) -> tuple[Any, ...]:
+    q, k, v, mask, segments = saved
+    dq, dk, dv = _call(_backward, 3, (q, k, v, do_BTD), _seers(mask, segments), heads, causal, interpret)
+    return dq, dk, dv, None, None
 
 
 fused_attention.defvjp(_fused_fwd, _fused_bwd)
@@ -69,8 +80,20 @@ def flops(batch: int, heads: int, head_width: int, tokens: int, attended: int) -
     return 2 * product, 5 * product
 
 
+def _seers(mask_BS: Array, segments: Segments | None) -> tuple[Array, ...]:
+    """What says which keys a query sees, float32: the mask [B, 1, S], or of segments a [B, 2, T] and b [B, 2, S], where it sees
+    those with a' b = 0.
+
+    A product of two rows is an outer difference, for which a kernel need not turn a row into a column.
+    """
+    if segments is None:
+        return (mask_BS.astype(jnp.float32)[:, None, :],)
+    ids_BT, ids_BS = segments[0].astype(jnp.float32), jnp.where(mask_BS, segments[1], -2).astype(jnp.float32)
+    return jnp.stack([ids_BT, jnp.ones_like(ids_BT)], axis=1), jnp.stack([jnp.ones_like(ids_BS), -ids_BS], axis=1)
+
+
 def _call(
-    kernel: Any, outputs: int, arrays: tuple[Array, ...], mask_BS: Array, heads: int, causal: bool, interpret: bool
+    kernel: Any, outputs: int, arrays: tuple[Array, ...], seers: tuple[Array, ...], heads: int, causal: bool, interpret: bool
 ) -> list[Array]:
     """Run a kernel over the examples. Outputs have the shapes of the first arrays."""
     batch, tokens, width = arrays[0].shape
@@ -80,28 +103,31 @@ def _call(
     def block(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec((together, *x.shape[1:]), lambda i: (i,) + (0,) * (x.ndim - 1))
 
-    mask_B1S = mask_BS.astype(jnp.float32)[:, None, :]
+    def run(*refs: Any) -> None:
+        settings: dict[str, Any] = {"heads": heads, "head_width": width // heads, "causal": causal}
+        kernel(refs[: len(seers)], *refs[len(seers) :], **settings)
+
     forward, backward = flops(batch, heads, width // heads, tokens, attended)
     moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *arrays[:outputs]))
     cost = pl.CostEstimate(
         flops=forward if outputs == 1 else backward, bytes_accessed=moved, transcendentals=batch * heads * tokens * attended
     )
     return pl.pallas_call(
-        functools.partial(kernel, heads=heads, head_width=width // heads, causal=causal),
+        run,
         grid=(batch // together,),
-        in_specs=[block(mask_B1S), *map(block, arrays)],
+        in_specs=[block(x) for x in (*seers, *arrays)],
         out_specs=[block(x) for x in arrays[:outputs]],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:outputs]],
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
         cost_estimate=cost,
         interpret=interpret,
         name=f"fused_attention{kernel.__name__}",
-    )(mask_B1S, *arrays)
+    )(*seers, *arrays)
 
 
-def _forward(mask: Any, q: Any, k: Any, v: Any, out: Any, *, heads: int, head_width: int, causal: bool) -> None:
+def _forward(seers: Any, q: Any, k: Any, v: Any, out: Any, *, heads: int, head_width: int, causal: bool) -> None:
     for example in range(q.shape[0]):
-        seen_TS = _seen(mask[example], q.shape[1], causal)
+        seen_TS = _seen([x[example] for x in seers], q.shape[1], causal)
         for lanes, members in _groups(heads, head_width):
             q_TG, k_SG, v_SG = (x[example, :, lanes] for x in (q, k, v))
             mixed_TG = jnp.zeros(q_TG.shape, jnp.float32)
@@ -113,10 +139,10 @@ def _forward(mask: Any, q: Any, k: Any, v: Any, out: Any, *, heads: int, head_wi
 
 
 def _backward(
-    mask: Any, q: Any, k: Any, v: Any, do: Any, dq: Any, dk: Any, dv: Any, *, heads: int, head_width: int, causal: bool
+    seers: Any, q: Any, k: Any, v: Any, do: Any, dq: Any, dk: Any, dv: Any, *, heads: int, head_width: int, causal: bool
 ) -> None:
     for example in range(q.shape[0]):
-        seen_TS = _seen(mask[example], q.shape[1], causal)
+        seen_TS = _seen([x[example] for x in seers], q.shape[1], causal)
         for lanes, members in _groups(heads, head_width):
             q_TG, k_SG, v_SG, do_TG = (x[example, :, lanes] for x in (q, k, v, do))
             dq_TG = jnp.zeros(q_TG.shape, jnp.float32)
@@ -153,10 +179,10 @@ def _keep(x: Array, own: tuple[int, int] | None) -> Array:
     return kept.astype(x.dtype)
 
 
-def _seen(mask_1S: Array, tokens: int, causal: bool) -> Array:
-    """[T, S] bool: which keys each query may attend to."""
-    shape = (tokens, mask_1S.shape[1])
-    seen_TS = jnp.broadcast_to(mask_1S, shape) > 0.0
+def _seen(seers: list[Array], tokens: int, causal: bool) -> Array:
+    """[T, S] bool: which keys each query may attend to; see `_seers`."""
+    shape = (tokens, seers[-1].shape[1])
+    seen_TS = jnp.broadcast_to(seers[-1], shape) > 0.0 if len(seers) == 1 else jnp.abs(_dot(seers[0], seers[1], (0, 0))) < 0.5
     if causal:
         t, s = (jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
         seen_TS = seen_TS & (s <= t + (shape[1] - shape[0]))

@@ -24,7 +24,7 @@ class Pool(nn.Module):
     Virtual tokens (`Tokens.virtual`) are in no mean. Where they come before all others, `cls` is the first of them.
 
     Raises:
-      UserError: an unknown `kind`, heads that do not divide the width.
+      UserError: an unknown `kind`, heads that do not divide the width, rows of several texts.
     """
 
     kind: str = "mean"
@@ -35,7 +35,7 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Array:
-        first_BD = tokens.embeddings[:, 0]
+        first_BD = tokens.alone("pooling").embeddings[:, 0]
         own = tokens.real() if self.kind in ("mean", "rest", "cls_rest") else tokens
         x_BTD, mask_BT = own.embeddings, own.mask
         if self.kind == "cls":

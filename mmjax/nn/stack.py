@@ -108,19 +108,29 @@ class Block(StackFields):
     rotary: bool = False
     after: int = 0  # how many tokens come before virtual ones of the layer's own
 
-    def __call__(self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None) -> Array:
-        return self.cached(x_BTD, mask_BT, context, positions_BT)[0]
+    def __call__(
+        self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None, packed_BT: Any = None
+    ) -> Array:
+        return self.cached(x_BTD, mask_BT, context, positions_BT, packed_BT=packed_BT)[0]
 
     @nn.compact
     def cached(
-        self, x_BTD: Array, mask_BT: Array, context: Any, positions_BT: Any, cache: Any = None, index: Any = None
+        self,
+        x_BTD: Array,
+        mask_BT: Array,
+        context: Any,
+        positions_BT: Any,
+        cache: Any = None,
+        index: Any = None,
+        packed_BT: Any = None,
     ) -> tuple[Array, dict[str, Kept]]:
         """The result, and the new keys and values of each attention; `cache` has those before (`Attention.cached`)."""
         x_BTD, kept, known = constrain_tokens(replaced(self, x_BTD, self.after)), {}, cache or {}
 
         def self_attention(x: Array) -> Array:
             attention = self._attention("attention", self.causal, self.rotary)
-            y, kept["attention"] = attention.cached(x, mask_BT, None, positions_BT, known.get("attention"), index)
+            before = known.get("attention")
+            y, kept["attention"] = attention.cached(x, mask_BT, None, positions_BT, before, index, packed_BT)
             return y
 
         def cross_attention(x: Array) -> Array:
@@ -170,8 +180,8 @@ class CoBlock(Block):
     """Two streams, each attending to itself and to the other as it stood before the layer (Tan & Bansal 2019, section 2.2)."""
 
     @nn.compact
-    def __call__(self, streams: Any, masks: Any, context: Any = None, positions_BT: Any = None) -> Any:
-        assert context is None
+    def __call__(self, streams: Any, masks: Any, context: Any = None, positions_BT: Any = None, packed_BT: Any = None) -> Any:
+        assert context is None and packed_BT is None
         (x, y), (x_mask, y_mask) = streams, masks
         settings = self._settings()
         return (
@@ -210,14 +220,15 @@ class Stack(StackFields):
         return self._run(x, mask, context, positions)[0]
 
     def tapped(
-        self, x: Any, mask: Any, context: Any = None, positions: Any = None, after: int = 0
+        self, x: Any, mask: Any, context: Any = None, positions: Any = None, after: int = 0, packed: Any = None
     ) -> tuple[Any, dict[str, Array]]:
         """The result, and the taps.
 
         Args:
           after: how many tokens of x come before virtual ones, in whose place each layer puts its own if it has any.
+          packed: [B, T] int32, see `Attention.cached`.
         """
-        return self._run(x, mask, context, positions, after=after)[:2]
+        return self._run(x, mask, context, positions, after=after, packed=packed)[:2]
 
     def cached(
         self, x: Array, mask: Array, context: Any, positions: Array, cache: Cache = None, index: Any = None
@@ -243,6 +254,7 @@ class Stack(StackFields):
         index: Any = None,
         keep: bool = False,
         after: int = 0,
+        packed: Any = None,
     ) -> tuple[Any, dict[str, Array], Cache]:
         self._check()
         kept: list[Any] = []
@@ -260,7 +272,7 @@ class Stack(StackFields):
                     x, given = self._scan(first, last, keep)(block, x, held, mask, context, positions, index)
                     kept.append(given)
                     continue
-                x, given = self._scan(first, last)(block, x, mask, context, positions)
+                x, given = self._scan(first, last)(block, x, mask, context, positions, packed)
                 numbers = {str(tap): tap % (self.depth + 1) - 1 for tap in self.taps}
                 taps |= {tap: given[n - first] for tap, n in numbers.items() if first <= n < last}
         taken = self.take_layer is not None and not self.is_initializing()
@@ -271,7 +283,8 @@ class Stack(StackFields):
         return self._norm("final_norm")(x), taps, in_parts(kept)
 
     def _scan(self, first: int, last: int, keep: bool = False) -> Any:
-        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions) -> (carry, given).
+        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions, packed) -> (carry,
+        given).
 
         With `keep` the carry is followed by the layers' cache, the positions by the index, and what is given is the cache.
         """

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from mmjax.core.errors import UserError
+from mmjax.core.packed import packed_places
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks
 from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
@@ -45,8 +46,8 @@ class CausalLM:
         return (self.text, f"{self.text}_mask")
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        inputs = {key: batch[key] for key in self.needs}
-        ids_BT, real_BT = inputs.values()
+        inputs = read_text(batch, self.text)
+        ids_BT, real_BT = (inputs[key] for key in self.needs)
         decoder = forward.spec(f"decoders.{self.decoder}")
         names = tuple(decoder.context) if self.context is None else self.context
         if unknown := [name for name in names if name not in decoder.context]:
@@ -55,17 +56,26 @@ class CausalLM:
             raise UserError(f"context={names}: it would see the words of {self.text!r} that it is to predict")
         context = {name: forward.tokens(name) for name in names}
         logits_BTV = forward.decode(self.decoder, inputs, context or None, key="+".join((self.text, *names)))
-        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None])
+        lengths_BS = inputs.get(f"{self.text}_lengths")
+        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None], lengths_BS)
         if (place := getattr(decoder, "place", None)) is not None:
             counts_BT &= labels_BT != place
         losses_BT = cross_entropy(logits_BTV, labels_BT, self.label_smoothing)
         return Loss(*counted(losses_BT, counts_BT), {"accuracy": counted(correct(logits_BTV, labels_BT), counts_BT)})
 
 
-def next_tokens(ids_BT: Array, real_BT: Array) -> tuple[Array, Array]:
-    """Each position's next id, [B, T] int, and whether both are real, [B, T] bool.
+def read_text(batch: Batch, text: str) -> dict[str, Array]:
+    """The ids of a text and their mask, and the lengths of the texts where a row holds several."""
+    return {key: batch[key] for key in (text, f"{text}_mask", f"{text}_lengths") if key in batch}
+
+
+def next_tokens(ids_BT: Array, real_BT: Array, lengths_BS: Array | None = None) -> tuple[Array, Array]:
+    """Each position's next id, [B, T] int, and whether both are real, [B, T] bool, and of one text where a row has several.
 
     The labels are shifted, not the logits: a slice of [B, T, V] would be a copy of an odd length.
     """
     last_BT = jnp.arange(ids_BT.shape[1])[None, :] == ids_BT.shape[1] - 1
+    if lengths_BS is not None:
+        text_BT, _ = packed_places(lengths_BS, ids_BT.shape[1])
+        last_BT |= text_BT != jnp.roll(text_BT, -1, axis=1)
     return jnp.roll(ids_BT, -1, axis=1), real_BT & jnp.roll(real_BT, -1, axis=1) & ~last_BT

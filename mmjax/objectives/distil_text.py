@@ -8,7 +8,7 @@ from typing import ClassVar
 from mmjax.core.errors import UserError, within
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks, teaching
-from mmjax.objectives.causal_lm import next_tokens
+from mmjax.objectives.causal_lm import next_tokens, read_text
 from mmjax.objectives.losses import counted, valid_rows
 
 
@@ -45,13 +45,14 @@ class DistilText:
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         ids_BT, real_BT = (batch[key] for key in self.needs)
+        lengths_BS = batch.get(f"{self.text}_lengths")
         if (writes := forward.spec(f"decoders.{self.decoder}").writes) != self.text:
             raise UserError(f"text={self.text!r}: model.decoders.{self.decoder}.writes={writes!r}")
         logits_BTV = _read(forward, self.decoder)
         with within(f"teachers.{self.teacher}"):
             theirs_BTV = _read(forward.teacher(self.teacher), self.teacher_decoder or self.decoder)
         teaching.check_shapes(f"model.decoders.{self.decoder}", logits_BTV, self.teacher, theirs_BTV, "words")
-        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None])
+        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None], lengths_BS)
         if (place := getattr(forward.spec(f"decoders.{self.decoder}"), "place", None)) is not None:
             counts_BT &= labels_BT != place
         losses_BT = teaching.divergence(logits_BTV, theirs_BTV, self.temperature)
@@ -65,6 +66,6 @@ def _read(forward: Forward, name: str) -> Array:
     text, names = decoder.writes, tuple(decoder.context)
     if text in names:
         raise UserError(f"model.decoders.{name}.context={names}: it would see the words of {text!r} that it is to predict")
-    inputs = {key: forward.batch[key] for key in (text, f"{text}_mask")}
+    inputs = read_text(forward.batch, text)
     context = {part: forward.tokens(part) for part in names}
     return forward.decode(name, inputs, context or None, key="+".join((text, *names)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.core.random import example_uniform
+from mmjax.core.random import example_uniform, packed_uniform
 from mmjax.core.types import Array, Batch, Forward, Loss, Tokens
 from mmjax.objectives import checks, routes
 from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
@@ -28,7 +28,7 @@ class MaskedLM:
       special_ids: ids that are never chosen (padding, sentence marks).
       mask_probability: the chance of each token to be chosen.
       max_predictions: at most this many tokens a row are chosen, and only they reach the head, which saves most of its
-        vocabulary-sized work; None for no limit.
+        vocabulary-sized work; None for no limit. Of a row that several texts are packed into all of them share it.
       modality: whose tokens they are.
       head: a token head over the vocabulary.
       fusion: the fusion that feeds the head, whose result starts with this modality's tokens; "" for what the head's `input`
@@ -36,7 +36,8 @@ class MaskedLM:
       context: the other modalities of that fusion; () for all it has.
 
     Raises:
-      UserError: when called: a head that something else feeds, or of fewer classes than `vocab_size`.
+      UserError: when called: a head that something else feeds, or of fewer classes than `vocab_size`; fewer `max_predictions`
+        than are chosen of a packed row on average.
     """
 
     vocab_size: int
@@ -66,7 +67,7 @@ class MaskedLM:
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         labels_BT, real_BT = batch[self.modality], batch[f"{self.modality}_mask"]
         real_BT = real_BT & valid_rows(batch, labels_BT.shape[0])[:, None]
-        corrupted_BT, chosen_BT = self.corrupt(labels_BT, real_BT, batch["index"], rng)
+        corrupted_BT, chosen_BT = self.corrupt(labels_BT, real_BT, batch["index"], rng, batch.get(f"{self.modality}_lengths"))
         fusion, context = self._route(forward)
         key = "/".join(("masked_lm", self.head, fusion, *context, f"{self.mask_probability}", f"{self.max_predictions}"))
         tokens = forward.encode(self.modality, {self.modality: corrupted_BT}, key=key)
@@ -93,18 +94,38 @@ class MaskedLM:
         others = tuple(name for name in forward.modalities(inputs[0]) if name != self.modality)
         return ("", ()) if inputs == (self.modality,) else (inputs[0], self.context or others)
 
-    def corrupt(self, ids_BT: Array, real_BT: Array, index_B: Array, rng: Array) -> tuple[Array, Array]:
-        """The ids the model is shown, [B, T] int, and which of them it must recover, [B, T] bool."""
+    def corrupt(
+        self, ids_BT: Array, real_BT: Array, index_B: Array, rng: Array, lengths_BS: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The ids the model is shown, [B, T] int, and which of them it must recover, [B, T] bool.
+
+        Of several texts in a row each draws as text n of row r draws alone where `index` is r S + n.
+        """
         length = ids_BT.shape[1]
+        if (
+            lengths_BS is not None
+            and self.max_predictions is not None
+            and self.max_predictions < self.mask_probability * length
+        ):
+            raise UserError(
+                f"masked_lm.max_predictions={self.max_predictions}: rows that texts are packed into have {length} tokens, of which "
+                f"{self.mask_probability * length:g} are chosen on average; give more, or None"
+            )
+
+        def uniform(key: Array) -> Array:
+            if lengths_BS is None:
+                return example_uniform(key, index_B, (length,))
+            return packed_uniform(key, index_B, lengths_BS, length)
+
         choose_key, action_key, token_key = jax.random.split(rng, 3)
         special_BT = jnp.isin(ids_BT, jnp.array(self.special_ids, ids_BT.dtype))
-        draw_BT = jnp.where(real_BT & ~special_BT, example_uniform(choose_key, index_B, (length,)), 1.0)
+        draw_BT = jnp.where(real_BT & ~special_BT, uniform(choose_key), 1.0)
         chosen_BT = draw_BT < self.mask_probability
         if self.max_predictions is not None and self.max_predictions < length:
             # The smallest draws are kept: an even choice, where the first in the row would favour the start of a sentence.
             chosen_BT &= draw_BT <= jnp.sort(draw_BT, axis=1)[:, self.max_predictions - 1, None]
-        action_BT = example_uniform(action_key, index_B, (length,))
-        random_BT = jnp.floor(example_uniform(token_key, index_B, (length,)) * self.vocab_size).astype(ids_BT.dtype)
+        action_BT = uniform(action_key)
+        random_BT = jnp.floor(uniform(token_key) * self.vocab_size).astype(ids_BT.dtype)
         shown_BT = jnp.where(action_BT < 0.8, self.mask_id, jnp.where(action_BT < 0.9, random_BT, ids_BT))
         return jnp.where(chosen_BT, shown_BT, ids_BT), chosen_BT
 

@@ -23,8 +23,8 @@ class Shapes:
 
     batch: Spec
 
-    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """As `Dataset.spec`."""
+    def train_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """As `Dataset.train_spec`."""
         return {key: (tuple(shape), np.dtype(dtype)) for key, (shape, dtype) in self.batch.items()}
 
 
@@ -34,7 +34,7 @@ def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
     shapes, reasons = {}, []
     for name in experiment.task_data():
         try:
-            found = experiment.data[name].build(tokenizer, experiment.seed, name).spec()
+            found = experiment.data[name].build(tokenizer, experiment.seed, name).train_spec()
             shapes[name] = {key: (shape, str(dtype)) for key, (shape, dtype) in found.items()}
         except UserError as error:
             shapes[name] = from_model(experiment, name)
@@ -57,8 +57,17 @@ def from_model(experiment: Experiment, name: str) -> Spec:
             spec[modality] = ((rows, *example.shape[1:]), str(example.dtype))
     if "text_segments" in read:
         spec["text_segments"] = ((rows, data.max_length), "int32")
+    if data.packing is not None and "text" in spec:
+        return _packed(data, spec)
     labels = {"label", "next"} & read
     return spec | dict.fromkeys(sorted(labels | {"group", "index"}), ((rows,), "int32"))
+
+
+def _packed(data: Any, spec: Spec) -> Spec:
+    """The same where rows hold several texts."""
+    full = data.packing.of(data.batch_size, data.max_length, lambda: float(data.max_length))
+    own: Spec = {key: ((shape[0], full.length), dtype) for key, (shape, dtype) in spec.items() if key.startswith("text")}
+    return own | {"text_lengths": ((data.batch_size, full.texts), "int32"), "index": ((data.batch_size,), "int32")}
 
 
 def read_by(model: Any, objective: Any) -> set[str]:

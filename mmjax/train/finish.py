@@ -9,6 +9,7 @@ from typing import Any
 from mmjax.core.config import to_json
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.strict_json import lines
+from mmjax.data import Fill
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
@@ -136,6 +137,19 @@ def data_troubles(setup: Setup) -> Iterator[str]:
                 f"data.{name}: {lost.unknown:,} of its tokens ({share:.1%}) are unknown to the tokenizer, so the model cannot "
                 "read what stood there; train the tokenizer on such texts, or use BPE, which knows every character"
             )
+        if dataset.fill.slots:
+            yield _filled(name, dataset.fill)
         if dataset.bad:
             first, reason = next(iter(dataset.bad.items()))
             yield f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"
+
+
+def _filled(name: str, fill: Fill) -> str:
+    """How well rows of several texts were filled."""
+    padding, waited = 1 - fill.tokens / fill.slots, fill.waited / max(fill.texts, 1)
+    line = (
+        f"data.{name}: of {fill.texts:,} texts packed into rows {waited:.1%} waited for a later one; {padding:.1%} is padding"
+    )
+    if not fill.left_out:
+        return line
+    return f"{line}; {fill.left_out:,} found no room and were left out: lower packing.fill, or raise packing.carry"

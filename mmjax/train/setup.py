@@ -191,7 +191,7 @@ class Setup:
         return {
             name: {
                 key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-                for key, (shape, dtype) in self.datasets[name].spec().items()
+                for key, (shape, dtype) in self.datasets[name].train_spec().items()
             }
             for name in group
         }
@@ -255,7 +255,7 @@ def abstract_state(
 def task_shapes(experiment: Experiment, datasets: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Task -> the shapes of its batches, of those whose data is at hand."""
     return {
-        name: {key: jax.ShapeDtypeStruct(*spec) for key, spec in datasets[task.data].spec().items()}
+        name: {key: jax.ShapeDtypeStruct(*spec) for key, spec in datasets[task.data].train_spec().items()}
         for name, task in experiment.tasks.items()
         if task.data in datasets
     }

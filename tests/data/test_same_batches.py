@@ -24,6 +24,7 @@ from mmjax.data import (
     Mix,
     Noise,
     Normalise,
+    Packed,
     Parquet,
     RandomCrop,
     WebDataset,
@@ -70,6 +71,8 @@ def sources(tmp_path_factory):
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         pa.parquet.write_table(table.slice(first, last - first), root / f"{shard}.parquet", row_group_size=3)
+        texts = table.select(["text"]).slice(first, last - first)
+        pa.parquet.write_table(texts, root / f"{shard}.texts.parquet", row_group_size=3)
         with pa.OSFile(str(root / f"{shard}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table.slice(first, last - first), max_chunksize=4)
         examples = ({"image": picture(number), "text": text(number)} for number in range(first, last))
@@ -81,7 +84,8 @@ def sources(tmp_path_factory):
         "folder": Folder(str(root / "classes"), "all"),
         "manifest": Manifest(str(root / "list.jsonl"), "all"),
         "web_dataset": WebDataset(str(root / "*.tar")),
-        "parquet": Parquet(str(root / "*.parquet")),
+        "parquet": Parquet(str(root / "?.parquet")),
+        "texts": Parquet(str(root / "*.texts.parquet")),
         "arrow": Arrow(str(root / "*.arrow")),
         "array_record": ArrayRecord(str(root / "*.array_record")),
         "coco": Coco(str(root / "coco.json"), str(root / "images")),
@@ -90,7 +94,7 @@ def sources(tmp_path_factory):
 
 
 def data_of(source, **fields):
-    transforms = (RandomCrop((5, 6)), Flip(), Noise(0.05), Normalise())
+    transforms = () if "packing" in fields else (RandomCrop((5, 6)), Flip(), Noise(0.05), Normalise())
     return Data(source, transforms, batch_size=ROWS, max_length=8, **fields)
 
 
@@ -124,16 +128,25 @@ CASES = [
     ("mix", "records"),
     ("mix", "blocks"),
     ("balanced", "records"),
+    ("packed", "records"),  # several texts a row; of two processes each has half of a window's rows
+    ("packed", "blocks"),
+    ("packed mix", "records"),
 ]
 
 
 @pytest.mark.parametrize(("name", "order"), CASES)
 def test_batches_are_the_same_whoever_makes_them_and_wherever_a_run_goes_on(sources, name, order):
     parts = {"tar": sources["web_dataset"], "table": sources["parquet"]}
-    source = {"mix": Mix(parts, {"tar": 3.0, "table": 1.5}), "balanced": Balanced(sources["folder"])}.get(name) or sources[name]
-    data = data_of(source, order=order, block_window=2)
+    more = {
+        "mix": Mix(parts, {"tar": 3.0, "table": 1.5}),
+        "balanced": Balanced(sources["folder"]),
+        "packed": sources["texts"],
+        "packed mix": Mix({"once": sources["texts"], "twice": sources["texts"]}, {"once": 1.0, "twice": 2.0}),
+    }
+    fields = {"packing": Packed(16, texts=3, window=ROWS, examples=20, carry=2)} if name.startswith("packed") else {}
+    data = data_of(more.get(name) or sources[name], order=order, block_window=2, **fields)
     whole = made_by(data, 1)
-    assert len({row for rows in whole for row in rows}) == ROWS * STEPS
+    assert len({row for rows in whole for row in rows}) == ROWS * STEPS or fields  # of packed rows some are two short texts
     for processes, workers, start in ((2, 0, 0), (4, 0, 3), (1, 2, 4)):
         assert made_by(dataclasses.replace(data, workers=workers), processes, start) == whole[start:]
 

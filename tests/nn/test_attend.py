@@ -87,9 +87,21 @@ def test_splash_is_torchs(tokens, attended, causal):
     check("splash", tokens, attended, 2, 1, 64, causal)
 
 
-@pytest.mark.parametrize("kind", ["plain", "splash"])
-def test_segments_see_only_themselves(kind):
-    check(kind, 20, 20, 2, 2, 64, segments=ids(20, 20))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "fused", "splash"])
+def test_segments_see_only_themselves(kind, causal):
+    check(kind, 20, 20, 2, 2, 64, causal, ids(20, 20))
+
+
+def test_padding_of_packed_rows_is_the_mean_of_all_values_in_every_kernel():
+    """A query of padding, whose id padding's keys have too: their mask hides these."""
+    q, k, v = arrays(20, 20, 2, 2, 64)
+    own = np.where(np.arange(20)[None] < 15, ids(20, 20)[0], -1)
+    for kind in ("plain", "fused", "splash"):
+        out = ours(q, k, v, own >= 0, (own, own), False, kind, np.ones_like(q))[0]
+        mean = np.broadcast_to(v.mean(1, keepdims=True), v.shape)
+        np.testing.assert_allclose(out[:, 15:], mean[:, 15:], atol=1e-6)
+        assert not np.allclose(out[:, :15], mean[:, :15], atol=1e-2)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
@@ -138,7 +150,6 @@ def test_what_is_chosen_where():
         assert take(long, long, jnp.bfloat16) == "splash"
         assert take(narrow, narrow, jnp.bfloat16) == "plain"
         assert take(image, image, jnp.bfloat16, drop=True) == "plain"
-        assert take(long, long, jnp.bfloat16, segments=True) == "splash"
         patch.setattr("mmjax.nn.attend.platform", lambda: "gpu")
         assert take(image, image, jnp.bfloat16) == "cudnn"
         assert take((8, 197, 12, 64), (8, 197, 12, 64), jnp.bfloat16) == "cudnn"

@@ -51,10 +51,17 @@ class SplicedDecoder(TextDecoder):
         self.project_out = Linear(width, use_bias=self.project_bias)
 
     def decode(
-        self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
+        self,
+        ids_BT: Array,
+        mask: Array | None = None,
+        context: Mapping[str, Tokens] | None = None,
+        added: Array | None = None,
+        lengths: Array | None = None,
     ) -> Array:
+        if lengths is not None:
+            self._check_packed(context, virtual=False)
         words_BTD = self._words(ids_BT, context) if context else None
-        return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD).real().embeddings)
+        return self.output(self.read(ids_BT, mask, added=added, words_BTD=words_BTD, lengths=lengths).real().embeddings)
 
     def _words(self, ids_BT: Array, context: Mapping[str, Tokens] | None) -> Array:
         if not context:

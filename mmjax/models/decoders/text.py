@@ -46,9 +46,14 @@ class TextDecoder(TextTransformer):
             self.tied_bias = self.param("tied_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def decode(
-        self, ids_BT: Array, mask: Array | None = None, context: Mapping[str, Tokens] | None = None, added: Array | None = None
+        self,
+        ids_BT: Array,
+        mask: Array | None = None,
+        context: Mapping[str, Tokens] | None = None,
+        added: Array | None = None,
+        lengths: Array | None = None,
     ) -> Array:
-        return self.output(self.read(ids_BT, mask, None, added, self._seen(context)).real().embeddings)
+        return self.output(self.read(ids_BT, mask, None, added, self._seen(context), lengths=lengths).real().embeddings)
 
     def begin(
         self, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None = None

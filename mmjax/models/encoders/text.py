@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.core.packed import packed_places
 from mmjax.core.stacked import is_stacked
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import with_added
@@ -38,12 +39,13 @@ class TextTransformer(StackFields):
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
       taps: layers whose result is given beside the last one's, as `Tokens.taps`; see `nn.stack`.
 
-    Its parts: `mask` [B, T] bool, `segments` [B, T] int32, and `added` [B, T, D], added to the embeddings before the first
-    layer.
+    Its parts: `mask` [B, T] bool, `segments` [B, T] int32, `added` [B, T, D], added to the embeddings before the first
+    layer, and `lengths` [B, S] int32, of the texts of a row that holds several (`core.packed`): each has positions of its own
+    and is attended to by its own tokens alone.
 
     Raises:
       UserError: an input that is no text, a text longer than `max_length` when positions are learned, an unknown kind of
-        positions.
+        positions; several texts in a row where padding is not hidden, or virtual tokens are.
     """
 
     vocab_size: int = setting(everyday=True, least=1, default=32000)
@@ -78,9 +80,14 @@ class TextTransformer(StackFields):
         self.layers = self.stack(causal=self.causal, rotary=rotary, final_norm=norm, taps=self.taps, name="stack")
 
     def __call__(
-        self, ids_BT: Array, mask: Array | None = None, segments: Array | None = None, added: Array | None = None
+        self,
+        ids_BT: Array,
+        mask: Array | None = None,
+        segments: Array | None = None,
+        added: Array | None = None,
+        lengths: Array | None = None,
     ) -> Tokens:
-        return self.read(ids_BT, mask, segments, added)
+        return self.read(ids_BT, mask, segments, added, lengths=lengths)
 
     def read(
         self,
@@ -90,6 +97,7 @@ class TextTransformer(StackFields):
         added: Array | None = None,
         context: Mapping[str, Tokens] | None = None,
         words_BTD: Array | None = None,
+        lengths: Array | None = None,
     ) -> Tokens:
         """`context` is attended to; `words_BTD` takes the place of the ids' own rows of the word table."""
         if ids_BT.ndim != 2:
@@ -100,12 +108,31 @@ class TextTransformer(StackFields):
         if prompt is not None:
             words_BTD, mask_BT = prompt.among(words_BTD, prompt.rows), prompt.mask(mask_BT)
             segments = None if segments is None else prompt.among(segments)
-        self._check_length(ids_BT.shape[1], mask_BT.shape[1] + before)
-        places_BT = jnp.broadcast_to(jnp.arange(before, before + mask_BT.shape[1], dtype=jnp.int32)[None], mask_BT.shape)
-        x_BTD = with_added(self._embed(words_BTD, segments, None, before), added, prompt)
+        if lengths is None:
+            self._check_length(ids_BT.shape[1], mask_BT.shape[1] + before)
+            places_BT = jnp.broadcast_to(jnp.arange(before, before + mask_BT.shape[1], dtype=jnp.int32)[None], mask_BT.shape)
+            packed_BT, own_places_BT = None, None
+        else:
+            self._check_packed(context, virtual=prompt is not None or bool(before))
+            packed_BT, places_BT = packed_places(lengths, ids_BT.shape[1])
+            own_places_BT = places_BT
+        x_BTD = with_added(self._embed(words_BTD, segments, own_places_BT, before), added, prompt)
         x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
-        y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT)
-        return Tokens(y_BTD, mask_BT, places_BT, segments, taps=taps, virtual=() if prompt is None else prompt.places)
+        y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT, packed=packed_BT)
+        virtual = () if prompt is None else prompt.places
+        return Tokens(y_BTD, mask_BT, places_BT, segments, packed_BT, taps=taps, virtual=virtual)
+
+    def _check_packed(self, context: Mapping[str, Tokens] | None, virtual: bool) -> None:
+        """Raises UserError where rows of several texts would mean something else than each text alone."""
+        reason = ""
+        if not self.mask_padding:
+            reason = "mask_padding=False reads padding as words"
+        elif context:
+            reason = f"the context {', '.join(context)} belongs to one example"
+        elif virtual:
+            reason = "a prompt or a prefix begins one text"
+        if reason:
+            raise UserError(f"{reason}, and data.packing puts several texts into a row; leave it away")
 
     def _check_length(self, length: int, places: int) -> None:
         """Raises UserError for more places than there are positions; `length`: of the text itself."""
