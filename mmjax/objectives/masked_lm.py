@@ -102,14 +102,11 @@ class MaskedLM:
         Of several texts in a row each draws as text n of row r draws alone where `index` is r S + n.
         """
         length = ids_BT.shape[1]
-        if (
-            lengths_BS is not None
-            and self.max_predictions is not None
-            and self.max_predictions < self.mask_probability * length
-        ):
+        mean = self.mask_probability * length
+        if lengths_BS is not None and self.max_predictions is not None and self.max_predictions < mean:
             raise UserError(
-                f"masked_lm.max_predictions={self.max_predictions}: rows that texts are packed into have {length} tokens, of which "
-                f"{self.mask_probability * length:g} are chosen on average; give more, or None"
+                f"masked_lm.max_predictions={self.max_predictions}: rows that texts are packed into have {length} tokens, of "
+                f"which {mean:g} are chosen on average; give more, or None"
             )
 
         def uniform(key: Array) -> Array:

@@ -147,9 +147,7 @@ def data_troubles(setup: Setup) -> Iterator[str]:
 def _filled(name: str, fill: Fill) -> str:
     """How well rows of several texts were filled."""
     padding, waited = 1 - fill.tokens / fill.slots, fill.waited / max(fill.texts, 1)
-    line = (
-        f"data.{name}: of {fill.texts:,} texts packed into rows {waited:.1%} waited for a later one; {padding:.1%} is padding"
-    )
+    line = f"data.{name}: {fill.texts:,} texts packed into rows: {padding:.1%} is padding, {waited:.1%} waited for a later row"
     if not fill.left_out:
         return line
     return f"{line}; {fill.left_out:,} found no room and were left out: lower packing.fill, or raise packing.carry"

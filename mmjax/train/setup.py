@@ -16,7 +16,7 @@ from mmjax.core.flops import flops_of, step_flops_of
 from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Tags, Text, Tokenizer
 from mmjax.evaluate.evaluation import Evaluation, encoded
-from mmjax.models.forward import BoundForward, compute_dtype
+from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated
@@ -346,4 +346,6 @@ def check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any
         for key in getattr(task.objective, "needs", ()):
             if key not in batches[task.data]:
                 held = ", ".join(batches[task.data])
-                raise UserError(f"tasks.{name} needs {key!r} in the batch, and data.{task.data} gives {held}")
+                packed = any(own.endswith(f"_{LENGTHS}") for own in batches[task.data])
+                why = "; data.packing puts several texts into a row, which then has nothing of one example" if packed else ""
+                raise UserError(f"tasks.{name} needs {key!r} in the batch, and data.{task.data} gives {held}{why}")

@@ -1,0 +1,82 @@
+"""A run whose rows hold several texts, from the command line; what cannot be had of such rows is refused before the first step."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.cli import main
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+CONFIG = """
+from pathlib import Path
+from mmjax.data import BPE, Data, Manifest
+from mmjax.evaluate import Perplexity
+from mmjax.models import Multimodal
+from mmjax.models.decoders import TextDecoder
+from mmjax.models.encoders import TextTransformer
+from mmjax.models.heads import Classifier
+from mmjax.objectives import CausalLM, Classification
+from mmjax.train import Experiment, Task
+
+def experiment():
+    size = dict(vocab_size=300, max_length=12, width=16, depth=1, heads=2)
+    texts = lambda split: Data(Manifest(str(Path(__file__).parent / "texts.jsonl"), split), batch_size=4, max_length=12)
+    lm = CausalLM("lm", context=())
+    return Experiment(
+        model=Multimodal(
+            encoders={"text": TextTransformer(**size)},
+            decoders={"lm": TextDecoder(**size, context=())},
+            heads={"classes": Classifier(2, "text")},
+        ),
+        tokenizer=BPE(300),
+        data={"train": texts("train"), "validation": texts("validation")},
+        tasks={"lm": Task(lm, data="train")} | EXTRA,
+        evaluate={"words": Perplexity(lm, "validation")},
+        steps=3,
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    tiny.single_device(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path):
+    lines = [{"text": " ".join(["red", "blue", "green"][: 1 + n % 3] * (1 + n % 2)), "label": "ab"[n % 2]} for n in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(extra="{}"):
+        (tmp_path / "config.py").write_text(CONFIG.replace("EXTRA", extra))
+        return str(tmp_path / "config.py")
+
+    return write
+
+
+def test_a_run_is_packed_by_a_flag_and_evaluated_a_text_a_row(config, tmp_path, capsys):
+    words = ["train", config(), "--workdir", str(tmp_path / "run"), "--data.train.packing", "packed"]
+    assert main([*words, "--data.train.packing.texts", "4"]) in (0, None)
+    told = re.search(r"data.train: ([\d,]+) texts packed into rows: ([\d.]+)% is padding", capsys.readouterr().out)
+    assert int(told[1]) > 3 * 4 and float(told[2]) < 50
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([line["words/perplexity"] for line in metrics if "words/perplexity" in line]).all()
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "packing" in json.dumps(kept)
+
+
+def test_a_loss_of_examples_is_refused_by_its_task(config, tmp_path, capsys):
+    more = '{"sentiment": Task(Classification("classes"), data="train")}'
+    words = ["train", config(more), "--workdir", str(tmp_path / "run")]
+    assert main([*words, "--data.train.packing", "packed"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "tasks.sentiment" in said
+        and "needs 'label' in the batch" in said
+        and "data.packing puts several texts" in said
+        and said.count("\n") == 1
+    )
