@@ -268,9 +268,10 @@ def _table(setup: Setup) -> list[str]:
     """A line for each set of data: what its batches hold, and for whom."""
     lines = []
     for name, dataset in setup.datasets.items():
-        held = ", ".join(f"{key} {_size(shape[1:])}".strip() for key, (shape, _) in dataset.spec().items() if key not in OWN)
-        classes = "; ".join(f"{key}: {len(names)} classes" for key, names in dataset.names.items())
         tasks = [task for task, spec in setup.experiment.tasks.items() if spec.data == name]
+        spec_ = dataset.train_spec() if tasks else dataset.spec()
+        held = ", ".join(f"{key} {_size(shape[1:])}".strip() for key, (shape, _) in spec_.items() if key not in OWN)
+        classes = "; ".join(f"{key}: {len(names)} classes" for key, names in dataset.names.items() if key in spec_)
         asked = [evaluator for evaluator, spec in at_the_end(setup.experiment).evaluate.items() if spec.data == name]
         asked += [e for e, spec in setup.experiment.evaluate.items() if spec.data == name and e not in asked]
         uses_ = ", ".join(
