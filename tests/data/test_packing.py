@@ -62,6 +62,9 @@ def test_the_best_bin_is_the_fullest_that_has_room():
     own = Bins(3, 10, 9)
     assert own.fill(0, range(6), np.array([7, 6, 5, 3, 4, 5])) == []
     assert own.held == [[(0, 0), (0, 3)], [(0, 1), (0, 4)], [(0, 2), (0, 5)]]
+    own = Bins(2, 100, 9)
+    own.fill(0, range(4), np.array([60, 50, 45, 5]))
+    assert own.held == [[(0, 0)], [(0, 1), (0, 2), (0, 3)]]
 
 
 def test_every_text_is_in_one_row_as_it_is_alone(table, tokenizer):
