@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import setting
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.data.kinds import About, Arrays, Lost
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
+from mmjax.data.words import SEGMENTERS, WORDS, word_numbers
 
 REMEMBERED = 1 << 16  # texts whose tokens are kept; captions repeat, and a lookup is fifty times faster than the tokenizer
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]  # ids [T], mask [T], segments [T], truncated, unknown
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int, np.ndarray]  # ids, mask, segments [T]; truncated; unknown; words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Text:
     Attributes:
       tokenizer: the name of one of the experiment's `tokenizers`; "" for its `tokenizer`.
       max_length: T; 0 for that of the data.
+      words: adds `KEY_words` [B, T] int32, the number of the word that a token is of, -1 for none (`MaskedLM.whole_words`):
+        `tokenizer`, as it parts words (at spaces and punctuation; each Chinese character is one), or `jieba`, Chinese words.
     """
 
     tokenizer: str = ""
     max_length: int = setting(least=0, default=0)
+    words: str = ""
 
     def build(self, key: str, value: Any, about: About, first: Record) -> TextColumn:
         if self.tokenizer not in about.tokenizers:
@@ -39,7 +43,14 @@ class Text:
                 raise UserError(f"the records have {key}, and no tokenizer was given")
             known = ", ".join(name for name in about.tokenizers if name) or "none"
             raise UserError(f"tokenizer={self.tokenizer!r}: the experiment's tokenizers are {known}")
-        return TextColumn(key, about.tokenizers[self.tokenizer], self.max_length or about.max_length, f"{key}_pair" in first)
+        pairs = f"{key}_pair" in first
+        if self.words not in ("", *WORDS):
+            raise UserError(f"words={self.words!r}{nearest(self.words, WORDS)}: use one of {', '.join(WORDS)}, or none")
+        if self.words and pairs:
+            raise UserError(
+                f"words={self.words!r}: the words of two texts, {key} and {key}_pair, are not told apart; leave it away"
+            )
+        return TextColumn(key, about.tokenizers[self.tokenizer], self.max_length or about.max_length, pairs, self.words)
 
 
 class TextColumn:
@@ -50,10 +61,11 @@ class TextColumn:
       padding: the keys that hold a value a token -> what they hold where there is none.
     """
 
-    def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool) -> None:
-        self.key, self.tokenizer, self.max_length, self.pairs = key, tokenizer, max_length, pairs
+    def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool, words: str = "") -> None:
+        self.key, self.tokenizer, self.max_length, self.pairs, self.words = key, tokenizer, max_length, pairs, words
         self.texts = {key: (tokenizer, max_length)}
         self.padding = {key: tokenizer.pad_id, f"{key}_mask": 0} | ({f"{key}_segments": 0} if pairs else {})
+        self.padding |= {f"{key}_words": -1} if words else {}
         self.taken = (f"{key}_pair",) if pairs else ()
         self._remembered: dict[tuple[str, str | None], Row] = {}
 
@@ -63,6 +75,8 @@ class TextColumn:
         arrays = {self.key: np.stack([row[0] for row in rows]), f"{self.key}_mask": np.stack([row[1] for row in rows])}
         if self.pairs:
             arrays[f"{self.key}_segments"] = np.stack([row[2] for row in rows])
+        if self.words:
+            arrays[f"{self.key}_words"] = np.stack([row[5] for row in rows])
         tokens = int(arrays[f"{self.key}_mask"].sum())
         return arrays, Lost(sum(row[3] for row in rows), sum(row[4] for row in rows), tokens)
 
@@ -78,14 +92,25 @@ class TextColumn:
         new = list(dict.fromkeys(key for key in keys if key not in rows))
         if new:
             pairs = [pair or "" for _, pair in new] if self.pairs else None
-            found = self.tokenizer.encode([text for text, _ in new], self.max_length, pairs)
+            found = self._encoded([text for text, _ in new], pairs)
             unknown = self.tokenizer.unknown(found["ids"], found["mask"])
-            parts = (found["ids"], found["mask"], found["segments"], found["truncated"].tolist(), unknown.tolist())
+            flags = (found["truncated"].tolist(), unknown.tolist())
+            parts = (found["ids"], found["mask"], found["segments"], *flags, found["words"])
             rows |= dict(zip(new, zip(*parts, strict=True), strict=True))
             if len(self._remembered) + len(new) > REMEMBERED:
                 self._remembered.clear()
             self._remembered |= {key: rows[key] for key in new}
         return [rows[key] for key in keys]
+
+    def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, np.ndarray]:
+        if not self.words:
+            found = self.tokenizer.encode(texts, self.max_length, pairs)
+            return {**found, "words": np.full((len(texts), 1), -1, np.int32)}
+        found = self.tokenizer.encode_places(texts, self.max_length)
+        if segment := SEGMENTERS.get(self.words):
+            numbers = [word_numbers(text, places, segment) for text, places in zip(texts, found["places"], strict=True)]
+            found["words"] = np.stack(numbers)
+        return {**found, "segments": np.zeros_like(found["ids"])}
 
 
 def text_group(text: str) -> np.ndarray:

@@ -122,18 +122,20 @@ class Tokenizer:
 
         Returns:
           `ids`, `mask` and `truncated`; `places` int32 [N, T, 2]: the first character of a token and the one after its last, -1
-          for special tokens and padding.
+          for special tokens and padding; `words` as `encode_words` gives them, of the words that the tokenizer parts.
 
         Raises:
           UserError: max_length leaves no room beside the special tokens; a tokenizer without a fast form.
         """
         found, encodings = self._rows(list(texts), max_length)
         places_NT2 = np.full((*found["ids"].shape, 2), -1, np.int32)
-        for row_T2, one in zip(places_NT2, encodings, strict=True):
+        words_NT = np.full_like(found["ids"], -1)
+        for row_T, row_T2, one in zip(words_NT, places_NT2, encodings, strict=True):
+            row_T[len(self.begins) :][: len(one)] = [-1 if word is None else word for word in one.word_ids]
             special = zip(one.offsets, one.special_tokens_mask, strict=True)
             own = [(-1, -1) if is_special else place for place, is_special in special]
             row_T2[len(self.begins) :][: len(one)] = np.array(own, np.int32).reshape(-1, 2)
-        return {**found, "places": places_NT2}
+        return {**found, "places": places_NT2, "words": words_NT}
 
     def whole(self, text: str) -> list[int]:
         """The ids of one text as `encode` gives them, however many they are."""

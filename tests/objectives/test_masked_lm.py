@@ -5,7 +5,7 @@ import pytest
 from fake_forward import CLS, MASK, PAD, VOCABULARY, FakeForward, calls, fake_batch, fake_params, run
 from pytorch import torch
 
-from mmjax.objectives.masked_lm import MaskedLM
+from mmjax.objectives.masked_lm import MaskedLM, first_of_word
 
 KEY = jax.random.key(0)
 
@@ -114,3 +114,43 @@ def test_nothing_chosen_counts_nothing():
     batch = fake_batch() | {"text_mask": jnp.zeros((8, 5), bool)}
     loss = run(objective(), batch)
     assert (loss.sum, loss.count) == (0, 0)
+
+
+def words_of(lengths, tokens):
+    """Numbers of words of some lengths, and padding's."""
+    found = np.repeat(np.arange(len(lengths)), lengths)
+    return np.concatenate([found, np.full(tokens - len(found), -1)]).astype(np.int32)
+
+
+def test_words_are_chosen_whole_as_often_as_tokens():
+    batch = large_batch()
+    words = jnp.asarray(np.tile(words_of([1, 3, 2, 4, 1, 1, 4], 16), (len(batch["index"]), 1)))
+    spec = objective(vocab_size=1000, mask_probability=0.15, whole_words=True)
+    shown, chosen = (np.asarray(x) for x in spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY, None, words))
+    for number in range(7):
+        own = chosen[:, np.asarray(words[0]) == number]
+        assert (own == own[:, :1]).all()
+        assert abs(own[:, 0].mean() - 0.15) < 4 * np.sqrt(0.15 * 0.85 / len(own))
+    several = chosen[:, 1:4]
+    masked = (shown[:, 1:4] == MASK)[several[:, 0]]
+    assert (masked.any(axis=1) & ~masked.all(axis=1)).any(), "what each token becomes is drawn by itself"
+
+
+def test_a_limit_keeps_whole_words():
+    batch = large_batch(256)
+    words = jnp.asarray(np.tile(words_of([3] * 5, 16), (256, 1)))
+    spec = objective(vocab_size=1000, mask_probability=0.9, whole_words=True, max_predictions=7)
+    chosen = np.asarray(spec.corrupt(batch["text"], batch["text_mask"], batch["index"], KEY, None, words)[1])
+    assert set(chosen.sum(axis=1).tolist()) <= {3, 4, 6, 7} and chosen.sum(axis=1).max() >= 6
+    by_word = chosen[:, :15].reshape(256, 5, 3)
+    assert (by_word == by_word[:, :, :1]).all()
+
+
+def test_words_of_two_texts_in_a_row_are_two():
+    words = jnp.asarray([[0, 0, 1, 0, 0, 1, -1, -1], [0, 0, 0, 0, -1, 0, -1, -1]])
+    first = np.asarray(first_of_word(words, jnp.asarray([[3, 3], [2, 4]])))
+    assert first.tolist() == [[0, 0, 2, 3, 3, 5, 6, 7], [0, 0, 2, 2, 4, 5, 6, 7]]
+
+
+def test_whole_words_need_the_words():
+    assert "text_words" in objective(whole_words=True).needs and "text_words" not in objective().needs
