@@ -51,7 +51,7 @@ def test_a_token_is_of_the_word_that_it_begins_in():
 
 
 def test_unknown_words_and_pairs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="words='jeiba'.*did you mean 'jieba'.*use one of tokenizer, jieba"):
+    with pytest.raises(UserError, match=r"words='jeiba'.*did you mean 'jieba'.*use one of tokenizer, jieba"):
         build(tmp_path, CHINESE, "jeiba")
     with pytest.raises(UserError, match="the words of two texts, text and text_pair, are not told apart"):
         build(tmp_path, CHINESE, "jieba", text_pair="more")
