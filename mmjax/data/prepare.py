@@ -84,7 +84,8 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
 
     Args:
       name: of the data, for complaints.
-      shards: how many; 0 for `SHARDS`, or as many as there are records where these are fewer.
+      shards: how many; 0 for those of a folder that is begun, else `SHARDS`, or as many as there are records where these are
+        fewer.
       only: the number of the one shard to write; None for all.
 
     Returns:
@@ -101,7 +102,7 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
         if hasattr(records, "shares") and records.shares():
             kind = type(data.source).__name__
             raise UserError(f"source: {kind} draws some records more often than others: prepare what it draws from, each alone")
-        about = _about(records, data.source, shards)
+        about = _about(records, data.source, shards or _shards_in(Path(out)) or min(SHARDS, len(records)))
         if only is not None and not 0 <= only < about.shards:
             raise UserError(f"shard {only} of {about.shards}: they are numbered from 0 to {about.shards - 1}")
         _say_other_texts(records)
@@ -128,7 +129,7 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
 def said(done: dict[str, Any]) -> str:
     """One line of what `prepare` has done."""
     held = [f"{done[kind]} images {words}, " for kind, words in (("files", "as their files"), ("png", "as PNG")) if done[kind]]
-    whole = f"{done['missing']} shards are missing yet" if done["missing"] else f"ArrayRecord({done['out']!r}) reads it"
+    whole = f"missing yet: {done['missing']}" if done["missing"] else f"ArrayRecord({done['out']!r}) reads it"
     return (
         f"{done['out']}: {done['written']} of {done['shards']} shards written, {done['there']} were there; {done['records']} "
         f"records, {''.join(held)}{done['unreadable']} unreadable, {done['bytes'] / 1e6:.1f} MB; {whole}"
@@ -139,10 +140,16 @@ def _about(records: Records, source: Any, shards: int) -> Prepared:
     size = len(records)
     if not size:
         raise UserError(f"source: {source!r} has no records")
-    if shards < 0 or shards > size:
+    if not 1 <= shards <= size:
         raise UserError(f"shards={shards}: give a number from 1 to {size}, which is how many records there are")
     spec = json.dumps(_without_paths(source), sort_keys=True)
-    return Prepared(records.fingerprint(), spec, size, shards or min(SHARDS, size), tuple(records.classes))
+    return Prepared(records.fingerprint(), spec, size, shards, tuple(records.classes))
+
+
+def _shards_in(out: Path) -> int:
+    """How many shards a folder that is begun is to have; 0 for no such folder."""
+    found = Prepared.at(out)
+    return 0 if found is None else found.shards
 
 
 def _without_paths(spec: Any) -> Any:

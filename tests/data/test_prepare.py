@@ -191,7 +191,7 @@ def test_what_is_whole_stays_and_what_is_not_is_written_again(tmp_path):
     prepare(data, "train", out, 4)
     whole = contents(out)
     files = sorted(out.glob("*.array_record"))
-    assert prepare(data, "train", out, 4)["written"] == 0
+    assert prepare(data, "train", out)["written"] == 0
     files[1].write_bytes(files[1].read_bytes()[:-1])
     files[2].with_suffix(".json").unlink()
     files[3].unlink()
@@ -264,8 +264,9 @@ def test_mistakes_are_named(tmp_path):
         assert str(raised.value).startswith("data.train: ")
     assert not list(nowhere.glob("*.array_record"))
     for source, message in (
-        (ArrayRecord(out, text_field="caption"), "ArrayRecord.text_field='caption': the records of the prepared folder"),
-        (ArrayRecord(out, format="json"), "ArrayRecord.format='json': the records of the prepared folder"),
+        (ArrayRecord(out, text_field="caption"), "ArrayRecord.text_field='caption': the prepared folder"),
+        (ArrayRecord(out, format="json"), "leave it at 'example'"),
+        (ArrayRecord(out, split="train"), "holds whole records of one split; leave it at 'all'"),
         (ArrayRecord(f"{out}/*.array_record"), f"give path={out!r}"),
     ):
         with pytest.raises(UserError, match="ArrayRecord") as raised:
@@ -279,9 +280,3 @@ def test_mistakes_are_named(tmp_path):
 def test_a_tokenizer_that_would_be_another_is_said(tmp_path, caplog):
     prepare(Data(Scenes(count=3)), "train", tmp_path / "out", 1)
     assert "texts for a tokenizer that are not those of its records" in caplog.text
-
-
-def test_splits_by_hash_are_parts_of_the_whole(tmp_path):
-    prepare(photos(tmp_path), "train", tmp_path / "out", 2)
-    parts = [ArrayRecord(str(tmp_path / "out"), split=split, fractions=(0.5, 0.2, 0.3)).build() for split in ("train", "test")]
-    assert all(0 < len(part) < 25 and part.classes == ("cat", "dog") for part in parts)

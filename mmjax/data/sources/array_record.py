@@ -31,7 +31,7 @@ from mmjax.data.types import BadRecordError, Record
 TRIED = 64  # records that are asked for what fields they have
 OPTIONS = "readahead_buffer_size:0"  # records are read one by one, by any thread
 BUFFER = 1 << 15  # bytes
-CHOSEN = ("path", "split", "fractions", "max_pixels")  # what can be said of records that were written whole
+CHOSEN = ("path", "fractions", "max_pixels")  # what can be said of records that were written whole
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
@@ -48,8 +48,8 @@ FORMATS: dict[str, Callable[[bytes], dict[str, Any]]] = {"example": parse_exampl
 class ArrayRecord(Fields):
     """ArrayRecord files whose records are `tf.train.Example` or JSON objects. A TFDS dataset is read by `TFDS`, which knows it.
 
-    A folder that `mmjax data prepare` has written gives the records that it was made of, whole: nothing needs to be said of
-    their fields.
+    A folder that `mmjax data prepare` has written gives the records that it was made of, all of them and whole: nothing can be
+    said of their fields and splits.
 
     Fields are the features of an example ("image/encoded") or the keys of a JSON object. A list of one is that one; of several
     numbers it is an array. A split is by a hash of each record's content, for which all of them are read once. What is found
@@ -106,8 +106,8 @@ class ArrayRecord(Fields):
             return None
         for name, field in spec_fields(ArrayRecord).items():
             if name not in CHOSEN and getattr(self, name) != default(field):
-                said = f"ArrayRecord.{name}={getattr(self, name)!r}"
-                raise UserError(f"{said}: the records of the prepared folder {self.path} are whole; leave it out")
+                said = f"ArrayRecord.{name}={getattr(self, name)!r}: the prepared folder {self.path}"
+                raise UserError(f"{said} holds whole records of one split; leave it at {default(field)!r}")
         return about
 
     def _first(self, records: ArrayRecordRecords) -> Mapping[str, Any]:
