@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable
@@ -10,8 +11,12 @@ from pathlib import Path
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
+from mmjax.core.files import write_whole
 from mmjax.core.flags import take
 from mmjax.core.strict_json import line
+from mmjax.data import Dataset
+from mmjax.data.inspect import Looked
+from mmjax.data.inspect_page import page
 from mmjax.data.prepare import prepare as write
 from mmjax.data.prepare import said
 from mmjax.train.config_file import from_words
@@ -83,12 +88,43 @@ class InspectOptions:
 
 
 def inspect(words: list[str], say: Say, foreign: Foreign = no_foreign) -> int:
-    """What all data of a config really holds, in words; returns the exit status. `foreign` is that of `train.setup.set_up`.
+    """What all data of a config really holds, in words and with `--out` as a page; returns the exit status.
+
+    Args:
+      foreign: that of `train.setup.set_up`.
 
     Raises:
-      UserError: mistaken words; and what `evaluate.inspect_data` raises.
+      UserError: mistaken words; a page that cannot be written; and, after all has been said and shown, what
+        `evaluate.inspect_data` raises.
     """
-    take(words, InspectOptions)
-    _, experiment = from_words(words)
-    say(inspect_data(experiment, say, foreign))
+    own = take(words, InspectOptions)
+    check_ranges(own, "--")
+    name, experiment = from_words(words)
+    if not own.out:
+        say(inspect_data(experiment, say, foreign))
+        return 0
+    check_place(Path(own.out))
+    found: list[tuple[str, Dataset, Looked]] = []
+    fault: UserError | None = None
+    try:
+        say(inspect_data(experiment, say, foreign, lambda *one: found.append(one)))
+    except UserError as error:
+        if not found:
+            raise
+        fault = error
+    made = page(f"Data of {name}", found, own.records, own.seconds, [str(fault)] if fault else [])
+    write_whole(Path(own.out), made.text)
+    say(f"{own.out}: {made.line}")
+    if fault:
+        raise fault
     return 0
+
+
+def check_place(file: Path) -> None:
+    """Raise `UserError` where a page could not be written: before minutes of looking, not after."""
+    if file.is_dir():
+        raise UserError(f"--out {file}: it is a folder; give a file, for instance {file / 'page.html'}")
+    if not file.parent.is_dir():
+        raise UserError(f"--out {file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"--out {file}: nothing can be written in {file.parent}")
