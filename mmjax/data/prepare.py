@@ -21,7 +21,7 @@ from mmjax.data.pipeline import Data
 from mmjax.data.sources.array_record import write_array_record
 from mmjax.data.sources.fields import strings_of
 from mmjax.data.sources.prepared import ABOUT, Prepared, example_of, unreadable_of
-from mmjax.data.sources.subset import encoded
+from mmjax.data.sources.subset import image_file
 from mmjax.data.types import BadRecordError, Records
 
 SHARDS = 16  # where nobody says how many
@@ -255,7 +255,7 @@ def _example(records: Records, index: int) -> tuple[dict[str, Any], str, tuple[i
         label, texts = records.described(index)[1:] if hasattr(records, "described") else (-1, ())
         return unreadable_of(error, label, texts), "", (index, error.path, error.reason)
     try:
-        return *example_of(record, encoded(records, index)), None
+        return *example_of(record, image_file(records, index)), None
     except ValueError as error:
         if isinstance(error, UserError):
             raise

@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.subset import NAMED, WHOLE, described, encoded
+from mmjax.data.sources.subset import NAMED, WHOLE, described, image_file
 from mmjax.data.types import Record, Records
 
 TELLING = ("group", "name")  # keys of a record that would say its class all the same
@@ -85,7 +85,7 @@ class HiddenRecords:
 
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
-        return encoded(self.records, index)
+        return image_file(self.records, index)
 
     def texts(self) -> Iterator[str]:
         return self.records.texts()

@@ -18,7 +18,7 @@ from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.subset import WHOLE, Subset, encoded
+from mmjax.data.sources.subset import WHOLE, Subset, image_file
 from mmjax.data.texts import text_group
 from mmjax.data.turns import PERIOD
 from mmjax.data.types import BadRecordError, Record, Records, Share
@@ -161,7 +161,7 @@ class MixRecords:
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
         part, place = self._place(index)
-        return encoded(self.parts[part], place)
+        return image_file(self.parts[part], place)
 
     def _positives(self, part: int, place: int, record: Record) -> Record:
         """What a record is a positive of: of classified data the class, which the batch takes from the label; else what its

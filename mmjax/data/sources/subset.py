@@ -13,7 +13,6 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
-from mmjax.data.sources import splits
 from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
@@ -21,7 +20,7 @@ from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
-from mmjax.data.sources.splits import fingerprint
+from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
 from mmjax.data.sources.web_dataset import WebDataset
@@ -132,7 +131,7 @@ class Subset:
         log.warning("Subset.shots=%d: of %d class(es) there are less: %s%s", self.shots, len(short), said, more)
 
     def _hash(self, identity: str) -> bytes:
-        return hashlib.sha256(f"shots {self.seed}\n".encode() + splits.encoded(identity)).digest()
+        return hashlib.sha256(f"shots {self.seed}\n".encode() + encoded(identity)).digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +163,7 @@ def described(records: Records, index: int) -> Described | None:
     return Described(_content(record), int(label), (text,) if isinstance(text, str) else tuple(text))
 
 
-def encoded(records: Records, index: int) -> bytes | None:
+def image_file(records: Records, index: int) -> bytes | None:
     """The file of a record's image as the source has it, where the source can say (see `types.Records`). Raises OSError."""
     found: bytes | None = records.encoded(index) if hasattr(records, "encoded") else None
     return found
@@ -211,7 +210,7 @@ class SubsetRecords:
 
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
-        return encoded(self.records, self.indices[index])
+        return image_file(self.records, self.indices[index])
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         return dataclasses.astuple(self.own[index])
