@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import importlib
 import importlib.metadata
@@ -20,8 +19,8 @@ import absl.logging
 
 from mmjax.core.config import setting
 from mmjax.core.describe import fields, first_sentence, options, page
-from mmjax.core.errors import UserError, nearest, said_of
-from mmjax.core.flags import pairs, take
+from mmjax.core.errors import REFUSED, UserError, nearest, said_of
+from mmjax.core.flags import take
 from mmjax.core.strict_json import line
 
 if TYPE_CHECKING:
@@ -33,18 +32,6 @@ USAGE = """usage: mmjax COMMAND ...
 {commands}
 mmjax COMMAND --help says more, mmjax COMMAND --help all everything; mmjax --version says which this is.
 CONFIG is a Python file, or one of: {configs}"""
-
-REFUSED = {  # by the machine, with the file's name: nothing of ours is wrong
-    errno.ENOSPC: "the disk is full; what was saved before is untouched",
-    errno.EDQUOT: "the quota is used up; what was saved before is untouched",
-    errno.EROFS: "nothing can be written there",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.ENOTDIR: "a part of this path is no folder",
-    errno.EISDIR: "this is a folder, not a file",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "links that lead in a circle",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,17 +209,26 @@ CONVERSIONS = (
 
 
 def inspect_data(words: list[str]) -> int:
-    """mmjax data inspect [CONFIG] [--any.field value ...]
+    """mmjax data inspect [CONFIG] [--out page.html] [--records N] [--any.field value ...]
 
-    Opens all data of the config: classes, lengths of texts, what is cut or unknown, files that cannot be read.
-    The exit status is 2 for what would end a run.
+    Opens all data of the config: classes, lengths of texts, what is cut or unknown, files that cannot be read; with --out also
+    a page, of pictures, duplicates and speed. The exit status is 2 for what would end a run.
     """
-    _, experiment = _experiment(words)
     from mmjax.convert.teaching import teacher
-    from mmjax.train.evaluate import inspect_data as text
+    from mmjax.train.data_command import inspect
 
-    _say(text(experiment, foreign=teacher))
-    return 0
+    return inspect(words, _say, teacher)
+
+
+def prepare_data(words: list[str]) -> int:
+    """mmjax data prepare [CONFIG] --out DIR [--data NAME] [--shards N | --shard I/N] [--any.field value ...]
+
+    Writes the records of one set of data as ArrayRecord shards, which ArrayRecord(DIR) gives back equal. Those that are there
+    are left; --shard writes one alone, on any machine the same. Prints a line, and one JSON object on the last.
+    """
+    from mmjax.train.data_command import prepare
+
+    return prepare(words, _usage(prepare_data), _say)
 
 
 def plan(words: list[str]) -> int:
@@ -254,8 +250,8 @@ def plan(words: list[str]) -> int:
     return 0
 
 
-def _options_in(module: str) -> tuple[type, ...]:
-    return (importlib.import_module(module).Options,)
+def _options_in(module: str, name: str = "Options") -> tuple[type, ...]:
+    return (getattr(importlib.import_module(module), name),)
 
 
 def _many_processes() -> tuple[type, ...]:
@@ -278,6 +274,7 @@ def _fields_of_evaluation(words: list[str]) -> dict[str, list[Line]]:
     return fields(example(), READ)
 
 
+DATA = "mmjax.train.data_command"
 COMMANDS = {
     "train": Command(train, lambda: (TrainOptions, *_many_processes()), _fields_of_config),
     "evaluate": Command(evaluate, lambda: (EvaluateOptions, *_many_processes()), _fields_of_evaluation),
@@ -290,7 +287,8 @@ COMMANDS = {
         )
         for usage, about in CONVERSIONS
     },
-    "data inspect": Command(inspect_data, fields=_fields_of_data),
+    "data inspect": Command(inspect_data, lambda: _options_in(DATA, "InspectOptions"), _fields_of_data),
+    "data prepare": Command(prepare_data, lambda: _options_in(DATA, "PrepareOptions"), _fields_of_data),
     "plan": Command(plan, lambda: _options_in("mmjax.plan.command"), _fields_of_config),
 }
 
@@ -354,16 +352,9 @@ def _usage(run: Callable[..., Any]) -> str:
 
 
 def _experiment(words: list[str]) -> tuple[str, Experiment]:
-    from mmjax.train.config_file import apply_flags, load_config, shipped_configs
+    from mmjax.train.config_file import from_words
 
-    name = words.pop(0) if words and not words[0].startswith("-") else "digits"
-    for flag, values in pairs(words):
-        late = [
-            value for value in values[1:] if value in shipped_configs() or (value.endswith(".py") and Path(value).is_file())
-        ]
-        if late:
-            raise UserError(f"{late[0]} after --{flag}: a config goes before the flags, mmjax COMMAND {late[0]} --{flag} ...")
-    return name, apply_flags(load_config(name), words)
+    return from_words(words)
 
 
 def _join(words: list[str]) -> Join:

@@ -135,7 +135,8 @@ def parse(words: list[str]) -> Experiment | None:
             seen.append(experiment)
         raise ParsedError
 
-    places = ["mmjax.train.train", "mmjax.train.evaluate.evaluate_run", "mmjax.train.evaluate.inspect_data"]
+    places = ["mmjax.train.train", "mmjax.train.evaluate.evaluate_run", "mmjax.train.data_command.inspect_data"]
+    places += ["mmjax.train.data_command.write"]
     places += ["mmjax.convert.api.from_hf", "mmjax.convert.api.to_hf", "mmjax.plan.command.worker"]
     places += ["mmjax.convert.peft.to_peft.to_peft", "mmjax.convert.peft.from_peft.from_peft"]
     places += [f"mmjax.convert.bottleneck.{way}_adapters.{way}_adapters" for way in ("to", "from")]

@@ -245,6 +245,42 @@ def test_data_inspect_shows_what_is_right_and_fails_for_what_is_wrong(capsys):
     assert said.err.startswith("mmjax: data.validation: Digits.split='tset' is not a split (did you mean 'test'?)"), said.err
 
 
+def test_data_inspect_writes_a_page(capsys, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["data", "inspect", TINY, "--out", str(page), "--records", "50", "--seconds", "0"]
+    assert main([*words, "--data.validation.source.split", "tset"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(f"{page}: ") and "looked at train 50 of 1149, test 50 of 360" in said.out
+    assert "mmjax: data.validation: Digits.split=" in said.err and "did you mean &#x27;test&#x27;?" in page.read_text()
+    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+    (tmp_path / "file").write_text("")
+    for place, message in (
+        (tmp_path, "it is a folder; give a file, for instance"),
+        (tmp_path / "no" / "page.html", f"there is no folder {tmp_path / 'no'}"),
+        (tmp_path / "file" / "page.html", "there is no folder"),
+    ):
+        assert message in refused(capsys, "data", "inspect", TINY, "--out", str(place))
+
+
+def test_data_prepare_writes_shards(capsys, tmp_path):
+    out = str(tmp_path / "out")
+    words = ("data", "prepare", TINY, "--out", out, "--data", "test")
+    first, last = asked(capsys, *words, "--shard", "1/3").splitlines()
+    assert first.startswith(f"{out}: 1 of 3 shards written, 0 were there; 120 records, 120 images as PNG, ")
+    assert json.loads(last)["missing"] == 2
+    assert json.loads(asked(capsys, *words).splitlines()[-1])["written"] == 2
+    assert json.loads(asked(capsys, *words, "--shards", "3").splitlines()[-1])["written"] == 0
+    for more, message in (
+        (("--shard", "3"), "--shard 3: give I/N, for instance 0/16"),
+        (("--shard", "0/3", "--shards", "4"), "how many there are is said twice"),
+        (("--shards", "4"), "holds other records (shards: 3 there, 4 here)"),
+        (("--shards", "-1"), "--shards=-1: use a number from 0"),
+        (("--data", "tset"), "--data tset: the config has train, validation, test (did you mean 'test'?)"),
+    ):
+        assert message in refused(capsys, *words, *more)
+    assert "data prepare takes --out" in refused(capsys, *words[:3])
+
+
 def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
+
+REFUSED = {  # by the machine, with the file's name: nothing of ours is wrong
+    errno.ENOSPC: "the disk is full; what was saved before is untouched",
+    errno.EDQUOT: "the quota is used up; what was saved before is untouched",
+    errno.EROFS: "nothing can be written there",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of this path is no folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "links that lead in a circle",
+}
 
 
 class UserError(ValueError):

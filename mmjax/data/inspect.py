@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,16 +25,44 @@ REMEDY = "train the tokenizer on such texts, or use BPE, which knows every chara
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Of one text of the records that were looked at.
+
+    Attributes:
+      tokens: of each, before it is cut; `LONGEST` or more count as that.
+      cut: the share that is cut, at `most` tokens.
+      unknown: the share of the tokens that are left which the tokenizer does not know.
+    """
+
+    tokens: tuple[int, ...]
+    cut: float
+    unknown: float
+    most: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Looked:
     """What was found in a dataset.
 
     Attributes:
       text: lines about it.
       faults: what would end a run, one line each.
+      count: how many records were looked at.
+      classes: name -> how many records, of all where the source knows, else of those that were looked at.
+      bare: how many of them have no class.
+      lengths: key of a text -> its lengths.
+      padding: key of a text -> the share of padding in the batch of step 0.
+      bad: path -> reason of what cannot be read.
     """
 
     text: str
     faults: tuple[str, ...]
+    count: int = 0
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    bare: int = 0
+    lengths: Mapping[str, Lengths] = dataclasses.field(default_factory=dict)
+    padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    bad: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def describe(dataset: Dataset) -> str:
@@ -55,19 +83,24 @@ def look(dataset: Dataset) -> Looked:
     unlike = [f"record {index}: {one.trouble}" for index, one in zip(indices, seen, strict=True) if one.trouble]
     rows = dataset._stream(dataset.batch_size, None, once=False)[0]  # not counted: a look ends at no limit
     some = f"{len(indices)} evenly spaced records of {dataset.size}"
+    counts = _counts(dataset, seen)
+    lengths = _lengths(dataset, seen)
+    padding: dict[str, float] = {}
     lines = [
         f"records      {dataset.size}, fingerprint {dataset.fingerprint}",
         f"batch        {dataset.batch_size} rows, {dataset.size / dataset.batch_size:.1f} steps an epoch",
         f"looked at    {'all of them' if len(indices) == dataset.size else some}",
-        *_classes(dataset, seen),
+        *_classes(dataset, counts),
     ]
     faults = []
     if isinstance(rows, UserError):
         faults += [] if unlike else [str(rows)]
     else:
-        lines += [f"{key:<12} {_array(value)}" for key, value in rows.batch.items()]
+        lines += [f"{key:<12} {array_said(value)}" for key, value in rows.batch.items()]
         lines += _texts(dataset, rows.batch)
-    lines += _lengths(dataset, seen)
+        padding = {key: float(1 - rows.batch[f"{key}_mask"].mean()) for key in dataset.texts()}
+    for key, own in lengths.items():
+        lines += _said_of(key, own)
     lines.append(f"unreadable   {len(bad)} record(s)")
     lines += _named([f"{path}: {reason}" for path, reason in bad.items()])
     if unlike:
@@ -78,7 +111,9 @@ def look(dataset: Dataset) -> Looked:
         many = f"{len(bad)} of {len(indices)} records cannot be read, more than bad_record_limit={limit} allows"
         path, reason = next(iter(bad.items()))
         faults.insert(0, f"{many}; the first: {path} ({reason})")
-    return Looked("\n".join(lines), tuple(faults))
+    classes = {name: counts[label] for label, name in enumerate(dataset.classes)}
+    found = ("\n".join(lines), tuple(faults), len(indices), classes, counts[-1] if dataset.classes else 0)
+    return Looked(*found, lengths, padding, bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +142,17 @@ def _see(dataset: Dataset, index: int) -> _Seen:
     return _Seen(bad, "", label, texts)
 
 
-def _classes(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
-    """Their names, with how many records each has of all, where the source knows, else of those that were looked at."""
-    if not dataset.classes:
-        return []
+def _counts(dataset: Dataset, seen: Sequence[_Seen]) -> Counter[int]:
+    """Label -> how many records of all, where the source knows, else of those that were looked at; -1 has no class."""
     known: Any = getattr(dataset._reader.records, "labels", ())
     labels = [int(label) for label in known] if len(known) == dataset.size else [s.label for s in seen if s.label is not None]
-    counts = Counter(label if label >= 0 else -1 for label in labels)
+    return Counter(label if label >= 0 else -1 for label in labels)
+
+
+def _classes(dataset: Dataset, counts: Counter[int]) -> list[str]:
+    """Their names, with how many records each has."""
+    if not dataset.classes:
+        return []
     of = [f"{name} {counts[label]}" for label, name in enumerate(dataset.classes)]
     more = f", and {len(of) - NAMED} more" if len(of) > NAMED else ""
     lines = [f"classes      {len(of)}: {', '.join(of[:NAMED])}{more}"]
@@ -124,7 +163,7 @@ def _classes(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
     return [*lines, f"             no class {counts[-1]}"] if counts[-1] else lines
 
 
-def _array(value: np.ndarray) -> str:
+def array_said(value: np.ndarray) -> str:
     """Shape, dtype and range; for floats, mean and standard deviation too."""
     line = f"{list(value.shape)} {value.dtype}"
     if value.dtype == bool:
@@ -151,23 +190,27 @@ def _of(key: str) -> str:
     return "" if key == "text" else f" of {key}"
 
 
-def _lengths(dataset: Dataset, seen: Sequence[_Seen]) -> list[str]:
+def _lengths(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Lengths]:
     """Tokens of the texts before they are cut, and the shares that are cut and unknown."""
-    lines = []
+    found = {}
     for key, (_, most) in dataset.texts().items():
         told = [one.texts[key] for one in seen if key in one.texts]
         if not told:
             continue
-        lengths = [length for length, _, _ in told]
-        at_most = f"{LONGEST} or more" if max(lengths) >= LONGEST else f"{max(lengths)}"
         cut, kept = sum(length > kept for length, kept, _ in told), sum(kept for _, kept, _ in told)
         unknown = sum(unknown for _, _, unknown in told)
-        lines += [
-            f"tokens       {min(lengths)} to {at_most} a text, half of them {int(np.median(lengths))} or fewer{_of(key)}",
-            f"cut          {cut / len(told):.1%} of the texts, at max_length={most}",
-            f"unknown      {unknown / max(1, kept):.1%} of the tokens" + f" ({REMEDY})" * bool(unknown),
-        ]
-    return lines
+        found[key] = Lengths(tuple(length for length, _, _ in told), cut / len(told), unknown / max(1, kept), most)
+    return found
+
+
+def _said_of(key: str, own: Lengths) -> list[str]:
+    least, longest, half = min(own.tokens), max(own.tokens), int(np.median(own.tokens))
+    at_most = f"{LONGEST} or more" if longest >= LONGEST else f"{longest}"
+    return [
+        f"tokens       {least} to {at_most} a text, half of them {half} or fewer{_of(key)}",
+        f"cut          {own.cut:.1%} of the texts, at max_length={own.most}",
+        f"unknown      {own.unknown:.1%} of the tokens" + f" ({REMEDY})" * bool(own.unknown),
+    ]
 
 
 def _length(dataset: Dataset, record: Record, key: str) -> int:

@@ -98,16 +98,17 @@ class Reader:
         These are evenly spaced. Records are read in threads and not transformed; the result has their order.
         """
 
-        def trouble(index: int) -> BadRecordError | None:
-            try:
-                self.records[index]
-            except BadRecordError as error:
-                return error
-            return None
-
         with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(trouble, spaced(self.order.size, most))
+            found = pool.map(self.unreadable_at, spaced(self.order.size, most))
             return {error.path: error.reason for error in found if error is not None}
+
+    def unreadable_at(self, index: int) -> BadRecordError | None:
+        """What is wrong with a record that cannot be read; it is not transformed."""
+        try:
+            self.records[index]
+        except BadRecordError as error:
+            return error
+        return None
 
     def _record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str], bool]:
         """As `record`, and whether another one stands in for it."""

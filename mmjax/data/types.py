@@ -62,9 +62,10 @@ class Records(Protocol):
 
     `__getitem__` raises `BadRecordError` for an example that cannot be read. One that can tell of an example without reading
     its image has a method `described(index) -> (identity, label, texts)`: a text that no other example has and that it has on
-    every machine (a path below the root), its class, its captions. `Subset` chooses by it. One that storage holds in blocks has
-    a method `blocks()`, the size of each, int64, in the order of the records; a mixture has `shares()`, a sequence of `Share`
-    (see `data.turns`).
+    every machine (a path below the root), its class, its captions. `Subset` chooses by it. One whose `image` is a file has a
+    method `encoded(index) -> bytes | None`, what the file holds (raises OSError). One that storage holds in blocks has a method
+    `blocks()`, the size of each, int64, in the order of the records; a mixture has `shares()`, a sequence of `Share` (see
+    `data.turns`).
     """
 
     @property

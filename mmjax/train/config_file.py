@@ -66,6 +66,25 @@ def apply_flags(experiment: Experiment, words: Sequence[str]) -> Experiment:
     return set_fields(experiment, pairs(words))
 
 
+def from_words(words: list[str]) -> tuple[str, Experiment]:
+    """The config that a command's words begin with (digits where there is none), taken out of them, with their flags on top.
+
+    Returns:
+      Its name, and the experiment.
+
+    Raises:
+      UserError: as `load_config` and `apply_flags`; a config that stands after the flags.
+    """
+    name = words.pop(0) if words and not words[0].startswith("-") else "digits"
+    for flag, values in pairs(words):
+        late = [
+            value for value in values[1:] if value in shipped_configs() or (value.endswith(".py") and Path(value).is_file())
+        ]
+        if late:
+            raise UserError(f"{late[0]} after --{flag}: a config goes before the flags, mmjax COMMAND {late[0]} --{flag} ...")
+    return name, apply_flags(load_config(name), words)
+
+
 def _execute(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None

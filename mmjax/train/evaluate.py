@@ -16,8 +16,8 @@ from mmjax.core.files import write_whole
 from mmjax.core.flags import pairs
 from mmjax.core.strict_json import lines
 from mmjax.core.trees import leaves_by_path
-from mmjax.data import Data, Folder, Tokenizer
-from mmjax.data.inspect import look
+from mmjax.data import Data, Dataset, Folder, Tokenizer
+from mmjax.data.inspect import Looked, look
 from mmjax.evaluate import Report
 from mmjax.evaluate.evaluation import data_of
 from mmjax.models import Multimodal, param_shapes
@@ -96,8 +96,17 @@ def example() -> Experiment:
     return Experiment(model=Multimodal(encoders={}), data=data, tasks={}, evaluate={"NAME": Report()})
 
 
-def inspect_data(experiment: Experiment, say: Callable[[str], None] = print, foreign: Foreign = no_foreign) -> str:
-    """Look at all data of an experiment, and say what it really holds as soon as each is known. `foreign` is that of `set_up`.
+def inspect_data(
+    experiment: Experiment,
+    say: Callable[[str], None] = print,
+    foreign: Foreign = no_foreign,
+    take: Callable[[str, Dataset, Looked], None] = lambda *_: None,
+) -> str:
+    """Look at all data of an experiment, and say what it really holds as soon as each is known.
+
+    Args:
+      foreign: that of `set_up`.
+      take: is given the name of each set of data that can be opened, the dataset, and what was found in it.
 
     Returns:
       The last line.
@@ -119,7 +128,8 @@ def inspect_data(experiment: Experiment, say: Callable[[str], None] = print, for
             faults[missing] = None
     for name, data in experiment.data.items():
         try:
-            looked = look(data.build(tokenizers.get(""), experiment.seed, name, tokenizers))
+            dataset = data.build(tokenizers.get(""), experiment.seed, name, tokenizers)
+            looked = look(dataset)
         except UserError as error:
             reason = f"not looked at without a tokenizer: {missing}" if missing and "tokenizer" in str(error) else str(error)
             say(f"{name}:\n{reason}\n")
@@ -127,6 +137,7 @@ def inspect_data(experiment: Experiment, say: Callable[[str], None] = print, for
         else:
             say(f"{name}:\n{looked.text}\n")
             faults |= {f"data.{name}: {fault}": None for fault in looked.faults}
+            take(name, dataset, looked)
     if not faults:  # then the experiment as a whole, as a run would look at it
         with use_mesh(mesh):
             for line in validated(set_up(experiment, None, mesh, foreign=foreign)).notes:

@@ -7,18 +7,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.core.config import check_ranges, setting
+from mmjax.core.config import check_ranges, default, setting, spec_fields
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
 from mmjax.data.sources.fields import Fields, Reading, load_places
 from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.open_files import OpenFiles
+from mmjax.data.sources.prepared import ABOUT, Kept, Prepared
 from mmjax.data.sources.shard_names import shard_names
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.tf_example import example_bytes, parse_example
@@ -29,6 +31,7 @@ from mmjax.data.types import BadRecordError, Record
 TRIED = 64  # records that are asked for what fields they have
 OPTIONS = "readahead_buffer_size:0"  # records are read one by one, by any thread
 BUFFER = 1 << 15  # bytes
+CHOSEN = ("path", "fractions", "max_pixels")  # what can be said of records that were written whole
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
@@ -45,12 +48,15 @@ FORMATS: dict[str, Callable[[bytes], dict[str, Any]]] = {"example": parse_exampl
 class ArrayRecord(Fields):
     """ArrayRecord files whose records are `tf.train.Example` or JSON objects. A TFDS dataset is read by `TFDS`, which knows it.
 
+    A folder that `mmjax data prepare` has written gives the records that it was made of, all of them and whole: nothing can be
+    said of their fields and splits.
+
     Fields are the features of an example ("image/encoded") or the keys of a JSON object. A list of one is that one; of several
     numbers it is an array. A split is by a hash of each record's content, for which all of them are read once. What is found
     once is kept in a cache folder: `MMJAX_CACHE`, else `~/.cache/mmjax`.
 
     Attributes:
-      path: the files: "data/*.array_record", "data/{000..099}.array_record" or one of them.
+      path: the files: "data/*.array_record", "data/{000..099}.array_record" or one of them; or a prepared folder.
       format: what a record is, "example" or "json".
     """
 
@@ -62,24 +68,47 @@ class ArrayRecord(Fields):
 
         Raises:
           UserError: no such file, one that is none or is cut; records of another format; a field named here that they do not
-            have; an empty split; settings that are none.
+            have; an empty split; settings that are none; a prepared folder of which a file is missing.
         """
         check_ranges(self, "ArrayRecord.")
         self.check_fields()
         if self.format not in FORMATS:
             raise UserError(f"ArrayRecord.format={self.format!r} is no format{nearest(self.format, FORMATS)}")
-        files = OpenRecords(shard_names("ArrayRecord", self.path))
+        about = self._prepared()
+        files = OpenRecords(about.files(self.path) if about else shard_names("ArrayRecord", self.path))
         counts = np.load(made_once("array-record-1", files.said(), lambda folder: _count(files, folder)) / "counts.npy")
         if not counts.sum():
             raise UserError(f"ArrayRecord.path={self.path!r}: no record in {len(counts)} file(s)")
-        everything = _records(files, counts, self.format, None, "all", self.reading({}))
-        reading = self.reading(self.found(self._first(everything)))
+        if about:
+            about.check(counts)
+        own = Kept(about.classes, self.max_pixels) if about else None
+        everything = _records(files, counts, self.format, None, "all", own or self.reading({}))
+        reading = own or self.reading(self.found(self._first(everything)))
         part = "all" if self.split == "all" else f"{self.split} of {self.fractions}"
         split = self.split_file(files.said(), everything.keys)
         records = _records(files, counts, self.format, split, part, reading)
         if not len(records):
             raise UserError(f"ArrayRecord.split={self.split!r}: none of the {len(everything)} records of {self.path} are in it")
         return records
+
+    def _prepared(self) -> Prepared | None:
+        """What a folder of whole records holds; None for other files.
+
+        Raises:
+          UserError: fields are named, which such records have by themselves; or its files are, and not the folder, so that
+            nobody would see that one is missing.
+        """
+        about = Prepared.at(os.path.expanduser(self.path))
+        if about is None:
+            folder = os.path.dirname(self.path)
+            if "{" not in folder and os.path.isfile(os.path.join(os.path.expanduser(folder), ABOUT)):
+                raise UserError(f"ArrayRecord.path={self.path!r}: mmjax data prepare wrote {folder}: give path={folder!r}")
+            return None
+        for name, field in spec_fields(ArrayRecord).items():
+            if name not in CHOSEN and getattr(self, name) != default(field):
+                said = f"ArrayRecord.{name}={getattr(self, name)!r}: the prepared folder {self.path}"
+                raise UserError(f"{said} holds whole records of one split; leave it at {default(field)!r}")
+        return about
 
     def _first(self, records: ArrayRecordRecords) -> Mapping[str, Any]:
         """The first record that can be read."""
@@ -153,7 +182,7 @@ class ArrayRecordRecords(ToldRecords):
     format: str
     split: Path | None
     part: str
-    reading: Reading
+    reading: Reading | Kept
     places: np.ndarray | None
     bounds: np.ndarray
 
@@ -165,6 +194,10 @@ class ArrayRecordRecords(ToldRecords):
 
     def __getitem__(self, index: int, /) -> Record:
         return self.reading(self.example(index), self._where(index)[2])
+
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        return self.reading.encoded(self.example(index))
 
     def blocks(self) -> np.ndarray:
         """How many records of the split each file holds, int64 [S]; those of a file are next to each other."""
@@ -243,7 +276,8 @@ class Example(Mapping[str, Any]):
 def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
     """Write examples, name -> value as `tf_example.example_bytes` takes them, as records that can be read one by one.
 
-    The file is written beside its place and moved there when it is whole.
+    The same examples give the same bytes. The file is written beside its place and moved there when it is whole and on the
+    disk; of two processes that write it at once, the last one's stays.
 
     Returns:
       How many they are.
@@ -254,7 +288,7 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
     from array_record.python import array_record_module
 
     place, count = Path(path), 0
-    beside = place.with_name(f".{place.name}.part")
+    beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         writer = array_record_module.ArrayRecordWriter(str(beside), "group_size:1")
@@ -264,7 +298,9 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
             except ValueError as error:
                 raise UserError(f"{place}: example {count}: {error}") from None
             count += 1
-        writer.close()
+        writer.close()  # which is where a full disk shows
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         beside.rename(place)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{place}: {' '.join(str(error).split())}") from None
@@ -278,7 +314,7 @@ def _count(files: OpenRecords, folder: Path) -> None:
 
 
 def _records(
-    files: OpenRecords, counts: np.ndarray, form: str, split: Path | None, part: str, reading: Reading
+    files: OpenRecords, counts: np.ndarray, form: str, split: Path | None, part: str, reading: Reading | Kept
 ) -> ArrayRecordRecords:
     bounds = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     return ArrayRecordRecords(files, counts, form, split, part, reading, load_places(split), bounds)

@@ -71,6 +71,10 @@ class BlockRecords:
         example, where = self._example(index, self.columns)
         return self.reading(example, where)
 
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        return self.reading.encoded(self._example(index, self._of("image"))[0])
+
     def blocks(self) -> np.ndarray:
         """int64: how many records in a row come from one block, which is read at once.
 

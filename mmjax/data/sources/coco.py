@@ -171,6 +171,10 @@ class CocoRecords:
                 record["image_id"] = int(self._arrays["entries"][index])
         return record
 
+    def encoded(self, index: int) -> bytes:
+        """See `types.Records`."""
+        return Path(self.root, self._texts["files"][index]).read_bytes()
+
     def texts(self) -> Iterator[str]:
         for index in range(len(self)):
             yield from self._text(index)

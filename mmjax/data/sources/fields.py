@@ -190,6 +190,19 @@ class Reading:
     window: Window | None
     max_pixels: int
 
+    def has(self, key: str) -> bool:
+        """Whether records have a key."""
+        return key in self.found or key in self.fields
+
+    def encoded(self, example: Example) -> bytes | None:
+        """The file of an example's image as it lies there; None where there is none, or it is no file. Raises OSError."""
+        value = example.get(self.found.get("image", ""))
+        if isinstance(value, Mapping):
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, str) and value:
+            return Path(self.root, value).read_bytes()
+        return value if isinstance(value, bytes) else None
+
     def only(self, keys: Collection[str]) -> Reading:
         """The same for some keys of a record."""
         found = {key: field for key, field in self.found.items() if key in keys}

@@ -163,6 +163,10 @@ class FolderRecords:
         image = read_image(os.path.join(self.root, self.files[index]), self.window, self.max_pixels)
         return {"image": image, "label": label, "group": label, "name": self.classes[label]}
 
+    def encoded(self, index: int) -> bytes:
+        """See `types.Records`."""
+        return Path(self.root, self.files[index]).read_bytes()
+
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         return self.files[index], self.labels[index], ()
 

@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.subset import NAMED, WHOLE, described
+from mmjax.data.sources.subset import NAMED, WHOLE, described, image_file
 from mmjax.data.types import Record, Records
 
 TELLING = ("group", "name")  # keys of a record that would say its class all the same
@@ -82,6 +82,10 @@ class HiddenRecords:
     def __getitem__(self, index: int, /) -> Record:
         record = {key: value for key, value in self.records[index].items() if key not in TELLING}
         return record if self.labelled[index] else {**record, "label": -1}
+
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        return image_file(self.records, index)
 
     def texts(self) -> Iterator[str]:
         return self.records.texts()

@@ -183,6 +183,11 @@ class ManifestRecords:
             record[key] = read_map(os.path.join(self.root, record[key]), self.max_pixels)
         return record
 
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        path = self.examples[index].get("image")
+        return None if path is None else Path(self.root, path).read_bytes()
+
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         example = self.examples[index]
         text, pair = example.get("text", ()), example.get("text_pair")

@@ -18,7 +18,7 @@ from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.subset import WHOLE, Subset
+from mmjax.data.sources.subset import WHOLE, Subset, image_file
 from mmjax.data.texts import text_group
 from mmjax.data.turns import PERIOD
 from mmjax.data.types import BadRecordError, Record, Records, Share
@@ -140,8 +140,7 @@ class MixRecords:
         return self._ends[-1]
 
     def __getitem__(self, index: int, /) -> Record:
-        part = bisect.bisect_right(self._ends, index)
-        place = index - (self._ends[part - 1] if part else 0)
+        part, place = self._place(index)
         record = self.parts[part][place]
         lacking = self.keys - record.keys()
         if lacking:
@@ -153,6 +152,16 @@ class MixRecords:
             label, own = found["label"], self._labels[part]
             found["label"] = own[label] if 0 <= label < len(own) else min(label, -1)
         return found | self._positives(part, place, record)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The source of a record, and its number there."""
+        part = bisect.bisect_right(self._ends, index)
+        return part, index - (self._ends[part - 1] if part else 0)
+
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        part, place = self._place(index)
+        return image_file(self.parts[part], place)
 
     def _positives(self, part: int, place: int, record: Record) -> Record:
         """What a record is a positive of: of classified data the class, which the batch takes from the label; else what its

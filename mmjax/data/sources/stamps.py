@@ -154,6 +154,10 @@ class StampRecords:
             "name": self.classes[label],
         }
 
+    def encoded(self, index: int) -> bytes:
+        """See `types.Records`."""
+        return Path(self.root, self.stamps[index].file).read_bytes()
+
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         stamp = self.stamps[index]
         return stamp.file, self.labels[index], (stamp.captions[self.language],)

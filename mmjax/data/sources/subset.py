@@ -163,6 +163,12 @@ def described(records: Records, index: int) -> Described | None:
     return Described(_content(record), int(label), (text,) if isinstance(text, str) else tuple(text))
 
 
+def image_file(records: Records, index: int) -> bytes | None:
+    """The file of a record's image as the source has it, where the source can say (see `types.Records`). Raises OSError."""
+    found: bytes | None = records.encoded(index) if hasattr(records, "encoded") else None
+    return found
+
+
 def _content(record: Record) -> str:
     """A hash of all that a record holds but its label, whose number depends on other records."""
     parts: list[str | bytes] = []
@@ -201,6 +207,10 @@ class SubsetRecords:
 
     def __getitem__(self, index: int, /) -> Record:
         return {**self.records[self.indices[index]], "label": self.own[index].label}
+
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        return image_file(self.records, self.indices[index])
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         return dataclasses.astuple(self.own[index])

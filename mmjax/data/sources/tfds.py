@@ -140,6 +140,11 @@ class TFDSRecords:
                 record["group"] = label if label >= 0 else GROUPS - 1 - index
         return record
 
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        value = _reach(self.examples[index], self.fields["image"]) if "image" in self.fields else None
+        return value if isinstance(value, bytes) else None
+
     def texts(self) -> Iterator[str]:
         if "text" in self.fields:
             for index in range(len(self)):

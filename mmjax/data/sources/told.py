@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from mmjax.data.sources.fields import Reading, strings_of
+from mmjax.data.sources.prepared import Kept
 from mmjax.data.types import BadRecordError, Record
 
 TELLING = ("label", "text", "text_pair")
@@ -19,7 +20,7 @@ class ToldRecords(abc.ABC):
       reading: what makes records of examples.
     """
 
-    reading: Reading
+    reading: Reading | Kept
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -46,12 +47,16 @@ class ToldRecords(abc.ABC):
         return self.identity(index, True), record.get("label", -1), texts
 
     def texts(self) -> Iterator[str]:
-        for key in ("text", "text_pair"):
-            yield from self.texts_of(key)
+        """Record by record, each read once; those that cannot be read are passed over."""
+        keys = {key for key in ("text", "text_pair") if self.reading.has(key)}
+        for index in range(len(self) if keys else 0):
+            with contextlib.suppress(BadRecordError):
+                record = self.some(index, keys)
+                yield from (*strings_of(record.get("text")), *strings_of(record.get("text_pair")))
 
     def texts_of(self, key: str) -> Iterator[str]:
         """The texts of one key; those that cannot be read are passed over."""
-        if key not in self.reading.found and key not in self.reading.fields:
+        if not self.reading.has(key):
             return
         for index in range(len(self)):
             with contextlib.suppress(BadRecordError):

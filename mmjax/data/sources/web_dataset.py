@@ -215,6 +215,12 @@ class WebDatasetRecords(ToldRecords):
     def __getitem__(self, index: int, /) -> Record:
         return self._record(index, self.reading, whole=True)
 
+    def encoded(self, index: int) -> bytes | None:
+        """See `types.Records`."""
+        place, wanted = self._place(index), {one.partition("/")[0] for one in self.reading.found.get("image", "").split(";")}
+        key, parts = self.shards.example(place, wanted.__contains__, whole=False)
+        return self.reading.encoded(Example(key, parts, key))
+
     def blocks(self) -> np.ndarray:
         """How many examples of the split each file holds, int64 [S]; those of a file are next to each other."""
         if self.places is None:
