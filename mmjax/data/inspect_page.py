@@ -77,7 +77,8 @@ def _section(name: str, dataset: Dataset, looked: Looked, seconds: float) -> str
     parts.append(f"<h3>{len(looked.bad)} unreadable</h3>")
     bad = [f"<li>{html.said(path)}: {html.said(reason)}</li>" for path, reason in list(looked.bad.items())[:NAMED]]
     parts.append(f"<ul>{''.join(bad)}</ul>" + (f"<p>and {len(looked.bad) - NAMED} more</p>" if len(looked.bad) > NAMED else ""))
-    parts.append(f'<h3>The first rows of step 0, as a model gets them</h3><div class="g">{"".join(_cards(dataset))}</div>')
+    rows_are = "texts of step 0; packing puts several into a row" if dataset.packed else "rows of step 0, as a model gets them"
+    parts.append(f'<h3>The first {rows_are}</h3><div class="g">{"".join(_cards(dataset))}</div>')
     return "\n".join(parts)
 
 

@@ -214,6 +214,11 @@ class Dataset:
         """Truncated texts among the batches taken so far."""
         return self.lost.truncated
 
+    @property
+    def packed(self) -> bool:
+        """Whether rows of its training batches hold several texts."""
+        return self._packing is not None
+
     def texts(self) -> dict[str, tuple[Tokenizer, int]]:
         """Key of a text -> its tokenizer and length."""
         return self._columns.texts
