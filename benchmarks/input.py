@@ -1,6 +1,7 @@
 """Photos to batches of a training step: mmjax against PyTorch's `DataLoader`, images a second on this machine's cores.
 
     python benchmarks/input.py [--photos 512] [--rounds 5] [--batches 12]
+    python benchmarks/input.py --augment
 
 JPEGs of 500 x 375 pixels, made here; decoded, cut at random and resized to 224 x 224 (bilinear), mirrored at random,
 normalised, 64 a batch. The peer decodes and resizes with Pillow, by torchvision's transforms on PIL images, written out, since
@@ -8,6 +9,9 @@ torchvision is no part of PyTorch; it collates to float32 [N, 3, 224, 224], ours
 Pillow too, and with simplejpeg where that is installed, from the files and from two tars of them. Each side runs in a process
 of its own, with each of a few settings of its workers; the sides take turns, and the best settings count. `wait` is the share
 of a loop that waits for input while a step that only sleeps takes 50 ms. Needs torch.
+
+`--augment`: microseconds of RandAugment and others on one such photo at 224 x 224, in one thread, and of the very same calls of
+Pillow without anything around them.
 """
 
 from __future__ import annotations
@@ -105,6 +109,41 @@ def theirs(folder: str, workers: int) -> Iterator[Any]:
         yield from loader
 
 
+def augmenting(rounds: int) -> dict[str, float]:
+    """Microseconds an image: of transforms of ours, and of the operations of RandAugment by Pillow alone, image to image."""
+    from mmjax.data import Flip, GaussianBlur, RandAugment, RandomErasing, TrivialAugment
+    from mmjax.data.transforms.automatic import OPERATIONS, _values, moving, strength
+
+    with tempfile.TemporaryDirectory() as folder:
+        photos(Path(folder), 1)
+        image = Image.open(next(Path(folder).rglob("*.jpg"))).convert("RGB").resize((SIDE, SIDE))
+    record = {"image": np.asarray(image), "text": "a photo of a cat on a mat"}
+
+    def pillow(rng: np.random.Generator) -> None:
+        found = image
+        for _ in range(2):
+            operation = OPERATIONS[rng.integers(len(OPERATIONS))]
+            amount = strength(operation, 9, False, (SIDE, SIDE)) * (-1) ** int(rng.integers(2))
+            if (matrix := moving(operation, amount, SIDE, SIDE)) is not None:
+                found = found.transform(
+                    found.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=(0,) * 3
+                )
+            elif operation != "identity":
+                found = _values(found, operation, amount)
+
+    ours = (RandAugment(), TrivialAugment(), RandomErasing(1.0), GaussianBlur(1.0), Flip(1.0))
+    sides: dict[str, Any] = {type(one).__name__: lambda rng, one=one: one(record, rng, ()) for one in ours}
+    sides["RandAugment, Pillow alone"] = pillow
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            rng, begin = np.random.default_rng(0), time.perf_counter()
+            for _ in range(400):
+                call(rng)
+            times[name].append((time.perf_counter() - begin) / 400 * 1e6)
+    return {name: round(statistics.median(own), 1) for name, own in times.items()}
+
+
 def worker(side: str, folder: str, batches: int) -> None:
     """For each line that comes in, say how many images a second there are, or what share of the time is waited."""
     found = ours(folder, *OURS[side]) if side in OURS else theirs(folder, THEIRS[side])
@@ -137,10 +176,14 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--augment", action="store_true")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     own = parser.parse_args()
     if own.worker:
         worker(*own.worker, own.batches)
+        return
+    if own.augment:
+        print(json.dumps(augmenting(own.rounds)))
         return
     with tempfile.TemporaryDirectory() as folder:
         photos(Path(folder), own.photos)

@@ -214,6 +214,7 @@ class Forward(Protocol):
         tokens: Mapping[str, Tokens] | None = None,
         train: bool | None = None,
         key: str = "",
+        views: Mapping[str, Array] | None = None,
     ) -> Forward:
         """The same model once more: an average of it, a reference, a perturbed input, an inner step. It writes no variables.
 
@@ -223,6 +224,8 @@ class Forward(Protocol):
           tokens: encoder -> tokens to take for what it would give.
           train: whether dropout and augmentation are on; None: as here.
           key: names its dropout; "" draws as here.
+          views: as `inputs`, of what encoders see, as `view` gives it: augmented already, and not once more. Modules write
+            their variables from it as from the batch itself.
         """
         ...
 

@@ -32,6 +32,7 @@ from mmjax.data.tags import Tags, TagsColumn
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
+from mmjax.data.transforms.sided import check_before
 from mmjax.data.types import BadRecordError, Records
 
 Batch = dict[str, np.ndarray]
@@ -110,6 +111,7 @@ class Data:
             raise UserError(f"bad_record_limit={self.bad_record_limit} is a share: give a number from 0 to 1")
         if seed < 0:
             raise UserError(f"seed={seed}: give a whole number from 0 up")
+        check_before(self.transforms)
 
     def texts(self, name: str = "", tokenizer: str = "") -> Iterator[str]:
         """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write.

@@ -121,6 +121,7 @@ class BoundForward:
         self._prefix, self._writes = "", self.train
         self._written: list[dict[str, Array]] = []
         self._tokens: Mapping[str, Tokens] = {}
+        self._seen: frozenset[str] = frozenset()  # keys of the batch that are augmented already
         self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @property
@@ -222,16 +223,21 @@ class BoundForward:
         tokens: Mapping[str, Tokens] | None = None,
         train: bool | None = None,
         key: str = "",
+        views: Mapping[str, Array] | None = None,
     ) -> BoundForward:
         rng = self._rng if train is None or train else None
         if train and rng is None:
             raise UserError("with_(train=True): an evaluation has no random key; leave it out")
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
-        other = BoundForward(self._model, given, {**self.batch, **(inputs or {})}, rng, self._part, teachers=self._teachers)
+        changed = {**(inputs or {}), **(views or {})}
+        other = BoundForward(self._model, given, {**self.batch, **changed}, rng, self._part, teachers=self._teachers)
+        other._seen = (self._seen - {*(inputs or {})}) | {*(views or {})}
         other._teaches = self._teaches
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
+        if views and params is None and self._writes and other.train:  # a use like the step's own
+            other._writes, other._written = True, self._written
         # Tokens taken for what an encoder would give are no longer that once it is given other inputs.
-        kept = {m: own for m, own in self._tokens.items() if not any(f"{key}_".startswith(f"{m}_") for key in inputs or ())}
+        kept = {m: own for m, own in self._tokens.items() if not any(f"{key}_".startswith(f"{m}_") for key in changed)}
         other._tokens = {**kept, **(tokens or {})}
         return other
 
@@ -276,6 +282,8 @@ class BoundForward:
     def _moved(self, key: str, source: Batch) -> Array:
         """An input among others, augmented when training: an image, or what lies over one and moves with it."""
         image, rng = key if key in self._model.augment else image_of(key, self._model.augment), self._rng
+        if key in self._seen and source[key] is self.batch[key]:
+            return source[key]
         if image is None or rng is None or image not in source or not jnp.issubdtype(source[image].dtype, jnp.floating):
             return source[key]
         over_it = over(image, source)

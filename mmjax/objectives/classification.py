@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Loss
-from mmjax.objectives import checks, routes
+from mmjax.objectives import checks, mixing, routes
 from mmjax.objectives.losses import correct, counted, cross_entropy, pick, valid_rows
+from mmjax.objectives.mixing import MIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,14 @@ class Classification:
       label: the batch key of the labels.
       class_weights: how much each class counts in the cross entropy, whose mean is then over the weights of the labels, as
         PyTorch's; () for 1 everywhere.
+      mix: `MixUp`, `CutMix` or `MixOrCut` (see `objectives.mixing`): two examples are made one when training, and the loss is
+        their two losses by their shares, PyTorch's of soft labels. An example without a label is mixed with none. Its metrics
+        are `mixed_accuracy`, against the label of the larger share, and `share`, the mean share of a row's own example. Other
+        objectives see unmixed examples, so what is mixed is encoded for this one apart. One label an example; None for off.
 
     Raises:
       UserError: settings that contradict each other; when called: a head that something else feeds, logits of other places than
-        the labels', another number of weights than classes.
+        the labels', another number of weights than classes, or what cannot be mixed.
     """
 
     head: str = "classes"
@@ -49,6 +55,7 @@ class Classification:
     label_smoothing: float = 0.0
     label: str = "label"
     class_weights: tuple[float, ...] = ()
+    mix: Any = setting(MIXES, default=None)
 
     in_batch: ClassVar[bool] = False
 
@@ -80,21 +87,40 @@ class Classification:
         labels = batch[self.label]
         if labels.ndim > 1:  # what lies over an image has moved with it
             labels = forward.view(self.label)
-        logits = forward.head(self.head)
-        check_places(self.head, logits, self.label, labels)
         counts = labels >= 0
         counts &= valid_rows(batch, labels.shape[0]).reshape(-1, *[1] * (labels.ndim - 1))
-        accuracy = counted(correct(logits, labels), counts)
+        if self.mix is not None and forward.train:
+            return self._mixed(forward, labels, counts, rng)
+        logits = forward.head(self.head)
+        check_places(self.head, logits, self.label, labels)
+        losses, weights = self._losses(logits, labels)
+        metrics = {"accuracy": counted(correct(logits, labels), counts)}
+        return Loss(counted(losses, counts)[0], counted(weights, counts)[0], metrics)
+
+    def _mixed(self, forward: Forward, labels_B: Array, counts_B: Array, rng: Array) -> Loss:
+        if labels_B.ndim > 1:
+            raise UserError(f"mix: labels of {self.label!r} are {labels_B.ndim - 1} dims an example; mix where each has one")
+        seen, share_B = mixing.mixed(self.mix, forward, self.head, counts_B, rng)
+        logits, others_B = seen.head(self.head), mixing.partner(labels_B)
+        check_places(self.head, logits, self.label, labels_B)
+        own, other = self._losses(logits, labels_B), self._losses(logits, others_B)
+        losses_B, weights_B = (share_B * mine + (1.0 - share_B) * theirs for mine, theirs in zip(own, other, strict=True))
+        metrics = {
+            "mixed_accuracy": counted(correct(logits, jnp.where(share_B >= 0.5, labels_B, others_B)), counts_B),
+            "share": counted(share_B, counts_B),
+        }
+        return Loss(counted(losses_B, counts_B)[0], counted(weights_B, counts_B)[0], metrics)
+
+    def _losses(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """The loss of each label and how much it counts in the mean: both of the labels' shape, float32."""
+        even = jnp.ones(labels.shape, jnp.float32)
         if self.loss == "focal":
-            losses = focal_loss(logits, labels, self.gamma, self.alpha)
-            return Loss(*counted(losses, counts), {"accuracy": accuracy})
+            return focal_loss(logits, labels, self.gamma, self.alpha), even
         if not self.class_weights:
-            losses = cross_entropy(logits, labels, self.label_smoothing)
-            return Loss(*counted(losses, counts), {"accuracy": accuracy})
+            return cross_entropy(logits, labels, self.label_smoothing), even
         weights_C = _one_a_class("class_weights", self.class_weights, logits.shape[-1])
-        total, _ = counted(cross_entropy(logits, labels, self.label_smoothing, weights_C), counts)
-        weight, _ = counted(pick(jnp.broadcast_to(weights_C, logits.shape), labels), counts)
-        return Loss(total, weight, {"accuracy": accuracy})
+        losses = cross_entropy(logits, labels, self.label_smoothing, weights_C)
+        return losses, pick(jnp.broadcast_to(weights_C, logits.shape), labels)
 
 
 def check_places(head: str, logits: Array, label: str, labels: Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Loss
-from mmjax.objectives import checks
+from mmjax.objectives import checks, mixing
 from mmjax.objectives.losses import counted, valid_rows
+from mmjax.objectives.mixing import MIXES
 
 FLOOR = 1e-12  # of what is raised to a power below 1: at 0 its derivative is infinite, and NaN once multiplied by 0
 
@@ -40,9 +41,12 @@ class MultiLabel:
       positive_weights: how much a class counts where it is there, in `bce` (PyTorch's `pos_weight`); () for 1 everywhere.
       class_weights: how much each class counts, there or not (PyTorch's `weight`): the mean stays one over labels; () for 1.
       label_smoothing: the share of the target spread over both outcomes; `bce` only.
+      mix: as in `Classification`: labels are mixed by the same shares, and of a mixture a class is known that is known of both.
+        Its metrics begin with `mixed_`, against the label of the larger share. None for off.
 
     Raises:
-      UserError: settings that contradict each other; when called: another number of labels than logits, or of weights.
+      UserError: settings that contradict each other; when called: another number of labels than logits, or of weights; what
+        cannot be mixed.
     """
 
     head: str = "classes"
@@ -57,6 +61,7 @@ class MultiLabel:
     positive_weights: tuple[float, ...] = ()
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = setting(least=0, below=1, default=0.0)
+    mix: Any = setting(MIXES, default=None)
 
     in_batch: ClassVar[bool] = False
     outcome: ClassVar[str] = "several"
@@ -83,18 +88,31 @@ class MultiLabel:
         return (self.label,)
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        logits, labels, known = known_labels(self.head, forward.head(self.head), self.label, batch[self.label])
-        known &= valid_rows(batch, labels.shape[0])[:, None]
+        logits, labels, known, names = self._seen(forward, batch, rng)
         losses = self._losses(logits, labels)
         if self.class_weights:
             losses *= self._a_class("class_weights", labels.shape[1])
         has, said = labels > 0.5, logits > 0
         metrics = {
-            "accuracy": counted(has == said, known),
-            "precision": counted(has, known & said),
-            "recall": counted(said, known & has),
+            f"{names}accuracy": counted(has == said, known),
+            f"{names}precision": counted(has, known & said),
+            f"{names}recall": counted(said, known & has),
         }
         return Loss(*counted(losses, known), metrics)
+
+    def _seen(self, forward: Forward, batch: Batch, rng: Array) -> tuple[Array, Array, Array, str]:
+        """Logits, labels and what is known of them, as `known_labels`, mixed where they are; and how metrics begin."""
+        valid_B1 = valid_rows(batch, batch[self.label].shape[0])[:, None]
+        if self.mix is None or not forward.train:
+            logits, labels, known = known_labels(self.head, forward.head(self.head), self.label, batch[self.label])
+            return logits, labels, known & valid_B1, ""
+        known_B = ((batch[self.label] >= 0) & valid_B1).any(axis=tuple(range(1, batch[self.label].ndim)))
+        forward, share_B = mixing.mixed(self.mix, forward, self.head, known_B, rng)
+        logits, labels, known = known_labels(self.head, forward.head(self.head), self.label, batch[self.label])
+        known &= valid_B1
+        share_B1 = share_B[:, None]
+        both = known & (mixing.partner(known) | (share_B1 == 1.0))
+        return logits, share_B1 * labels + (1.0 - share_B1) * mixing.partner(labels), both, "mixed_"
 
     def _losses(self, logits: Array, labels: Array) -> Array:
         """[B, C] float32"""

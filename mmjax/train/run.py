@@ -17,7 +17,7 @@ from mmjax.core.config import differences, from_json, rooted, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.files import write_whole
 from mmjax.core.strict_json import pages
-from mmjax.data import Data, Tokenizer
+from mmjax.data import Data, Flip, Tokenizer
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train import kept_code
 from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
@@ -55,9 +55,10 @@ PACKAGES = (
     "simplejpeg",
 )
 # Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.
-FORMAT = 2
+FORMAT = 3
 ORDERED, STORED = 2, "stored"  # the first format whose data say in which order they are read; what it was before
-ORDER = Data.order  # where nobody has chosen one
+MINDFUL = 3  # the first format whose `Flip` says which words hold it back; before, none did
+ORDER, SIDED = Data.order, Flip.sided  # where nobody has chosen one, or any
 CLASSES = "classes.json"  # the names of the classes of each head
 FINISHED = "finished.json"  # what `finish` writes
 AVERAGED = "average.json"  # of a run that `mmjax convert average` has made
@@ -121,18 +122,18 @@ class Run:
                 yield
 
     def continued(self, experiment: Experiment) -> Experiment:
-        """The experiment in the order that this run has begun with: data whose order nobody has chosen keep the stored one of
-        runs from before there was a choice. On every process alike; the others as process 0 tells them."""
+        """The experiment with the batches that this run has begun with: data whose order nobody has chosen keep the stored one
+        of runs from before there was a choice, and a `Flip` mirrors whatever a text says where it did then. On every process
+        alike; the others as process 0 tells them."""
         stored: list[str] = []
+        heedless: list[str] = []
         if is_main() and self.has_checkpoint():
             kept = self._config()[0].data
             stored = [name for name, own in experiment.data.items() if own.order == ORDER and name in kept]
             stored = [name for name in stored if kept[name].order == STORED]
-        stored = told("the order of the data", stored)
-        data = {
-            name: dataclasses.replace(own, order=STORED) if name in stored else own for name, own in experiment.data.items()
-        }
-        return dataclasses.replace(experiment, data=data) if stored else experiment
+            heedless = [name for name in kept if any(flip.sided == () for flip in _flips(kept[name]))]
+        stored, heedless = told("what batches were", (stored, heedless))
+        return _heedless(_in_stored_order(experiment, stored), heedless)
 
     def check(self, experiment: Experiment) -> None:
         """Whether this folder may hold an experiment: nothing, or an earlier part of the same.
@@ -226,6 +227,8 @@ class Run:
             raise UserError(f"{config}: holds no experiment")
         if about.get("_format") is None or about["_format"] < ORDERED:
             experiment = _in_stored_order(experiment, experiment.data)
+        if about.get("_format") is None or about["_format"] < MINDFUL:
+            experiment = _heedless(experiment, experiment.data)
         return experiment, Path(about.get("_folder") or Path.cwd())
 
     def _keep_old_code(self) -> Path:
@@ -331,7 +334,25 @@ def _names_itself(place: str, name: str) -> bool:
 def _in_stored_order(experiment: Experiment, names: Collection[str]) -> Experiment:
     """The same with the order of records that there was before it could be chosen, of the data of these names."""
     data = {name: dataclasses.replace(own, order=STORED) if name in names else own for name, own in experiment.data.items()}
-    return dataclasses.replace(experiment, data=data)
+    return dataclasses.replace(experiment, data=data) if names else experiment
+
+
+def _heedless(experiment: Experiment, names: Collection[str]) -> Experiment:
+    """The same whose `Flip`s mirror whatever a text says, where nobody has chosen their words, in the data of these names."""
+
+    def old(transform: Any) -> Any:
+        chosen = not isinstance(transform, Flip) or transform.sided != SIDED
+        return transform if chosen else dataclasses.replace(transform, sided=())
+
+    data = {
+        name: dataclasses.replace(own, transforms=tuple(map(old, own.transforms))) if name in names else own
+        for name, own in experiment.data.items()
+    }
+    return dataclasses.replace(experiment, data=data) if names else experiment
+
+
+def _flips(data: Data) -> list[Flip]:
+    return [transform for transform in data.transforms if isinstance(transform, Flip)]
 
 
 def differing(old: Experiment, new: Experiment) -> list[str]:

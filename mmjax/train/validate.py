@@ -34,7 +34,7 @@ from mmjax.train.taught import check_teachers, taught_classes
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
 TRIED = 32  # records of each set of data that go through its transforms and columns
-MOVING = ("RandomCrop", "Flip", "Rotate")  # transforms whose draws a label map would have to share
+MOVING = ("RandomCrop", "Flip", "Rotate", "RandAugment", "TrivialAugment")  # whose draws a label map would have to share
 LOOKED_AT = 128  # records of each set of data whose files are opened
 
 
@@ -65,7 +65,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     _check_columns(setup)
     lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
-    lines += _unread_keys(setup) + _files(setup)
+    lines += _mirrored(setup) + _unread_keys(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -154,6 +154,20 @@ def _warm_up(experiment: Experiment) -> list[str]:
     if warmup < steps or not steps:
         return []
     return [f"optimizer.warmup_steps={warmup} of steps={steps}: the learning rate never gets to its peak"]
+
+
+def _mirrored(setup: Setup) -> list[str]:
+    """Lines about images that the device mirrors beside texts, which it sees as numbers alone."""
+    lines = []
+    for image, augment in setup.experiment.model.augment.items():
+        read = {task.data for task in setup.experiment.tasks.values()}
+        texts = [name for name, own in setup.datasets.items() if name in read and image in own.spec() and own.texts()]
+        if getattr(augment, "flip", 0) and texts:
+            lines.append(
+                f"model.augment.{image}.flip={augment.flip:g} also mirrors images of data.{texts[0]} whose texts say left or "
+                "right; Flip among the data's transforms does not"
+            )
+    return lines
 
 
 def _unmoved(setup: Setup) -> list[str]:

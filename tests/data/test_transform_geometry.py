@@ -98,6 +98,33 @@ def test_random_crop_window_is_inside_and_keeps_its_ranges(rows, columns, seed):
         assert 0.65 <= width / height <= 1.5  # 3/4 and 4/3, each side rounded to whole pixels
 
 
+def torchvisions_window(rows, columns, scale, ratio, rng):
+    """`RandomResizedCrop.get_params`, with draws of numpy."""
+    log_ratio = np.log(ratio)
+    for _ in range(10):
+        target_area = rows * columns * rng.uniform(scale[0], scale[1])
+        aspect_ratio = np.exp(rng.uniform(log_ratio[0], log_ratio[1]))
+        w, h = round(np.sqrt(target_area * aspect_ratio)), round(np.sqrt(target_area / aspect_ratio))
+        if 0 < w <= columns and 0 < h <= rows:
+            return rng.integers(0, rows - h + 1), rng.integers(0, columns - w + 1), h, w
+    in_ratio = columns / rows
+    if in_ratio < min(ratio):
+        w, h = columns, round(columns / min(ratio))
+    elif in_ratio > max(ratio):
+        w, h = round(rows * max(ratio)), rows
+    else:
+        w, h = columns, rows
+    return (rows - h) // 2, (columns - w) // 2, h, w
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 2**32))
+def test_random_crop_is_torchvisions(rows, columns, seed):
+    crop = RandomCrop((4, 4), scale=(0.08, 1.0))
+    expected = torchvisions_window(rows, columns, crop.scale, crop.ratio, np.random.default_rng(seed))
+    assert crop._window(rows, columns, np.random.default_rng(seed)) == expected
+
+
 def test_random_crop_of_the_whole_image_is_resize():
     whole = RandomCrop((4, 6), scale=(1.0, 1.0), ratio=(12 / 9, 12 / 9))
     np.testing.assert_array_equal(apply(whole), apply(Resize((4, 6))))

@@ -459,12 +459,14 @@ def test_only_the_forward_itself_writes_what_modules_keep():
         still.encode("sensor")
         evaluated = BoundForward(counted, p, given)
         evaluated.encode("sensor")
+        views = f.with_(views={"sensor": 3 * given["sensor"]})
+        views.encode("sensor"), views.with_(train=False).encode("sensor"), f.with_(params, views=given).encode("sensor")
         return none, f.written(), still.written() + evaluated.written()
 
     none, written, others = jax.jit(uses)(everything, key())
     assert none == ([], []) and others == []
     path = "sums/encoders_sensor/total"
-    assert [{name: float(x) for name, x in own.items()} for own in written] == [{path: 6.0}, {path: 12.0}]
+    assert [{name: float(x) for name, x in own.items()} for own in written] == [{path: 6.0}, {path: 12.0}, {path: 18.0}]
 
 
 # Parts of a modality.
@@ -623,6 +625,25 @@ def test_what_lies_over_an_image_is_seen_as_it_has_moved_and_moves_once():
     np.testing.assert_allclose(tokens.embeddings, alone.embeddings, rtol=1e-6, atol=1e-6)
     still = BoundForward(flipped(), params, OVER)
     assert all(still.view(name) is OVER[name] for name in OVER)
+
+
+def test_what_is_given_as_a_view_is_not_augmented_once_more():
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), param_shapes(flipped()))
+    other = {"image": OVER["image"] * 2 + 1}
+
+    def run(p, rng):
+        f = BoundForward(flipped(), p, OVER, rng)
+        g = f.with_(views=other)
+        assert g.view("image") is g.batch["image"] and g.with_(key="again").view("image") is g.batch["image"]
+        again = g.with_(inputs=other).view("image")
+        return g.encode("image"), f.view("image_map"), g.view("image_map"), again, f.encode("image")
+
+    seen, before, after, again, own = jax.jit(run)(params, key())
+    still = BoundForward(flipped(), params, OVER | other | {"image_mask": OVER["image_mask"][:, :, ::-1]}).encode("image")
+    np.testing.assert_allclose(seen.embeddings, still.embeddings, rtol=1e-6)
+    np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(again, other["image"][:, :, ::-1])
+    assert not np.allclose(seen.embeddings, own.embeddings)
 
 
 def test_an_augmentation_that_moves_images_alone_is_refused_by_name_where_something_lies_over():

@@ -108,6 +108,9 @@ class FakeForward:
     def view(self, key: str) -> Array:
         return self.batch[key]
 
+    def with_(self, views: Mapping[str, Array]) -> FakeForward:
+        return FakeForward({**self.batch, **views}, self.params, self.train)
+
     def spec(self, path: str) -> types.SimpleNamespace:
         return SPECS[path]
 

@@ -21,13 +21,14 @@ from mmjax.models.fusion import FUSIONS
 from mmjax.models.heads import HEADS
 from mmjax.nn.augment import AUGMENTATIONS
 from mmjax.objectives import OBJECTIVES
+from mmjax.objectives.mixing import MIXES
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import OPTIMIZERS, AdamW, Checkpoint, Experiment, Log, Task
 from mmjax.train.hooks import HOOKS
 from mmjax.train.weighting import WEIGHTINGS
 
 TABLES = (COLUMNS, SOURCES, TRANSFORMS, TOKENIZERS, EVALUATORS, DECODERS, ENCODERS, FUSIONS, HEADS, AUGMENTATIONS, OBJECTIVES)
-TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS)
+TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS, MIXES)
 CLASSES = sorted({cls for table in TABLES for cls in table.values()} | {Data, Mesh, Checkpoint, Log, Task, Experiment}, key=str)
 GIVEN = {  # of fields that have to be given
     "at": (1,),

@@ -14,7 +14,7 @@ import tiny
 import mmjax.train.run
 from mmjax.core.config import to_json
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data import Folder, Pretrained
+from mmjax.data import Flip, Folder, Pretrained
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import AdamW, Checkpoint
 from mmjax.train.run import Run, _revision, environment
@@ -124,8 +124,8 @@ def test_a_config_of_a_later_version_is_refused(tmp_path):
     run = Run(tmp_path)
     run.open(tiny.experiment())
     data = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(data | {"_format": 3}))
-    with pytest.raises(UserError, match=r"config\.json has format 3, newer than this mmjax reads \(2\): upgrade mmjax"):
+    (tmp_path / "config.json").write_text(json.dumps(data | {"_format": 4}))
+    with pytest.raises(UserError, match=r"config\.json has format 4, newer than this mmjax reads \(3\): upgrade mmjax"):
         run.experiment()
     for name in ("_format", "_folder"):  # as before there were any
         del data[name]
@@ -150,6 +150,30 @@ def test_a_run_from_before_orders_could_be_chosen_goes_on_in_its_own(trained, tm
     assert trained.continued(now) == now and Run(tmp_path / "new").continued(now) == now
     chosen = dataclasses.replace(now, data={**now.data, "train": dataclasses.replace(now.data["train"], order="blocks")})
     assert old.continued(chosen).data["train"].order == "blocks"  # what somebody has chosen is refused by `check`
+
+
+def test_a_run_from_before_texts_held_mirroring_back_goes_on_without(trained, tmp_path):
+    def with_flips(*flips):
+        now = tiny.experiment()
+        data = {name: dataclasses.replace(own, transforms=(*flips, *own.transforms)) for name, own in now.data.items()}
+        return dataclasses.replace(now, data=data)
+
+    shutil.copytree(trained.path, tmp_path / "old")
+    old, config, now = Run(tmp_path / "old"), tmp_path / "old" / "config.json", with_flips(Flip(0.25), Flip(0.5))
+    old.write_config(now)
+    assert old.continued(now) == now and old.experiment() == now
+    data = json.loads(config.read_text()) | {"_format": 2}
+    for own in data["data"].values():
+        assert own["transforms"][0].pop("sided") and own["transforms"][1].pop("sided")
+    config.write_text(json.dumps(data))
+    before = with_flips(Flip(0.25, sided=()), Flip(0.5, sided=()))
+    assert old.experiment() == before and old.continued(now) == before
+    with pytest.raises(UserError, match=r"of another experiment: .*sided"):
+        old.check(now)
+    old.check(old.continued(now))
+    chosen = old.continued(with_flips(Flip(0.25, sided=("left",)), Flip(0.5)))
+    assert chosen == with_flips(Flip(0.25, sided=("left",)), Flip(0.5, sided=()))  # a choice is refused by `check`
+    assert Run(tmp_path / "new").continued(now) == now
 
 
 def test_trouble_with_the_disk_is_not_an_empty_folder(trained, monkeypatch):

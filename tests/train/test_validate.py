@@ -18,6 +18,7 @@ from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.fusion import Cross, Dual
 from mmjax.models.heads import Classifier
+from mmjax.nn.augment import ImageAugment
 from mmjax.parallel.mesh import use_mesh
 from mmjax.train.asked import live_inputs
 from mmjax.train.dry import asks
@@ -246,3 +247,11 @@ class Script:
 def test_an_evaluator_that_reads_nothing_is_not_called_before_the_first_step():
     assert not asks(Script()) and not asks(lambda evaluation, params: {})
     assert asks(Report()) and asks(lambda evaluation, params: (lambda: evaluation)())
+
+
+def test_the_device_mirrors_whatever_a_text_says_and_that_is_said():
+    def made(**augment):
+        return tiny.experiment(model=tiny.small_model().clone(augment={"image": ImageAugment(**augment)}), evaluate={})
+
+    said = "model.augment.image.flip=0.5 also mirrors images of data.train whose texts say left or right"
+    assert said in notes(made(flip=0.5)) and "mirrors" not in notes(made(noise=0.1))

@@ -1,6 +1,7 @@
 """What may be done to a record. A new transform is one class in one of these files, one line in the table, one test."""
 
-from mmjax.data.transforms.colour import ColourJitter, Noise, Normalise
+from mmjax.data.transforms.automatic import RandAugment, TrivialAugment
+from mmjax.data.transforms.colour import ColourJitter, GaussianBlur, Noise, Normalise, RandomErasing
 from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
 from mmjax.data.transforms.text import Caption, NextSentence
 
@@ -14,7 +15,11 @@ TRANSFORMS = {
     "flip": Flip,
     "rotate": Rotate,
     "colour_jitter": ColourJitter,
+    "rand_augment": RandAugment,
+    "trivial_augment": TrivialAugment,
+    "gaussian_blur": GaussianBlur,
     "noise": Noise,
+    "random_erasing": RandomErasing,
     "normalise": Normalise,
     "caption": Caption,
     "next_sentence": NextSentence,
@@ -26,13 +31,17 @@ __all__ = [
     "CenterCrop",
     "ColourJitter",
     "Flip",
+    "GaussianBlur",
     "NextSentence",
     "Noise",
     "Normalise",
     "PadSquare",
+    "RandAugment",
     "RandomCrop",
+    "RandomErasing",
     "Resize",
     "ResizeShortest",
     "ResizeWithin",
     "Rotate",
+    "TrivialAugment",
 ]

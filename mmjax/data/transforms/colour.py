@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar
 
 import numpy as np
+from PIL import ImageFilter
 
+from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data.images import pixels
+from mmjax.data.images import from_pil, pixels, to_pil
 from mmjax.data.types import Record, Records
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL converts to grey
@@ -69,6 +72,86 @@ class Noise:
         image = pixels(record, "Noise", self.field)
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(255 * self.sigma)
         return {**record, self.field: _to_uint8(image + noise)}
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianBlur:
+    """Blur with a probability, by a Gaussian whose width is drawn evenly, as DINO and MoCo v2 do with PIL.
+
+    It is PIL's `ImageFilter.GaussianBlur`: three box filters that have the Gaussian's variance, a level or two away from it.
+
+    Attributes:
+      probability: how often, from 0 to 1.
+      sigma: range of the Gaussian's standard deviation, in pixels.
+      field: the image it changes.
+    """
+
+    probability: float = setting(least=0, most=1, default=0.5)
+    sigma: tuple[float, float] = (0.1, 2.0)
+    field: str = "image"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "GaussianBlur.")
+        if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1]:
+            raise UserError(f"GaussianBlur.sigma={tuple(self.sigma)}: give (low, high) with 0 <= low <= high")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "GaussianBlur", self.field)
+        sigma = rng.uniform(*self.sigma)
+        if rng.random() >= self.probability:
+            return record
+        return {**record, self.field: from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(sigma)))}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomErasing:
+    """Paint over a random rectangle, with a probability (Zhong et al. 2017, arXiv:1708.04896, algorithm 1).
+
+    Ten draws of an area and of a log-uniform ratio; the first that is smaller than the image is taken, as torchvision does; if
+    none is, nothing is painted. It takes uint8, so it stands before `Normalise`, and after what crops, resizes and turns. The
+    image alone is changed: what lies over it says what is behind the rectangle.
+
+    Attributes:
+      probability: how often, from 0 to 1.
+      scale: range of the rectangle's area, as a share of the image's.
+      ratio: range of the rectangle's height / width.
+      fill: red, green and blue, each 0 to 255; () for values drawn evenly for each pixel, which did best in the paper.
+      field: the image it changes.
+    """
+
+    probability: float = setting(least=0, most=1, default=0.5)
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    fill: tuple[int, ...] = ()
+    field: str = "image"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "RandomErasing.")
+        for field, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                raise UserError(f"RandomErasing.{field}=({low}, {high}): give (low, high) with 0 < low <= high <= {most}")
+        if len(self.fill) not in (0, 3) or not all(0 <= value <= 255 for value in self.fill):
+            raise UserError(f"RandomErasing.fill={tuple(self.fill)}: give red green blue from 0 to 255, or () for noise")
+
+    def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
+        image = pixels(record, "RandomErasing", self.field)
+        window = self._window(image.shape[0], image.shape[1], rng) if rng.random() < self.probability else None
+        if window is None:
+            return record
+        top, left, height, width = window
+        erased = image.copy()
+        erased[top : top + height, left : left + width] = self.fill or rng.integers(0, 256, (height, width, 3), np.uint8)
+        return {**record, self.field: erased}
+
+    def _window(self, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+        """(top, left, height, width) in pixels; None where no draw is smaller than the image."""
+        for _ in range(10):
+            area = rows * columns * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if height < rows and width < columns:
+                return int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

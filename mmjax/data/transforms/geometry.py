@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data.images import pixels
 from mmjax.data.spelling import nearest
+from mmjax.data.transforms.sided import SIDED, check_words, says
 from mmjax.data.transforms.spatial import RESAMPLE, Cropped, Mirrored, Padded, Resized, Turned, move
 from mmjax.data.types import Record, Records
 
@@ -203,23 +204,31 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirror left and right, with a probability.
+    """Mirror left and right, with a probability; not where a text of the record says left or right, which it would make false.
+
+    The texts are those that the record has by then, the name of its class among them: what writes another (`Caption`) stands
+    before it. A number whose class only a column names is no text. What is held back draws as it would otherwise.
 
     Attributes:
       probability: how often, from 0 to 1.
       field: the image it moves.
+      sided: the words that hold it back, see `sided.says`; () mirrors whatever a text says.
     """
 
     probability: float = 0.5
     field: str = "image"
+    sided: tuple[str, ...] = SIDED
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise UserError(f"Flip.probability={self.probability} is not between 0 and 1")
+        check_words("Flip.sided", self.sided)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         pixels(record, "Flip", self.field)
-        return move(record, "Flip", self.field, Mirrored()) if rng.random() < self.probability else record
+        if rng.random() >= self.probability or says(record, self.sided):
+            return record
+        return move(record, "Flip", self.field, Mirrored())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -207,3 +207,37 @@ class Turned:
 
     def _cos_sin(self) -> tuple[float, float]:
         return math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+
+
+@dataclasses.dataclass(frozen=True)
+class Warped:
+    """Taken from elsewhere: the new pixel at (x, y) is the old one at (ax + by + c, dx + ey + f); the size stays.
+
+    Attributes:
+      matrix: (a, b, c, d, e, f), in pixels, 0 the left or upper edge, as PIL's `Image.transform` takes it.
+      resample: "nearest", "bilinear" or "bicubic".
+      fill: red, green and blue of what comes into view.
+    """
+
+    matrix: tuple[float, float, float, float, float, float]
+    resample: str = "nearest"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def pixels(self, image_HW3: np.ndarray) -> np.ndarray:
+        image, how = to_pil(image_HW3), RESAMPLE[self.resample]
+        return from_pil(image.transform(image.size, Image.Transform.AFFINE, self.matrix, how, fillcolor=tuple(self.fill)))
+
+    def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
+        plane_HW = _holding(plane_HW, outside)
+        # PIL itself says which pixel it takes, in the fixed point that it counts in.
+        numbers = Image.fromarray(np.arange(plane_HW.size, dtype=np.int32).reshape(plane_HW.shape))
+        taken = numbers.transform(numbers.size, Image.Transform.AFFINE, self.matrix, Image.Resampling.NEAREST, fillcolor=-1)
+        taken_HW = np.asarray(taken)
+        found = plane_HW.reshape(-1)[np.maximum(taken_HW, 0)]
+        return np.where(taken_HW >= 0, found, np.asarray(outside, plane_HW.dtype))
+
+    def places(self, xy_N2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        a, b, c, d, e, f = self.matrix
+        x_N, y_N = xy_N2.astype(np.float64).T - [[c], [f]]
+        there = np.stack([e * x_N - b * y_N, a * y_N - d * x_N], axis=1) / (a * e - b * d)
+        return there.astype(np.float32)
