@@ -22,10 +22,12 @@ from mmjax.data.sources import (
     Mix,
     Parquet,
     Scenes,
+    Squad,
     Stamps,
     Subset,
     WebDataset,
 )
+from mmjax.data.spans import Span
 from mmjax.data.strings import Strings, strings
 from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
@@ -93,6 +95,8 @@ __all__ = [
     "Rotate",
     "Scenes",
     "Source",
+    "Span",
+    "Squad",
     "Stamps",
     "Strings",
     "Subset",

@@ -135,6 +135,19 @@ class Tokenizer:
             row_T2[len(self.begins) :][: len(one)] = np.array(own, np.int32).reshape(-1, 2)
         return {**found, "places": places_NT2}
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        """The library's own account of each two texts, as long as they are: `ids`, `type_ids`, `sequence_ids`, `offsets`.
+        Raises `UserError` for a tokenizer without a fast form."""
+        return self._encodings(list(pairs), None)
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, without special ones. Raises `UserError` for a tokenizer without a fast form."""
+        backend = self._backend()
+        with self._lock:
+            backend.no_padding()
+            backend.no_truncation()
+            return [len(one) for one in backend.encode_batch(list(texts), add_special_tokens=False)]
+
     def whole(self, text: str) -> list[int]:
         """The ids of one text as `encode` gives them, however many they are."""
         return [*self.begins, *self._encode([text], None)["input_ids"][0], *self.ends]
@@ -195,18 +208,27 @@ class Tokenizer:
         return {"ids": ids_NT, "mask": mask_NT, "truncated": truncated_N}, encodings
 
     def _encodings(self, inputs: list[Any], max_length: int | None) -> list[Any]:
-        """The library's own account of texts, and of texts as lists of words: ids, words and places."""
-        backend = getattr(self.huggingface, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError("tokenizer: it has no fast form (tokenizer.json), which alone says of which word a token is")
+        """The library's own account of texts, of texts as lists of words and of two texts in a tuple: ids, words and places."""
+        backend = self._backend()
         with self._lock:  # HuggingFace sets both anew for each of its own calls
             backend.no_padding()
             backend.no_truncation()
             if max_length is not None:
                 backend.enable_truncation(max_length)
-            found = [backend.encode(one, is_pretokenized=not isinstance(one, str)) for one in inputs]
+            found = [
+                backend.encode(*one)
+                if isinstance(one, tuple)
+                else backend.encode(one, is_pretokenized=not isinstance(one, str))
+                for one in inputs
+            ]
             backend.no_truncation()
         return found
+
+    def _backend(self) -> Any:
+        backend = getattr(self.huggingface, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError("tokenizer: it has no fast form (tokenizer.json), which alone says of which word a token is")
+        return backend
 
     def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
         with self._lock:
