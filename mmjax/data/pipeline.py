@@ -176,6 +176,9 @@ class Dataset:
 
     def __init__(self, data: Data, records: Records, tokenizers: Mapping[str, Tokenizer], seed: int, name: str = "") -> None:
         self.path = f"data.{name}" if name else ""
+        for transform in data.transforms:
+            if hasattr(transform, "check_tokenizer") and "" in tokenizers:
+                transform.check_tokenizer(tokenizers[""])
         records = windowed(records, data.columns, tokenizers, data.max_length, bool(data.transforms))
         self.windows = records if isinstance(records, Windows) else None
         self.size = len(records)

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from mmjax.core import quiet
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.data.special import with_special
 
 quiet.transformers()
 
@@ -250,10 +251,12 @@ class WordPiece:
     Attributes:
       vocab_size: at most; a small corpus gives fewer.
       lowercase: fold case and strip accents.
+      special: further tokens that are never cut: those of `Markers`, for instance.
     """
 
     vocab_size: int = setting(least=1, default=1000)
     lowercase: bool = True
+    special: tuple[str, ...] = ()
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Learn the vocabulary; the same texts give the same one.
@@ -278,7 +281,7 @@ class WordPiece:
         backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.normalizer, backend.pre_tokenizer = normalizer, words
         backend.decoder = decoders.WordPiece()
-        return _finish(backend, {**ROLES, "unk_token": "[UNK]"})
+        return _finish(backend, {**ROLES, "unk_token": "[UNK]"}, self.special)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,9 +316,12 @@ class Pretrained:
 
     Attributes:
       path: the folder.
+      special: further tokens that are never cut. `[unused0]` and its like, which BERT's vocabulary has, keep their ids; others
+        come after all, so that the model's `vocab_size` must have room for them.
     """
 
     path: str = setting(everyday=True, path=True)
+    special: tuple[str, ...] = ()
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing, holds no tokenizer or wants code run."""
@@ -324,7 +330,8 @@ class Pretrained:
         if not Path(self.path).is_dir():
             raise UserError(f"Pretrained.path={self.path!r}: no such folder; give a local HuggingFace folder with a tokenizer")
         try:
-            return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False))
+            own = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            return Tokenizer(with_special(own, self.special))
         except UserError as error:
             raise UserError(f"Pretrained.path={self.path!r}: {error}") from None
         except ImportError as error:  # of a package that only some kinds of tokenizer need, with pages of advice
@@ -342,7 +349,7 @@ class Pretrained:
 TOKENIZERS: dict[str, Callable[..., Any]] = {"wordpiece": WordPiece, "bpe": BPE, "pretrained": Pretrained}
 
 
-def _finish(backend: Backend, roles: dict[str, str]) -> Tokenizer:
+def _finish(backend: Backend, roles: dict[str, str], special: tuple[str, ...] = ()) -> Tokenizer:
     # Imported here because it costs seconds, PyTorch included where that is installed, which reading a config should not.
     from transformers import PreTrainedTokenizerFast
 
@@ -352,7 +359,7 @@ def _finish(backend: Backend, roles: dict[str, str]) -> Tokenizer:
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     ends = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"]}
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends))
+    return Tokenizer(with_special(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends), special))
 
 
 def _corpus(texts: Iterable[str]) -> list[str]:

@@ -116,14 +116,13 @@ def best_spans(
         shares_T2 /= shares_T2.sum(0)
         none = min(none, float(shares_T2[0, 0] * shares_T2[0, 1]))
         tokens = np.flatnonzero(inside_T)
+        if not len(tokens):
+            continue
         begin_C, end_C = shares_T2[tokens].T
         padded = np.concatenate([end_C, np.full(longest - 1, -1.0)])
-        ends_CL = np.lib.stride_tricks.sliding_window_view(padded, longest) if len(tokens) else np.zeros((0, longest))
+        ends_CL = np.lib.stride_tricks.sliding_window_view(padded, longest)
         score_CL = np.where(ends_CL < 0, -1.0, begin_C[:, None] * ends_CL)
-        if top_k == 1 and len(tokens):
-            order = np.array([score_CL.argmax()])
-        else:
-            order = np.argsort(-score_CL, axis=None, kind="stable")
+        order = np.array([score_CL.argmax()]) if top_k == 1 else np.argsort(-score_CL, axis=None, kind="stable")
         own: set[tuple[int, int]] = set()
         for flat in order.tolist():
             first, further = divmod(flat, longest)

@@ -2,6 +2,7 @@
 
 from mmjax.data.transforms.colour import ColourJitter, Noise, Normalise
 from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
+from mmjax.data.transforms.markers import Markers
 from mmjax.data.transforms.text import Caption, NextSentence
 
 TRANSFORMS = {
@@ -18,6 +19,7 @@ TRANSFORMS = {
     "normalise": Normalise,
     "caption": Caption,
     "next_sentence": NextSentence,
+    "markers": Markers,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "CenterCrop",
     "ColourJitter",
     "Flip",
+    "Markers",
     "NextSentence",
     "Noise",
     "Normalise",
