@@ -170,10 +170,12 @@ def trained(name: str, seed: int, folder: Path) -> tuple[float, float]:
 def main() -> None:
     """One JSON object a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", choices=[*METRICS, []], default=[*METRICS])
+    parser.add_argument("tasks", nargs="*", default=[*METRICS], metavar="TASK", help=", ".join(METRICS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--write", default="")
     own = parser.parse_args()
+    if wrong := [name for name in own.tasks if name not in METRICS]:
+        parser.error(f"{wrong[0]} is none of {', '.join(METRICS)}")
     for name in own.tasks:
         if own.write:
             Path(own.write).mkdir(parents=True, exist_ok=True)

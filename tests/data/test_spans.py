@@ -209,7 +209,13 @@ def test_squad_files(tmp_path):
 
     qas = [
         {"id": "1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}, {"text": "New", "answer_start": 14}]},
-        {"id": "2", "question": "Why?", "is_impossible": True, "answers": [], "plausible_answers": [{"text": "x"}]},
+        {
+            "id": "2",
+            "question": "Why?",
+            "is_impossible": True,
+            "answers": [{"text": "x", "answer_start": 0}],
+            "plausible_answers": [{"text": "x"}],
+        },
     ]
     whole = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": qas}]}, {"paragraphs": [{"context": LONG, "qas": qas[1:]}]}]}
     path = file(whole)
