@@ -15,13 +15,13 @@ from mmjax.models.heads import Classifier
 from mmjax.objectives import MultiLabel
 from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
-LENGTH, WORDS, WIDTH = 32, 2000, 128
+LENGTH, WORDS, WIDTH = 32, 2000, 64
 NAMES = ("red", "green", "blue", "yellow", "white")
 
 
 def data(split: str) -> Data:
     source = Manifest("labels.jsonl", split, fields={"labels": "labels"})
-    return Data(source, (), {"labels": Classes(NAMES)}, batch_size=32, max_length=LENGTH)
+    return Data(source, (), {"labels": Classes(NAMES)}, batch_size=64, max_length=LENGTH)
 
 
 def experiment() -> Experiment:
@@ -33,9 +33,9 @@ def experiment() -> Experiment:
         data={split: data(split) for split in ("train", "validation")},
         tokenizer=WordPiece(WORDS),
         tasks={"labels": Task(MultiLabel())},
-        optimizer=AdamW(learning_rate=5e-4, warmup_steps=100, weight_decay=0.01),
-        steps=1000,
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01),
+        steps=500,
         evaluate={"labels": MultiLabels()},
-        evaluate_every=500,
-        checkpoint=Checkpoint(every=500, best="labels/micro_f1"),
+        evaluate_every=250,
+        checkpoint=Checkpoint(every=250, best="labels/micro_f1"),
     )

@@ -17,13 +17,13 @@ from mmjax.models.heads import Classifier
 from mmjax.objectives import Classification
 from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
-LENGTH, WORDS, CLASSES, WIDTH = 40, 2000, 5, 128
+LENGTH, WORDS, CLASSES, WIDTH = 40, 2000, 5, 64
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 
 
 def data(split: str) -> Data:
     source = Manifest("relations.jsonl", split, fields={"head": "head", "tail": "tail"})
-    return Data(source, (Markers(tokens=MARKERS),), batch_size=32, max_length=LENGTH)
+    return Data(source, (Markers(tokens=MARKERS),), batch_size=64, max_length=LENGTH)
 
 
 def experiment() -> Experiment:
@@ -35,9 +35,9 @@ def experiment() -> Experiment:
         data={split: data(split) for split in ("train", "validation")},
         tokenizer=WordPiece(WORDS, special=MARKERS),
         tasks={"relations": Task(Classification())},
-        optimizer=AdamW(learning_rate=5e-4, warmup_steps=100, weight_decay=0.01),
-        steps=1000,
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01),
+        steps=500,
         evaluate={"relations": Report()},
-        evaluate_every=500,
-        checkpoint=Checkpoint(every=500, best="relations/accuracy"),
+        evaluate_every=250,
+        checkpoint=Checkpoint(every=250, best="relations/accuracy"),
     )

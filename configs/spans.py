@@ -21,19 +21,19 @@ LENGTH, WORDS = 28, 2000
 
 def data(split: str) -> Data:
     span = Span(stride=8, max_question=12)
-    return Data(Squad(f"spans/{split}.json"), (), {"answers": span}, batch_size=32, max_length=LENGTH)
+    return Data(Squad(f"spans/{split}.json"), (), {"answers": span}, batch_size=64, max_length=LENGTH)
 
 
 def experiment() -> Experiment:
-    size = {"vocab_size": WORDS, "max_length": LENGTH, "width": 128, "depth": 3, "heads": 4, "unroll": True}
+    size = {"vocab_size": WORDS, "max_length": LENGTH, "width": 64, "depth": 2, "heads": 4, "unroll": True}
     text = TextTransformer(norm_placement="post", embed_norm=True, segments=2, **size)  # as BERT's
     return Experiment(
         model=Multimodal(encoders={"text": text}, heads={"spans": TokenClassifier(classes=2, transform=False)}),
         data={split: data(split) for split in ("train", "validation")},
         tokenizer=WordPiece(WORDS),
         tasks={"answers": Task(ExtractSpan())},
-        optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01),
-        steps=1000,
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01),
+        steps=1500,
         evaluate={"answers": SpanAnswers(impossible=True)},
         evaluate_every=500,
         checkpoint=Checkpoint(every=500, best="answers/f1"),

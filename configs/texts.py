@@ -17,11 +17,11 @@ from mmjax.models.heads import Classifier
 from mmjax.objectives import Classification
 from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
-LENGTH, WORDS, CLASSES, WIDTH = 48, 2000, 3, 128
+LENGTH, WORDS, CLASSES, WIDTH = 48, 2000, 3, 64
 
 
 def data(split: str) -> Data:
-    return Data(Manifest("texts.jsonl", split), batch_size=32, max_length=LENGTH)
+    return Data(Manifest("texts.jsonl", split), batch_size=64, max_length=LENGTH)
 
 
 def experiment() -> Experiment:
@@ -33,8 +33,8 @@ def experiment() -> Experiment:
         data={split: data(split) for split in ("train", "validation")},
         tokenizer=WordPiece(WORDS),
         tasks={"classes": Task(Classification())},
-        optimizer=AdamW(learning_rate=5e-4, warmup_steps=100, weight_decay=0.01),
-        steps=1000,
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01),
+        steps=1500,
         evaluate={"classes": Report()},
         evaluate_every=500,
         checkpoint=Checkpoint(every=500, best="classes/accuracy"),
