@@ -7,7 +7,7 @@ right"; 8,000 scenes are learned from, and 1,000 that training never saw are ask
 
 - `spans`: what colour is the three? where is it? which digit is top left? A fifth of the questions is about a digit that the
   caption has not. A caption of four digits takes two windows. Metric: F1.
-- `texts`: does "the three is red" follow, is it contradicted, or is nothing said of it? Metric: accuracy.
+- `texts`: does "there is a three" follow, is it contradicted, or is nothing said of it ("the three is small")? Metric: accuracy.
 - `labels`: which colours are in the lower half? Metric: micro F1.
 - `relations`: is one digit left of, right of, above or below another, or across? Metric: accuracy.
 
@@ -84,14 +84,11 @@ def texts(split: str) -> list[Row]:
     rng, rows = np.random.default_rng(2), []
     for number, (seen, caption) in enumerate(scenes(split)):
         one = seen[int(rng.integers(len(seen)))]
-        digit, colour = one.digit, one.colour
-        kind = ("follows", "contradicted", "not said")[number % 3]
+        digit, kind = one.digit, ("follows", "contradicted", "not said")[number % 3]
         if kind == "contradicted":
-            colour = (colour + int(rng.integers(1, len(COLOURS)))) % len(COLOURS)
-        if kind == "not said":
             absent = sorted(set(range(10)) - {other.digit for other in seen})
             digit = absent[int(rng.integers(len(absent)))]
-        pair = f"the {NAMES[digit]} is {COLOURS[colour]}"
+        pair = f"the {NAMES[digit]} is small" if kind == "not said" else f"there is a {NAMES[digit]}"
         rows.append({"text": caption, "text_pair": pair, "label": kind, "split": split})
     return rows
 

