@@ -7,7 +7,7 @@ right"; 8,000 scenes are learned from, and 1,000 that training never saw are ask
 
 - `spans`: what colour is the three? where is it? which digit is top left? A fifth of the questions is about a digit that the
   caption has not. A caption of four digits takes two windows. Metric: F1.
-- `texts`: does "there is a three" follow, is it contradicted, or is nothing said of it ("the three is small")? Metric: accuracy.
+- `texts`: does "there is a three" follow, is it contradicted, or is nothing said ("the three is small")? Metric: accuracy.
 - `labels`: which colours are in the lower half? Metric: micro F1.
 - `relations`: is one digit left of, right of, above or below another, or across? Metric: accuracy.
 
