@@ -36,16 +36,26 @@ FLAGS = {
     "few_shot": "--data.train.source.source.path {stamps} --data.test.source.source.path {stamps} --tokenizer bpe "
     "--tokenizer.vocab_size 300 --init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
+    "labels": "--data.train.source.path {told} --data.validation.source.path {told}",
     "llama_lora": "--init_from= --tokenizer wordpiece --data.train.source.path {texts} --data.validation.source.path {texts} "
     "--data.train.max_length 32 --data.validation.max_length 32",  # 2,048 tokens of 32,000 words are 2 GB, several times
+    "relations": "--data.train.source.path {told} --data.validation.source.path {told}",
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
+    "spans": "--data.train.source.path {asked} --data.validation.source.path {asked}",
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
+    "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
 HELD_OUT = load_config("few_shot").data["test"].source.only
 PUBLISHED = {"siglip_b16": 203_155_970}
-LONG = ("blip_base", "digits", "scenes_vqa")  # three objectives and more: twenty seconds to compile, so by default only traced
+TEXTS = ("labels", "relations", "spans", "texts")  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
+LONG = (
+    *TEXTS,
+    "blip_base",
+    "digits",
+    "scenes_vqa",
+)  # three objectives and more: twenty seconds to compile, so by default only traced
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +84,24 @@ def places(tmp_path_factory):
         "photos": root / "photos",
         "captions": manifest,
         "texts": texts,
+        **told(root),
         "stamps": root / "stamps",
         "teacher": a_teacher(root / "teacher"),
     }
+
+
+def told(root):
+    """Texts with a class, with several, with two places and in pairs; and questions about passages."""
+    rows = []
+    for number in range(40):
+        text = f"{('red', 'blue', 'green')[number % 3]} number {number} sits on the mat"
+        about = {"label": "abcde"[number % 5], "labels": [text.split()[0]], "split": ("train", "validation")[number % 2]}
+        rows.append({"text": text, "head": [0, 3], "tail": [len(text) - 3, len(text)], **about})
+    (root / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qas = [{"question": "what?", "answers": [{"text": "mat", "answer_start": 7}]}, {"question": "why?", "answers": []}]
+    asked = {"data": [{"paragraphs": [{"context": "on the mat", "qas": qas}] * 4}]}
+    (root / "asked.json").write_text(json.dumps(asked))
+    return {"told": root / "told.jsonl", "asked": root / "asked.json"}
 
 
 def a_teacher(folder):

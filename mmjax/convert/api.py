@@ -36,6 +36,7 @@ from mmjax.train.run import AVERAGED, FINISHED, Run, environment
 from mmjax.train.state import State
 
 logger = logging.getLogger("mmjax")
+EXTRACTS = ("BertForQuestionAnswering", "RobertaForQuestionAnswering")
 COMPANION_FOLDER = "huggingface"  # in a run: the files that came with the weights
 
 
@@ -90,6 +91,19 @@ def load_tagger(path: str | Path, classes: int) -> Multimodal:
       UserError: the model did not come from HuggingFace, or its family has no such class here.
     """
     return _headed(path, classes, ("ForTokenClassification",), "tags tokens")
+
+
+def load_extractor(path: str | Path) -> Multimodal:
+    """The same as HuggingFace's class that says of each token whether it begins or ends an answer: `heads_spans/*` starts anew.
+
+    Usage:
+      model = load_extractor("runs/bert")  # BertForQuestionAnswering
+      Experiment(model=model, init_from="runs/bert", init_fresh=("heads_spans/*",), ...)
+
+    Raises:
+      UserError: the model did not come from HuggingFace, or its family has no such class here.
+    """
+    return _headed(path, 2, EXTRACTS, "finds answers in passages")
 
 
 def _headed(path: str | Path, classes: int, ends: tuple[str, ...], does: str) -> Multimodal:

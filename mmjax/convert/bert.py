@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019): base, masked LM, next sentence, both, sequence and token classification."""
+"""BERT (Devlin et al. 2019): base, masked LM, next sentence, both, sequence and token classification, answers in passages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie, get
 from mmjax.convert.layout import Row, Vector, linear, norm, table
+from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import TextTransformer
 from mmjax.models.heads import Classifier, TokenClassifier
@@ -30,6 +31,13 @@ def _token_classes(config: Config) -> TokenClassifier:
     return TokenClassifier(classes=labels(config), input="text", transform=False)
 
 
+def spans(config: Config) -> TokenClassifier:
+    """Two logits a token: an answer's first, its last."""
+    if labels(config) != 2:
+        raise UserError(f"num_labels={labels(config)}: a class that finds answers in passages has 2, for first and last token")
+    return TokenClassifier(classes=2, input="text", transform=False)
+
+
 def labels(config: Config) -> int:
     """The number of classes: of `id2label`, of `num_labels` in old files, 2 by default."""
     return len(config["id2label"]) if config.get("id2label") is not None else config.get("num_labels", 2)
@@ -46,6 +54,7 @@ MODELS = {
     "BertForNextSentencePrediction": lambda c: _model(next_sentence=_pooled(2)),
     "BertForSequenceClassification": lambda c: _model(classes=_pooled(labels(c))),
     "BertForTokenClassification": lambda c: _model(token_classes=_token_classes(c)),
+    "BertForQuestionAnswering": lambda c: _model(spans=spans(c)),
 }
 
 POOLED = ("pooler", "next_sentence", "classes")  # heads over BERT's pooler
@@ -98,6 +107,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
             rows += linear(logits[head], f"heads_{head}/logits") if head in logits else []
     if "token_classes" in model.heads:
         rows += linear("classifier", "heads_token_classes/logits")
+    if "spans" in model.heads:
+        rows += linear("qa_outputs", "heads_spans/logits")
     if "masked_lm" in model.heads:
         rows += linear("cls.predictions.transform.dense", "heads_masked_lm/project")
         rows += norm("cls.predictions.transform.LayerNorm", "heads_masked_lm/norm")

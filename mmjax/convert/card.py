@@ -15,6 +15,8 @@ TAGS = {
     "ForCausalLM": "text-generation",
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
+    "BertForQuestionAnswering": "question-answering",
+    "RobertaForQuestionAnswering": "question-answering",
 }
 
 

@@ -21,7 +21,8 @@ from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
-from mmjax.data import Tags, Tokenizer
+from mmjax.data import Tokenizer
+from mmjax.data.making import MAKERS
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
 from mmjax.train import Experiment
@@ -177,7 +178,7 @@ def text_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Tokenizer]) 
         return None
     for task in experiment.tasks.values():
         columns = getattr(experiment.data.get(task.data), "columns", {})
-        made = ((column.of if isinstance(column, Tags) else key, column) for key, column in columns.items())
+        made = ((column.of if isinstance(column, MAKERS) else key, column) for key, column in columns.items())
         named = [getattr(column, "tokenizer", None) for key, column in made if key in ("text", "caption")]
         for name in filter(None, named):
             if name in tokenizers:
@@ -212,6 +213,7 @@ def obstacle(setup: Setup) -> list[str]:
         if not e.model.huggingface:  # it is written tower by tower, if at all
             return []
         hint = "; mmjax.convert.load_classifier makes a classifier that goes back" * ("classes" in e.model.heads)
+        hint += "; mmjax.convert.load_extractor makes a model that goes back" * ("spans" in e.model.heads)
         hint += "; mmjax.convert.load_tagger makes a tagger that goes back" * ("token_classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     if whole is None or not e.adapt:

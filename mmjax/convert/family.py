@@ -306,7 +306,7 @@ def explicit(model: Any) -> Any:
 
 def _name_labels(config: dict[str, Any], model: Multimodal) -> None:
     """Names of as many classes as the head has: those it came with, else LABEL_0 and so on."""
-    for head in ("classes", "token_classes"):
+    for head in ("classes", "token_classes", "spans"):
         if head in model.heads:
             count = model.heads[head].classes
             if len(config.get("id2label") or {0: "", 1: ""}) != count:

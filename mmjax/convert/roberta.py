@@ -1,11 +1,14 @@
-"""RoBERTa (Liu et al. 2019): base, masked LM, sequence and token classification; positions count from the padding id."""
+"""RoBERTa (Liu et al. 2019): base, masked LM, sequence and token classification, answers in passages.
+
+Positions count from the padding id.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mmjax.convert import bert
-from mmjax.convert.bert import TEXT, labels, layers
+from mmjax.convert.bert import TEXT, labels, layers, spans
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Tie, get
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.core.errors import UserError
@@ -36,6 +39,7 @@ MODELS = {
     "RobertaForTokenClassification": lambda c: _model(
         token_classes=TokenClassifier(classes=labels(c), input="text", transform=False)
     ),
+    "RobertaForQuestionAnswering": lambda c: _model(spans=spans(c)),
 }
 
 FIELDS: dict[str, ConfigField] = {
@@ -76,6 +80,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
         rows += linear("classifier.out_proj", "heads_classes/logits")
     if "token_classes" in model.heads:
         rows += linear("classifier", "heads_token_classes/logits")
+    if "spans" in model.heads:
+        rows += linear("qa_outputs", "heads_spans/logits")
     if "masked_lm" in model.heads:
         rows += linear("lm_head.dense", "heads_masked_lm/project")
         rows += norm("lm_head.layer_norm", "heads_masked_lm/norm")

@@ -24,10 +24,12 @@ from mmjax.data.sources import (
     Mix,
     Parquet,
     Scenes,
+    Squad,
     Stamps,
     Subset,
     WebDataset,
 )
+from mmjax.data.spans import Span
 from mmjax.data.strings import Strings, strings
 from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
@@ -39,6 +41,7 @@ from mmjax.data.transforms import (
     ColourJitter,
     Flip,
     GaussianBlur,
+    Markers,
     NextSentence,
     Noise,
     Normalise,
@@ -84,6 +87,7 @@ __all__ = [
     "GaussianBlur",
     "HideLabels",
     "Manifest",
+    "Markers",
     "Mix",
     "NextSentence",
     "Noise",
@@ -105,6 +109,8 @@ __all__ = [
     "Rotate",
     "Scenes",
     "Source",
+    "Span",
+    "Squad",
     "Stamps",
     "Strings",
     "Subset",

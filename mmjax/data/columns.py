@@ -11,6 +11,8 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
 from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
+from mmjax.data.making import MAKERS
+from mmjax.data.spans import Span
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
@@ -26,6 +28,7 @@ COLUMNS = {
     "number": Number,
     "array": Array,
     "tags": Tags,
+    "span": Span,
 }
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 GROUPS = 2**31  # the numbers that groups have are below it
@@ -149,9 +152,9 @@ class Columns:
 
 def _made(specs: Mapping[str, Any]) -> set[str]:
     """The keys of a batch that columns of other keys make. Raises `UserError` for one that two of them make."""
-    found = [spec.of for spec in specs.values() if isinstance(spec, Tags)]
+    found = [spec.of for spec in specs.values() if isinstance(spec, MAKERS)]
     for key, spec in specs.items():
-        if isinstance(spec, Tags) and (spec.of in specs or found.count(spec.of) > 1):
+        if isinstance(spec, MAKERS) and (spec.of in specs or found.count(spec.of) > 1):
             raise UserError(f"columns.{key}.of={spec.of!r}: another column makes that text too; give one of them another name")
     return set(found)
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.making import text_spec
 from mmjax.data.order import Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import THREADS, spaced
-from mmjax.data.tags import Tags, text_spec
+from mmjax.data.spans import Span
+from mmjax.data.tags import Tags
 from mmjax.data.types import Record
 
 MOST = 4096  # records that are looked at
@@ -216,8 +218,11 @@ def _said_of(key: str, own: Lengths) -> list[str]:
 def _length(dataset: Dataset, record: Record, key: str) -> int:
     """Tokens of a text that may have been cut."""
     tokenizer = dataset.texts()[key][0]
-    if isinstance(spec := text_spec(dataset._data.columns, key), Tags):
+    spec = text_spec(dataset._data.columns, key)
+    if isinstance(spec, Tags):
         return int(tokenizer.encode_words([record[spec.words]], LONGEST)["mask"].sum())
+    if isinstance(spec, Span):
+        return len(tokenizer.encode_pairs([(record[spec.question], record[spec.context])])[0])
     pair = record.get(f"{key}_pair")
     return int(tokenizer.encode([record[key]], LONGEST, None if pair is None else [pair])["mask"].sum())
 

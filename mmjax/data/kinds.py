@@ -29,12 +29,14 @@ class Lost:
       unknown: tokens that stand for words or characters which the tokenizer does not know.
       tokens: all tokens.
       words: words with a tag that have no token: cut, or nothing to the tokenizer.
+      answers: answers that no window of their passage holds whole.
     """
 
     truncated: int = 0
     unknown: int = 0
     tokens: int = 0
     words: int = 0
+    answers: int = 0
 
     def __add__(self, other: Lost) -> Lost:
         return Lost(*(getattr(self, one.name) + getattr(other, one.name) for one in dataclasses.fields(self)))

@@ -25,8 +25,10 @@ from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.order import Draws, Order
 from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
+from mmjax.data.passages import Windows
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
+from mmjax.data.spans import Span, windowed
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags, TagsColumn
 from mmjax.data.texts import Text
@@ -128,6 +130,9 @@ class Data:
             for key in own if tokenizer else [key for key in own if key != "text"]:
                 if isinstance(spec := self.columns[key], Tags):  # each with the space that is before it in a text
                     yield from (f" {word}" for word in column_texts(records, spec.words))
+                elif isinstance(spec, Span):
+                    for field in (spec.question, spec.context):
+                        yield from column_texts(records, field)
                 else:
                     yield from column_texts(records, key)
             if getattr(self.columns.get("text"), "tokenizer", "") == tokenizer:
@@ -164,7 +169,8 @@ class Dataset:
 
     Attributes:
       path: `data.NAME`, its place in the experiment; "" outside of one.
-      size: number of records.
+      size: number of records, of passages in windows that of all windows.
+      windows: of passages, what each window is of; None for other data.
       classes: names in label order, () if there are none.
       batch_size: rows of the global batch.
       fingerprint: hash of exactly which examples it holds.
@@ -177,6 +183,11 @@ class Dataset:
 
     def __init__(self, data: Data, records: Records, tokenizers: Mapping[str, Tokenizer], seed: int, name: str = "") -> None:
         self.path = f"data.{name}" if name else ""
+        for transform in data.transforms:
+            if hasattr(transform, "check_tokenizer") and "" in tokenizers:
+                transform.check_tokenizer(tokenizers[""])
+        records = windowed(records, data.columns, tokenizers, data.max_length, bool(data.transforms))
+        self.windows = records if isinstance(records, Windows) else None
         self.size = len(records)
         self.batch_size = data.batch_size
         self.fingerprint = records.fingerprint()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,12 +170,6 @@ class TagsColumn:
         if tag not in self.names:
             raise UserError(f"{tag!r} is not one of the tags{nearest(tag, self.names)}; they are {', '.join(self.names[:20])}")
         return self.names.index(tag)
-
-
-def text_spec(columns: Mapping[str, Any], key: str) -> Any:
-    """What says how a text gets its tokens: the column of that key, or the one whose words make it; None for neither."""
-    made = (spec for spec in columns.values() if isinstance(spec, Tags) and spec.of == key)
-    return columns.get(key) or next(made, None)
 
 
 def _said(words: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from mmjax.core import quiet
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.data.special import with_special
 
 quiet.transformers()
 
@@ -137,6 +138,19 @@ class Tokenizer:
             row_T2[len(self.begins) :][: len(one)] = np.array(own, np.int32).reshape(-1, 2)
         return {**found, "places": places_NT2, "words": words_NT}
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        """The library's own account of each two texts, as long as they are: `ids`, `type_ids`, `sequence_ids`, `offsets`.
+        Raises `UserError` for a tokenizer without a fast form."""
+        return self._encodings(list(pairs), None)
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, without special ones. Raises `UserError` for a tokenizer without a fast form."""
+        backend = self._backend()
+        with self._lock:
+            backend.no_padding()
+            backend.no_truncation()
+            return [len(one) for one in backend.encode_batch(list(texts), add_special_tokens=False)]
+
     def whole(self, text: str) -> list[int]:
         """The ids of one text as `encode` gives them, however many they are."""
         return [*self.begins, *self._encode([text], None)["input_ids"][0], *self.ends]
@@ -197,18 +211,27 @@ class Tokenizer:
         return {"ids": ids_NT, "mask": mask_NT, "truncated": truncated_N}, encodings
 
     def _encodings(self, inputs: list[Any], max_length: int | None) -> list[Any]:
-        """The library's own account of texts, and of texts as lists of words: ids, words and places."""
-        backend = getattr(self.huggingface, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError("tokenizer: it has no fast form (tokenizer.json), which alone says of which word a token is")
+        """The library's own account of texts, of texts as lists of words and of two texts in a tuple: ids, words and places."""
+        backend = self._backend()
         with self._lock:  # HuggingFace sets both anew for each of its own calls
             backend.no_padding()
             backend.no_truncation()
             if max_length is not None:
                 backend.enable_truncation(max_length)
-            found = [backend.encode(one, is_pretokenized=not isinstance(one, str)) for one in inputs]
+            found = [
+                backend.encode(*one)
+                if isinstance(one, tuple)
+                else backend.encode(one, is_pretokenized=not isinstance(one, str))
+                for one in inputs
+            ]
             backend.no_truncation()
         return found
+
+    def _backend(self) -> Any:
+        backend = getattr(self.huggingface, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError("tokenizer: it has no fast form (tokenizer.json), which alone says of which word a token is")
+        return backend
 
     def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
         with self._lock:
@@ -230,10 +253,12 @@ class WordPiece:
     Attributes:
       vocab_size: at most; a small corpus gives fewer.
       lowercase: fold case and strip accents.
+      special: further tokens that are never cut: those of `Markers`, for instance.
     """
 
     vocab_size: int = setting(least=1, default=1000)
     lowercase: bool = True
+    special: tuple[str, ...] = ()
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Learn the vocabulary; the same texts give the same one.
@@ -258,7 +283,7 @@ class WordPiece:
         backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.normalizer, backend.pre_tokenizer = normalizer, words
         backend.decoder = decoders.WordPiece()
-        return _finish(backend, {**ROLES, "unk_token": "[UNK]"})
+        return _finish(backend, {**ROLES, "unk_token": "[UNK]"}, self.special)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,9 +318,12 @@ class Pretrained:
 
     Attributes:
       path: the folder.
+      special: further tokens that are never cut. `[unused0]` and its like, which BERT's vocabulary has, keep their ids; others
+        come after all, so that the model's `vocab_size` must have room for them.
     """
 
     path: str = setting(everyday=True, path=True)
+    special: tuple[str, ...] = ()
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Open the folder; `texts` are not read. Raises `UserError` if it is missing, holds no tokenizer or wants code run."""
@@ -304,7 +332,8 @@ class Pretrained:
         if not Path(self.path).is_dir():
             raise UserError(f"Pretrained.path={self.path!r}: no such folder; give a local HuggingFace folder with a tokenizer")
         try:
-            return Tokenizer(AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False))
+            own = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            return Tokenizer(with_special(own, self.special))
         except UserError as error:
             raise UserError(f"Pretrained.path={self.path!r}: {error}") from None
         except ImportError as error:  # of a package that only some kinds of tokenizer need, with pages of advice
@@ -322,7 +351,7 @@ class Pretrained:
 TOKENIZERS: dict[str, Callable[..., Any]] = {"wordpiece": WordPiece, "bpe": BPE, "pretrained": Pretrained}
 
 
-def _finish(backend: Backend, roles: dict[str, str]) -> Tokenizer:
+def _finish(backend: Backend, roles: dict[str, str], special: tuple[str, ...] = ()) -> Tokenizer:
     # Imported here because it costs seconds, PyTorch included where that is installed, which reading a config should not.
     from transformers import PreTrainedTokenizerFast
 
@@ -332,7 +361,7 @@ def _finish(backend: Backend, roles: dict[str, str]) -> Tokenizer:
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     ends = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"]}
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends))
+    return Tokenizer(with_special(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends), special))
 
 
 def _corpus(texts: Iterable[str]) -> list[str]:

@@ -99,7 +99,8 @@ class Transform(Protocol):
 
     `records` is the whole split, for transforms that need another example. A transform that writes texts of its own may have a
     method `texts(records) -> Iterator[str]` that yields all it can write, for the tokenizer to be trained on. One that never
-    draws may say so, `random: ClassVar[bool] = False`: what it made of a record can then be kept.
+    draws may say so, `random: ClassVar[bool] = False`: what it made of a record can then be kept. One that writes tokens has a
+    method `check_tokenizer(tokenizer)`, which raises `UserError` where these are none of its.
     """
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record: ...

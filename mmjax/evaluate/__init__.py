@@ -15,6 +15,7 @@ from mmjax.evaluate.regression import Errors
 from mmjax.evaluate.report import Report
 from mmjax.evaluate.retrieval import Retrieval
 from mmjax.evaluate.segmentation import Segmentation
+from mmjax.evaluate.span_answers import SpanAnswers
 from mmjax.evaluate.tip_adapter import TipAdapter
 from mmjax.evaluate.zero_shot import ZeroShot
 
@@ -35,6 +36,7 @@ EVALUATORS: dict[str, type] = {
     "ranking": Ranking,
     "tip_adapter": TipAdapter,
     "entities": Entities,
+    "span_answers": SpanAnswers,
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "Report",
     "Retrieval",
     "Segmentation",
+    "SpanAnswers",
     "TipAdapter",
     "ZeroShot",
 ]

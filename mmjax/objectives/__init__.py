@@ -12,6 +12,7 @@ from mmjax.objectives.distil_logits import DistilLogits
 from mmjax.objectives.distil_text import DistilText
 from mmjax.objectives.distil_tokens import DistilTokens
 from mmjax.objectives.distil_towers import DistilTowers
+from mmjax.objectives.extract_span import ExtractSpan
 from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "distil_text": DistilText,
     "distil_tokens": DistilTokens,
     "distil_towers": DistilTowers,
+    "extract_span": ExtractSpan,
     "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,

@@ -21,6 +21,7 @@ from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Made
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
+BESIDE = ("question", "text_pair")  # fields of a manifest that go with an input
 TEXTS_AT_ONCE = 8  # batches of texts among which those of a length are put together
 
 
@@ -31,17 +32,20 @@ class Input:
     Attributes:
       given: a path, or a text.
       question: asked of it alone; "" for what is asked of all.
+      pair: the second of two texts; "" for what all have.
       number: its place among all.
     """
 
     given: str
     question: str = ""
+    pair: str = ""
     number: int = dataclasses.field(default=0, compare=False)
 
 
 def listed(inputs: Sequence[str], text: bool) -> list[Input]:
     """The inputs that words name: image files, those of folders in the order of their paths, and those of manifests line by
-    line: `image`, a path from the manifest's own folder, and its `question`. With `text`: texts, and a manifest's `text`.
+    line: `image`, a path from the manifest's own folder, and its `question`. With `text`: texts, and a manifest's `text`, with
+    its `question` about it, or the `text_pair` that is the second of two.
 
     Raises:
       UserError: a folder without images, a manifest that cannot be read or whose lines have no such field.
@@ -63,14 +67,16 @@ def listed(inputs: Sequence[str], text: bool) -> list[Input]:
 
 def _lines(path: str, field: str) -> Iterator[Input]:
     number = 0
-    for number, values in read_lines(path, "", (field, "question")):
+    for number, values in read_lines(path, "", (field, *BESIDE)):
         given = values.get(field)
         if not isinstance(given, str) or not given:
             raise UserError(f"{path}:{number}: its {field!r} is {given!r}, no string; the line has {', '.join(values)}")
-        question = values.get("question") or ""
-        if not isinstance(question, str):
-            raise UserError(f"{path}:{number}: its 'question' is {question!r}, no string")
-        yield Input(os.path.join(os.path.dirname(path), given) if field == "image" else given, question)
+        beside = {name: values.get(name) or "" for name in BESIDE}
+        for name, text in beside.items():
+            if not isinstance(text, str):
+                raise UserError(f"{path}:{number}: its {name!r} is {text!r}, no string")
+        given = os.path.join(os.path.dirname(path), given) if field == "image" else given
+        yield Input(given, beside["question"], beside["text_pair"])
     if not number:
         raise UserError(f"{path}: it has no lines")
 
@@ -82,7 +88,8 @@ class Asked:
     Attributes:
       classes: of zero-shot classification; () for those of the run's head.
       template: makes the text of such a class; "" for those of the run's own `ZeroShot`, or the name alone.
-      question: asked of each image; "" for none.
+      question: asked of each image, or of each passage; "" for none.
+      pair: the second of two texts; "" for none.
       top_k: so many classes; 0 for all.
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
       new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
@@ -94,6 +101,7 @@ class Asked:
     classes: tuple[str, ...] = ()
     template: str = ""
     question: str = ""
+    pair: str = ""
     top_k: int = 5
     threshold: float | None = None
     new_tokens: int = 0
@@ -164,8 +172,15 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
     images, texts = (given, questions) if kind == "image" else (None, given)
     shown = [{"question": one} for one in put] if any(one.question for one in some) else [{}] * len(some)
+    if kind == "text" and ask.extracts() and not (asked.classes or asked.decoder):
+        if questions is None:
+            raise UserError(f"{ask.work.path}: it finds answers in passages: give --question, or a manifest with one a line")
+        return [{**own, "answers": row} for own, row in zip(shown, ask.extract(put, given, asked.top_k), strict=True)]
+    if kind == "text" and questions:
+        raise UserError(f"{ask.work.path} finds no answers in passages: --question is asked of images here")
+    pairs, shown = _pairs(some, asked, shown)
     if asked.classes or (ask.classifies() and not asked.decoder):
-        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold)
+        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold, pairs)
         return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
     if kind == "text" and ask.tags() and not asked.decoder:
         return [{"entities": row} for row in ask.entities(given)]
@@ -183,6 +198,16 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     )
     cut = [{} if one.ended else {"cut": True} for one in written]
     return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
+
+
+def _pairs(some: list[Input], asked: Asked, shown: list[dict[str, Any]]) -> tuple[list[str] | None, list[dict[str, Any]]]:
+    """The second texts of some inputs, None where none has one; and what is shown of each, with its own."""
+    pairs = [one.pair or asked.pair for one in some]
+    if not any(pairs):
+        return None, shown
+    if not all(pairs):
+        raise UserError(f"{some[pairs.index('')].given}: it has no 'text_pair', and others have; give --pair for those without")
+    return pairs, [{**own, **({"text_pair": one.pair} if one.pair else {})} for own, one in zip(shown, some, strict=True)]
 
 
 def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:

@@ -21,8 +21,9 @@ class Options:
 
     Attributes:
       out: a new file for the answers, one JSON object a line; without it they are printed.
-      text: the inputs are texts, to be classified, searched for entities or gone on with.
-      question: asked of each image.
+      text: the inputs are texts, to be classified, searched for entities or answers, or gone on with.
+      question: asked of each image, or of each passage where the inputs are texts.
+      pair: the second of two texts, of which each input is the first.
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.
       decoder: which writes; where one alone does it need not be said.
@@ -40,6 +41,7 @@ class Options:
     out: str | None = setting(everyday=True, metavar="FILE", default=None)
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
+    pair: str = setting(everyday=True, default="")
     classes: str = setting(everyday=True, default="")
     template: str = ""
     decoder: str = setting(metavar="NAME", default="")
@@ -66,8 +68,8 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError(f"predict has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")
     if len(words) < 2:
         raise UserError(f"predict takes a run and what to answer: {usage}")
-    if own.text and own.question:
-        raise UserError("--question is asked of images, and --text says that the inputs are texts")
+    if own.pair and (own.question or not own.text):
+        raise UserError("--pair is the second of two texts: give --text, and no --question")
     if own.index and (own.question or own.classes):
         raise UserError("--index answers with what is nearest; leave --question and --classes out")
     from mmjax.predict.adapters import ADAPTER, Adapters
@@ -82,6 +84,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         classes=_classes(own.classes),
         template=own.template,
         question=own.question,
+        pair=own.pair,
         top_k=own.top_k,
         threshold=own.threshold,
         new_tokens=own.max_new_tokens,

@@ -19,16 +19,17 @@ from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import entities, painting, writing
-from mmjax.predict.heads import check_read, class_names, classifying, tagging
+from mmjax.predict import painting, writing
+from mmjax.predict.heads import check_pairs, check_read, class_names, classifying
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.shares import shares
+from mmjax.predict.tokens import TokenAnswers
 from mmjax.predict.work import Work, open_work
 
 logger = logging.getLogger("mmjax")
 
 
-class Predictor:
+class Predictor(TokenAnswers):
     """Answers for a run's best checkpoint, or for a HuggingFace folder, on new images and texts.
 
     An image is a path, a PIL image or uint8 [H, W, 3]; a text a string; one input or a list of them. Each is made ready as the
@@ -74,6 +75,7 @@ class Predictor:
         classes: Sequence[str] = (),
         template: str | Sequence[str] = (),
         threshold: float | None = None,
+        pairs: Any = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
 
@@ -86,6 +88,7 @@ class Predictor:
             `ZeroShot` has it; () for those of the run's own `ZeroShot`, or the name alone.
           threshold: of a head of several labels at once (`MultiLabel`, or `problem_type="multi_label_classification"`), each
             likely or not by itself: those at least so likely, of an input perhaps none; None for the likeliest.
+          pairs: the second texts, as many, of a model that reads two at once.
 
         Raises:
           UserError: no such head, inputs that it does not read, or a threshold where the classes exclude each other.
@@ -101,7 +104,9 @@ class Predictor:
         else:
             name = self._head(head)
             check_read(self.work, name, images, texts)
-            logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
+            check_pairs(self.work, texts, pairs)
+            batch = self._batch(images, texts, pairs)
+            logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), batch)
             outcome = self.work.outcome(name)
             names = class_names(self.work, name, logits_NC.shape[-1] + (outcome == "ordered"))
         if threshold is not None and outcome != "several":
@@ -111,26 +116,6 @@ class Predictor:
             [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
             for row, order in zip(shares_NC, order_NC[:, : top_k or None], strict=True)
         ]
-
-    def tags(self) -> bool:
-        """Whether a head says a tag for each token of a text."""
-        return len(tagging(self.work)) == 1
-
-    def entities(self, texts: Any, head: str = "") -> list[list[dict[str, Any]]]:
-        """The named entities of each text, in their order: `type`, `text`, `start` and `end` (characters) and `score`, the mean
-        of its tokens. Tokens side by side of one type are one entity, as `entities.grouped` says it.
-
-        Args:
-          head: the head; "" for the only one that says a tag for each token.
-
-        Raises:
-          UserError: no such head; a tokenizer that does not say where its tokens stand.
-        """
-        heads = tagging(self.work)
-        if head not in heads if head else len(heads) != 1:
-            asked = f"head={head!r}: " if head else ""
-            raise UserError(f"{self.work.path}: {asked}heads that tag are {', '.join(heads) or 'none'}; {self._can()}")
-        return entities.find(self.work, head or heads[0], as_texts(texts) or [], self._rows)
 
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
@@ -344,9 +329,9 @@ class Predictor:
             f"{room} {', '.join(parts)}" for room in ("encoders", "fusions", "decoders", "heads") if (parts := getattr(m, room))
         )
 
-    def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
+    def _batch(self, images: Any, texts: Any, pairs: Any = None) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
-        images, texts = as_list(images), as_texts(texts)
+        images, texts, pairs = as_list(images), as_texts(texts), as_texts(pairs)
         if images is None and texts is None:
             raise UserError("give images, texts, or both")
         if images is not None and texts is not None and len(images) != len(texts):
@@ -363,10 +348,11 @@ class Predictor:
                 )
             batch["image"] = np.stack(made)
         if texts is not None:
-            found, cut = self.work.texts(texts)
+            found, cut = self.work.texts(texts, pairs)
             if any(cut):
                 logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), found["ids"].shape[1])
             batch |= {"text": found["ids"], "text_mask": found["mask"]}
+            batch |= {} if pairs is None else {"text_segments": found["segments"]}
         return batch
 
     def _program(self, key: Any, run: Callable[..., Any], donated: tuple[int, ...] = ()) -> Callable[..., Any]:

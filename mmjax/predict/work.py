@@ -21,14 +21,16 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
-from mmjax.data.tags import text_spec
-from mmjax.evaluate import ZeroShot
+from mmjax.data.making import text_spec
+from mmjax.data.passages import Layout
+from mmjax.data.spans import Span
+from mmjax.evaluate import SpanAnswers, ZeroShot
 from mmjax.evaluate.written import Written
 from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
-from mmjax.objectives import MaskedImage
+from mmjax.objectives import ExtractSpan, MaskedImage
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 
@@ -53,6 +55,10 @@ class Work:
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
       evaluated: decoder -> the settings with which the run's own evaluator writes; of several evaluators those of the first.
+      reading: how questions about passages become windows, as its data has it; None where nothing says so.
+      impossible: whether its own evaluator says of passages that they have no answer.
+      spans: the heads that a task trained to find answers in passages.
+      pairs: whether its texts are pairs.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
 
@@ -73,6 +79,10 @@ class Work:
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluated: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     questions: frozenset[str] = frozenset()
+    reading: Span | None = None
+    impossible: bool = False
+    spans: tuple[str, ...] = ()
+    pairs: bool = False
 
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
@@ -121,16 +131,19 @@ class Work:
             )
         return made
 
-    def texts(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
-        """`ids` and `mask` [N, T] as the run's data makes them, and which texts were cut.
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[dict[str, np.ndarray], list[bool]]:
+        """`ids`, `mask` and `segments` [N, T] as the run's data makes them, and which texts were cut.
+
+        Args:
+          pairs: the second of two texts each; None for one text alone.
 
         Raises:
           UserError: no tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(f"{self.path}: there is no tokenizer in it, so it reads no text")
-        found = self.tokenizer.encode(list(texts), self.length())
-        return {"ids": found["ids"], "mask": found["mask"]}, found["truncated"].tolist()
+        found = self.tokenizer.encode(list(texts), self.length(), None if pairs is None else list(pairs))
+        return {name: found[name] for name in ("ids", "mask", "segments")}, found["truncated"].tolist()
 
     def prompt(self, text: str | None) -> list[int]:
         """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
@@ -168,6 +181,15 @@ class Work:
             if hasattr(part, "vocab_size")
         ]
         return min([self.max_length or 512, *most])
+
+    def windows(self) -> tuple[Layout, bool]:
+        """How questions about passages become windows, and whether answers are whole words: as the run's data has it, else as
+        the pipeline of `transformers` (up to 4), with as much shared as a third of a short window."""
+        length = self.length()
+        if self.reading is not None:
+            return self.reading.layout(length), self.reading.whole_words
+        length = min(length, 384)
+        return Layout(length, min(128, length // 3), min(64, length // 4)), True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +230,11 @@ def open_work(path: str | Path) -> Work:
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
+    how["reading"] = column if isinstance(column, Span) else None
+    read = run.about_data().get(next((task.data for task in e.tasks.values()), ""), {}).get("shapes", {})
+    how["pairs"] = "text_segments" in read and how["reading"] is None
+    how["spans"] = tuple(one.head for task in e.tasks.values() if isinstance(one := task.objective, ExtractSpan))
+    how["impossible"] = any(isinstance(one, SpanAnswers) and one.impossible for one in e.evaluate.values())
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
     trained = bool(e.data)
     several = not trained and _several(model)

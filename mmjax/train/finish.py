@@ -131,6 +131,8 @@ def data_troubles(setup: Setup) -> Iterator[str]:
             yield f"data.{name}: {lost.truncated:,} captions were longer than {what} and were cut"
         if lost.words:
             yield f"data.{name}: {lost.words:,} words with a tag have no token: they were cut, or are nothing to the tokenizer"
+        if lost.answers:
+            yield f"data.{name}: {lost.answers:,} answers stand whole in no window of their passage: nothing is learned of them"
         if lost.unknown:
             share = lost.unknown / lost.tokens
             yield (

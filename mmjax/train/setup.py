@@ -14,7 +14,8 @@ from mmjax.core.config import check_ranges, children
 from mmjax.core.errors import UserError, within
 from mmjax.core.flops import flops_of, step_flops_of
 from mmjax.core.types import Batch, Params
-from mmjax.data import Dataset, Tags, Text, Tokenizer
+from mmjax.data import Dataset, Text, Tokenizer
+from mmjax.data.making import MAKERS
 from mmjax.evaluate.evaluation import Evaluation, encoded
 from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
@@ -155,9 +156,9 @@ class Setup:
         """Modality of text -> its tokenizer, and the most tokens that any data gives it."""
         found: dict[str, tuple[Tokenizer, int]] = {}
         for data in self.experiment.data.values():
-            columns: dict[str, Text | Tags] = {"text": Text()}
+            columns: dict[str, Any] = {"text": Text()}
             columns |= {key: spec for key, spec in data.columns.items() if isinstance(spec, Text)}
-            columns |= {spec.of: spec for spec in data.columns.values() if isinstance(spec, Tags)}
+            columns |= {spec.of: spec for spec in data.columns.values() if isinstance(spec, MAKERS)}
             for key, spec in columns.items():
                 if (tokenizer := self.tokenizers.get(spec.tokenizer)) is not None:
                     longest = found[key][1] if key in found else 0

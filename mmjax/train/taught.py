@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.core.errors import UserError
-from mmjax.data.tags import text_spec
+from mmjax.data.making import text_spec
 from mmjax.models.forward import BoundForward
 from mmjax.train.classes import some, uses
 from mmjax.train.setup import Setup

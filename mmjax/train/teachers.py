@@ -13,8 +13,8 @@ from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.strict_json import pages
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
-from mmjax.data import Data, Normalise, Tags, Text, Tokenizer
-from mmjax.data.tags import text_spec
+from mmjax.data import Data, Normalise, Text, Tokenizer
+from mmjax.data.making import MAKERS, text_spec
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.teaching import Affine, Teaching
@@ -160,7 +160,7 @@ def words_of(model: Multimodal) -> set[str]:
 def _texts(experiment: Experiment, data: Data | None, tokenizers: Mapping[str, Tokenizer]) -> dict[str, str]:
     columns = data.columns if data is not None else {}
     named = {
-        key: spec.tokenizer if isinstance(spec := text_spec(columns, key), Text | Tags) else ""
+        key: spec.tokenizer if isinstance(spec := text_spec(columns, key), (Text, *MAKERS)) else ""
         for key in words_of(experiment.model)
     }
     return {key: fingerprint(tokenizers[name]) for key, name in named.items() if name in tokenizers}

@@ -38,7 +38,7 @@ ARGUMENTS = {
     "image_mask": "pixel_mask",
     "image_segments": "bool_masked_pos",
 }
-PER_WORD = ("masked_lm", "token_classes", "caption", "tokens.text", "cross")  # what the text's mask counts for
+PER_WORD = ("masked_lm", "token_classes", "spans", "caption", "tokens.text", "cross")  # what the text's mask counts for
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -176,7 +176,7 @@ def test_what_cannot_be_answered_is_one_line(ask_for, said, ask):
         ([], "predict takes a run and what to answer"),
         (["run"], "predict takes a run and what to answer"),
         (["run", "x.png", "--texts"], "predict has no --texts (did you mean '--text'?)"),
-        (["run", "hello", "--text", "--question", "why"], "--question is asked of images"),
+        (["run", "hello", "--pair", "why"], "--pair is the second of two texts: give --text"),
         (["no_such_run", "x.png"], "no_such_run"),
     ],
 )

@@ -58,7 +58,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
         f"Data.{name}"
         for name in ("batch_size", "max_length", "workers", "threads", "prefetch", "cache_mb", "bad_record_limit")
     ),
-    *(f"{source}.fractions" for source in ("Folder", "Manifest", "Stamps", "ArrayRecord", "Arrow", "Coco", "Conll")),
+    *(f"{source}.fractions" for source in ("Folder", "Manifest", "Stamps", "ArrayRecord", "Arrow", "Coco", "Conll", "Squad")),
     *("Parquet.fractions", "WebDataset.fractions", "Experiment.steps"),
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
     *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder")),

@@ -12,6 +12,7 @@ from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.mix import Mix
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
+from mmjax.data.sources.squad import Squad
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
@@ -24,6 +25,7 @@ SOURCES = {
     "conll": Conll,
     "hide_labels": HideLabels,
     "mix": Mix,
+    "squad": Squad,
     "subset": Subset,
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "Mix",
     "Parquet",
     "Scenes",
+    "Squad",
     "Stamps",
     "Subset",
     "WebDataset",

@@ -3,6 +3,7 @@
 from mmjax.data.transforms.automatic import RandAugment, TrivialAugment
 from mmjax.data.transforms.colour import ColourJitter, GaussianBlur, Noise, Normalise, RandomErasing
 from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
+from mmjax.data.transforms.markers import Markers
 from mmjax.data.transforms.text import Caption, NextSentence
 
 TRANSFORMS = {
@@ -23,6 +24,7 @@ TRANSFORMS = {
     "normalise": Normalise,
     "caption": Caption,
     "next_sentence": NextSentence,
+    "markers": Markers,
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ColourJitter",
     "Flip",
     "GaussianBlur",
+    "Markers",
     "NextSentence",
     "Noise",
     "Normalise",

@@ -1,6 +1,7 @@
 """BERT."""
 
-from cases import MASK, SEGMENTS, Case, Layers, Made, Published, words
+import torch
+from cases import MASK, SEGMENTS, Case, Layers, Made, Published, given, words
 
 from families.listed import bert_layer, linear, stack
 
@@ -26,6 +27,13 @@ LISTED = {
     **linear("cls.seq_relationship", 2, 768),
 }
 
+
+def spans(model, batch):
+    """Both logits of each token."""
+    found = model(**given(model, batch))
+    return {"spans": torch.stack([found.start_logits, found.end_logits], -1)}
+
+
 BERT = Case(
     "bert",
     sizes={
@@ -43,6 +51,7 @@ BERT = Case(
         Made("BertForNextSentencePrediction", {"next_sentence": "logits"}),
         Made("BertForSequenceClassification", {"classes": "logits"}, {"num_labels": 5}),
         Made("BertForTokenClassification", {"token_classes": "logits"}, {"num_labels": 5}),
+        Made("BertForQuestionAnswering", spans),
         BOTH,
         BOTH.of({"tie_word_embeddings": False}),
     ),
@@ -68,6 +77,7 @@ BERT = Case(
     refused={"position_embedding_type": "relative_key", "is_decoder": True, "add_cross_attention": True},
     mistakes=(
         ({"hidden_act": "gelu_10"}, "hidden_act='gelu_10' is not supported here"),
+        ({"architectures": ["BertForQuestionAnswering"], "id2label": {"0": "a", "1": "b", "2": "c"}}, "num_labels=3: a class"),
         ({"architectures": ["BertLMHeadModel"]}, "architectures='BertLMHeadModel' is not supported for bert"),
     ),
     layers=Layers(BASE, {"text": "hidden_states"}),

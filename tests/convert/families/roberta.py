@@ -3,7 +3,7 @@
 import numpy as np
 from cases import LENGTH, MASK, Case, Layers, Made, Older, Published, words
 
-from families.bert import RATES
+from families.bert import RATES, spans
 from families.listed import bert_layer, linear, linears, stack
 
 SIZES = {
@@ -43,6 +43,7 @@ ROBERTA = Case(
         MASKED_LM.of({"tie_word_embeddings": False}),
         Made("RobertaForSequenceClassification", {"classes": "logits"}, {"num_labels": 5}),
         Made("RobertaForTokenClassification", {"token_classes": "logits"}, {"num_labels": 5}),
+        Made("RobertaForQuestionAnswering", spans),
     ),
     honoured=(
         (
