@@ -33,7 +33,7 @@ from mmjax.data.spans import Span
 from mmjax.data.strings import Strings, strings
 from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
-from mmjax.data.tokenizers import BPE, TOKENIZERS, Pretrained, Tokenizer, WordPiece
+from mmjax.data.tokenizers import BPE, TOKENIZERS, Characters, Pretrained, Tokenizer, WordPiece, Words
 from mmjax.data.transforms import (
     TRANSFORMS,
     Caption,
@@ -73,6 +73,7 @@ __all__ = [
     "Batches",
     "Caption",
     "CenterCrop",
+    "Characters",
     "Class",
     "Classes",
     "Coco",
@@ -121,6 +122,7 @@ __all__ = [
     "TrivialAugment",
     "WebDataset",
     "WordPiece",
+    "Words",
     "describe",
     "strings",
 ]

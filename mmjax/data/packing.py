@@ -169,7 +169,10 @@ def the_text(columns: Columns) -> str:
     """The key of the one text that rows are packed of. Raises `UserError` for none, or several."""
     if len(columns.texts) != 1:
         raise UserError(f"packing: rows hold the texts of one key, and the records have {', '.join(columns.texts) or 'none'}")
-    return next(iter(columns.texts))
+    key = next(iter(columns.texts))
+    if key not in columns.padding:
+        raise UserError(f"packing: what makes {key!r} of the records wants a row for each; leave it away")
+    return key
 
 
 def mean_length(reader: Reader, columns: Columns, key: str) -> float:

@@ -1,29 +1,21 @@
-"""Text to token ids: tokenizers trained on the corpus, or one from a local HuggingFace folder.
-
-The trained ones are WordPiece (Wu et al. 2016, arXiv:1609.08144; as in BERT) and byte-level BPE (Radford et al. 2019, GPT-2).
-Both write `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`; `[CLS]` begins and `[SEP]` ends a sequence for a causal model.
-"""
+"""Text to token ids: what wraps a HuggingFace tokenizer, and one from a local HuggingFace folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmjax.core import quiet
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.data.special import with_special
+from mmjax.data.tokenizers.special import with_special
 
 quiet.transformers()
-
-ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
 class Tokenizer:
@@ -247,72 +239,6 @@ class Tokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class WordPiece:
-    """BERT's tokenizer, trained on the corpus: whole frequent words, and `##` pieces of the others.
-
-    Attributes:
-      vocab_size: at most; a small corpus gives fewer.
-      lowercase: fold case and strip accents.
-      special: further tokens that are never cut: those of `Markers`, for instance.
-    """
-
-    vocab_size: int = setting(least=1, default=1000)
-    lowercase: bool = True
-    special: tuple[str, ...] = ()
-
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """Learn the vocabulary; the same texts give the same one.
-
-        Raises:
-          UserError: no texts, or more characters in them than vocab_size has room for.
-        """
-        texts = _corpus(texts)
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
-        words = pre_tokenizers.BertPreTokenizer()
-        # The library numbers the `##` letters in the order of a hash map, so that two runs learn different pieces. Letters that
-        # it is given as special tokens are numbered first; the vocabulary is then put into a tokenizer where they are not.
-        inner = {c for text in texts for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text)) for c in word[1:]}
-        first = special + [f"##{c}" for c in sorted(inner)]
-        learner = Backend(models.WordPiece(unk_token="[UNK]"))
-        learner.normalizer, learner.pre_tokenizer = normalizer, words
-        trainer = trainers.WordPieceTrainer(vocab_size=self.vocab_size, special_tokens=first, show_progress=False)
-        learner.train_from_iterator(texts, trainer)
-        vocabulary = learner.get_vocab()
-        _check_size("WordPiece", self.vocab_size, len(vocabulary))
-        backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
-        backend.normalizer, backend.pre_tokenizer = normalizer, words
-        backend.decoder = decoders.WordPiece()
-        return _finish(backend, {**ROLES, "unk_token": "[UNK]"}, self.special)
-
-
-@dataclasses.dataclass(frozen=True)
-class BPE:
-    """Byte-level BPE, trained on the corpus: any text is encoded without loss.
-
-    Attributes:
-      vocab_size: at most; 260 at least.
-    """
-
-    vocab_size: int = setting(least=1, default=1000)
-
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """Learn the merges; the same texts give the same ones. Raises `UserError` for no texts or too small a vocab_size."""
-        backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size,
-            special_tokens=list(ROLES.values()),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator(_corpus(texts), trainer)
-        _check_size("BPE", self.vocab_size, backend.get_vocab_size())
-        return _finish(backend, ROLES)
-
-
-@dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A tokenizer from a local HuggingFace folder, as it is. Nothing is downloaded, and no code of the folder is run.
 
@@ -346,34 +272,6 @@ class Pretrained:
                 ) from None
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Pretrained.path={self.path!r}: no tokenizer can be read from it ({reason})") from error
-
-
-TOKENIZERS: dict[str, Callable[..., Any]] = {"wordpiece": WordPiece, "bpe": BPE, "pretrained": Pretrained}
-
-
-def _finish(backend: Backend, roles: dict[str, str], special: tuple[str, ...] = ()) -> Tokenizer:
-    # Imported here because it costs seconds, PyTorch included where that is installed, which reading a config should not.
-    from transformers import PreTrainedTokenizerFast
-
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    ends = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"]}
-    return Tokenizer(with_special(PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **ends), special))
-
-
-def _corpus(texts: Iterable[str]) -> list[str]:
-    corpus = list(texts)
-    if not corpus:
-        raise UserError("tokenizer: no texts to train on; give the source captions, add Caption, or use Pretrained")
-    return corpus
-
-
-def _check_size(tokenizer: str, asked: int, smallest: int) -> None:
-    if smallest > asked:
-        raise UserError(f"{tokenizer}.vocab_size={asked}: the characters of the corpus alone take {smallest}")
 
 
 def _writes(huggingface: Any) -> tuple[bool, bool]:
