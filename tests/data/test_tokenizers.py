@@ -133,7 +133,7 @@ def test_mistakes(tmp_path, wordpiece):
         with pytest.raises(UserError) as raised:
             mistake()
         assert message in str(raised.value) and "\n" not in str(raised.value)
-    assert set(TOKENIZERS) == {"wordpiece", "bpe", "pretrained"}
+    assert {"wordpiece", "bpe", "pretrained"} < set(TOKENIZERS)
 
 
 WORDS = {word: i for i, word in enumerate(("<end>", "<begin>", "<pad>", "a", "red", "cat", "dog"))}

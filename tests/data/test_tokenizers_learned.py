@@ -1,4 +1,5 @@
 """Tokenizers of whole characters and words, and forms of Unicode."""
+# ruff: noqa: RUF001
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_saved_folder_opens_here_and_with_huggingface(spec, tmp_path):
 
 def test_mistakes_are_named():
     assert set(TOKENIZERS) >= {"characters", "words"}
-    with pytest.raises(UserError, match="Characters.vocab_size=5: the special tokens alone are 5"):
+    with pytest.raises(UserError, match=r"Characters.vocab_size=5: the special tokens alone are 5"):
         Characters(5).train(CHINESE)
     with pytest.raises(UserError, match=r"Words.unicode='nkfc'.*use one of nfc, nfkc, or none"):
         Words(50, unicode="nkfc").train(CHINESE)

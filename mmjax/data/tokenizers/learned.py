@@ -116,7 +116,7 @@ class Characters:
         """Count the characters. Raises `UserError` for no texts, or a vocab_size that leaves none beside the special tokens."""
         spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         normalizer = _normalizer("Characters", self.unicode, *([normalizers.Lowercase()] if self.lowercase else []), *spaces)
-        parts = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+        parts = pre_tokenizers.Split(Regex("."), "isolated")
         return _whole("Characters", self.vocab_size, texts, (normalizer, parts, decoders.Fuse()), self.special)
 
 
