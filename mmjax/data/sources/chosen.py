@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data.sources import groups, json_text, splits
 from mmjax.data.sources.splits import SPLITS
-from mmjax.data.sources.stored import FLOAT, INT, JSON, STRINGS, Stored, broken, read_sealed, write_sealed
+from mmjax.data.sources.stored import FLOAT, INT, JSON, STRINGS, Stored, broken, read_sealed, whole, write_sealed
 
 ARRAYS = ("places", "groups", "image_ids")
 LARGE = 1 << 26  # bytes of an array that is laid into a file while it is worked on
@@ -126,7 +126,9 @@ class _Choosing:
             keys = self._split_keys(batch)
             chance = own_N[start:end] & large[label_N[start:end] + 1]
             drawn = np.flatnonzero(chance)
-            points_n = np.frombuffer(b"".join([_digest(keys[row]) for row in drawn.tolist()]), ">u8").astype(np.uint64)
+            points_n = np.frombuffer(b"".join([sha256(keys[row]).digest()[:8] for row in drawn.tolist()]), ">u8").astype(
+                np.uint64
+            )
             in_N[start + drawn] = splits.in_split(points_n, split, fractions)
             for row in np.flatnonzero(own_N[start:end] & ~chance).tolist():
                 rows, texts = small.setdefault(int(label_N[start + row]), ([], []))
@@ -228,7 +230,6 @@ class _Choosing:
         self, places: np.ndarray | None, groups_n: np.ndarray, ids_n: np.ndarray | None, maps: Sequence[str]
     ) -> Iterator[bytes]:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         yield from map(splits.framed, maps)
         keys = {key.partition(".")[2] or key: key for key in self.about.keys if key not in ("group", "split")}
@@ -242,16 +243,16 @@ class _Choosing:
                 before = f"{', ' if pieces else '{'}{json.dumps(name)}: "
                 if name == "name":
                     codes_n = self.rank[self.table.column(batch, "label").to_numpy()]
-                    pieces.append(names.take(pa.array(np.where(codes_n < 0, len(names) - 1, codes_n))))
+                    pieces.append(names.take(whole(np.where(codes_n < 0, len(names) - 1, codes_n))))
                     continue
                 if key:
                     column = self._json(batch, key)
                 else:
                     numbers_n = groups_n if name == "group" else ids_n
                     assert numbers_n is not None
-                    column = pa.array(numbers_n[at:end]).cast(pa.string())
+                    column = whole(numbers_n[at:end]).cast(pa.string())
                 pieces += [before, column]
-            yield json_text.with_lengths(pc.binary_join_element_wise(*pieces, "}", ""))
+            yield json_text.with_lengths(json_text.joined(*pieces, "}"))
             at = end
 
     def _json(self, batch: Any, key: str) -> Any:
@@ -260,7 +261,7 @@ class _Choosing:
 
         column, kind = self.table.column(batch, key), self.about.kinds.get(key)
         if key == "label":
-            return pa.array(self.rank[column.to_numpy()]).cast(pa.string())
+            return whole(self.rank[column.to_numpy()]).cast(pa.string())
         if kind in (JSON, FLOAT) or key in self.about.numbers:
             if kind == INT and self.about.numbers[key] == "int":
                 return column.cast(pa.string())
@@ -286,10 +287,6 @@ def _spelled(value: Any) -> Sequence[bytes]:
     if isinstance(value, int):
         return [b"\xff%d" % value]  # no text of UTF-8 begins so
     return [text.encode("utf-8", "surrogatepass") for text in ((value,) if isinstance(value, str) else value)]
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()[:8]
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:

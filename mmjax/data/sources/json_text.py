@@ -14,16 +14,25 @@ PLAIN[0x20:0x7F] = True
 PLAIN[[ord('"'), ord("\\")]] = False
 
 
+def joined(*pieces: Any) -> Any:
+    """Arrays of texts, and texts that are the same in each line, put together line by line."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Left to itself, pyarrow looks for pandas with each text.
+    own = [pa.scalar(piece, pa.string()) if isinstance(piece, str) else piece for piece in (*pieces, "")]
+    return pc.binary_join_element_wise(*own)
+
+
 def quoted(texts: Any) -> Any:
     """Each text as JSON, all in ASCII; a null stays one."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     data = texts.buffers()[2]
     if data is not None and not PLAIN[np.frombuffer(data, np.uint8)].all():
         found = (None if text is None else encode_basestring_ascii(text) for text in texts.to_pylist())
         return pa.array(list(found), pa.string())
-    return pc.binary_join_element_wise('"', texts, '"', "")
+    return joined('"', texts, '"')
 
 
 def listed(lists: Any) -> Any:
@@ -32,8 +41,8 @@ def listed(lists: Any) -> Any:
     import pyarrow.compute as pc
 
     offsets = pa.array(lists.offsets.to_numpy() - lists.offsets[0].as_py(), pa.int32())
-    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, quoted(lists.flatten())), ", ")
-    whole = pc.binary_join_element_wise("[", joined, "]", "")
+    inside = pc.binary_join(pa.ListArray.from_arrays(offsets, quoted(lists.flatten())), pa.scalar(", "))
+    whole = joined("[", inside, "]")
     return pc.if_else(pc.is_null(lists), None, whole) if lists.null_count else whole
 
 
@@ -51,7 +60,7 @@ def with_lengths(texts: Any) -> bytes:
 
     lengths_N = pc.binary_length(texts).to_numpy().astype(">u8")
     lengths = pa.Array.from_buffers(pa.binary(8), len(texts), [None, pa.py_buffer(lengths_N.tobytes())]).cast(pa.binary())
-    joined = pc.binary_join_element_wise(lengths, texts.cast(pa.binary()), b"")
-    offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + len(joined) + 1]
+    whole = pc.binary_join_element_wise(lengths, texts.cast(pa.binary()), pa.scalar(b"", pa.binary()))
+    offsets = np.frombuffer(whole.buffers()[1], np.int32)[whole.offset : whole.offset + len(whole) + 1]
     start, end = int(offsets[0]), int(offsets[-1])
-    return joined.buffers()[2][start:end].to_pybytes() if len(joined) else b""
+    return whole.buffers()[2][start:end].to_pybytes() if len(whole) else b""

@@ -110,8 +110,6 @@ class Stored:
     def batches(self, places: np.ndarray | None = None) -> Iterator[tuple[int, Any]]:
         """The first line of each batch and the batch itself, a pyarrow RecordBatch; only those of its lines that are in
         `places`, which rises."""
-        import pyarrow as pa
-
         start = 0
         for number, end in enumerate(self.layout[:, 2].tolist()):
             if places is None:
@@ -119,7 +117,7 @@ class Stored:
             else:
                 low, high = np.searchsorted(places, (start, end))
                 if high > low:
-                    yield start, self._batch(number).take(pa.array(np.asarray(places[low:high]) - start))
+                    yield start, self._batch(number).take(whole(np.asarray(places[low:high]) - start))
             start = end
 
     def column(self, batch: Any, key: str) -> Any:
@@ -165,6 +163,14 @@ class Stored:
 
     def _size(self) -> int:
         return int(self.layout[-1, 0] + self.layout[-1, 1])
+
+
+def whole(numbers: np.ndarray) -> Any:
+    """pyarrow's array of whole numbers, which lie where they did. (`pa.array` looks for pandas each time.)"""
+    import pyarrow as pa
+
+    own = np.ascontiguousarray(numbers)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(own.dtype), len(own), [None, pa.py_buffer(own)])
 
 
 def broken(folder: Any) -> UserError:
