@@ -49,7 +49,7 @@ class Chosen:
         for name in ARRAYS:
             if (array := getattr(self, name)) is not None:
                 np.save(folder / f"{name}.npy", array)
-                told["sums"][name] = zlib.crc32(np.ascontiguousarray(array).data)
+                told["sums"][name] = _sum(folder / f"{name}.npy")
         write_sealed(folder, told)
 
     @classmethod
@@ -59,8 +59,11 @@ class Chosen:
             told = read_sealed(folder)
             arrays: dict[str, Any] = dict.fromkeys(ARRAYS)
             for name, checksum in told["sums"].items():
-                arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-                if arrays[name].shape != (told["size"],) or (check and zlib.crc32(arrays[name].data) != checksum):
+                file = folder / f"{name}.npy"
+                if check and _sum(file) != checksum:
+                    raise broken(folder)
+                arrays[name] = np.load(file, mmap_mode="r")
+                if arrays[name].shape != (told["size"],):
                     raise broken(folder)
             return cls(told["size"], **arrays, present=tuple(told["present"]), digest=told["digest"], folder=folder)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
@@ -265,7 +268,10 @@ class _Choosing:
         if kind in (JSON, FLOAT) or key in self.about.numbers:
             if kind == INT and self.about.numbers[key] == "int":
                 return column.cast(pa.string())
-            return json_text.dumped(self.table.values(batch, key))
+            try:
+                return json_text.dumped(self.table.values(batch, key))
+            except OverflowError:
+                raise UserError(f"Manifest.{key}: a number of the file is too large for a float, as its others are") from None
         return (json_text.listed(column) if kind == STRINGS else json_text.quoted(column)).fill_null("null")
 
     def _gathered(self, key: str, dtype: Any) -> np.ndarray:
@@ -280,6 +286,10 @@ class _Choosing:
             return np.empty(shape, dtype)
         with tempfile.TemporaryFile(dir=self.folder) as file:
             return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _sum(file: Path) -> int:
+    return zlib.crc32(np.memmap(file, np.uint8, "r").data)
 
 
 def _spelled(value: Any) -> Sequence[bytes]:

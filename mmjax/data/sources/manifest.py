@@ -164,7 +164,7 @@ def _in_cache(asked: Asked) -> Stored:
         with open(folder / DATA, "w+b") as sink:
             about, layout = _stored(asked, sink)
         np.save(folder / LAYOUT, layout)
-        write_sealed(folder, {"about": dataclasses.asdict(about), "layout": zlib.crc32(layout.tobytes())})
+        write_sealed(folder, {"about": dataclasses.asdict(about), "layout": zlib.crc32((folder / LAYOUT).read_bytes())})
 
     return Stored.at(made_once(TABLE, [repr(asked), *identities([asked.path])], make))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -88,10 +89,10 @@ class Stored:
             told = sealed["about"].items()
             known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told}
             about = About(**known)
-            layout = np.load(folder / LAYOUT)
-            if zlib.crc32(layout.tobytes()) != sealed["layout"]:
+            whole = (folder / LAYOUT).read_bytes()
+            if zlib.crc32(whole) != sealed["layout"]:
                 raise broken(folder)
-            return cls(about, layout, folder)
+            return cls(about, np.load(io.BytesIO(whole)), folder)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise error if isinstance(error, UserError) else broken(folder) from None
 
