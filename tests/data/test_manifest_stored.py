@@ -216,6 +216,10 @@ def test_the_quick_readers_read_what_is_usual():
     assert quick.of_json(b'{"a": 1}\r\n{"a": 2}', {"a": pa.int64()})[1]["a"].to_pylist() == [1, 2]
     found = quick.of_separated(b'"say ""a, b""",1\n5" wide,2\n'[:-10], ",", ["p", "q"], {"p": pa.string()})
     assert found is not None and found[2]["p"].to_pylist() == ['say "a, b"']
+    for other in (b'{"a": "x"} {"a":\n"y"}', b'{"a": "x"}\n\n{"a": "y"}', b'{"a": null}\n{"a": "y"}', b'{"a": "x", "b": Inf}'):
+        assert quick.of_json(other, {"a": pa.string()}) is None
+    for other in (b'"a"b,c\n', b'a "b,c\n', b'a,"b\nc"\n'):
+        assert quick.of_separated(other, ",", ["p", "q"], {"p": pa.string()}) is None
     assert quick.of_json(b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}", {"a": pa.string()}) is None
 
 
@@ -229,6 +233,16 @@ def listed(tmp_path, write_image):
     rows = ({"image": f"{i // 2}.png", "text": f"picture {i}", "label": "abc"[i % 3], "age": i} for i in range(LONG))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.mark.parametrize("late", ["x", 2.5, 2**70, [1], None, True])
+def test_types_that_change_late_in_a_file(tmp_path, late):
+    path = tmp_path / "late.jsonl"
+    ages = [*range(80), late]
+    path.write_text("".join(json.dumps({"text": "a", "age": age}) + "\n" for age in ages))
+    found = [example["years"] for example in Manifest(str(path), "all", fields={"years": "age"}).build().examples]
+    floats = [math.nan if age is None else float(age) for age in ages] if late is None or late == 2.5 else ages
+    assert repr(found) == repr(floats)
 
 
 def test_most_blocks_are_read_quickly(listed, monkeypatch):
@@ -263,6 +277,17 @@ def test_in_memory_and_from_the_cache_are_alike(listed, monkeypatch, cache):
     assert places == ["manifest-1", "manifest-split-1"]
 
 
+def test_a_letter_that_has_changed_in_a_damaged_cache_is_seen(listed, cache):
+    spec = Manifest(str(listed), "all")
+    spec.build()
+    file = next(cache.rglob(stored.DATA))
+    file.write_bytes(file.read_bytes().replace(b"picture 7", b"picture 8", 1))
+    records = spec.build()
+    assert records.example(100)["text"] == "picture 100", "of a line no more than its own batch is looked at"
+    with pytest.raises(UserError, match="cut, damaged or gone"):
+        records.example(7)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_cache_is_named_and_never_read(listed, cache, data):
@@ -284,8 +309,9 @@ def test_a_damaged_cache_is_named_and_never_read(listed, cache, data):
 def test_a_cache_that_is_cut_while_it_is_open(listed, cache):
     records = Manifest(str(listed), "all").build()
     os.truncate(next(cache.rglob(stored.DATA)), 5000)
-    with pytest.raises(UserError, match="cut, damaged or gone"):
-        records.example(LONG - 1)
+    for index in (0, LONG - 1):  # what is still there as well
+        with pytest.raises(UserError, match="cut, damaged or gone"):
+            records.example(index)
 
 
 def test_a_full_disk_a_place_that_is_none_and_a_file_that_changes(listed, cache, monkeypatch):
