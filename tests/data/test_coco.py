@@ -178,6 +178,14 @@ def test_conversations(write, images, caplog):
     assert list(first.texts()) == ["What is it?\nA. a cat", "Why?"] and list(each.texts()) == [
         each[i]["text"] for i in range(4)
     ]
+    assert "2 conversation(s)" not in said and "say nowhere" not in said
+    history = Coco(path, images, conversation="history").build()
+    assert [history[i]["question"] for i in (0, 1)] == ["What is it?\nA. a cat", "What is it?\nA. a cat\nA bright box.\nWhere?"]
+    assert [history[i]["answer"] for i in range(4)] == [each[i]["answer"] for i in range(4)] and history[3]["image_id"] == 3
+    bare = [{**entries[0], "conversations": [{**turn, "value": turn["value"].replace("<image>", "")} for turn in turns]}]
+    unmarked = Coco(write(bare, "bare.json"), images).build()
+    assert "1 conversation(s) that say nowhere where their image stands (<image>)" in caplog.text
+    assert unmarked.fingerprint() == Coco(write(entries[:1], "marked.json"), images).build().fingerprint(), "as ever"
     tokenizer = WordPiece(80).train([*each.texts(), *each.texts_of("question")])
     batch = Data(Coco(path, images), (Normalise(),), batch_size=2).build(tokenizer, 0).batch(0)
     assert batch["text"].shape == (2, 32)

@@ -23,6 +23,7 @@ CLIPPED = "box(es) more than a pixel beyond their image, clipped to it"
 CROWD = "box(es) of crowds"
 NO_IMAGE = "conversation(s) without exactly one image"
 NO_PAIR = "conversation(s) without a question and its answer"
+NO_MARK = f"conversation(s) that say nowhere where their image stands ({MARK}): it is given as that of the others"
 
 
 @dataclasses.dataclass
@@ -38,6 +39,7 @@ class Annotated:
       turns: (question, answer) of each record; None where there are no conversations.
       entries: the number of the entry in the file that a record is of.
       left_out: what was left out or changed, how often.
+      noted: what else is to be said, how often.
     """
 
     files: list[str]
@@ -50,13 +52,14 @@ class Annotated:
     turns: list[tuple[str, str]] | None = None
     entries: list[int] = dataclasses.field(default_factory=list)
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
+    noted: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def read(path: str, conversation: str, crowd: bool) -> Annotated:
     """What the file says.
 
     Args:
-      conversation: "first" or "each", the pairs of question and answer that are taken.
+      conversation: "first" or "each", the pairs of question and answer that are taken; "history": each, with those before it.
       crowd: whether boxes of crowds are.
 
     Raises:
@@ -187,6 +190,11 @@ def _conversations(path: str, whole: list[Any], conversation: str) -> Annotated:
         pairs = _pairs(where, entry["conversations"])
         if not pairs:
             found.left_out[NO_PAIR] += 1
+        elif not any(MARK in turn["value"] for turn in entry["conversations"]):
+            found.noted[NO_MARK] += 1
+        if conversation == "history":
+            said = [turn for pair in pairs for turn in pair]
+            pairs = [("\n".join(said[: 2 * place + 1]), answer) for place, (_, answer) in enumerate(pairs)]
         for pair in pairs[:1] if conversation == "first" else pairs:
             found.files.append(_text(f"{where}.image", image))
             found.sizes.append((-1, -1))

@@ -23,7 +23,7 @@ from mmjax.data.types import BadRecordError, Record
 
 VERSION = "coco-1"
 TEXTS = ("question", "answer")
-PAIRS = ("first", "each")
+PAIRS = ("first", "each", "history")
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +42,8 @@ class Coco:
       images: folder of the images; default: that of the file.
       split: "all", or "train", "validation" or "test" by a hash of the image's path: adding images moves no other.
       fractions: shares of train, validation and test.
-      conversation: "first" for the first question of each conversation, "each" for all, a record each.
+      conversation: "first" for the first question of each conversation, "each" for all, a record each and alone, "history" for
+        all with the questions and answers before them in front, a line each.
       text: which of `question` and `answer` is the record's text.
       crowd: take boxes around crowds too (`iscrowd`); their classes are among `labels` in any case.
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
@@ -87,7 +88,7 @@ class Coco:
         of = (VERSION, self.split, self.fractions, self.conversation, self.crowd)
         folder = kept.made_once(VERSION, [repr(of), *kept.identities([self.path])], self._index)
         records = CocoRecords(self, str(folder))
-        for what, count in records.about["left_out"].items():
+        for what, count in {**records.about["left_out"], **records.about.get("noted", {})}.items():
             log.warning("Coco.path=%r: %d %s", self.path, count, what)
         if not len(records):
             raise UserError(f"Coco.split={self.split!r}: none of the {records.about['size']} records of {self.path} are in it")
@@ -125,6 +126,7 @@ class Coco:
             for place, name in enumerate(TEXTS):
                 pack(folder, name, [turn[place] for turn in of(found.turns)])
         about = {"names": found.names, "keys": keys, "size": len(found.files), "left_out": dict(found.left_out)}
+        about |= {"noted": dict(found.noted)} if found.noted else {}
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -167,7 +169,7 @@ class CocoRecords:
         if "turns" in self.about["keys"]:
             question, answer = (self._texts[name][index] for name in TEXTS)
             record |= {"text": answer if self.spec.text == "answer" else question, "question": question, "answer": answer}
-            if self.spec.conversation == "each":
+            if self.spec.conversation != "first":
                 record["image_id"] = int(self._arrays["entries"][index])
         return record
 
@@ -188,7 +190,8 @@ class CocoRecords:
 
     def fingerprint(self) -> str:
         """Of all that was read of the file, and of how images are."""
-        parts: list[str | bytes] = [json.dumps(self.about), self.spec.text, str(self.spec.window)]
+        told = {key: value for key, value in self.about.items() if key != "noted"}  # which says nothing of the records
+        parts: list[str | bytes] = [json.dumps(told), self.spec.text, str(self.spec.window)]
         for name in sorted(path.name for path in Path(self.folder).glob("*.npy")):
             parts += [name, np.load(Path(self.folder) / name, mmap_mode="r").tobytes()]
         return splits.fingerprint(parts)

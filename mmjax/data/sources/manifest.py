@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
-from mmjax.data.sources import groups, splits
+from mmjax.data.sources import splits
+from mmjax.data.sources.chosen import Chosen, choose
 from mmjax.data.sources.fields import TAKEN
-from mmjax.data.sources.rows import Row, read_rows
+from mmjax.data.sources.kept import identities, made_once
 from mmjax.data.sources.splits import SPLITS
+from mmjax.data.sources.stored import DATA, LAYOUT, About, Stored, write_sealed
+from mmjax.data.sources.storing import Asked, store
+from mmjax.data.sources.table import check_path
 from mmjax.data.spelling import nearest
 from mmjax.data.types import Record
 
+TABLE, CHOSEN = "manifest-1", "manifest-split-1"  # in the cache folder
+SMALL = 4 << 20  # bytes of a file whose lines are held in memory
 NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 
 
@@ -83,21 +90,21 @@ class Manifest:
             not sum to 1, a window that is none.
         """
         self._check()
-        rows = self._rows()
-        kept = [row for row, split in zip(rows, self._splits(rows), strict=True) if self.split in (split, "all")]
-        if not kept:
-            raise UserError(f"Manifest.split={self.split!r}: none of the {len(rows)} lines of {self.path} are in it")
-        sizes = Counter(row["label"] for row in rows if row.get("label") is not None)
-        if "split" not in rows[0]:
-            present = (row.get("label") for row in kept)
-            splits.warn_of_absent(f"Manifest.path={self.path!r}", self.split, present, dict(sorted(sizes.items())))
+        asked = self._asked()
+        check_path(self.path, self.separator)
+        small = os.path.getsize(self.path) <= SMALL
+        table = _in_memory(asked) if small else _in_cache(asked)
+        about = table.about
+        self._check_named(asked, about)
+        chosen = self._in_split(table, not small)
+        if chosen is None:
+            raise UserError(f"Manifest.split={self.split!r}: none of the {about.rows} lines of {self.path} are in it")
+        if "split" not in about.keys and self.split != "all":
+            present = [about.labels[label] for label in chosen.present]
+            sizes = dict(zip(about.labels, about.sizes, strict=True))
+            splits.warn_of_absent(f"Manifest.path={self.path!r}", self.split, present, sizes)
         root = Path(self.path).parent if self.root is None else Path(self.root)
-        rank = {label: i for i, label in enumerate(sorted(sizes))}
-        made = zip(kept, _groups(kept, rank), strict=True)
-        ids = image_ids(kept)
-        examples = tuple({**_example(row, rank, group), **own} for (row, group), own in zip(made, ids, strict=True))
-        names = tuple(str(label) for label in rank)
-        return ManifestRecords(str(root), examples, names, tuple(self.maps), self.window, self.max_pixels)
+        return ManifestRecords(str(root), table, chosen, about.names, tuple(self.maps), self.window, self.max_pixels)
 
     def _check(self) -> None:
         splits.check_split("Manifest", self.split, (*SPLITS, "all"))
@@ -108,7 +115,7 @@ class Manifest:
                 if key in TAKEN or (option == "maps" and key in self.fields):
                     raise UserError(f"Manifest.{option}.{key}: a record has a {key!r} already; give it another name")
 
-    def _rows(self) -> list[Row]:
+    def _asked(self) -> Asked:
         fields = {
             "image": self.image_field,
             "text": self.text_field,
@@ -116,30 +123,58 @@ class Manifest:
             "label": self.label_field,
             "group": self.group_field,
         }
-        rows = read_rows(self.path, fields, self.fields, self.maps, self.separator)
-        for key, field in fields.items():
-            if field != key and key not in rows[0]:
-                option = "pair_field" if key == "text_pair" else f"{key}_field"
-                found = nearest(field, rows[0]["fields"])
-                raise UserError(f"Manifest.{option}={field!r}: no line of {self.path} has it{found}")
-        if "group" in rows[0]:  # numbered over the whole file, so that a group has one number in all splits
-            for row, number in zip(rows, groups.numbered([row["group"] for row in rows]), strict=True):
-                row["group"] = number
-        return rows
+        return Asked(self.path, fields, dict(self.fields), dict(self.maps), self.separator)
 
-    def _splits(self, rows: Sequence[Row]) -> list[str]:
-        """The split of each line."""
-        if "split" in rows[0]:
-            return [row["split"] for row in rows]
-        keys = [row.get("image") or json.dumps(row.get("text") or row["further"]) for row in rows]
-        label: dict[str, Any] = {}  # of an image with several lines, the first one's
-        for key, row in zip(keys, rows, strict=True):
-            label.setdefault(key, row.get("label"))
-        classes: dict[Any, list[str]] = {}
-        for key, name in label.items():
-            classes.setdefault(name, []).append(key)
-        split = splits.share_out(classes, self.fractions)
-        return [split[key] for key in keys]
+    def _check_named(self, asked: Asked, about: About) -> None:
+        for key, field in asked.fields.items():
+            if field != key and key not in about.keys:
+                option = "pair_field" if key == "text_pair" else f"{key}_field"
+                found = nearest(field, about.fields)
+                raise UserError(f"Manifest.{option}={field!r}: no line of {self.path} has it{found}")
+
+    def _in_split(self, table: Stored, cached: bool) -> Chosen | None:
+        """The lines of the split; None where there is none."""
+        if not cached:
+            return choose(table, self.split, self.fractions, tuple(self.maps))
+
+        def make(folder: Path) -> None:
+            found = choose(table, self.split, self.fractions, tuple(self.maps), folder)
+            if found is None:
+                raise _NothingError
+            found.save(folder)
+
+        try:
+            of = [str(table.data), self.split, repr(tuple(map(float, self.fractions))), *self.maps]
+            return Chosen.at(made_once(CHOSEN, of, make), check=True)
+        except _NothingError:
+            return None
+
+
+class _NothingError(Exception):
+    """A split has no line."""
+
+
+def _in_memory(asked: Asked) -> Stored:
+    sink = io.BytesIO()
+    return Stored(*_stored(asked, sink), sink.getvalue())
+
+
+def _in_cache(asked: Asked) -> Stored:
+    def make(folder: Path) -> None:
+        with open(folder / DATA, "w+b") as sink:
+            about, layout = _stored(asked, sink)
+        np.save(folder / LAYOUT, layout)
+        write_sealed(folder, {"about": dataclasses.asdict(about), "layout": zlib.crc32((folder / LAYOUT).read_bytes())})
+
+    return Stored.at(made_once(TABLE, [repr(asked), *identities([asked.path])], make))
+
+
+def _stored(asked: Asked, sink: BinaryIO) -> tuple[About, np.ndarray]:
+    before = identities([asked.path])
+    found = store(asked, sink)
+    if identities([asked.path]) != before:
+        raise UserError(f"Manifest.path={asked.path!r}: the file was changed while it was read; start again")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +183,16 @@ class ManifestRecords:
 
     Attributes:
       root: the folder that paths are relative to.
-      examples: records whose image and label maps are still paths.
+      table: the lines of the whole file.
+      chosen: which of them are in the split.
       classes: names in label order, () where nothing is labelled.
       maps: keys of the label maps.
       window, max_pixels: as the source has them.
     """
 
     root: str
-    examples: Sequence[Record]
+    table: Stored
+    chosen: Chosen
     classes: tuple[str, ...]
     maps: tuple[str, ...] = ()
     window: tuple[float, float] | None = None
@@ -164,13 +201,41 @@ class ManifestRecords:
     @property
     def labels(self) -> tuple[int, ...]:
         """One an example, -1 for no class; () where nothing is labelled."""
-        return tuple(example["label"] for example in self.examples) if "label" in self.examples[0] else ()
+        return tuple(self._column("label")) if "label" in self.table.about.keys else ()
+
+    @property
+    def examples(self) -> Examples:
+        """Records whose image and label maps are still paths."""
+        return Examples(self)
+
+    def example(self, index: int) -> Record:
+        """A record whose image and label maps are still paths."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        chosen, about = self.chosen, self.table.about
+        keys = [key for key in about.keys if key not in ("group", "split")]
+        line = index if chosen.places is None else int(chosen.places[index])
+        found: Record = {}
+        further: Record = {}
+        for key, value in zip(keys, self.table.cells(line, keys), strict=True):
+            room, _, name = key.partition(".")
+            if name:
+                further[name] = value
+            elif key == "label":
+                found["label"] = about.rank[value] if value >= 0 else -1
+                if value >= 0:
+                    found["name"] = self.classes[found["label"]]
+            else:
+                found[room] = value
+        found |= {"group": int(chosen.groups[index]), **further}
+        return found if chosen.image_ids is None else {**found, "image_id": int(chosen.image_ids[index])}
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return self.chosen.size
 
     def __getitem__(self, index: int, /) -> Record:
-        record = dict(self.examples[index])
+        record = self.example(index)
         if "image" in record:
             record["image"] = read_image(os.path.join(self.root, record["image"]), self.window, self.max_pixels)
         for key in self.maps:
@@ -189,51 +254,50 @@ class ManifestRecords:
         return None if path is None else Path(self.root, path).read_bytes()
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
-        example = self.examples[index]
+        example = self.example(index)
         text, pair = example.get("text", ()), example.get("text_pair")
         texts = ((text,) if isinstance(text, str) else tuple(text)) + (() if pair is None else (pair,))
         told = {key: value for key, value in example.items() if key not in NUMBERED}
         return json.dumps(told, sort_keys=True), example.get("label", -1), texts
 
     def texts(self) -> Iterator[str]:
-        for example in self.examples:
-            text = example.get("text", ())
-            yield from (text,) if isinstance(text, str) else text
-            if "text_pair" in example:
-                yield example["text_pair"]
+        keys = [key for key in ("text", "text_pair") if key in self.table.about.keys]
+        for _, batch in self.table.batches(self.chosen.places):
+            columns = [self.table.values(batch, key) for key in keys]
+            for values in zip(*columns, strict=True):
+                for value in values:
+                    yield from (value,) if isinstance(value, str) else value
 
     def texts_of(self, key: str) -> Iterator[str]:
         """The texts of one of the `fields`."""
-        for example in self.examples:
-            text = example.get(key) or ()
+        room = next((own for own in (key, f"fields.{key}", f"maps.{key}") if own in self.table.about.keys), None)
+        if key in NUMBERED or key == "name":
+            values: Iterable[Any] = (example.get(key) for example in self.examples)
+        else:
+            values = () if room is None else self._column(room)
+        for value in values:
+            text = value or ()
             yield from (str(one) for one in text) if isinstance(text, list | tuple) else (str(text),)
 
     def fingerprint(self) -> str:
-        return splits.fingerprint([*self.maps, *(json.dumps(example, sort_keys=True) for example in self.examples)])
+        return self.chosen.digest
+
+    def _column(self, key: str) -> Iterator[Any]:
+        for _, batch in self.table.batches(self.chosen.places):
+            values = self.table.values(batch, key)
+            yield from values if key != "label" else (self.table.about.rank[value] if value >= 0 else -1 for value in values)
 
 
-def image_ids(rows: Sequence[Row]) -> list[dict[str, int]]:
-    """`image_id` for each line, equal for equal images; nothing where each line has an image of its own, or none."""
-    paths = [row.get("image") for row in rows]
-    rank = {path: number for number, path in enumerate(dict.fromkeys(paths))}
-    if len(rank) == len(rows) or None in rank:
-        return [{}] * len(rows)
-    return [{"image_id": rank[path]} for path in paths]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples(Sequence[Record]):
+    """The lines of one split as records, made when asked for."""
 
+    records: ManifestRecords
 
-def _groups(rows: Sequence[Row], rank: Mapping[Any, int]) -> list[int]:
-    """The group of each line of a split: as written, else by the label where there is no text, else by image and text."""
-    if "group" in rows[0]:
-        return [row["group"] for row in rows]
-    if "label" in rows[0] and "text" not in rows[0]:  # what has no class is a group of its own
-        return [rank.get(row["label"], len(rank) + number) for number, row in enumerate(rows)]
-    return groups.by_relation(rows)
+    def __len__(self) -> int:
+        return len(self.records)
 
-
-def _example(row: Row, rank: Mapping[Any, int], group: int) -> Record:
-    example: Record = {key: row[key] for key in ("image", "text", "text_pair") if key in row}
-    if "label" in row:
-        example["label"] = rank.get(row["label"], -1)
-        if row["label"] is not None:
-            example["name"] = str(row["label"])
-    return {**example, "group": group, **row["further"], **row["maps"]}
+    def __getitem__(self, index: Any, /) -> Any:
+        if isinstance(index, slice):
+            return [self.records.example(place) for place in range(*index.indices(len(self)))]
+        return self.records.example(index)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.data.sources.splits import SPLITS, split_of
-from mmjax.data.sources.table import read_lines
 from mmjax.data.spelling import nearest as nearest_of
 
 Row = dict[str, Any]
@@ -33,52 +31,47 @@ _WHOLE = re.compile(r"\s*[+-]?(0|[1-9]\d*)\s*")  # no leading zeros: 007 is a na
 _NUMBER = re.compile(r"\s*[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 
 
-def read_rows(
-    path: str,
-    fields: Mapping[str, str],
-    further: Mapping[str, str] | None = None,
-    maps: Mapping[str, str] | None = None,
-    separator: str = "",
-) -> list[Row]:
-    """The lines of a `.csv`, `.tsv` or `.jsonl` file, checked.
+class Checking:
+    """What is asked of the lines of one file, one after the other.
 
-    Args:
-      path: the file, UTF-8.
-      fields: name in the file for each of "image", "text", "text_pair", "label" and "group".
-      further: record key -> name in the file, of values that pass as they are.
-      maps: record key -> name in the file, of paths.
-      separator: see `table.read_lines`.
-
-    Returns:
-      Non-empty; every row has the same ones of the keys "image", "text" (str or tuple of str), "text_pair", "label" (None = no
-      class), "group" and "split", and "fields", all names in its line, "further" and "maps", key -> value.
-
-    Raises:
-      UserError: what `table.read_lines` raises, no lines, or a line whose fields differ from the first one's or are not what
-        they should be.
+    Attributes:
+      first: the first line.
+      labelled: the label of the first line that has one.
     """
-    further, maps = further or {}, maps or {}
-    rows: list[Row] = []
-    labelled: Row | None = None
-    for line, values in read_lines(path, separator, {*fields.values(), *further.values(), *maps.values()}):
-        where = f"{path}:{line}"
-        row = _row(where, values, fields, bool(further))
-        row["further"] = {key: _further(where, values, key, field) for key, field in further.items()}
-        row["maps"] = {key: _map(where, values, key, field) for key, field in maps.items()}
-        if rows and rows[0].keys() != row.keys():
-            differ = ", ".join(sorted(rows[0].keys() ^ row.keys()))
+
+    def __init__(self, path: str, fields: Mapping[str, str], further: Mapping[str, str], maps: Mapping[str, str]) -> None:
+        """Check the lines of a file.
+
+        Args:
+          fields: name in the file for each of "image", "text", "text_pair", "label" and "group".
+          further: record key -> name in the file, of values that pass as they are.
+          maps: record key -> name in the file, of paths.
+        """
+        self.path, self.fields, self.further, self.maps = path, fields, further, maps
+        self.first: Row | None = None
+        self.labelled: str | int | None = None
+
+    def row(self, line: int, values: Mapping[str, Any]) -> Row:
+        """The keys "image", "text" (str or tuple of str), "text_pair", "label" (None = no class), "group" and "split" that all
+        lines have, and "fields", all names in the line, "further" and "maps", key -> value.
+
+        Raises:
+          UserError: a line whose fields differ from the first one's or are not what they should be.
+        """
+        where = f"{self.path}:{line}"
+        row = _row(where, dict(values), self.fields, bool(self.further))
+        row["further"] = {key: _further(where, values, key, field) for key, field in self.further.items()}
+        row["maps"] = {key: _map(where, values, key, field) for key, field in self.maps.items()}
+        self.first = self.first or row
+        if self.first.keys() != row.keys():
+            differ = ", ".join(sorted(self.first.keys() ^ row.keys()))
             raise UserError(f"{where}: every line has what the first one has; here {differ} differs")
         if row.get("label") is not None:
-            labelled = labelled or row
-            if type(labelled["label"]) is not type(row["label"]):
-                pair = f"{row['label']!r} here, {labelled['label']!r} in the first line that has one"
+            self.labelled = row["label"] if self.labelled is None else self.labelled
+            if type(self.labelled) is not type(row["label"]):
+                pair = f"{row['label']!r} here, {self.labelled!r} in the first line that has one"
                 raise UserError(f"{where}: labels are all strings or all whole numbers; {pair}")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"Manifest.path={path!r}: it has no lines")
-    _number_labels(rows)
-    _number_further(rows, written=not path.lower().endswith(".jsonl"))
-    return rows
+        return row
 
 
 def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Row:
@@ -86,7 +79,7 @@ def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Ro
     values = {name: value for name, value in given.items() if value is not None and value != ""}
     row: Row = {"fields": tuple(given)}
     for key, kinds in _TYPES.items():
-        if key == "label" and fields[key] in given and _no_class(given[fields[key]]):
+        if key == "label" and fields[key] in given and no_class(given[fields[key]]):
             row[key] = None
         elif fields[key] in values:
             value = values[fields[key]]
@@ -109,14 +102,14 @@ def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Ro
     return row
 
 
-def _no_class(label: Any) -> bool:
+def no_class(label: Any) -> bool:
     """Whether a line says that it has no class: nothing, or a negative whole number."""
     if isinstance(label, str):
         return not label.strip() or _NEGATIVE.fullmatch(label) is not None
     return label is None or (isinstance(label, int) and label < 0)
 
 
-def _further(where: str, values: Row, key: str, field: str) -> Any:
+def _further(where: str, values: Mapping[str, Any], key: str, field: str) -> Any:
     """What a line says of a further field; None where it is left empty."""
     value = _there(where, values, f"fields.{key}", field)
     if value is not None and not isinstance(value, str | int | float | list):
@@ -124,7 +117,7 @@ def _further(where: str, values: Row, key: str, field: str) -> Any:
     return value
 
 
-def _map(where: str, values: Row, key: str, field: str) -> str | None:
+def _map(where: str, values: Mapping[str, Any], key: str, field: str) -> str | None:
     """The path of a label map; None where it is left empty: nothing of that image is labelled."""
     value = _there(where, values, f"maps.{key}", field)
     if value is not None and not isinstance(value, str):
@@ -132,7 +125,7 @@ def _map(where: str, values: Row, key: str, field: str) -> str | None:
     return value
 
 
-def _there(where: str, values: Row, option: str, field: str) -> Any:
+def _there(where: str, values: Mapping[str, Any], option: str, field: str) -> Any:
     if field in values and values[field] in (None, ""):
         return None
     if field not in values:
@@ -142,31 +135,21 @@ def _there(where: str, values: Row, option: str, field: str) -> Any:
     return values[field]
 
 
-def _number_labels(rows: list[Row]) -> None:
-    """Labels that are all written as whole numbers become numbers, so that 10 sorts after 2; where there are none at all, the
-    rows have none."""
-    labels = [row["label"] for row in rows if row.get("label") is not None]
-    if not labels:
-        for row in rows:
-            row.pop("label", None)
-    elif all(isinstance(label, str) and label.isdecimal() and str(int(label)) == label for label in labels):
-        for row in rows:
-            row["label"] = None if row["label"] is None else int(row["label"])
+def numbered(labels: Sequence[str | int]) -> list[str | int]:
+    """Labels that are all written as whole numbers become numbers, so that 10 sorts after 2."""
+    if all(isinstance(label, str) and label.isdecimal() and str(int(label)) == label for label in labels):
+        return [int(label) for label in labels]
+    return list(labels)
 
 
-def _number_further(rows: list[Row], written: bool) -> None:
-    """Further columns that hold nothing but numbers (in a table, `written` out) are numbers: floats where one is, or is missing
-    (NaN)."""
-    for key in rows[0]["further"]:
-        column = [row["further"][key] for row in rows]
-        there = [value for value in column if value is not None]
-        if not there:
-            continue
-        if written and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
-            there = [int(value) if _WHOLE.fullmatch(value) else float(value) for value in there]
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
-            continue
-        mixed = len(there) < len(column) or any(isinstance(value, float) for value in there)
-        numbers = iter([float(value) for value in there] if mixed else there)
-        for row in rows:
-            row["further"][key] = math.nan if row["further"][key] is None else next(numbers)
+def is_number(written: str) -> bool:
+    return _NUMBER.fullmatch(written) is not None
+
+
+def is_whole(written: str) -> bool:
+    return _WHOLE.fullmatch(written) is not None
+
+
+def number(written: str) -> int | float:
+    """What is written as a number."""
+    return int(written) if is_whole(written) else float(written)

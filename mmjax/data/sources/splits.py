@@ -134,9 +134,18 @@ def encoded(text: str) -> bytes:
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """32 hexadecimal digits that change with any part, with their order and with where one ends."""
+    return fingerprint_of(map(framed, parts))
+
+
+def framed(part: str | bytes) -> bytes:
+    """A part with its length before it."""
+    data = encoded(part) if isinstance(part, str) else part
+    return len(data).to_bytes(8, "big") + data
+
+
+def fingerprint_of(pieces: Iterable[bytes]) -> str:
+    """The fingerprint of parts that are framed and put together already, in pieces of any length."""
     digest = hashlib.sha256()
-    for part in parts:
-        data = encoded(part) if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()[:32]

@@ -1,18 +1,23 @@
-"""The lines of a table, with their numbers: JSONL, or fields that a character separates."""
+"""The lines of a table, with their numbers: JSONL, or fields that a character separates; block by block."""
 
 from __future__ import annotations
 
+import abc
 import csv
+import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmjax.core.errors import UserError
+from mmjax.data.sources import quick
 
 Line = tuple[int, dict[str, Any]]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHERS = (",", ";", "\t", "|")  # that a `.csv` may have, the likeliest first
+FIRST, BLOCK = 1 << 16, 1 << 22  # bytes that are read at once
+BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[Line]:
@@ -28,6 +33,20 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
     Raises:
       UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line.
     """
+    with open_table(path, separator, wanted) as table:
+        while table.more():
+            yield from table.lines()
+
+
+def open_table(path: str, separator: str, wanted: Collection[str]) -> Table:
+    """The file on its way, see `read_lines`."""
+    separator = check_path(path, separator)
+    file = Path(path)
+    return JsonLines(file) if file.suffix.lower() == ".jsonl" else Separated(file, separator, wanted)
+
+
+def check_path(path: str, separator: str) -> str:
+    """The separator as a character, or "". Raises `UserError` for a path or a separator that cannot be."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"Manifest.path={path!r}: no such file")
@@ -39,48 +58,186 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
         raise UserError(f"Manifest.separator={separator!r}: give one character, for instance ';', or nothing")
     if separator and suffix == ".jsonl":
         raise UserError(f"Manifest.separator={separator!r}: the lines of {path} are JSON, which has none")
-    try:
-        yield from _jsonl(file) if suffix == ".jsonl" else _table(file, separator, wanted)
-    except UnicodeDecodeError as error:
-        raise UserError(f"Manifest.path={path!r}: not UTF-8 text ({error})") from None
+    return separator
 
 
-def _jsonl(file: Path) -> Iterator[Line]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+class Table(abc.ABC):
+    """A file that is read in blocks of whole lines: `more()` takes the next one, which `columns` or `lines` reads.
+
+    Attributes:
+      line: the number of the block's first line.
+      block: its bytes.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.line, self.block = file, 1, b""
+        self._stream: BinaryIO
+        self._carried, self._begun, self._lines = b"", False, 0
+
+    def __enter__(self) -> Table:
+        try:
+            self._stream = self.file.open("rb")
+        except OSError as error:
+            raise UserError(f"Manifest.path={str(self.file)!r}: {error.strerror}") from None
+        try:
+            self._begin()
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def more(self) -> bool:
+        """Take the next block; False at the end of the file."""
+        self.line += self._lines
+        self._lines, self.block = 0, self._next()
+        return bool(self.block)
+
+    @abc.abstractmethod
+    def _begin(self) -> None:
+        """Read what stands before the first line."""
+
+    @abc.abstractmethod
+    def columns(self, types: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """How many rows the block has, and its columns as pyarrow's arrays: of all fields named here that it has, in their
+        types. None where that could mean anything else than what `lines` says, which is to be asked then."""
+
+    def again(self) -> None:
+        """The block was not read after all."""
+        self._lines = 0
+
+    @abc.abstractmethod
+    def lines(self) -> Iterator[Line]:
+        """The block line by line, blank ones left out. Raises `UserError` for a malformed one."""
+
+    def _next(self) -> bytes:
+        """Bytes that end with a line, or with the file."""
+        parts = [self._carried]
+        while True:
+            data = self._stream.read(BLOCK if self._begun else FIRST)
+            if not self._begun:
+                data = data.removeprefix(BOM)
+            self._begun = True
+            end = data.rfind(b"\n") + 1
+            if end or not data:
+                break
+            parts.append(data)
+        self._carried = data[end:]
+        return b"".join([*parts, data[:end]])
+
+    def _text(self, block: bytes) -> str:
+        try:
+            return block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            near = f"{self.line + block.count(10, 0, error.start)}"
+            raise UserError(f"Manifest.path={str(self.file)!r}: not UTF-8 text (line {near}: {error})") from None
+
+
+class JsonLines(Table):
+    """An object a line."""
+
+    def _begin(self) -> None:
+        """There is nothing."""
+
+    def columns(self, types: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        found = quick.of_json(self.block, types)
+        if found is not None:
+            self._lines = found[0]
+        return found
+
+    def lines(self) -> Iterator[Line]:
+        for number, line in enumerate(io.StringIO(self._text(self.block), newline=None), self.line):
+            self._lines = number + 1 - self.line
             if not line.strip():
                 continue
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
+                raise UserError(f"{self.file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
+            except RecursionError:
+                raise UserError(f"{self.file}:{number}: not JSON that can be read: too many brackets in each other") from None
             if not isinstance(values, dict):
-                raise UserError(f'{file}:{number}: write one object a line, {{"image": ..., "text": ...}}')
+                raise UserError(f'{self.file}:{number}: write one object a line, {{"image": ..., "text": ...}}')
             yield number, values
 
 
-def _table(file: Path, separator: str, wanted: Collection[str]) -> Iterator[Line]:
-    separator = separator or (_separator(file, wanted) if file.suffix.lower() == ".csv" else SEPARATORS[".tsv"])
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=separator, strict=True)
+class Separated(Table):
+    """Fields parted by a character, with a header."""
+
+    def __init__(self, file: Path, separator: str, wanted: Collection[str]) -> None:
+        super().__init__(file)
+        self.separator, self.wanted, self.header = separator, wanted, [""]
+        self._whole, self._at = "", 0
+
+    def _begin(self) -> None:
+        text = self._text(self._next())
+        if not self.separator:
+            self.separator = _separator(text, self.wanted) if self.file.suffix.lower() == ".csv" else SEPARATORS[".tsv"]
+        reader = self._reader(self._pieces(text))
         try:
-            header = [name.strip() for name in next(reader, [])]
-            for name in header:
-                if name and header.count(name) > 1:
-                    raise UserError(f"{file}:{reader.line_num}: the header has {name!r} more than once")
-            for values in reader:
-                if len(values) != len(header) and values:
-                    names = ", ".join(header)
-                    raise UserError(f"{file}:{reader.line_num}: as many values as the header has are needed ({names})")
-                if values:
-                    yield reader.line_num, dict(zip(header, values, strict=True))
+            self.header = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
-            raise UserError(f"{file}:{reader.line_num}: not {file.suffix[1:].upper()} ({error})") from None
+            raise self._malformed(reader.line_num, error) from None
+        for name in self.header:
+            if name and self.header.count(name) > 1:
+                raise UserError(f"{self.file}:{reader.line_num}: the header has {name!r} more than once")
+        self._lines = reader.line_num
+        self._carried = self._whole[self._at :].encode() + self._carried
+
+    def more(self) -> bool:
+        self.line += self._lines
+        self._lines = 0
+        at = self._carried.rfind(b"\n") + 1
+        if at:  # what followed a header, or a value with ends of lines
+            self.block, self._carried = self._carried[:at], self._carried[at:]
+        else:
+            self.block = self._next()
+        return bool(self.block)
+
+    def columns(self, types: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        found = quick.of_separated(self.block, self.separator, self.header, types)
+        if found is None:
+            return None
+        self._lines, rows, columns = found
+        return rows, columns
+
+    def lines(self) -> Iterator[Line]:
+        reader = self._reader(self._pieces(self._text(self.block)))
+        try:
+            for values in reader:
+                self._lines = reader.line_num
+                if len(values) != len(self.header) and values:
+                    names = ", ".join(self.header)
+                    where = f"{self.file}:{self.line - 1 + reader.line_num}"
+                    raise UserError(f"{where}: as many values as the header has are needed ({names})")
+                if values:
+                    yield self.line - 1 + reader.line_num, dict(zip(self.header, values, strict=True))
+                if self._at == len(self._whole):
+                    break
+        except csv.Error as error:
+            raise self._malformed(reader.line_num, error) from None
+
+    def _reader(self, pieces: Iterator[str]) -> Any:
+        return csv.reader(pieces, delimiter=self.separator, strict=True)
+
+    def _malformed(self, number: int, error: csv.Error) -> UserError:
+        return UserError(f"{self.file}:{self.line - 1 + number}: not {self.file.suffix[1:].upper()} ({error})")
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Line by line, and on into the next blocks where a value has ends of lines in it; `_at` is how far it came."""
+        while text:
+            at = 0
+            for piece in io.StringIO(text, newline=""):
+                at += len(piece)
+                self._whole, self._at = text, at
+                yield piece
+            text = self._text(self._next())
 
 
-def _separator(file: Path, wanted: Collection[str]) -> str:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        header = lines.readline()
+def _separator(text: str, wanted: Collection[str]) -> str:
+    header = next(io.StringIO(text, newline=""), "")
     for separator in OTHERS:
         try:
             names = next(csv.reader([header], delimiter=separator, strict=True), [])
