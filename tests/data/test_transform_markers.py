@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
 from mmjax.data import BadRecordError, Data, Markers, Pretrained, Tokenizer, WordPiece
-from mmjax.data.special import with_special
+from mmjax.data.tokenizers.special import with_special
 
 TOKENS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 TEXT = "Anna lives in New York."
