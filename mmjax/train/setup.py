@@ -220,6 +220,7 @@ def set_up(
     own = tokenizers.get("")
     datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
     check_vocabularies(experiment, datasets, tokenizers)
+    check_packed(experiment, datasets)
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
     abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
     return Setup(experiment, mesh, tokenizers, datasets, abstract, teachers=teachers)
@@ -325,6 +326,26 @@ def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], 
         words = getattr(task.objective, "vocab_size", None)
         if words is not None and words < tokenizer.vocab_size:
             raise UserError(f"tasks.{name}.objective.vocab_size={words}, and the tokenizer has {tokenizer.vocab_size} words")
+
+
+def check_packed(experiment: Experiment, datasets: Mapping[str, Dataset]) -> None:
+    """Hold each part with a table of positions against the longest text of rows that hold several: how long one is shows in no
+    shape.
+
+    Raises:
+      UserError: a table that has no position for its last words.
+    """
+    model = experiment.model
+    parts = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
+    parts += [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
+    for name, dataset in datasets.items():
+        longest = {key: most for key, (_, most) in dataset.texts().items()} if dataset.packed else {}
+        for path, key, part in parts:
+            if key in longest and getattr(part, "positions", "") == "learned" and part.max_length < longest[key]:
+                raise UserError(
+                    f"data.{name}.max_length={longest[key]}: model.{path}.max_length={part.max_length} has no position for "
+                    "the end of such a text; give one of them as many as the other"
+                )
 
 
 def _check_tensor(model: Any, ways: int) -> None:

@@ -77,3 +77,9 @@ def test_a_loss_of_examples_is_refused_by_its_task(config, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "tasks.sentiment needs 'label' in the batch" in said and "data.packing puts several texts" in said
     assert said.count("\n") == 1
+
+
+def test_a_text_longer_than_the_table_of_positions_is_refused(config, tmp_path, capsys):
+    words = ["train", config(), "--workdir", str(tmp_path / "run"), "--data.train.packing", "packed"]
+    assert main([*words, "--data.train.max_length", "16"]) == 2
+    assert "data.train.max_length=16: model." in capsys.readouterr().err

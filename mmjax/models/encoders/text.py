@@ -158,7 +158,7 @@ class TextTransformer(StackFields):
         elif self.positions == "learned":
             x_BTD = x_BTD + self.position.all()[None, self.position_offset + first : self.position_offset + last]
         elif self.positions == "sincos":
-            table = jnp.asarray(sincos_1d(last if places_BT is None else self.max_length, self.width), x_BTD.dtype)
+            table = jnp.asarray(sincos_1d(last if places_BT is None else max(last, self.max_length), self.width), x_BTD.dtype)
             x_BTD = x_BTD + (table[None, first:] if places_BT is None else table[places_BT])
         if self.segments:
             x_BTD = x_BTD + self.segment(jnp.zeros(x_BTD.shape[:2], jnp.int32) if segments is None else segments)
