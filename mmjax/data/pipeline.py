@@ -27,6 +27,7 @@ from mmjax.data.order import Draws, Order
 from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
+from mmjax.data.sources.fields import far
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags, TagsColumn
 from mmjax.data.texts import Text
@@ -99,6 +100,9 @@ class Data:
             records = self.source.build()
             if not len(records):
                 raise UserError(f"source: {self.source!r} has no records")
+            if self.shuffle and self.order != "blocks":
+                for path in far(self.source):
+                    _say_order(path)
             named = {**(tokenizers or {}), **({} if tokenizer is None else {"": tokenizer})}
             return Dataset(self, records, named, seed, name)
 
@@ -136,6 +140,11 @@ class Data:
                 for transform in self.transforms:
                     if hasattr(transform, "texts"):
                         yield from transform.texts(records)
+
+
+@functools.cache  # once
+def _say_order(path: str) -> None:
+    log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
 
 
 def column_texts(records: Records, key: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
+from mmjax.data.remote import file_bytes, is_address, joined, parent
 from mmjax.data.sources import groups, splits
 from mmjax.data.sources.fields import TAKEN
 from mmjax.data.sources.rows import Row, read_rows
@@ -91,13 +91,14 @@ class Manifest:
         if "split" not in rows[0]:
             present = (row.get("label") for row in kept)
             splits.warn_of_absent(f"Manifest.path={self.path!r}", self.split, present, dict(sorted(sizes.items())))
-        root = Path(self.path).parent if self.root is None else Path(self.root)
+        default = parent(self.path) if is_address(self.path) else str(Path(self.path).parent)
+        root = default if self.root is None else self.root if is_address(self.root) else str(Path(self.root))
         rank = {label: i for i, label in enumerate(sorted(sizes))}
         made = zip(kept, _groups(kept, rank), strict=True)
         ids = image_ids(kept)
         examples = tuple({**_example(row, rank, group), **own} for (row, group), own in zip(made, ids, strict=True))
         names = tuple(str(label) for label in rank)
-        return ManifestRecords(str(root), examples, names, tuple(self.maps), self.window, self.max_pixels)
+        return ManifestRecords(root, examples, names, tuple(self.maps), self.window, self.max_pixels)
 
     def _check(self) -> None:
         splits.check_split("Manifest", self.split, (*SPLITS, "all"))
@@ -172,7 +173,7 @@ class ManifestRecords:
     def __getitem__(self, index: int, /) -> Record:
         record = dict(self.examples[index])
         if "image" in record:
-            record["image"] = read_image(os.path.join(self.root, record["image"]), self.window, self.max_pixels)
+            record["image"] = read_image(joined(self.root, record["image"]), self.window, self.max_pixels)
         for key in self.maps:
             if record[key] is None:  # nothing of this image is labelled
                 image = record.get("image")
@@ -180,13 +181,13 @@ class ManifestRecords:
                     raise UserError(f"Manifest.maps.{key}: a line without a map needs an image, whose size an empty one has")
                 record[key] = np.full(image.shape[:2], -1, np.int32)
                 continue
-            record[key] = read_map(os.path.join(self.root, record[key]), self.max_pixels)
+            record[key] = read_map(joined(self.root, record[key]), self.max_pixels)
         return record
 
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
         path = self.examples[index].get("image")
-        return None if path is None else Path(self.root, path).read_bytes()
+        return None if path is None else file_bytes(self.root, path)
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         example = self.examples[index]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 
 Line = tuple[int, dict[str, Any]]
+Open = Callable[[], TextIO]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHERS = (",", ";", "\t", "|")  # that a `.csv` may have, the likeliest first
 
@@ -26,27 +29,40 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
       wanted: names of fields that the header may have.
 
     Raises:
-      UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line.
+      UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line; of an address also what
+        `remote.asked` says.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"Manifest.path={path!r}: no such file")
-    suffix = file.suffix.lower()
-    if suffix not in (*SEPARATORS, ".jsonl"):
-        raise UserError(f"Manifest.path={path!r}: write .csv, .tsv or .jsonl, not {file.suffix or 'a name without a suffix'}")
+    given = Path(path).suffix
+    suffix = given.lower()
+    opened = _opened(path) if suffix in (*SEPARATORS, ".jsonl") or not remote.is_address(path) else None
+    if opened is None or suffix not in (*SEPARATORS, ".jsonl"):
+        raise UserError(f"Manifest.path={path!r}: write .csv, .tsv or .jsonl, not {given or 'a name without a suffix'}")
     separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     if separator and (len(separator) != 1 or separator in '"\r\n'):
         raise UserError(f"Manifest.separator={separator!r}: give one character, for instance ';', or nothing")
     if separator and suffix == ".jsonl":
         raise UserError(f"Manifest.separator={separator!r}: the lines of {path} are JSON, which has none")
     try:
-        yield from _jsonl(file) if suffix == ".jsonl" else _table(file, separator, wanted)
+        yield from _jsonl(path, opened) if suffix == ".jsonl" else _table(path, opened, separator, wanted)
     except UnicodeDecodeError as error:
         raise UserError(f"Manifest.path={path!r}: not UTF-8 text ({error})") from None
 
 
-def _jsonl(file: Path) -> Iterator[Line]:
-    with file.open(encoding="utf-8-sig") as lines:
+def _opened(path: str) -> Open:
+    """What opens a file, each line with the end that it has. One at an address is fetched once, and held."""
+    if not remote.is_address(path):
+        if not Path(path).is_file():
+            raise UserError(f"Manifest.path={path!r}: no such file")
+        return lambda: open(path, encoding="utf-8-sig", newline="")
+    try:
+        content = remote.content(path)
+    except FileNotFoundError:
+        raise UserError(f"Manifest.path={path!r}: no such file") from None
+    return lambda: io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+
+
+def _jsonl(file: str, opened: Open) -> Iterator[Line]:
+    with opened() as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -59,9 +75,10 @@ def _jsonl(file: Path) -> Iterator[Line]:
             yield number, values
 
 
-def _table(file: Path, separator: str, wanted: Collection[str]) -> Iterator[Line]:
-    separator = separator or (_separator(file, wanted) if file.suffix.lower() == ".csv" else SEPARATORS[".tsv"])
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+def _table(file: str, opened: Open, separator: str, wanted: Collection[str]) -> Iterator[Line]:
+    suffix = Path(file).suffix
+    separator = separator or (_separator(opened, wanted) if suffix.lower() == ".csv" else SEPARATORS[".tsv"])
+    with opened() as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
@@ -75,11 +92,11 @@ def _table(file: Path, separator: str, wanted: Collection[str]) -> Iterator[Line
                 if values:
                     yield reader.line_num, dict(zip(header, values, strict=True))
         except csv.Error as error:
-            raise UserError(f"{file}:{reader.line_num}: not {file.suffix[1:].upper()} ({error})") from None
+            raise UserError(f"{file}:{reader.line_num}: not {suffix[1:].upper()} ({error})") from None
 
 
-def _separator(file: Path, wanted: Collection[str]) -> str:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+def _separator(opened: Open, wanted: Collection[str]) -> str:
+    with opened() as lines:
         header = lines.readline()
     for separator in OTHERS:
         try:
