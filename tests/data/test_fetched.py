@@ -259,7 +259,7 @@ def test_two_processes_share_the_folder(five, tmp_path):
     assert other.returncode == 0 and not list(fetched.folder().glob("*.part"))
 
 
-def test_what_a_killed_process_left_is_swept_and_what_another_fetches_is_not(five, tmp_path):
+def test_what_a_killed_process_left_is_swept_and_what_another_fetches_is_not(five, monkeypatch):
     fetched.folder().mkdir(parents=True)
     dead, alive = fetched.folder() / "dead.part", fetched.folder() / "alive.part"
     dead.write_bytes(bytes(3000))
@@ -268,8 +268,10 @@ def test_what_a_killed_process_left_is_swept_and_what_another_fetches_is_not(fiv
         fcntl.flock(held_open, fcntl.LOCK_EX)
         read(five[0])
         assert not dead.exists() and alive.exists() and held() == [1000, 2000]
+        seen = []
+        monkeypatch.setattr(Served, "trouble", staticmethod(lambda *_: seen.append(held())))
         read(five[1])
-        assert held() == [1000, 2000], "what is being fetched counts"
+        assert held() == [1000, 2000] and seen[0] == [1000, 2000], "what is being fetched counts, from its first byte on"
 
 
 def test_what_is_open_is_read_though_it_went(five, bucket, monkeypatch):

@@ -41,7 +41,7 @@ class Manifest:
     lines with a label and no text are grouped by it.
 
     Attributes:
-      path: the file, `.csv`, `.tsv` or `.jsonl`.
+      path: the file, `.csv`, `.tsv` or `.jsonl`; like `root` and the paths in it on a disk or at an address (`gs://`, `s3://`).
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a file without a field `split`.
       image_field: field of the image path.
