@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from mmjax.core.errors import UserError
-from mmjax.data import jpeg
+from mmjax.core.errors import UnreachableError, UserError
+from mmjax.data import jpeg, remote
 from mmjax.data.levels import Window, to_bytes
 from mmjax.data.notes import without_notes
 from mmjax.data.types import BadRecordError, Record
@@ -36,7 +36,8 @@ def read_image(path: str | os.PathLike[str], window: Window | None = None, max_p
     Raises:
       BadRecordError: the file is missing, truncated, no image or too large.
     """
-    return _read(path, printable(path), max_pixels, lambda image, file, name: _rgb(image, file, window, name))
+    source = _fetched(path) if remote.is_address(path) else path
+    return _read(source, printable(path), max_pixels, lambda image, file, name: _rgb(image, file, window, name))
 
 
 def decode_image(encoded: bytes, name: str, window: Window | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -54,7 +55,7 @@ def read_map(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.n
     Raises:
       BadRecordError: the file is missing, truncated, no image or too large; or it has colours, floats, or the losses of JPEG.
     """
-    return _read(path, printable(path), max_pixels, _labels)
+    return _read(_fetched(path) if remote.is_address(path) else path, printable(path), max_pixels, _labels)
 
 
 def to_pil(image_HW3: np.ndarray) -> Image.Image:
@@ -95,6 +96,16 @@ def check_pixels(height: int, width: int, max_pixels: int, name: str) -> None:
     """Raises `BadRecordError` for an image of more than `max_pixels`."""
     if height * width > max_pixels:
         raise BadRecordError(name, f"{height} x {width} are {height * width} pixels, and max_pixels={max_pixels}")
+
+
+def _fetched(address: str | os.PathLike[str]) -> bytes:
+    """An image at an address, which is asked for each time: asking whether it has changed would take as long."""
+    try:
+        return remote.content(os.fspath(address))
+    except FileNotFoundError:
+        raise BadRecordError(printable(address), "no such file") from None
+    except UnreachableError as error:
+        raise BadRecordError(printable(address), str(error)) from error
 
 
 def _read(

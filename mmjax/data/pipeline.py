@@ -28,6 +28,7 @@ from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
 from mmjax.data.passages import Windows
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
+from mmjax.data.sources.fields import far
 from mmjax.data.spans import Span, windowed
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags, TagsColumn
@@ -101,6 +102,9 @@ class Data:
             records = self.source.build()
             if not len(records):
                 raise UserError(f"source: {self.source!r} has no records")
+            if self.shuffle and self.order != "blocks":
+                for path in far(self.source):
+                    _say_order(path)
             named = {**(tokenizers or {}), **({} if tokenizer is None else {"": tokenizer})}
             return Dataset(self, records, named, seed, name)
 
@@ -141,6 +145,11 @@ class Data:
                 for transform in self.transforms:
                     if hasattr(transform, "texts"):
                         yield from transform.texts(records)
+
+
+@functools.cache  # once
+def _say_order(path: str) -> None:
+    log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
 
 
 def column_texts(records: Records, key: str) -> Iterator[str]:

@@ -133,7 +133,8 @@ class Bucket:
         try:
             return again(str(self.home), act)
         except ImportError:
-            raise UserError(f"{self.home}: opening it needs gcsfs (gs://) or s3fs (s3://); pip install 'mmjax[tpu]'") from None
+            tip = "pip install 'mmjax[gcs]' or 'mmjax[s3]'"
+            raise UserError(f"{self.home}: opening it needs gcsfs (gs://) or s3fs (s3://); {tip}") from None
         except Exception as error:  # each kind of storage has errors of its own: no credentials, no such bucket, no network
             cause = (error.__cause__ or error) if isinstance(error, UserError) else error
             raise UnreachableError(f"{self.home} cannot be {what}: {' '.join(str(cause).split())[:200]}") from None

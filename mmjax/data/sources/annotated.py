@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 MARK = "<image>"  # where the image stands in a turn
@@ -66,11 +68,13 @@ def read(path: str, conversation: str, crowd: bool) -> Annotated:
       UserError: no file, no JSON, or something in it that is not what it should be, named by its place.
     """
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(remote.content(path)) if remote.is_address(path) else open(path, "rb") as file:
             whole = json.load(file)
     except OSError as error:
         raise UserError(f"Coco.path={path!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"Coco.path={path!r} is cut or no JSON: {' '.join(str(error).split())}") from None
     if isinstance(whole, list):
         return _conversations(path, whole, conversation)

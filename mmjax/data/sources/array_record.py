@@ -17,10 +17,12 @@ import numpy as np
 from mmjax.core.config import check_ranges, default, setting, spec_fields
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
+from mmjax.data.remote import is_address
+from mmjax.data.sources import fetched
 from mmjax.data.sources.fields import Fields, Reading, load_places
 from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.open_files import OpenFiles
-from mmjax.data.sources.prepared import ABOUT, Kept, Prepared
+from mmjax.data.sources.prepared import Kept, Prepared
 from mmjax.data.sources.shard_names import shard_names
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.tf_example import example_bytes, parse_example
@@ -76,7 +78,10 @@ class ArrayRecord(Fields):
             raise UserError(f"ArrayRecord.format={self.format!r} is no format{nearest(self.format, FORMATS)}")
         about = self._prepared()
         files = OpenRecords(about.files(self.path) if about else shard_names("ArrayRecord", self.path))
-        counts = np.load(made_once("array-record-1", files.said(), lambda folder: _count(files, folder)) / "counts.npy")
+        if about and is_address(self.path):  # it says itself what no shard need be fetched for
+            counts = np.array([len(about.places(shard)) for shard in range(about.shards)], np.int64)
+        else:
+            counts = np.load(made_once("array-record-1", files.said(), lambda folder: _count(files, folder)) / "counts.npy")
         if not counts.sum():
             raise UserError(f"ArrayRecord.path={self.path!r}: no record in {len(counts)} file(s)")
         if about:
@@ -101,7 +106,7 @@ class ArrayRecord(Fields):
         about = Prepared.at(os.path.expanduser(self.path))
         if about is None:
             folder = os.path.dirname(self.path)
-            if "{" not in folder and os.path.isfile(os.path.join(os.path.expanduser(folder), ABOUT)):
+            if "{" not in folder and Prepared.at(os.path.expanduser(folder)) is not None:
                 raise UserError(f"ArrayRecord.path={self.path!r}: mmjax data prepare wrote {folder}: give path={folder!r}")
             return None
         for name, field in spec_fields(ArrayRecord).items():
@@ -137,10 +142,10 @@ class OpenRecords(OpenFiles):
         """How many records a file has. Raises `UserError` for one that is none, or is cut."""
         path = printable(self.paths[number])
         try:
-            reader = self._opened(self.paths[number])
+            reader = fetched.used(self.paths[number], self.stamps[number], self._opened)
             count = int(reader.num_records())
-        except RuntimeError as error:
-            raise UserError(f"{path}: {error}") from None
+        except (RuntimeError, BadRecordError) as error:
+            raise UserError(str(error) if isinstance(error, BadRecordError) else f"{path}: {error}") from None
         if not reader.ok():
             raise UserError(
                 f"{path} is no ArrayRecord file, or it is cut: {self.stamps[number][0]} bytes without its last block"
@@ -150,7 +155,8 @@ class OpenRecords(OpenFiles):
     def record(self, number: int, place: int, where: str) -> bytes:
         """A record by its number in the file. Raises as `read` does."""
         with self._named(number, where):
-            self._check(number, os.stat(self.paths[number]))
+            if not is_address(self.paths[number]):
+                self._check(number, os.stat(self.paths[number]))
             try:
                 return self._open(number).read([place])[0]
             except (RuntimeError, IndexError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data import remote
+from mmjax.data.remote import is_address
+from mmjax.data.sources import fetched
 from mmjax.data.sources.batches import Batches, Mapped
 from mmjax.data.sources.blocks import BlockRecords, files_at
 from mmjax.data.sources.fields import Fields
@@ -68,13 +71,13 @@ class Opened(Opening):
 
     def schema_of(self, path: str) -> Any:
         with opening("Arrow", path):
-            return Mapped(path).schema
+            return self._mapped(path).schema
 
     def scan(self, number: int, path: str, strings: Column | None) -> tuple[list[tuple[int, ...]], bytes, set[Any]]:
         blocks, told = [], [str(self.stats[number][0]).encode()]
         values: set[Any] = set()
         with opening("Arrow", path):
-            for block, own, batch in Mapped(path).scan(path, number):
+            for block, own, batch in self._mapped(path).scan(path, number):
                 blocks.append(block)
                 told.append(own)
                 if strings:
@@ -85,6 +88,9 @@ class Opened(Opening):
 
     def held(self, layout: np.ndarray) -> Batches:
         return Batches(self.paths, self.below, self.stats, layout)
+
+    def _mapped(self, path: str) -> Mapped:
+        return fetched.used(path, self.stats[self.paths.index(path)], Mapped)
 
 
 def _splits(path: str) -> tuple[str, ...]:
@@ -101,10 +107,12 @@ def _splits(path: str) -> tuple[str, ...]:
 def _read(path: str) -> dict[str, Any] | None:
     """What a JSON file holds; None where there is none. Raises `UserError` where it is no object."""
     try:
-        found = json.loads(Path(path).read_bytes())
+        found = json.loads(remote.content(path) if is_address(path) else Path(path).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: a {type(found).__name__}, and should be an object")
@@ -122,12 +130,12 @@ def _files(folder: str, state: dict[str, Any], key: str) -> list[str]:
     return [os.path.join(folder, str(name)) for name in named]
 
 
-def _indices(paths: Iterable[str]) -> np.ndarray | None:
+def _indices(paths: Sequence[str]) -> np.ndarray | None:
     """int64: the rows that are meant; None for all."""
     found = []
-    for path in paths:
+    for path, stamp in zip(paths, remote.stamps(paths) if any(map(is_address, paths)) else [(0, 0)] * len(paths), strict=True):
         with opening("Arrow", path):
-            for _, _, batch in Mapped(path).scan(path, 0):
+            for _, _, batch in fetched.used(path, stamp, Mapped).scan(path, 0):
                 column = batch.column("indices")
                 column.validate(full=True)
                 found.append(column.to_numpy(zero_copy_only=False))

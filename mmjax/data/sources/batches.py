@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.remote import is_address
+from mmjax.data.sources import fetched
 from mmjax.data.sources.opening import check_unchanged, unreadable
 from mmjax.data.sources.recent import Recent
 from mmjax.data.types import BadRecordError
@@ -50,7 +52,7 @@ class Batches:
         import pyarrow as pa
 
         file, offset, length, rows, _ = map(int, self.layout[block])
-        opened: Mapped = self._files.get(file, lambda: (Mapped(self.paths[file]), 1))
+        opened: Mapped = self._files.get(file, lambda: (self._mapped(file), 1))
         if opened.stream:
             message = pa.ipc.read_message(opened.buffer.slice(offset, length))
             batch = pa.ipc.read_record_batch(message, opened.schema)
@@ -60,6 +62,14 @@ class Batches:
         if batch.num_rows != rows:
             raise BadRecordError(self.paths[file], f"a batch has {batch.num_rows} rows, and had {rows} when it was opened")
         return batch, batch.get_total_buffer_size()  # `nbytes` follows offsets, which are not looked at yet
+
+    def _mapped(self, file: int) -> Mapped:
+        found = fetched.used(self.paths[file], self.stats[file], Mapped)
+        if is_address(self.paths[file]):  # what is mapped of a file that has gone from the cache folder still takes its disk
+            gone = {n for n in range(len(self.paths)) if n != file and not fetched.is_kept(self.paths[n], self.stats[n])}
+            self._files.forget(gone.__contains__)
+            self._held.forget(lambda block: int(self.layout[block, 0]) in gone)
+        return found
 
 
 class Mapped:

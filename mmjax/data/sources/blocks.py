@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 from mmjax.data.images import printable
 from mmjax.data.sources import splits
 from mmjax.data.sources.fields import Reading
@@ -185,6 +186,8 @@ def files_at(source: str, path: str, suffix: str) -> tuple[str, list[str]]:
     Raises:
       UserError: there are none.
     """
+    if remote.is_address(path):
+        return _files_at_address(source, path, suffix)
     if os.path.isfile(path):
         return os.path.dirname(path), [path]
     if os.path.isdir(path):
@@ -195,9 +198,26 @@ def files_at(source: str, path: str, suffix: str) -> tuple[str, list[str]]:
             fixed = fixed.parent
         root, pattern = str(fixed) if glob.has_magic(path) else os.path.dirname(path), path
     found = sorted(one for one in glob.glob(pattern, recursive=True) if os.path.isfile(one))
+    return root, _shown(source, path, suffix, root, found)
+
+
+def _files_at_address(source: str, path: str, suffix: str) -> tuple[str, list[str]]:
+    path = path.rstrip("/")
+    if remote.has_pattern(path):
+        root = path
+        while remote.has_pattern(root):
+            root = remote.parent(root)
+        return root, _shown(source, path, suffix, root, remote.matching(path))
+    if path.endswith(suffix):  # a folder may be called so, but a file is far likelier, and on the web nothing can be listed
+        return remote.parent(path), [path]
+    return path, _shown(source, path, suffix, path, remote.below(path, suffix))
+
+
+def _shown(source: str, path: str, suffix: str, root: str, found: list[str]) -> list[str]:
+    """Those that are not hidden. Raises `UserError` where there are none."""
     found = [one for one in found if not any(part[0] in "._" for part in Path(os.path.relpath(one, root or ".")).parts)]
     if not found:
         raise UserError(
             f"{source}.path={path!r}: no file; give a {suffix} file, a folder of them, or a pattern such as *{suffix}"
         )
-    return root, found
+    return found

@@ -15,6 +15,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, printable, read_image
+from mmjax.data.remote import file_bytes, joined
 from mmjax.data.sources import annotated, kept, splits
 from mmjax.data.sources.packed import Packed, pack
 from mmjax.data.sources.splits import SPLITS
@@ -160,7 +161,7 @@ class CocoRecords:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
-        path = os.path.join(self.root, self._texts["files"][index])
+        path = joined(self.root, self._texts["files"][index])
         record: Record = {"image": read_image(path, self.spec.window, self.spec.max_pixels)}
         if "captions" in self.about["keys"]:
             record["text"] = self._captions(index)
@@ -175,7 +176,7 @@ class CocoRecords:
 
     def encoded(self, index: int) -> bytes:
         """See `types.Records`."""
-        return Path(self.root, self._texts["files"][index]).read_bytes()
+        return file_bytes(self.root, self._texts["files"][index])
 
     def texts(self) -> Iterator[str]:
         for index in range(len(self)):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.core.config import setting
+from mmjax.core.config import children, has_children, setting
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import over
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
+from mmjax.data.remote import file_bytes, is_address, joined
 from mmjax.data.sources import splits
 from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.splits import SPLITS
@@ -155,6 +155,14 @@ class Fields:
         return made_once("split-1", [*of, self.split, repr(tuple(self.fractions))], make) / "places.npy"
 
 
+def far(spec: Any) -> Iterator[str]:
+    """The addresses of the files that a source, or those within it, fetches whole to read a record."""
+    if isinstance(spec, Fields) and is_address(path := getattr(spec, "path", "")):
+        yield path
+    for child in children(spec).values():
+        yield from far(child) if has_children(child) else ()
+
+
 def load_places(split: Path | None) -> np.ndarray | None:
     """The places of the examples in a split, mapped into memory. Raises `UserError` where the file is gone."""
     try:
@@ -200,7 +208,7 @@ class Reading:
         if isinstance(value, Mapping):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, str) and value:
-            return Path(self.root, value).read_bytes()
+            return file_bytes(self.root, value)
         return value if isinstance(value, bytes) else None
 
     def only(self, keys: Collection[str]) -> Reading:
@@ -257,7 +265,7 @@ class Reading:
         if isinstance(value, bytes):
             return decode_image(value, where, self.window, self.max_pixels)
         if isinstance(value, str) and value:
-            return read_image(os.path.join(self.root, value), self.window, self.max_pixels)
+            return read_image(joined(self.root, value), self.window, self.max_pixels)
         raise BadRecordError(where, f"an image is the bytes of a file or a path, not {_said(value)}")
 
     def _label(self, value: Any, where: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
+from mmjax.data.remote import file_bytes, is_address, joined, parent, stamps
 from mmjax.data.sources import splits
 from mmjax.data.sources.chosen import Chosen, choose
 from mmjax.data.sources.fields import TAKEN
@@ -48,7 +49,7 @@ class Manifest:
     lines with a label and no text are grouped by it.
 
     Attributes:
-      path: the file, `.csv`, `.tsv` or `.jsonl`.
+      path: the file, `.csv`, `.tsv` or `.jsonl`; like `root` and the paths in it on a disk or at an address (`gs://`, `s3://`).
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a file without a field `split`.
       image_field: field of the image path.
@@ -92,7 +93,7 @@ class Manifest:
         self._check()
         asked = self._asked()
         check_path(self.path, self.separator)
-        small = os.path.getsize(self.path) <= SMALL
+        small = (stamps([self.path])[0][0] if is_address(self.path) else os.path.getsize(self.path)) <= SMALL
         table = _in_memory(asked) if small else _in_cache(asked)
         about = table.about
         self._check_named(asked, about)
@@ -103,8 +104,9 @@ class Manifest:
             present = [about.labels[label] for label in chosen.present]
             sizes = dict(zip(about.labels, about.sizes, strict=True))
             splits.warn_of_absent(f"Manifest.path={self.path!r}", self.split, present, sizes)
-        root = Path(self.path).parent if self.root is None else Path(self.root)
-        return ManifestRecords(str(root), table, chosen, about.names, tuple(self.maps), self.window, self.max_pixels)
+        default = parent(self.path) if is_address(self.path) else str(Path(self.path).parent)
+        root = default if self.root is None else self.root if is_address(self.root) else str(Path(self.root))
+        return ManifestRecords(root, table, chosen, about.names, tuple(self.maps), self.window, self.max_pixels)
 
     def _check(self) -> None:
         splits.check_split("Manifest", self.split, (*SPLITS, "all"))
@@ -237,7 +239,7 @@ class ManifestRecords:
     def __getitem__(self, index: int, /) -> Record:
         record = self.example(index)
         if "image" in record:
-            record["image"] = read_image(os.path.join(self.root, record["image"]), self.window, self.max_pixels)
+            record["image"] = read_image(joined(self.root, record["image"]), self.window, self.max_pixels)
         for key in self.maps:
             if record[key] is None:  # nothing of this image is labelled
                 image = record.get("image")
@@ -245,13 +247,13 @@ class ManifestRecords:
                     raise UserError(f"Manifest.maps.{key}: a line without a map needs an image, whose size an empty one has")
                 record[key] = np.full(image.shape[:2], -1, np.int32)
                 continue
-            record[key] = read_map(os.path.join(self.root, record[key]), self.max_pixels)
+            record[key] = read_map(joined(self.root, record[key]), self.max_pixels)
         return record
 
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
         path = self.examples[index].get("image")
-        return None if path is None else Path(self.root, path).read_bytes()
+        return None if path is None else file_bytes(self.root, path)
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         example = self.example(index)

@@ -12,6 +12,8 @@ from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
+from mmjax.data.remote import is_address
+from mmjax.data.sources import fetched, kept
 from mmjax.data.types import BadRecordError
 
 MOST = 64  # files that are open at once, in each process
@@ -22,23 +24,25 @@ class OpenFiles:
 
     Attributes:
       paths: of the files.
-      stamps: of each its size in bytes and when it was last changed, in nanoseconds, as they were when it was looked at.
+      stamps: of each its size in bytes and when it was last changed, in nanoseconds, as they were when it was looked at; of one
+        at an address what `remote.stamps` said.
     """
 
     def __init__(self, paths: Sequence[str], stamps: Sequence[tuple[int, int]] | None = None) -> None:
         """Look at each file, where its `stamps` are not given. Raises `UserError` for one that is not there."""
         self.paths = tuple(paths)
-        self.stamps = tuple(map(_stamp, paths)) if stamps is None else tuple(stamps)
+        self.stamps = _stamps(paths) if stamps is None else tuple(stamps)
         self._root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         self._renew()
 
     def said(self) -> Iterator[str]:
         """Of each file what says whether it is still the same: its path, its size and when it was changed."""
         for path, (size, changed) in zip(self.paths, self.stamps, strict=True):
-            yield f"{os.path.abspath(path)}\n{size}\n{changed}"
+            yield f"{path if is_address(path) else os.path.abspath(path)}\n{size}\n{changed}"
 
     def name(self, number: int) -> str:
-        """The path of a file below the folder that holds all of them, with forward slashes: the same on every machine."""
+        """The path of a file below the folder that holds all of them, with forward slashes: the same on every machine, and the
+        same at an address (which `os.path` takes for a path of the working folder)."""
         return os.path.relpath(self.paths[number], self._root).replace(os.sep, "/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,7 +63,8 @@ class OpenFiles:
         """
         with self._named(number, where):
             file = self._open(number)
-            self._check(number, os.fstat(file.descriptor))
+            if not is_address(self.paths[number]):
+                self._check(number, os.fstat(file.descriptor))
             found = b""
             while len(found) < count and (more := os.pread(file.descriptor, count - len(found), place + len(found))):
                 found += more
@@ -68,7 +73,8 @@ class OpenFiles:
     @contextlib.contextmanager
     def _named(self, number: int, where: str) -> Iterator[None]:
         try:
-            yield
+            with fetched.as_record(where):
+                yield
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise UserError(f"{printable(self.paths[number])}: {error.strerror}: raise the limit with ulimit -n") from None
@@ -94,13 +100,20 @@ class OpenFiles:
         """An open file, which stays open as long as somebody holds it, though others may be opened in its place."""
         if self._process != os.getpid():  # after a fork: another thread may have held the lock
             self._renew()
+        path, stamp = self.paths[number], self.stamps[number]
         with self._lock:
-            if number not in self._files:
-                self._files[number] = self._opened(self.paths[number])
-            self._files.move_to_end(number)
+            if number in self._files and fetched.still_here(path, stamp):
+                self._files.move_to_end(number)
+                return self._files[number]
+        opened = fetched.used(path, stamp, self._opened)  # which may take a minute, that other files need not wait for
+        with self._lock:
+            if is_address(path):  # what is open of a file that has gone from the cache folder still takes its disk
+                for other in [one for one in self._files if not fetched.is_kept(self.paths[one], self.stamps[one])]:
+                    del self._files[other]
+            self._files[number] = opened
             while len(self._files) > MOST:
                 self._files.popitem(last=False)
-            return self._files[number]
+            return opened
 
 
 class _File:
@@ -112,6 +125,14 @@ class _File:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+def _stamps(paths: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    if not any(map(is_address, paths)):
+        return tuple(map(_stamp, paths))
+    stamps = [tuple(map(int, one.split("\n")[-2:])) for one in kept.identities(paths)]
+    fetched.check_sizes(paths, stamps)
+    return tuple((stamp[0], stamp[1]) for stamp in stamps)
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmjax.core.errors import UserError
-from mmjax.data.sources import kept, schema
+from mmjax.core.errors import UnreachableError, UserError
+from mmjax.data.remote import is_address
+from mmjax.data.sources import fetched, kept, schema
 from mmjax.data.sources.blocks import BlockRecords, Blocks, keys_of
 from mmjax.data.sources.fields import KINDS, Fields
 from mmjax.data.sources.schema import Column
@@ -30,7 +31,7 @@ class Opening(abc.ABC):
     Attributes:
       paths: of the files.
       below: the same below the folder of the data, with forward slashes.
-      stats: size in bytes and time of the last change of each.
+      stats: size in bytes and time of the last change of each; of one at an address what `remote.stamps` says.
       columns: field -> column of the first file, of the fields that records are made of.
     """
 
@@ -51,6 +52,7 @@ class Opening(abc.ABC):
         self.spec, self.source, self.root, self.paths = spec, type(spec).__name__, root, tuple(paths)
         self.identities = kept.identities(paths)
         self.stats = tuple(tuple(map(int, one.split("\n")[-2:])) for one in self.identities)
+        fetched.check_sizes(self.paths, self.stats)
         self.below = tuple(Path(os.path.relpath(path, root or ".")).as_posix() for path in paths)
         self.mapping = mapping
         self._features = features
@@ -156,7 +158,10 @@ def distinct(path: str, column: Any, meant: Column) -> Iterable[Any]:
 
 
 def check_unchanged(path: str, stat: tuple[int, ...]) -> None:
-    """Raise `BadRecordError` for a file that has not the size and the time of change any more; OSError where it is gone."""
+    """Raise `BadRecordError` for a file that has not the size and the time of change any more; OSError where it is gone. One at
+    an address is looked at when it is fetched."""
+    if is_address(path):
+        return
     now = os.stat(path)
     if (now.st_size, now.st_mtime_ns) != stat:
         raise BadRecordError(path, "the file was changed after it was opened")
@@ -168,7 +173,8 @@ def unreadable(path: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
-        yield
+        with fetched.as_record(path):
+            yield
     except UserError:
         raise
     except FileNotFoundError:
@@ -184,4 +190,6 @@ def opening(source: str, path: str) -> Iterator[None]:
         with unreadable(path):
             yield
     except BadRecordError as error:
+        if isinstance(error.__cause__, UnreachableError):
+            raise error.__cause__ from None
         raise UserError(f"{source}: {path} is cut or no {source} file: {error.reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data.remote import RemoteFile, is_address
+from mmjax.data.sources import fetched
 from mmjax.data.sources.blocks import BlockRecords, files_at
 from mmjax.data.sources.fields import Fields
 from mmjax.data.sources.opening import Opening, check_unchanged, distinct, opening, unreadable
@@ -22,6 +25,7 @@ from mmjax.data.types import BadRecordError
 
 WALKS = 4  # row groups that are read by pieces, held open at once
 FOOTERS = 64_000_000  # bytes of footers that are held
+FOOTER = 1 << 16  # bytes that are asked for at once of a footer at an address
 BUFFER = 1 << 20  # bytes that are read at once of a column of a group that is read by pieces
 
 
@@ -153,14 +157,17 @@ class Groups:
     def _open(self, file: int, buffer: int = 0) -> Any:
         import pyarrow.parquet as pq
 
-        path = self.paths[file]
+        def opened_at(path: str) -> Any:
+            def read() -> tuple[Any, int]:
+                metadata = pq.read_metadata(path)
+                return metadata, metadata.serialized_size
 
-        def read() -> tuple[Any, int]:
-            metadata = pq.read_metadata(path)
-            return metadata, metadata.serialized_size
+            metadata = self._footers.get(file, read)
+            return pq.ParquetFile(
+                path, metadata=metadata, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True
+            )
 
-        metadata = self._footers.get(file, read)
-        return pq.ParquetFile(path, metadata=metadata, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+        return fetched.used(self.paths[file], self.stats[file], opened_at)
 
     def _piece(self, file: int, group: int, start: int, rows: int, columns: tuple[str, ...]) -> Any:
         """Rows of a group, without decoding all of it at once: on from where the last piece ended, else from its start."""
@@ -215,18 +222,27 @@ def opened(path: str) -> Iterator[Any]:
     """
     import pyarrow.parquet as pq
 
-    with opening("Parquet", path), pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+    with (
+        opening("Parquet", path),
+        _raw(path) as raw,
+        pq.ParquetFile(raw if is_address(path) else path, pre_buffer=False, page_checksum_verification=True) as file,
+    ):
         yield file
 
 
 def footer(path: str) -> bytes:
     """The bytes of the footer: what the file holds, with where and how large each piece is."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with _raw(path) as file:
+        size = file.seek(0, os.SEEK_END)
         file.seek(-8, os.SEEK_END)
         length = int.from_bytes(file.read(4), "little")
         file.seek(max(0, size - 8 - length))
         return file.read(length)
+
+
+def _raw(path: str) -> Any:
+    """A file to read; of one at an address only what is asked for: of a footer, a request or two."""
+    return io.BufferedReader(RemoteFile(path), FOOTER) if is_address(path) else open(path, "rb")
 
 
 def _size(path: str, file: Any, group: int, columns: dict[str, Column], limit: int) -> tuple[int, int]:

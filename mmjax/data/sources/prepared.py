@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 from mmjax.data.images import MAX_PIXELS, decode_image, printable
 from mmjax.data.sources.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
@@ -68,17 +69,22 @@ class Prepared:
         Raises:
           UserError: what it says cannot be read, or is of another version.
         """
-        file = Path(folder) / ABOUT
-        if not file.is_file():
-            return None
+        file = remote.joined(str(folder), ABOUT)
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(remote.file_bytes(str(folder), ABOUT))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{printable(file)}: {error.strerror}") from None
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{printable(file)}: not what mmjax data prepare writes ({error}): prepare it again") from None
+        try:
             version = found.pop("version")
             if version != VERSION:
                 raise UserError(f"{printable(file)}: version {version}, and this mmjax reads {VERSION}: prepare it again")
             return cls(**{**found, "classes": tuple(found["classes"])})
-        except OSError as error:
-            raise UserError(f"{printable(file)}: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -86,6 +92,9 @@ class Prepared:
 
     def missing(self, folder: str | Path) -> list[int]:
         """The shards that are not there."""
+        if remote.is_address(str(folder)):
+            there = {one.rpartition("/")[2] for one in remote.below(str(folder), ".array_record")}
+            return [shard for shard in range(self.shards) if self.name(shard) not in there]
         return [shard for shard in range(self.shards) if not (Path(folder) / self.name(shard)).is_file()]
 
     def files(self, folder: str) -> tuple[str, ...]:
@@ -97,7 +106,7 @@ class Prepared:
                 f"ArrayRecord.path={folder!r}: {len(gone)} of its {self.shards} shards are missing, {named}; "
                 f"mmjax data prepare with {how} writes what is not there"
             )
-        return tuple(str(Path(folder) / self.name(shard)) for shard in range(self.shards))
+        return tuple(remote.joined(folder, self.name(shard)) for shard in range(self.shards))
 
     def check(self, counts: np.ndarray) -> None:
         """Raise `UserError` for a file that has not as many records as it should."""

@@ -48,6 +48,12 @@ class Recent:
                 self._put(key, value, size)
         return value
 
+    def forget(self, which: Callable[[Any], bool]) -> None:
+        """Let go of the values of some keys."""
+        with self._lock:
+            for key in [key for key in self._held if which(key)]:
+                self.size -= self._held.pop(key)[1]
+
     def _put(self, key: Hashable, value: Any, size: int) -> None:
         self.size += size - self._held.pop(key, (None, 0))[1]
         self._held[key] = value, size

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 
 MOST = 1_000_000  # files that braces may name
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])")
@@ -20,11 +21,16 @@ def shard_names(source: str, path: str) -> tuple[str, ...]:
       source: the source's name, for complaints.
 
     Raises:
-      UserError: no such file, one of those that braces name is missing or named twice, braces that do not close, or an address.
+      UserError: no such file, one of those that braces name is missing or named twice, braces that do not close; of an address
+        also what `remote.asked` says. A file at an address without a `*` is not looked for.
     """
     option = f"{source}.path={path!r}"
-    if "::" in path or path.startswith("pipe:") or re.match(r"\w+://", path):
-        raise UserError(f"{option}: examples are read in any order, which takes files of a disk: copy them there first")
+    if "::" in path or path.startswith("pipe:"):
+        raise UserError(
+            f"{option}: examples are read in any order, which takes files, on a disk or at an address such as gs://"
+        )
+    if remote.is_address(path):
+        return _distinct(option, _at_address(option, path))
     path = os.path.expanduser(path)
     if os.path.isfile(path):
         return (path,)
@@ -37,6 +43,20 @@ def shard_names(source: str, path: str) -> tuple[str, ...]:
         if not files:
             raise UserError(f"{option}: no such file" + (f" as {one!r}" if one != path else ""))
         found += files
+    return _distinct(option, found)
+
+
+def _at_address(option: str, path: str) -> list[str]:
+    found: list[str] = []
+    for one in braces(path, option):
+        files = remote.matching(one) if remote.has_pattern(one) else [one]
+        if not files:
+            raise UserError(f"{option}: no such file" + (f" as {one!r}" if one != path else ""))
+        found += files
+    return found
+
+
+def _distinct(option: str, found: list[str]) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         twice = next(file for file in found if found.count(file) > 1)
         raise UserError(f"{option} names {twice} more than once")

@@ -22,6 +22,8 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.images import printable
+from mmjax.data.remote import is_address
+from mmjax.data.sources.fetched import Sparing
 from mmjax.data.sources.kept import made_once
 from mmjax.data.sources.open_files import OpenFiles
 from mmjax.data.sources.splits import fingerprint, place_of
@@ -200,7 +202,10 @@ def _index(files: OpenFiles, folder: Path) -> None:
 
 def _scan(files: OpenFiles, number: int) -> _Found:
     path, (size, _) = printable(files.paths[number]), files.stamps[number]
-    read = buffered(lambda place, count: _for_index(files, number, place, count), WINDOW)
+    if is_address(files.paths[number]):
+        read = buffered(Sparing(files.paths[number], files.stamps[number]), WINDOW)
+    else:
+        read = buffered(lambda place, count: _for_index(files, number, place, count), WINDOW)
     packed = compression(read(0, 8))
     if packed:
         raise UserError(f"{path} is compressed with {packed[0]}, which takes reading from the start: unpack it ({packed[1]})")

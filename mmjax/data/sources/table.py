@@ -8,9 +8,10 @@ import io
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.data import remote
 from mmjax.data.sources import quick
 
 Line = tuple[int, dict[str, Any]]
@@ -31,7 +32,8 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
       wanted: names of fields that the header may have.
 
     Raises:
-      UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line.
+      UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line; of an address also what
+        `remote.asked` says.
     """
     with open_table(path, separator, wanted) as table:
         while table.more():
@@ -41,18 +43,31 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
 def open_table(path: str, separator: str, wanted: Collection[str]) -> Table:
     """The file on its way, see `read_lines`."""
     separator = check_path(path, separator)
-    file = Path(path)
-    return JsonLines(file) if file.suffix.lower() == ".jsonl" else Separated(file, separator, wanted)
+    return JsonLines(path) if _suffix(path) == ".jsonl" else Separated(path, separator, wanted)
+
+
+def _suffix(path: str) -> str:
+    return Path(path).suffix.lower()
+
+
+def _is_there(path: str) -> bool:
+    if not remote.is_address(path):
+        return Path(path).is_file()
+    try:
+        remote.asked(path, lambda storage, place: storage.info(place))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_path(path: str, separator: str) -> str:
     """The separator as a character, or "". Raises `UserError` for a path or a separator that cannot be."""
-    file = Path(path)
-    if not file.is_file():
+    suffix = _suffix(path)
+    known = suffix in (*SEPARATORS, ".jsonl")
+    if (known or not remote.is_address(path)) and not _is_there(path):
         raise UserError(f"Manifest.path={path!r}: no such file")
-    suffix = file.suffix.lower()
-    if suffix not in (*SEPARATORS, ".jsonl"):
-        raise UserError(f"Manifest.path={path!r}: write .csv, .tsv or .jsonl, not {file.suffix or 'a name without a suffix'}")
+    if not known:
+        raise UserError(f"Manifest.path={path!r}: write .csv, .tsv or .jsonl, not {suffix or 'a name without a suffix'}")
     separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     if separator and (len(separator) != 1 or separator in '"\r\n'):
         raise UserError(f"Manifest.separator={separator!r}: give one character, for instance ';', or nothing")
@@ -65,20 +80,21 @@ class Table(abc.ABC):
     """A file that is read in blocks of whole lines: `more()` takes the next one, which `columns` or `lines` reads.
 
     Attributes:
+      file: its path, or its address, of which only what is asked for is read.
       line: the number of the block's first line.
       block: its bytes.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str) -> None:
         self.file, self.line, self.block = file, 1, b""
-        self._stream: BinaryIO
+        self._stream: Any
         self._carried, self._begun, self._lines = b"", False, 0
 
     def __enter__(self) -> Table:
         try:
-            self._stream = self.file.open("rb")
+            self._stream = remote.RemoteFile(self.file) if remote.is_address(self.file) else open(self.file, "rb")
         except OSError as error:
-            raise UserError(f"Manifest.path={str(self.file)!r}: {error.strerror}") from None
+            raise UserError(f"Manifest.path={self.file!r}: {error.strerror}") from None
         try:
             self._begin()
         except BaseException:
@@ -132,7 +148,7 @@ class Table(abc.ABC):
             return block.decode("utf-8")
         except UnicodeDecodeError as error:
             near = f"{self.line + block.count(10, 0, error.start)}"
-            raise UserError(f"Manifest.path={str(self.file)!r}: not UTF-8 text (line {near}: {error})") from None
+            raise UserError(f"Manifest.path={self.file!r}: not UTF-8 text (line {near}: {error})") from None
 
 
 class JsonLines(Table):
@@ -166,7 +182,7 @@ class JsonLines(Table):
 class Separated(Table):
     """Fields parted by a character, with a header."""
 
-    def __init__(self, file: Path, separator: str, wanted: Collection[str]) -> None:
+    def __init__(self, file: str, separator: str, wanted: Collection[str]) -> None:
         super().__init__(file)
         self.separator, self.wanted, self.header = separator, wanted, [""]
         self._whole, self._at = "", 0
@@ -174,7 +190,7 @@ class Separated(Table):
     def _begin(self) -> None:
         text = self._text(self._next())
         if not self.separator:
-            self.separator = _separator(text, self.wanted) if self.file.suffix.lower() == ".csv" else SEPARATORS[".tsv"]
+            self.separator = _separator(text, self.wanted) if _suffix(self.file) == ".csv" else SEPARATORS[".tsv"]
         reader = self._reader(self._pieces(text))
         try:
             self.header = [name.strip() for name in next(reader, [])]
@@ -223,7 +239,7 @@ class Separated(Table):
         return csv.reader(pieces, delimiter=self.separator, strict=True)
 
     def _malformed(self, number: int, error: csv.Error) -> UserError:
-        return UserError(f"{self.file}:{self.line - 1 + number}: not {self.file.suffix[1:].upper()} ({error})")
+        return UserError(f"{self.file}:{self.line - 1 + number}: not {_suffix(self.file)[1:].upper()} ({error})")
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Line by line, and on into the next blocks where a value has ends of lines in it; `_at` is how far it came."""

@@ -41,7 +41,7 @@ class WebDataset(Fields):
     field with its default name is read where half of the examples or more have it; an example that lacks it is unreadable.
 
     Where the examples lie is found once, by reading the headers of all files, and kept in a cache folder: `MMJAX_CACHE`, else
-    `~/.cache/mmjax`. Files are plain tar, not compressed, on a disk of this machine or one that is mounted.
+    `~/.cache/mmjax`. Files are plain tar, not compressed, on a disk or at an address (`gs://`, `s3://`), see `fetched`.
 
     Attributes:
       path: the files: "shards/*.tar", "shards/{000..099}.tar" or one of them.
