@@ -238,6 +238,7 @@ def test_bottlenecks_are_trained_alone_and_alike_on_every_mesh_and_over_int8():
     assert (narrow != losses).any()
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_bottlenecks_goes_on_bit_for_bit(tmp_path):
     experiment = made(adapt=THIN, steps=4, evaluate={})
     train(experiment, tmp_path / "whole")

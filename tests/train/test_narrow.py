@@ -33,7 +33,7 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["int8", "bfloat16"])
+@pytest.fixture(scope="module", params=["int8", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def adapted_run(request, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     train(made(init_from=str(base), frozen_dtype=request.param, steps=4, checkpoint=Checkpoint(every=2)), folder)

@@ -60,7 +60,10 @@ def test_only_virtual_tokens_and_prefixes_are_trained_and_all_of_them(trained):
     assert all((plain[path] == before[path]).all() for path in plain)  # the base begins as it would without
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), Mesh(sequence=2, data=-1)], ids=str)
+LONG = pytest.param(Mesh(sequence=2, data=-1), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), LONG], ids=str)
 def test_losses_are_the_same_on_every_mesh(mesh, trained):
     np.testing.assert_allclose(tiny.states(made(), 4, mesh)[2], trained[2], rtol=2e-5)
 
