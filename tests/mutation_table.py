@@ -55,7 +55,7 @@ MUTATIONS = (
              "mmjax/core/packed.py", "tests/models/test_packed.py -k places",
              "place_T[None] - start_BT, 0)",
              "place_T[None], 0)"),
-    Mutation("packed_next", "the last word of a text is to predict the first of the next",
+    Mutation("packed_next_text", "the last word of a text is to predict the first of the next",
              "mmjax/objectives/causal_lm.py", "tests/models/test_packed.py -k gradients",
              "last_BT |= text_BT != jnp.roll(text_BT, -1, axis=1)",
              "last_BT |= text_BT < 0"),
