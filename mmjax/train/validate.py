@@ -30,6 +30,7 @@ from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
 from mmjax.train.step import forwards_of, losses_of
 from mmjax.train.taught import check_teachers, taught_classes
+from mmjax.train.together import check_together
 
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
@@ -46,6 +47,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
     check_outcomes(uses(setup.experiment, evaluators))
+    check_together(setup)
     known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
     asked: dict[str, dict[str, BoundForward]] = {}
