@@ -207,8 +207,8 @@ class _ByRow(Predictor):
             raise UserError("rows(...).classify: class names are read by one adapter at a time; use a head, or adapters[NAME]")
         return super().classify(*args, **kwargs)
 
-    def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
-        batch = super()._batch(images, texts)
+    def _batch(self, images: Any, texts: Any, pairs: Any = None) -> dict[str, np.ndarray]:
+        batch = super()._batch(images, texts, pairs)
         self._check_count(len(next(iter(batch.values()))))
         return batch
 

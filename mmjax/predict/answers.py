@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mmjax.data.sources import walk
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.sources.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
+from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Made
 
@@ -32,11 +33,13 @@ class Input:
       given: a path, or a text.
       question: asked of it alone; "" for what is asked of all.
       number: its place among all.
+      line: what else its line of a manifest says, for a head that reads more than one thing of each input.
     """
 
     given: str
     question: str = ""
     number: int = dataclasses.field(default=0, compare=False)
+    line: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 def listed(inputs: Sequence[str], text: bool) -> list[Input]:
@@ -70,7 +73,8 @@ def _lines(path: str, field: str) -> Iterator[Input]:
         question = values.get("question") or ""
         if not isinstance(question, str):
             raise UserError(f"{path}:{number}: its 'question' is {question!r}, no string")
-        yield Input(os.path.join(os.path.dirname(path), given) if field == "image" else given, question)
+        name = os.path.join(os.path.dirname(path), given) if field == "image" else given
+        yield Input(name, question, line=values)
     if not number:
         raise UserError(f"{path}: it has no lines")
 
@@ -103,9 +107,10 @@ class Asked:
 
 
 def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
-    """What the run says of each input: classes where a head or a list names them, entities where a head tags
-    the tokens of texts, else a text where a decoder writes one, or
-    the file of a picture that it painted. A text that came to no end within `max_new_tokens` has `cut`.
+    """What the run says of each input: classes where a head or a list names them, numbers and scores where heads say these;
+    what else they read, a text beside an image, is in the line of a manifest. Else entities where a head tags the tokens of
+    texts, else a text where a decoder writes one, or the file of a picture that it painted. A text that came to no end within
+    `max_new_tokens` has `cut`.
 
     Args:
       kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
@@ -163,10 +168,16 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     if questions and not all(put):
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
     images, texts = (given, questions) if kind == "image" else (None, given)
-    shown = [{"question": one} for one in put] if any(one.question for one in some) else [{}] * len(some)
-    if asked.classes or (ask.classifies() and not asked.decoder):
-        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold)
-        return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
+    shown: list[dict[str, Any]] = [{"question": one} if any(each.question for each in some) else {} for one in put]
+    if not asked.decoder:
+        pairs = None
+        if kind == "image" and questions is None and not asked.classes and ask.reads({"image", "text"}):
+            texts = _of_lines(some, ask.work.fields[0])
+            shown = [{"text": text} for text in texts]
+        if texts is not None and any(one.line.get(ask.work.fields[1]) for one in some):
+            pairs = _of_lines(some, ask.work.fields[1])
+        if found := _by_heads(ask, images, texts, pairs, asked):
+            return [{**own, **row} for own, row in zip(shown, found, strict=True)]
     if kind == "text" and ask.tags() and not asked.decoder:
         return [{"entities": row} for row in ask.entities(given)]
     if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
@@ -183,6 +194,28 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     )
     cut = [{} if one.ended else {"cut": True} for one in written]
     return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
+
+
+def _by_heads(ask: Predictor, images: Any, texts: Any, pairs: Any, asked: Asked) -> list[dict[str, Any]]:
+    """Classes, by a head or by names, and the numbers of all heads that read what is given; [] where there are neither."""
+    found: list[dict[str, Any]] = []
+    if asked.classes or ask.classifies():
+        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold, pairs=pairs)
+        found = [{"classes": row} for row in rows]
+    given = {name for name, inputs in (("image", images), ("text", texts)) if inputs is not None}
+    if not asked.classes and measuring(ask.work, given):
+        own = ask.numbers(images, texts, pairs)
+        found = [{**one, **more} for one, more in zip(found or [{}] * len(own), own, strict=True)]
+    return found
+
+
+def _of_lines(some: list[Input], field: str) -> list[str]:
+    """A text of each input's line. Raises `UserError` for an input that has none."""
+    for one in some:
+        if not isinstance(one.line.get(field), str):
+            has = f"its line has {', '.join(one.line)}" if one.line else "it stands in no manifest (or give --question)"
+            raise UserError(f"{one.given}: the run reads a text beside each image, {field!r}, and {has}")
+    return [str(one.line[field]) for one in some]
 
 
 def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:

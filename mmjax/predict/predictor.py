@@ -19,8 +19,8 @@ from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import entities, painting, writing
-from mmjax.predict.heads import check_read, class_names, classifying, tagging
+from mmjax.predict import entities, numbers, painting, writing
+from mmjax.predict.heads import check_read, class_names, classifying, reads, tagging
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.shares import shares
 from mmjax.predict.work import Work, open_work
@@ -74,11 +74,12 @@ class Predictor:
         classes: Sequence[str] = (),
         template: str | Sequence[str] = (),
         threshold: float | None = None,
+        pairs: Any = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts: what is classified, as many of both where the head reads both.
+          images, texts: what is classified, as many of both where the head reads both; `pairs`: the second text of each text.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -101,7 +102,7 @@ class Predictor:
         else:
             name = self._head(head)
             check_read(self.work, name, images, texts)
-            logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts))
+            logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(images, texts, pairs))
             outcome = self.work.outcome(name)
             names = class_names(self.work, name, logits_NC.shape[-1] + (outcome == "ordered"))
         if threshold is not None and outcome != "several":
@@ -112,19 +113,27 @@ class Predictor:
             for row, order in zip(shares_NC, order_NC[:, : top_k or None], strict=True)
         ]
 
+    def numbers(self, images: Any = None, texts: Any = None, pairs: Any = None) -> list[dict[str, float | list[float]]]:
+        """Of each input head -> the number that it says (`Regression`, in the unit of the data) or its score (`Ranking`): of
+        all such heads that read what is given. Raises `UserError` where there is none."""
+        given = {name for name, inputs in (("image", images), ("text", texts)) if inputs is not None}
+        if not (heads := numbers.measuring(self.work, given)):
+            raise UserError(f"{self.work.path}: no head says a number of {' and '.join(sorted(given))}; {self._can()}")
+        return numbers.found(self.work, heads, self._batch(images, texts, pairs), self._rows)
+
+    def reads(self, given: set[str]) -> bool:
+        """Whether the head that classifies, or one that says numbers, reads just these modalities."""
+        own = self._heads() if self.classifies() else []
+        return bool(numbers.measuring(self.work, given)) or any(reads(self.work, head) == given for head in own)
+
     def tags(self) -> bool:
         """Whether a head says a tag for each token of a text."""
         return len(tagging(self.work)) == 1
 
     def entities(self, texts: Any, head: str = "") -> list[list[dict[str, Any]]]:
         """The named entities of each text, in their order: `type`, `text`, `start` and `end` (characters) and `score`, the mean
-        of its tokens. Tokens side by side of one type are one entity, as `entities.grouped` says it.
-
-        Args:
-          head: the head; "" for the only one that says a tag for each token.
-
-        Raises:
-          UserError: no such head; a tokenizer that does not say where its tokens stand.
+        of its tokens. Tokens side by side of one type are one entity, as `entities.grouped` says it. `head`: "" for the only
+        one that says a tag for each token. Raises `UserError`: no such head; a tokenizer that does not say where tokens stand.
         """
         heads = tagging(self.work)
         if head not in heads if head else len(heads) != 1:
@@ -205,10 +214,9 @@ class Predictor:
         return found[0] if isinstance(messages[0], dict) and not stream else found
 
     def score(self, prompts: Any, continuations: Any, images: Any = None, decoder: str = "") -> list[dict[str, Any]]:
-        """How likely each continuation is after its prompt, its end left out.
-
-        Of each: `log_likelihood`, the sum over its `tokens`, and `greedy`, whether each of those was the likeliest one. Prompt
-        and continuation are read as one text, and what counts are the tokens from the first that the prompt alone has not.
+        """How likely each continuation is after its prompt, its end left out. Of each: `log_likelihood`, the sum over its
+        `tokens`, and `greedy`, whether each of those was the likeliest one. Prompt and continuation are read as one text, and
+        what counts are the tokens from the first that the prompt alone has not.
 
         Args:
           prompts, continuations: texts, as many of both.
@@ -344,13 +352,15 @@ class Predictor:
             f"{room} {', '.join(parts)}" for room in ("encoders", "fusions", "decoders", "heads") if (parts := getattr(m, room))
         )
 
-    def _batch(self, images: Any, texts: Any) -> dict[str, np.ndarray]:
+    def _batch(self, images: Any, texts: Any, pairs: Any = None) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
-        images, texts = as_list(images), as_texts(texts)
+        images, texts, pairs = as_list(images), as_texts(texts), as_texts(pairs)
         if images is None and texts is None:
             raise UserError("give images, texts, or both")
         if images is not None and texts is not None and len(images) != len(texts):
             raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
+        if pairs is not None and len(pairs) != len(texts or ()):
+            raise UserError(f"{len(texts or ())} texts and {len(pairs)} pairs, the second text of each: give as many of both")
         batch: dict[str, np.ndarray] = {}
         if images is not None:
             try:
@@ -363,10 +373,10 @@ class Predictor:
                 )
             batch["image"] = np.stack(made)
         if texts is not None:
-            found, cut = self.work.texts(texts)
+            found, cut = self.work.texts(texts, pairs)
             if any(cut):
-                logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), found["ids"].shape[1])
-            batch |= {"text": found["ids"], "text_mask": found["mask"]}
+                logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), found["text"].shape[1])
+            batch |= found
         return batch
 
     def _program(self, key: Any, run: Callable[..., Any], donated: tuple[int, ...] = ()) -> Callable[..., Any]:

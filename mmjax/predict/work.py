@@ -28,7 +28,7 @@ from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
-from mmjax.objectives import MaskedImage
+from mmjax.objectives import MaskedImage, Ranking, Regression
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 
@@ -53,6 +53,8 @@ class Work:
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
       evaluated: decoder -> the settings with which the run's own evaluator writes; of several evaluators those of the first.
+      measured: head -> mean and deviation of the numbers that it learned, and whether it says a variance (`predict.numbers`).
+      fields: what the run's own manifest calls `text` and `text_pair`.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
 
@@ -73,6 +75,8 @@ class Work:
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluated: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     questions: frozenset[str] = frozenset()
+    measured: Mapping[str, tuple[float, float, bool]] = dataclasses.field(default_factory=dict)
+    fields: tuple[str, str] = ("text", "text_pair")
 
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
@@ -121,16 +125,20 @@ class Work:
             )
         return made
 
-    def texts(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
-        """`ids` and `mask` [N, T] as the run's data makes them, and which texts were cut.
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[dict[str, np.ndarray], list[bool]]:
+        """The parts of `text` [N, T] by batch key, as the run's data makes them, and which texts were cut.
+
+        Args:
+          pairs: the second text of each; None for none.
 
         Raises:
           UserError: no tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(f"{self.path}: there is no tokenizer in it, so it reads no text")
-        found = self.tokenizer.encode(list(texts), self.length())
-        return {"ids": found["ids"], "mask": found["mask"]}, found["truncated"].tolist()
+        found = self.tokenizer.encode(list(texts), self.length(), pairs)
+        segments = {} if pairs is None else {"text_segments": found["segments"]}
+        return {"text": found["ids"], "text_mask": found["mask"], **segments}, found["truncated"].tolist()
 
     def prompt(self, text: str | None) -> list[int]:
         """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
@@ -209,6 +217,12 @@ def open_work(path: str | Path) -> Work:
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
+    how["measured"] = _measured(e)
+    if data is not None:
+        source = data.source
+        while hasattr(source, "source"):  # what another chooses from
+            source = source.source
+        how["fields"] = (getattr(source, "text_field", "") or "text", getattr(source, "pair_field", "") or "text_pair")
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)
@@ -222,6 +236,20 @@ def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
             found.setdefault(one.decoder, one.settings)
     users = [*e.evaluate.values(), *(task.objective for task in e.tasks.values())]
     return found, frozenset(one.decoder for one in users if getattr(one, "prompt", "") and hasattr(one, "decoder"))
+
+
+def _measured(e: Experiment) -> dict[str, tuple[float, float, bool]]:
+    """Head -> (mean, deviation) of the numbers that it was trained on, and whether it says a variance too."""
+    found = {}
+    for task in e.tasks.values():
+        objective = task.objective
+        if isinstance(objective, Regression):
+            spec = e.data[task.data].columns.get(objective.target) if task.data in e.data else None
+            scale = (getattr(spec, "mean", 0.0), getattr(spec, "deviation", 1.0))
+            found[objective.head] = (*scale, objective.loss == "gaussian_nll")
+        elif isinstance(objective, Ranking):
+            found[objective.head] = (0.0, 1.0, False)
+    return found
 
 
 def _several(model: Multimodal) -> bool:
