@@ -58,7 +58,6 @@ class Predictor:
 
     @property
     def model(self) -> Any:
-        """The model."""
         return self.work.model
 
     def classifies(self) -> bool:
@@ -219,8 +218,7 @@ class Predictor:
         what counts are the tokens from the first that the prompt alone has not.
 
         Args:
-          prompts, continuations: texts, as many of both.
-          images: as many, where the decoder looks at them.
+          prompts, continuations: texts, as many of both; `images`: as many, where the decoder looks at them.
           decoder: which writes; "" for the only one that writes texts.
 
         Raises:
@@ -261,8 +259,7 @@ class Predictor:
 
         Args:
           mask_ratio: the share that is hidden; None: as it was trained.
-          seed: of what is hidden.
-          numbers: of the pictures, on which that depends too; None for 0, 1, 2, ...
+          seed: of what is hidden, which depends on the `numbers` of the pictures too; None for 0, 1, 2, ...
 
         Raises:
           UserError: a model that paints no pictures.

@@ -48,12 +48,12 @@ def test_the_figures_are_scikit_learns_over_all_queries(batch_size, k, gain):
     assert metrics == pytest.approx(expected)
     drawn, blind = np.random.default_rng(0), []
     for query in range(5):
-        own = drawn.permuted(np.tile(given["relevance"][known & (given["query"] == query)], (4000, 1)), axis=1)
-        order = np.tile(-np.arange(own.shape[1]), (4000, 1))
+        own = drawn.permuted(np.tile(given["relevance"][known & (given["query"] == query)], (400, 1)), axis=1)
+        order = np.tile(-np.arange(own.shape[1]), (400, 1))
         blind.append(
             (ndcg_score(own if gain == "linear" else 2**own - 1, order, k=k or None), np.mean(1 / (1 + (own > 0).argmax(1))))
         )
-    assert [*chance.values()] == pytest.approx(np.mean(blind, axis=0), abs=0.01)
+    assert [*chance.values()] == pytest.approx(np.mean(blind, axis=0), abs=0.03)
 
 
 @given(items=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=8), k=st.integers(0, 9))
