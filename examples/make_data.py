@@ -109,7 +109,7 @@ def ranking(folder: Path, rng: np.random.Generator, split: str, count: int) -> l
     alone the material. Relevance is 2 where all three fit, 1 where two do, else 0; every query has one of 2 and some of 1."""
     images, shown = digits(split)
     catalogue = []
-    for number in range(3 * count):
+    for number in range(max(100, 3 * count)):
         which, colour, material = rng.integers(len(images)), str(rng.choice([*COLOURS])), str(rng.choice([*MATERIALS]))
         name = f"images/{split}_{number:05}.png"
         Image.fromarray(tile(rng, images[which], colour, 24)).save(folder / name)
