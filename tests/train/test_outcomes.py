@@ -199,6 +199,11 @@ def test_a_ranking_is_held_against_its_data():
         looked_at(made(Ranking(query="topic", scattered=True), {"score": Classifier(classes=2)}, columns=RANKED["columns"]))
 
 
+def test_weights_are_said_beside_the_names_of_their_classes():
+    notes = looked_at(made(MultiLabel("tags", "tags", positive_weights=(2.0, 1.0, 0.5)))).notes
+    assert "tasks.facts.positive_weights: even 2, small 1, round 0.5" in notes
+
+
 # Ordered classes.
 
 LEVELS = {"level": Class(tuple("01234"))}
