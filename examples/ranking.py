@@ -35,7 +35,7 @@ def data(split: str) -> Data:
         Grouped(Manifest(LINES, split, pair_field="title", fields=fields), by="query", rows=PRODUCTS),
         (Normalise((0.5,) * 3, (0.25,) * 3),),
         columns={"query": Array("int32"), "relevance": Number()},
-        batch_size=16 * PRODUCTS,
+        batch_size=8 * PRODUCTS,
         max_length=LENGTH,
     )
 
@@ -55,8 +55,8 @@ def experiment() -> Experiment:
         tokenizer=WordPiece(WORDS),
         tasks={"ranking": Task(Ranking())},
         optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, ema=0.99),
-        steps=1500,
+        steps=600,
         evaluate={"ranked": Ranked()},
-        evaluate_every=250,
-        checkpoint=Checkpoint(every=250, best="ranked/ndcg"),
+        evaluate_every=200,
+        checkpoint=Checkpoint(every=200, best="ranked/ndcg"),
     )

@@ -54,8 +54,8 @@ def experiment() -> Experiment:
         tokenizer=WordPiece(WORDS),
         tasks={"findings": Task(MultiLabel())},
         optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, ema=0.99),
-        steps=1000,
+        steps=600,
         evaluate={"findings": MultiLabels()},
-        evaluate_every=250,
-        checkpoint=Checkpoint(every=250, best="findings/macro_auroc"),
+        evaluate_every=200,
+        checkpoint=Checkpoint(every=200, best="findings/macro_auroc"),
     )
