@@ -8,8 +8,8 @@ The data, one JSON object a line (`label` may be left empty: no class; without `
     {"image": "images/0001.png", "text": "red ordered, no play, feels smooth", "label": "scratch", "split": "train"}
     {"image": "images/0002.png", "text": "nail catches, order says blue, sits firmly", "label": "good", "split": "test"}
 
-1,000 steps took 2 minutes of processor time on an Intel Xeon (5 minutes where eight others shared its 2 cores), to 0.990 accuracy
-and 0.989 macro F1 on the 1,000 test parts. Then
+1,000 steps took 2 minutes of processor time on an Intel Xeon (5 minutes where eight others shared its 2 cores), to an accuracy
+of 0.990 and a macro F1 of 0.989 on the 1,000 test parts. Then
 
     mmjax evaluate runs/inspection --predictions said.jsonl        (per-class figures and the confusion matrix are printed)
     mmjax predict runs/inspection my/inspection/lines.jsonl --top_k 1

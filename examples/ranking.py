@@ -12,8 +12,8 @@ Add a field `split` to each, the same for all products of a query; else lines ar
 
 `Grouped` keeps the products of a query in one batch, where `Ranking` compares them; without it the run is refused.
 
-600 steps take under 2 minutes of processor time on an Intel Xeon with 2 cores; at step 200 NDCG is 0.914 on the test queries, by chance
-0.694: colour and material are learned, digits not yet. Then
+538 steps took 1.9 minutes of processor time on an Intel Xeon with 2 cores that others used; the run was stopped there. At step
+200 NDCG is 0.914 on the test queries, by chance 0.694. Then
 
     mmjax evaluate runs/ranking --predictions scores.jsonl
     mmjax predict runs/ranking my/ranking/lines.jsonl              (a score for each line, to sort the lines of a query by)

@@ -11,8 +11,8 @@ The data, one JSON object a line: of each of FINDINGS 1 = found, 0 = not, -1 (or
 WINDOW says which values are black and white. Without one each file goes by its own largest value, here that of metal, and what
 tissue shows is lost.
 
-600 steps are made for about 2 minutes of processor time on an Intel Xeon with 2 cores; at step 200 macro AUROC is 0.941 on the test
-films, and nodules are still hard (0.71). Then
+310 steps took 1.8 minutes of processor time on an Intel Xeon with 2 cores that others used; the run was stopped there. At step
+200 macro AUROC is 0.941 on the test films, and nodules are still hard (0.71). Then
 
     mmjax evaluate runs/report --evaluate.findings.threshold 0.3
     mmjax predict runs/report my/report/lines.jsonl --threshold 0.5
