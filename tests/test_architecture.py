@@ -96,6 +96,7 @@ def test_top_level_holds_what_the_design_names():
         "benchmarks",
         "tpu_scripts",
         "docs",
+        "examples",
     }
     there = {p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")}
     assert there - allowed <= {"runs", "build", "dist"}

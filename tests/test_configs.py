@@ -1,6 +1,10 @@
-"""Every shipped config: it loads, survives JSON, has its published size, and trains for two steps once it is shrunk."""
+"""Every shipped config and example: it loads, survives JSON, has its published size, and trains two steps once it is shrunk."""
 
+import importlib.util
 import json
+import re
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,14 +22,16 @@ from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.step import make_step
 
-CONFIGS = shipped_configs()
+EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "examples").glob("*.py"))}
+MAKES = EXAMPLES.pop("make_data")
+CONFIGS = shipped_configs() | EXAMPLES
 
 # Any field of these names that is not 0 is made this small, wherever it is in the config.
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "batch_size": 8, "workers": 0, "threads": 0, "warmup_steps": 1}
 ALWAYS = "--steps 2 --evaluate_every 2 --log.every 1 --log.progress false --log.tensorboard false"
 
 # What else a config needs here; {photos} and {captions} are a folder of class folders and a manifest,
-# {stamps} some of the stamps' folders.
+# {stamps} some of the stamps' folders; {inspection} and the like are what examples/make_data.py makes.
 FLAGS = {
     "blip_base": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "captioner": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
@@ -36,10 +42,13 @@ FLAGS = {
     "few_shot": "--data.train.source.source.path {stamps} --data.test.source.source.path {stamps} --tokenizer bpe "
     "--tokenizer.vocab_size 300 --init_from=",
     "folder": " ".join(f"--data.{split}.source.path {{photos}}" for split in ("train", "validation", "test")),
+    "inspection": " ".join(f"--data.{split}.source.path {{inspection}}" for split in ("train", "validation", "test")),
     "labels": "--data.train.source.path {told} --data.validation.source.path {told}",
     "llama_lora": "--init_from= --tokenizer wordpiece --data.train.source.path {texts} --data.validation.source.path {texts} "
     "--data.train.max_length 32 --data.validation.max_length 32",  # 2,048 tokens of 32,000 words are 2 GB, several times
+    "ranking": " ".join(f"--data.{split}.source.source.path {{ranking}}" for split in ("train", "validation", "test")),
     "relations": "--data.train.source.path {told} --data.validation.source.path {told}",
+    "report": " ".join(f"--data.{split}.source.path {{report}}" for split in ("train", "validation", "test")),
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "spans": "--data.train.source.path {asked} --data.validation.source.path {asked}",
@@ -50,12 +59,8 @@ FLAGS = {
 HELD_OUT = load_config("few_shot").data["test"].source.only
 PUBLISHED = {"siglip_b16": 203_155_970}
 TEXTS = ("labels", "relations", "spans", "texts")  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
-LONG = (
-    *TEXTS,
-    "blip_base",
-    "digits",
-    "scenes_vqa",
-)  # three objectives and more: twenty seconds to compile, so by default only traced
+# Three objectives and more, and what is much like another: ten seconds and more to compile, so by default only traced.
+LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,10 @@ def places(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
         path.with_suffix(".txt").write_text(f"A {kind} that is number {number}.\n")
+    for name in EXAMPLES:
+        make_data(name, root / name, count=60)
     return {
+        **{name: root / name / "lines.jsonl" for name in EXAMPLES},
         "photos": root / "photos",
         "captions": manifest,
         "texts": texts,
@@ -104,6 +112,16 @@ def told(root):
     return {"told": root / "told.jsonl", "asked": root / "asked.json"}
 
 
+def make_data(name, folder, count):
+    """Run examples/make_data.py."""
+    spec = importlib.util.spec_from_file_location("make_data", MAKES)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["make_data.py", name, str(folder), "--count", str(count)])
+        module.main()
+
+
 def a_teacher(folder):
     """A run that knows the digits as nobody has trained it to."""
     made = load_config("digits_finetune")
@@ -124,8 +142,12 @@ def quick(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def load(name):
+    return load_config(str(EXAMPLES.get(name, name)))
+
+
 def shrunk(name, places):
-    made = load_config(name)
+    made = load(name)
     words = ALWAYS.split()
     for path, value in leaves(made).items():
         field = path.rsplit(".", 1)[-1]
@@ -146,12 +168,13 @@ def test_the_table_knows_every_config():
 def test_a_config_is_short_and_says_its_command(name):
     text = CONFIGS[name].read_text()
     assert len(text.splitlines()) < 80
-    assert f"mmjax train {name}" in text.split('"""')[1]
+    said = f"examples/{name}.py" if name in EXAMPLES else name
+    assert f"mmjax train {said}" in text.split('"""')[1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_json_round_trip_and_full_size(name):
-    made = load_config(name)
+    made = load(name)
     made.check()
     read = from_json(json.loads(json.dumps(to_json(made))))
     assert leaves(read) == leaves(made)
@@ -192,3 +215,16 @@ def test_what_is_held_out_is_what_few_shot_learns():
     assert load_config("stamps").data["train"].source.but == HELD_OUT
     towers, few = load_config("stamps").model, load_config("few_shot").model
     assert leaves(towers) == leaves(few), "it starts from these"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_lines_that_an_example_shows_are_of_the_kind_that_is_made(name, places):
+    """Two of them stand in its text, and have the fields of the file."""
+    shown = [
+        json.loads(line) for line in re.findall(r"^    (\{.*\})$", EXAMPLES[name].read_text().split('"""')[1], re.MULTILINE)
+    ]
+    made = [json.loads(line) for line in places[name].read_text().splitlines()]
+    assert len(shown) == 2 and len({line["split"] for line in made}) == 3
+    for line in shown:
+        assert {key: type(value) for key, value in line.items()} == {key: type(made[0][key]) for key in line}
+        assert made[0].keys() - line.keys() <= {"split"}

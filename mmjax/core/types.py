@@ -243,10 +243,11 @@ class Forward(Protocol):
 class Objective(Protocol):
     """A frozen dataclass called with the forward, the batch and its own random key.
 
-    Three class attributes, all optional: `needs` lists the batch keys it reads, so that a missing one is a clear error before
-    anything is compiled; `in_batch` is True when the examples of a batch are each other's negatives, so that accumulation would
-    change the loss and is refused; unless `embeds_only` is True as well: of the forward it then reads the embeddings of its
-    `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
+    Four attributes of the class, all optional: `needs` lists the batch keys it reads, so that a missing one is a clear error
+    before anything is compiled; `together` is the key of which equal values have to be in one batch, since records are compared
+    with those that share it (`data.Grouped`); `in_batch` is True when the examples of a batch are each other's negatives, so
+    that accumulation would change the loss and is refused; unless `embeds_only` is True as well: of the forward it then reads
+    the embeddings of its `modalities` in its `fusion`, and scalars, and nothing else, and is given those of the whole batch.
 
     One that keeps variables (an average of the parameters, a queue, weights of groups) has a method
     `init_variables(params, batch)`: from the first parameters and the shapes of its batches, a tree of arrays. It is then

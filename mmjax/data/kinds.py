@@ -163,21 +163,24 @@ class Classes:
 
     Attributes:
       names: of the classes, in the order of their columns.
+      flags: a record holds a number for each class instead, in the order of `names`: 1 where it has the class, 0 where not, and
+        -1, None or NaN where nobody knows.
     """
 
     names: tuple[str, ...]
+    flags: bool = False
 
     def build(self, key: str, value: Any, about: About, first: Record) -> ClassesColumn:
         if not self.names:
             raise UserError(f"names={self.names!r}: give the classes that {key} may hold")
-        return ClassesColumn(key, _different(self.names))
+        return ClassesColumn(key, _different(self.names), self.flags)
 
 
 class ClassesColumn:
     """See `Classes`."""
 
-    def __init__(self, key: str, names: tuple[str, ...]) -> None:
-        self.key, self.names = key, names
+    def __init__(self, key: str, names: tuple[str, ...], flags: bool = False) -> None:
+        self.key, self.names, self._flags = key, names, flags
         self._one = ClassColumn(key, names, by_name=True)
         self._own, self._known = names, np.ones(len(names), bool)
 
@@ -193,16 +196,29 @@ class ClassesColumn:
             if value is None:
                 row[:] = -1.0
                 continue
+            if self._flags:
+                row[[self._one.place(name) for name in self._own]] = self._flagged(value)
+                continue
             if isinstance(value, str) or not isinstance(value, list | tuple | np.ndarray):
                 raise UserError(f"{self.key}={value!r}: give a list of classes, for instance [{self.names[0]!r}]")
             if len({str(one) for one in value}) < len(value):
                 raise UserError(
-                    f"{self.key}={list(value)!r}: name each class once; a vector of zeros and ones is an Array('float32')"
+                    f"{self.key}={list(value)!r}: name each class once; a vector of zeros and ones wants "
+                    "Classes(names, flags=True)"
                 )
             for one in value:
                 if (label := self._one.place(one)) >= 0:
                     row[label] = 1.0
         return {self.key: rows}, Lost()
+
+    def _flagged(self, value: Any) -> list[float]:
+        """1, 0 or -1 for each of the column's own names."""
+        if not isinstance(value, list | tuple | np.ndarray) or len(value) != len(self._own):
+            raise UserError(f"{self.key}={value!r}: give {len(self._own)} numbers, one for each of {', '.join(self._own)}")
+        flags = [-1.0 if one is None or one != one else one for one in value]  # NaN is unlike itself
+        if odd := [one for one in flags if isinstance(one, str) or one not in (0, 1, -1)]:
+            raise UserError(f"{self.key}={list(value)!r} has {odd[0]!r}: a class is there (1), not there (0) or not known (-1)")
+        return [float(one) for one in flags]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Order:
         """The order in which records are drawn.
 
         Args:
-          records: of any source; one that has `shares()` or `blocks()` is read as these say, see `types.Records`.
+          records: of any source; one that has `shares()`, `blocks()` or `lists()` is read as these say, see `types.Records`.
           how: `records`, each epoch a permutation of all; `blocks`, one of blocks, and of the records within `window` blocks at
             a time; `stored`, the permutations of runs that were begun before there was a choice, held in memory.
 
@@ -61,6 +61,10 @@ class Order:
         return int(among[int(drawn)])
 
     def _of(self, records: Any, how: str, window: int, purpose: str) -> Turn:
+        if hasattr(records, "lists"):
+            if how != "records":
+                raise UserError(f"order={how!r}: records that are kept together are drawn query by query; use records")
+            return records.lists().shuffled(self._bits(purpose)) if self.shuffle else records.lists()
         shares = records.shares() if hasattr(records, "shares") else ()
         if shares and how == "stored":
             raise UserError("order='stored' is that of runs before mixtures; use records")

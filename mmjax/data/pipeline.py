@@ -186,6 +186,7 @@ class Dataset:
       tokenizers: name -> what encodes texts; "" is that of texts which name no other.
       lost: what texts lost among the batches taken so far: cut, and unknown tokens.
       fill: how well rows of several texts were filled so far.
+      together: the key whose equal values are in one training batch, see `Grouped`; "" for none.
       bad: path -> reason of the unreadable records met so far. Counted when a batch is taken, also one that a worker made;
         each process of a distributed run counts its own rows.
     """
@@ -207,6 +208,7 @@ class Dataset:
         texts = dict.fromkeys(("text", *(key for key, spec in data.columns.items() if isinstance(spec, Text))))
         whole = {key: spec.of for key, spec in data.columns.items() if isinstance(spec, Strings)}
         drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
+        self.together = self._lists(records, data)
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
@@ -325,6 +327,19 @@ class Dataset:
         made = range(batch_size) if rows is None else rows
         assert made and min(made) >= 0 and max(made) < batch_size, f"rows {made} of a batch of {batch_size}"
         return Stream(self._reader, self._columns, batch_size, tuple(made), once, None if once else self._packing)
+
+    @staticmethod
+    def _lists(records: Any, data: Data) -> str:
+        """The key by which records are kept together. Raises UserError where batches would part them."""
+        if not hasattr(records, "lists"):
+            return ""
+        rows = records.lists().rows
+        if data.batch_size % rows:
+            near = max(1, round(data.batch_size / rows)) * rows
+            raise UserError(f"batch_size={data.batch_size} is no multiple of source.rows={rows}, a query's: use {near}")
+        if data.packing is not None:
+            raise UserError(f"packing: each of the source's queries has {rows} rows of a batch, which hold one record each")
+        return str(records.key)
 
     def _packed(self, data: Data) -> Packing:
         """What fills rows with texts."""

@@ -102,6 +102,8 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
         if hasattr(records, "shares") and records.shares():
             kind = type(data.source).__name__
             raise UserError(f"source: {kind} draws some records more often than others: prepare what it draws from, each alone")
+        if hasattr(records, "lists"):
+            raise UserError("source: Grouped says which records are drawn together: prepare what it groups, and group that")
         about = _about(records, data.source, shards or _shards_in(Path(out)) or min(SHARDS, len(records)))
         if only is not None and not 0 <= only < about.shards:
             raise UserError(f"shard {only} of {about.shards}: they are numbered from 0 to {about.shards - 1}")

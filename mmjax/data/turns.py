@@ -121,6 +121,46 @@ class Blocks(_Epochs):
         return first[block] + found - start_of_block
 
 
+class Lists(InTurn):
+    """Lists of records, each in so many rows side by side: an epoch is a permutation of the lists, and of the items of each.
+
+    Of a list of more items than rows so many are drawn. Where there are fewer, an index of `records` and above, that of an item
+    plus `records`, stands for a row that is empty.
+    """
+
+    def __init__(self, members: Sequence[np.ndarray], rows: int, records: int, bits: Bits | None = None) -> None:
+        """`members`: the indices of each list's items, below `records`. Without `bits` all come in their order."""
+        super().__init__(len(members) * rows)
+        self._members, self.rows, self._records, self._bits = tuple(members), rows, records, bits
+
+    def shuffled(self, bits: Bits) -> Lists:
+        """The same, in an order of each epoch's own."""
+        return Lists(self._members, self.rows, self._records, bits)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        slots, row = np.divmod(places, self.rows)
+        found = np.empty_like(places)
+        for slot in np.unique(slots).tolist():
+            here = slots == slot
+            epoch, place = divmod(slot, len(self._members))
+            found[here] = self._row(epoch, place, row[here])
+        return found
+
+    def among(self, index: int) -> range:
+        """Empty rows, so that nothing stands in for an item of a query."""
+        return range(self._records, 2 * self._records)
+
+    def _row(self, epoch: int, place: int, row: np.ndarray) -> np.ndarray:
+        """The indices of some rows of the list at a place of an epoch."""
+        if self._bits is None:
+            own = self._members[place]
+            return np.where(row < len(own), own[row % len(own)], own[0] + self._records)
+        chosen = int(Permutation(len(self._members), self._bits(epoch))(np.array([place]))[0])
+        own = self._members[chosen]
+        drawn = own[Permutation(len(own), self._bits(epoch, chosen + 1))(row % len(own))]  # 0 would be the lists' own bits
+        return np.where(row < len(own), drawn, own[0] + self._records)
+
+
 class Shares:
     """Several shares take turns, each as often as its weight says, and each in its own order.
 

@@ -65,7 +65,8 @@ class Records(Protocol):
     every machine (a path below the root), its class, its captions. `Subset` chooses by it. One whose `image` is a file has a
     method `encoded(index) -> bytes | None`, what the file holds (raises OSError). One that storage holds in blocks has a method
     `blocks()`, the size of each, int64, in the order of the records; a mixture has `shares()`, a sequence of `Share` (see
-    `data.turns`).
+    `data.turns`); one whose records are kept together `lists()`, a `turns.Lists`, and gives their number under its `key`. One
+    that can tell the values of a key without reading its images has `values_of(key)`.
     """
 
     @property

@@ -20,10 +20,11 @@ from mmjax.objectives.multi_label import known_labels
 class MultiLabels:
     """Mean average precision, F1 at a threshold, and how many examples have all their classes right, as scikit-learn's.
 
-    `mean_average_precision` is the mean over classes that some example has, NaN where none has any; `micro_f1` is of all labels
+    `mean_average_precision` is the mean over classes that some example has, NaN where none has any, `macro_auroc` (the area
+    under the ROC curve) that over classes that some example has and some has not; `micro_f1` is of all labels
     together, `macro_f1` the mean over classes, of which one that is neither there nor said counts 0; `subset_accuracy` is of
     examples of which something is known. Labels that are not known (below 0, NaN) count nowhere. Each class has its `f1/NAME`
-    and, where some example has it, `average_precision/NAME`.
+    and, where there is one, `average_precision/NAME` and `auroc/NAME`.
 
     Attributes:
       head: a head of C classes, whose logits' sigmoids are how likely each is.
@@ -67,14 +68,21 @@ class MultiLabels:
         # In the order of the logits, not of the sigmoids, of which many round to 1.
         found = [average_precision(logits_NC[known, c], there_NC[known, c]) for c, known in enumerate(known_NC.T)]
         precision = {name: value for name, value in zip(classes, found, strict=True) if value is not None}
+        areas = {
+            name: auroc(logits_NC[known_N, c], there_NC[known_N, c])
+            for c, (name, known_N) in enumerate(zip(classes, known_NC.T, strict=True))
+        }
+        area = {name: value for name, value in areas.items() if value is not None}
         some_N = known_NC.any(axis=1)
         metrics = {
             "mean_average_precision": np.mean([*precision.values()]) if precision else np.nan,
+            "macro_auroc": np.mean([*area.values()]) if area else np.nan,
             "micro_f1": _f1(right_C.sum(), missed_C.sum(), wrong_C.sum()),
             "macro_f1": np.mean(f1_C),
             "subset_accuracy": np.mean(((there_NC == said_NC) | ~known_NC).all(axis=1)[some_N]),
             **{f"f1/{name}": f1 for name, f1 in zip(classes, f1_C, strict=True)},
             **{f"average_precision/{name}": value for name, value in precision.items()},
+            **{f"auroc/{name}": value for name, value in area.items()},
         }
         return {name: float(value) for name, value in metrics.items()}
 
@@ -90,6 +98,18 @@ def average_precision(score_N: np.ndarray, there_N: np.ndarray) -> float | None:
     last = np.append(np.flatnonzero(score_N[1:] != score_N[:-1]), len(score_N) - 1)  # of those that are scored alike
     found = np.cumsum(there_N)[last]
     return float(np.sum(np.diff(found, prepend=0) * found / (last + 1)) / found[-1])
+
+
+def auroc(score_N: np.ndarray, there_N: np.ndarray) -> float | None:
+    """How likely one that is there is scored above one that is not, ties by half, as scikit-learn's `roc_auc_score`; None where
+    one of the two kinds is missing, NaN where a score is none."""
+    there, rest = score_N[there_N], np.sort(score_N[~there_N])
+    if not len(there) or not len(rest):
+        return None
+    if np.isnan(score_N).any():
+        return float("nan")
+    below = np.searchsorted(rest, there, "left") + np.searchsorted(rest, there, "right")
+    return float(below.sum() / (2 * len(there) * len(rest)))
 
 
 def _f1(right: Any, missed: Any, wrong: Any) -> Any:

@@ -14,14 +14,17 @@ from mmjax.evaluate.evaluation import Evaluation
 from mmjax.objectives.checks import one_of
 from mmjax.objectives.ranking import scored
 
+NAMES = ("ndcg", "mean_reciprocal_rank", "chance/ndcg", "chance/mean_reciprocal_rank")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
     """Normalised discounted cumulative gain (Jarvelin & Kekalainen 2002, as scikit-learn's `ndcg_score`) and mean reciprocal
     rank: means over the queries of the whole dataset, wherever their items stand in it.
 
-    It gives `ndcg`, `mean_reciprocal_rank` of the first item whose relevance is above 0, and `queries`, how many it is of:
-    those of two items or more of which one is relevant. The gain of items that are scored alike is their mean; for the
+    It gives `ndcg`, `mean_reciprocal_rank` of the first item whose relevance is above 0, for both what orders by chance have in
+    the mean (`chance/ndcg`, `chance/mean_reciprocal_rank`), and `queries`, how many it is of: those of two items or more of
+    which one is relevant. The gain of items that are scored alike is their mean; for the
     reciprocal rank a tie counts against the relevant one. An item whose relevance is below 0 or NaN, or whose query is below 0,
     does not count.
 
@@ -73,13 +76,16 @@ class Ranked:
         if not found and not evaluation.dry:
             raise UserError(f"data={self.data!r} has no query in {self.query!r} of two known items, one of them relevant")
         if not found or np.isnan(score_N).any():
-            return {"ndcg": math.nan, "mean_reciprocal_rank": math.nan, "queries": float(len(found))}
+            return dict.fromkeys(NAMES, math.nan) | {"queries": float(len(found))}
         gains = [(own, relevance if self.gain == "linear" else np.exp2(relevance) - 1) for own, relevance in found]
-        return {
-            "ndcg": float(np.mean([ndcg(own, gain, self.k) for own, gain in gains])),
-            "mean_reciprocal_rank": float(np.mean([reciprocal_rank(own, relevance) for own, relevance in found])),
-            "queries": float(len(found)),
-        }
+        values = (
+            [ndcg(own, gain, self.k) for own, gain in gains],
+            [reciprocal_rank(own, relevance) for own, relevance in found],
+            [ndcg(np.zeros(len(gain)), gain, self.k) for _, gain in gains],
+            [chance_of_rank(relevance) for _, relevance in found],
+        )
+        means = (float(np.mean(own)) for own in values)
+        return dict(zip(NAMES, means, strict=True)) | {"queries": float(len(found))}
 
 
 def ndcg(score_N: np.ndarray, gain_N: np.ndarray, k: int) -> float:
@@ -96,3 +102,11 @@ def reciprocal_rank(score_N: np.ndarray, relevance_N: np.ndarray) -> float:
     """One over the place of the first relevant item, behind all others that are scored as it is."""
     best = score_N[relevance_N > 0].max()
     return 1.0 / (1 + int(np.sum(score_N[relevance_N <= 0] >= best)))
+
+
+def chance_of_rank(relevance_N: np.ndarray) -> float:
+    """The mean of one over the place of the first relevant item over all orders: that it is at place n is that none of the
+    others is among the n - 1 before it."""
+    size, relevant = len(relevance_N), int(np.sum(relevance_N > 0))
+    orders = [math.comb(size - place, relevant - 1) for place in range(1, size - relevant + 2)]
+    return sum(count / place for place, count in enumerate(orders, 1)) / math.comb(size, relevant)

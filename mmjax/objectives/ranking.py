@@ -20,9 +20,9 @@ from mmjax.parallel.mesh import constrain_batch
 class Ranking:
     """Score the items of a query so that the more relevant come first; examples are items, compared within their query.
 
-    Only items that are in one batch are compared, on whatever device they lie: the data must hold those of a query together,
-    one after another and unshuffled, or in batches that are large beside the number of queries. The figure `paired` is the
-    share of items that had another to be compared with. An item whose relevance is below 0 or NaN, or whose query is below 0,
+    Only items that are in one batch are compared, on whatever device they lie: the source `Grouped` keeps those of a query
+    together, and data without it is refused before the first step. The figure `paired` is the share of items that had another
+    to be compared with. An item whose relevance is below 0 or NaN, or whose query is below 0,
     does not count.
 
     Attributes:
@@ -34,6 +34,8 @@ class Ranking:
         entropy of the softmax of the scores and that of the relevance over a query's items (ListNet: Cao 2007, section 4.3,
         top one), a mean over queries of two items or more.
       margin: of the margin loss.
+      scattered: compare what a batch happens to hold of a query, of data that is not kept together: for batches that are large
+        beside the number of queries.
 
     Raises:
       UserError: when called: logits that are not one an item, relevance or queries of another shape, queries that are no whole
@@ -45,6 +47,7 @@ class Ranking:
     query: str = "query"
     loss: str = "pairwise"
     margin: float = setting(above=0, default=1.0)
+    scattered: bool = False
 
     in_batch: ClassVar[bool] = True
 
@@ -55,6 +58,11 @@ class Ranking:
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.target, self.query)
+
+    @property
+    def together(self) -> str:
+        """The batch key whose equal values have to be in one batch; "" for none."""
+        return "" if self.scattered else self.query
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         score_B, relevance_B, known_B = scored(

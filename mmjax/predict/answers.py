@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mmjax.data.sources import walk
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.sources.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
+from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Made
 
@@ -34,12 +35,14 @@ class Input:
       question: asked of it alone; "" for what is asked of all.
       pair: the second of two texts; "" for what all have.
       number: its place among all.
+      line: what else its line of a manifest says, for a head that reads more than one thing of each input.
     """
 
     given: str
     question: str = ""
     pair: str = ""
     number: int = dataclasses.field(default=0, compare=False)
+    line: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 def listed(inputs: Sequence[str], text: bool) -> list[Input]:
@@ -76,7 +79,7 @@ def _lines(path: str, field: str) -> Iterator[Input]:
             if not isinstance(text, str):
                 raise UserError(f"{path}:{number}: its {name!r} is {text!r}, no string")
         given = os.path.join(os.path.dirname(path), given) if field == "image" else given
-        yield Input(given, beside["question"], beside["text_pair"])
+        yield Input(given, beside["question"], beside["text_pair"], line=values)
     if not number:
         raise UserError(f"{path}: it has no lines")
 
@@ -111,9 +114,10 @@ class Asked:
 
 
 def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) -> Iterator[dict[str, Any]]:
-    """What the run says of each input: classes where a head or a list names them, entities where a head tags
-    the tokens of texts, else a text where a decoder writes one, or
-    the file of a picture that it painted. A text that came to no end within `max_new_tokens` has `cut`.
+    """What the run says of each input: classes where a head or a list names them, numbers and scores where heads say these;
+    what else they read, a text beside an image, is in the line of a manifest. Else entities where a head tags the tokens of
+    texts, else a text where a decoder writes one, or the file of a picture that it painted. A text that came to no end within
+    `max_new_tokens` has `cut`.
 
     Args:
       kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
@@ -171,17 +175,20 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     if questions and not all(put):
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
     images, texts = (given, questions) if kind == "image" else (None, given)
-    shown = [{"question": one} for one in put] if any(one.question for one in some) else [{}] * len(some)
+    shown: list[dict[str, Any]] = [{"question": one} if any(each.question for each in some) else {} for one in put]
     if kind == "text" and ask.extracts() and not (asked.classes or asked.decoder):
         if questions is None:
             raise UserError(f"{ask.work.path}: it finds answers in passages: give --question, or a manifest with one a line")
         return [{**own, "answers": row} for own, row in zip(shown, ask.extract(put, given, asked.top_k), strict=True)]
     if kind == "text" and questions:
         raise UserError(f"{ask.work.path} finds no answers in passages: --question is asked of images here")
-    pairs, shown = _pairs(some, asked, shown)
-    if asked.classes or (ask.classifies() and not asked.decoder):
-        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold, pairs)
-        return [{**own, "classes": row} for own, row in zip(shown, rows, strict=True)]
+    if not asked.decoder:
+        if kind == "image" and questions is None and not asked.classes and ask.reads({"image", "text"}):
+            texts = _of_lines(some, ask.work.fields[0])
+            shown = [{"text": text} for text in texts]
+        pairs, shown = _pairs(ask, some, asked, shown) if texts is not None else (None, shown)
+        if found := _by_heads(ask, images, texts, pairs, asked):
+            return [{**own, **row} for own, row in zip(shown, found, strict=True)]
     if kind == "text" and ask.tags() and not asked.decoder:
         return [{"entities": row} for row in ask.entities(given)]
     if ask.paints() and kind == "image" and (asked.pictures or not ask.writes()):
@@ -200,14 +207,39 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
 
 
-def _pairs(some: list[Input], asked: Asked, shown: list[dict[str, Any]]) -> tuple[list[str] | None, list[dict[str, Any]]]:
+def _pairs(
+    ask: Predictor, some: list[Input], asked: Asked, shown: list[dict[str, Any]]
+) -> tuple[list[str] | None, list[dict[str, Any]]]:
     """The second texts of some inputs, None where none has one; and what is shown of each, with its own."""
-    pairs = [one.pair or asked.pair for one in some]
+    own = [one.pair or str(one.line.get(ask.work.fields[1]) or "") for one in some]
+    pairs = [pair or asked.pair for pair in own]
     if not any(pairs):
         return None, shown
     if not all(pairs):
         raise UserError(f"{some[pairs.index('')].given}: it has no 'text_pair', and others have; give --pair for those without")
-    return pairs, [{**own, **({"text_pair": one.pair} if one.pair else {})} for own, one in zip(shown, some, strict=True)]
+    return pairs, [{**row, **({"text_pair": pair} if pair else {})} for row, pair in zip(shown, own, strict=True)]
+
+
+def _by_heads(ask: Predictor, images: Any, texts: Any, pairs: Any, asked: Asked) -> list[dict[str, Any]]:
+    """Classes, by a head or by names, and the numbers of all heads that read what is given; [] where there are neither."""
+    found: list[dict[str, Any]] = []
+    if asked.classes or ask.classifies():
+        rows = ask.classify(images, texts, asked.top_k, "", asked.classes, asked.template or (), asked.threshold, pairs=pairs)
+        found = [{"classes": row} for row in rows]
+    given = {name for name, inputs in (("image", images), ("text", texts)) if inputs is not None}
+    if not asked.classes and measuring(ask.work, given):
+        own = ask.numbers(images, texts, pairs)
+        found = [{**one, **more} for one, more in zip(found or [{}] * len(own), own, strict=True)]
+    return found
+
+
+def _of_lines(some: list[Input], field: str) -> list[str]:
+    """A text of each input's line. Raises `UserError` for an input that has none."""
+    for one in some:
+        if not isinstance(one.line.get(field), str):
+            has = f"its line has {', '.join(one.line)}" if one.line else "it stands in no manifest (or give --question)"
+            raise UserError(f"{one.given}: the run reads a text beside each image, {field!r}, and {has}")
+    return [str(one.line[field]) for one in some]
 
 
 def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import painting, writing
-from mmjax.predict.heads import check_pairs, check_read, class_names, classifying
+from mmjax.predict import numbers, painting, writing
+from mmjax.predict.heads import check_pairs, check_read, class_names, classifying, reads
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.shares import shares
 from mmjax.predict.tokens import TokenAnswers
@@ -59,7 +59,6 @@ class Predictor(TokenAnswers):
 
     @property
     def model(self) -> Any:
-        """The model."""
         return self.work.model
 
     def classifies(self) -> bool:
@@ -80,7 +79,7 @@ class Predictor(TokenAnswers):
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts: what is classified, as many of both where the head reads both.
+          images, texts: what is classified, as many of both where the head reads both; `pairs`: the second text of each text.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -116,6 +115,20 @@ class Predictor(TokenAnswers):
             [{"label": names[i], "score": float(row[i])} for i in order if threshold is None or row[i] >= threshold]
             for row, order in zip(shares_NC, order_NC[:, : top_k or None], strict=True)
         ]
+
+    def numbers(self, images: Any = None, texts: Any = None, pairs: Any = None) -> list[dict[str, float | list[float]]]:
+        """Of each input head -> the number that it says (`Regression`, in the unit of the data) or its score (`Ranking`): of
+        all such heads that read what is given. Raises `UserError` where there is none."""
+        given = {name for name, inputs in (("image", images), ("text", texts)) if inputs is not None}
+        if not (heads := numbers.measuring(self.work, given)):
+            raise UserError(f"{self.work.path}: no head says a number of {' and '.join(sorted(given))}; {self._can()}")
+        check_pairs(self.work, texts, pairs)
+        return numbers.found(self.work, heads, self._batch(images, texts, pairs), self._rows)
+
+    def reads(self, given: set[str]) -> bool:
+        """Whether the head that classifies, or one that says numbers, reads just these modalities."""
+        own = self._heads() if self.classifies() else []
+        return bool(numbers.measuring(self.work, given)) or any(reads(self.work, head) == given for head in own)
 
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""
@@ -190,14 +203,12 @@ class Predictor(TokenAnswers):
         return found[0] if isinstance(messages[0], dict) and not stream else found
 
     def score(self, prompts: Any, continuations: Any, images: Any = None, decoder: str = "") -> list[dict[str, Any]]:
-        """How likely each continuation is after its prompt, its end left out.
-
-        Of each: `log_likelihood`, the sum over its `tokens`, and `greedy`, whether each of those was the likeliest one. Prompt
-        and continuation are read as one text, and what counts are the tokens from the first that the prompt alone has not.
+        """How likely each continuation is after its prompt, its end left out. Of each: `log_likelihood`, the sum over its
+        `tokens`, and `greedy`, whether each of those was the likeliest one. Prompt and continuation are read as one text, and
+        what counts are the tokens from the first that the prompt alone has not.
 
         Args:
-          prompts, continuations: texts, as many of both.
-          images: as many, where the decoder looks at them.
+          prompts, continuations: texts, as many of both; `images`: as many, where the decoder looks at them.
           decoder: which writes; "" for the only one that writes texts.
 
         Raises:
@@ -238,8 +249,7 @@ class Predictor(TokenAnswers):
 
         Args:
           mask_ratio: the share that is hidden; None: as it was trained.
-          seed: of what is hidden.
-          numbers: of the pictures, on which that depends too; None for 0, 1, 2, ...
+          seed: of what is hidden, which depends on the `numbers` of the pictures too; None for 0, 1, 2, ...
 
         Raises:
           UserError: a model that paints no pictures.
@@ -336,6 +346,8 @@ class Predictor(TokenAnswers):
             raise UserError("give images, texts, or both")
         if images is not None and texts is not None and len(images) != len(texts):
             raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
+        if pairs is not None and len(pairs) != len(texts or ()):
+            raise UserError(f"{len(texts or ())} texts and {len(pairs)} pairs, the second text of each: give as many of both")
         batch: dict[str, np.ndarray] = {}
         if images is not None:
             try:

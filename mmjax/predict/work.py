@@ -30,7 +30,7 @@ from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
-from mmjax.objectives import ExtractSpan, MaskedImage
+from mmjax.objectives import ExtractSpan, MaskedImage, Ranking, Regression
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 
@@ -59,6 +59,8 @@ class Work:
       impossible: whether its own evaluator says of passages that they have no answer.
       spans: the heads that a task trained to find answers in passages.
       pairs: whether its texts are pairs.
+      measured: head -> mean and deviation of the numbers that it learned, and whether it says a variance (`predict.numbers`).
+      fields: what the run's own manifest calls `text` and `text_pair`.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
 
@@ -83,6 +85,8 @@ class Work:
     impossible: bool = False
     spans: tuple[str, ...] = ()
     pairs: bool = False
+    measured: Mapping[str, tuple[float, float, bool]] = dataclasses.field(default_factory=dict)
+    fields: tuple[str, str] = ("text", "text_pair")
 
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
@@ -236,6 +240,12 @@ def open_work(path: str | Path) -> Work:
     how["spans"] = tuple(one.head for task in e.tasks.values() if isinstance(one := task.objective, ExtractSpan))
     how["impossible"] = any(isinstance(one, SpanAnswers) and one.impossible for one in e.evaluate.values())
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
+    how["measured"] = _measured(e)
+    if data is not None:
+        source = data.source
+        while hasattr(source, "source"):  # what another chooses from
+            source = source.source
+        how["fields"] = (getattr(source, "text_field", "") or "text", getattr(source, "pair_field", "") or "text_pair")
     trained = bool(e.data)
     several = not trained and _several(model)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)
@@ -249,6 +259,20 @@ def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
             found.setdefault(one.decoder, one.settings)
     users = [*e.evaluate.values(), *(task.objective for task in e.tasks.values())]
     return found, frozenset(one.decoder for one in users if getattr(one, "prompt", "") and hasattr(one, "decoder"))
+
+
+def _measured(e: Experiment) -> dict[str, tuple[float, float, bool]]:
+    """Head -> (mean, deviation) of the numbers that it was trained on, and whether it says a variance too."""
+    found = {}
+    for task in e.tasks.values():
+        objective = task.objective
+        if isinstance(objective, Regression):
+            spec = e.data[task.data].columns.get(objective.target) if task.data in e.data else None
+            scale = (getattr(spec, "mean", 0.0), getattr(spec, "deviation", 1.0))
+            found[objective.head] = (*scale, objective.loss == "gaussian_nll")
+        elif isinstance(objective, Ranking):
+            found[objective.head] = (0.0, 1.0, False)
+    return found
 
 
 def _several(model: Multimodal) -> bool:

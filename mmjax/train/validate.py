@@ -30,6 +30,7 @@ from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
 from mmjax.train.step import forwards_of, losses_of
 from mmjax.train.taught import check_teachers, taught_classes
+from mmjax.train.together import check_together
 
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
@@ -46,6 +47,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
     check_outcomes(uses(setup.experiment, evaluators))
+    check_together(setup)
     known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)
     asked: dict[str, dict[str, BoundForward]] = {}
@@ -65,7 +67,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     _check_columns(setup)
     lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
-    lines += _mirrored(setup) + _unread_keys(setup) + _files(setup)
+    lines += _weights(setup) + _mirrored(setup) + _unread_keys(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -154,6 +156,19 @@ def _warm_up(experiment: Experiment) -> list[str]:
     if warmup < steps or not steps:
         return []
     return [f"optimizer.warmup_steps={warmup} of steps={steps}: the learning rate never gets to its peak"]
+
+
+def _weights(setup: Setup) -> list[str]:
+    """Lines about weights of classes, which stand in the order of the head's logits: each beside its name."""
+    lines = []
+    for name, task in setup.tasks.items():
+        names = setup.classes.get(getattr(task.objective, "head", ""), ())
+        for field in ("class_weights", "positive_weights", "alpha"):
+            own = getattr(task.objective, field, ())
+            if isinstance(own, tuple) and own and len(own) == len(names):
+                said = ", ".join(f"{one} {weight:g}" for one, weight in zip(names, own, strict=True))
+                lines.append(f"tasks.{name}.{field}: {said}")
+    return lines
 
 
 def _mirrored(setup: Setup) -> list[str]:

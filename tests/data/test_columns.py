@@ -136,9 +136,26 @@ def test_texts_of_two_tokenizers_a_number_and_classes():
     assert lost.tokens == 10 + 4 * 3
 
 
+def test_flags_say_of_each_class_whether_it_is_there_is_not_or_is_not_known():
+    values = [[1, 0, -1], [0, None, 1.0], None, np.array([np.nan, 1, 0])]
+    columns = columns_module.Columns({"found": values[0]}, {}, 6, {"found": Classes(("a", "b", "c"), flags=True)})
+    batch, _ = columns([{"found": value} for value in values])
+    assert batch["found"].tolist() == [[1, 0, -1], [0, -1, 1], [-1, -1, -1], [-1, 1, 0]]
+    columns.of("found").match(("c", "d", "a", "b"))
+    batch, _ = columns([{"found": value} for value in values[:2]])
+    assert batch["found"].tolist() == [[-1, -1, 1, 0], [1, -1, 0, -1]] and batch["found"].dtype == np.float32
+
+
 @pytest.mark.parametrize(
     ("specs", "record", "message"),
     [
+        ({"value": Classes(("a", "b"), flags=True)}, {"value": [1]}, "value=[1]: give 2 numbers, one for each of a, b"),
+        (
+            {"value": Classes(("a", "b"), flags=True)},
+            {"value": [1, 2]},
+            "[1, 2] has 2: a class is there (1), not there (0) or not",
+        ),
+        ({"value": Classes(("a",), flags=True)}, {"value": ["a"]}, "['a'] has 'a': a class is there (1)"),
         ({"size": Number()}, {}, "columns.size: no record has 'size'; its keys are text, value"),
         ({"value": Text("titles")}, {"value": "x"}, "columns.value: tokenizer='titles': the experiment's tokenizers are none"),
         ({"value": Text()}, {"value": 3.5}, "columns.value: value=3.5: a text is a string"),

@@ -179,7 +179,7 @@ RANKED = {"columns": {"topic": Array("int32")}, "heads": {"score": Classifier(cl
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])
 def test_a_step_of_a_ranking_is_the_same_on_any_mesh_and_in_no_micro_batches(loss):
     """Items of a query lie on different devices; micro-batches would tear it apart."""
-    objective = Ranking(query="topic", loss=loss)
+    objective = Ranking(query="topic", loss=loss, scattered=True)
     whole, split = (one_step(objective, mesh, **RANKED) for mesh in (tiny.ONE, Mesh(data=8)))
     assert whole["train/facts/paired"] > 0.5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), tiny.host(split), tiny.host(whole))
@@ -189,11 +189,19 @@ def test_a_step_of_a_ranking_is_the_same_on_any_mesh_and_in_no_micro_batches(los
 
 def test_a_ranking_is_held_against_its_data():
     evaluate = {"ranked": Ranked(query="topic", k=5)}
-    assert looked_at(made(Ranking(query="topic"), **RANKED, evaluate=evaluate)).notes
+    assert looked_at(made(Ranking(query="topic", scattered=True), **RANKED, evaluate=evaluate)).notes
+    refused = r"tasks.facts: Ranking compares the records of one 'topic', which data.train scatters over its batches: put"
+    with pytest.raises(UserError, match=refused):
+        looked_at(made(Ranking(query="topic"), **RANKED))
     with pytest.raises(UserError, match=r"tasks.facts needs 'topik' in the batch"):
-        looked_at(made(Ranking(query="topik"), **RANKED))
+        looked_at(made(Ranking(query="topik", scattered=True), **RANKED))
     with pytest.raises(UserError, match="head='score' gives 2 logits an item: a ranking needs one"):
-        looked_at(made(Ranking(query="topic"), {"score": Classifier(classes=2)}, columns=RANKED["columns"]))
+        looked_at(made(Ranking(query="topic", scattered=True), {"score": Classifier(classes=2)}, columns=RANKED["columns"]))
+
+
+def test_weights_are_said_beside_the_names_of_their_classes():
+    notes = looked_at(made(MultiLabel("tags", "tags", positive_weights=(2.0, 1.0, 0.5)))).notes
+    assert "tasks.facts.positive_weights: even 2, small 1, round 0.5" in notes
 
 
 # Ordered classes.

@@ -7,6 +7,7 @@ from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
+from mmjax.data.sources.grouped import Grouped
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.mix import Mix
@@ -23,6 +24,7 @@ SOURCES = {
     "balanced": Balanced,
     "coco": Coco,
     "conll": Conll,
+    "grouped": Grouped,
     "hide_labels": HideLabels,
     "mix": Mix,
     "squad": Squad,
@@ -39,6 +41,7 @@ __all__ = [
     "Conll",
     "Digits",
     "Folder",
+    "Grouped",
     "HideLabels",
     "Manifest",
     "Mix",

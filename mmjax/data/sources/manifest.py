@@ -281,6 +281,12 @@ class ManifestRecords:
             text = value or ()
             yield from (str(one) for one in text) if isinstance(text, list | tuple) else (str(text),)
 
+    def values_of(self, key: str) -> list[Any]:
+        """See `types.Records`. Raises `UserError` for a key that no record has."""
+        if key not in self.examples[0]:
+            raise UserError(f"{key!r} is in no record{nearest(key, self.examples[0])}")
+        return [example[key] for example in self.examples]
+
     def fingerprint(self) -> str:
         return self.chosen.digest
 
