@@ -7,7 +7,6 @@ function of (seed, p). A process makes only its own rows, and any number of proc
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -32,11 +31,11 @@ from mmjax.data.sources.fields import far
 from mmjax.data.spans import Span, windowed
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags, TagsColumn
-from mmjax.data.texts import Text
+from mmjax.data.texts import Text, column_texts
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.transforms.sided import check_before
-from mmjax.data.types import BadRecordError, Records
+from mmjax.data.types import Records
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
@@ -150,17 +149,6 @@ class Data:
 @functools.cache  # once
 def _say_order(path: str) -> None:
     log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
-
-
-def column_texts(records: Records, key: str) -> Iterator[str]:
-    """The texts of one key of the records; a source that can say them without reading its images has `texts_of(key)`."""
-    if hasattr(records, "texts_of"):
-        yield from records.texts_of(key)
-        return
-    for index in range(len(records)):
-        with contextlib.suppress(BadRecordError):
-            text = records[index].get(key) or ()
-            yield from (text,) if isinstance(text, str) else (str(one) for one in text)
 
 
 def _named(columns: Mapping[str, Any], records: Records) -> dict[str, Any]:

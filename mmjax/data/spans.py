@@ -88,7 +88,7 @@ class SpanColumn:
             if count != len(made[pair]):
                 raise UserError(f"{len(made[pair])} windows, and {count} were planned: something has changed the texts")
             own.append(made[pair][place])
-            found = [one.tokens(value[0][0], value[0][0] + len(value[0][1])) for one in made[pair]] if value else [None]
+            found = [one.tokens(*_characters(*value[0])) for one in made[pair]] if value else [None]
             lost = bool(value) and not any(found)
             target_B2[row] = -1 if lost else (found[place] if value else None) or 0
             cut += own[-1].cut and place == 0
@@ -154,3 +154,8 @@ def windowed(
             raise UserError(f"tokenizer={spec.tokenizer!r}: the texts want a tokenizer, and the experiment's are {known}")
         fields = (spec.question, spec.context)
         return Windows(records, key, fields, spec.layout(max_length), tokenizers[spec.tokenizer])
+
+
+def _characters(start: int, answer: str) -> tuple[int, int]:
+    """From where to where an answer goes without the spaces around it, which are of no token."""
+    return start + len(answer) - len(answer.lstrip()), start + len(answer.rstrip())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.data.kinds import About, Arrays, Lost
 from mmjax.data.tokenizers import Tokenizer
-from mmjax.data.types import Record
+from mmjax.data.types import BadRecordError, Record, Records
 from mmjax.data.words import SEGMENTERS, WORDS, word_numbers
 
 REMEMBERED = 1 << 16  # texts whose tokens are kept; captions repeat, and a lookup is fifty times faster than the tokenizer
@@ -116,3 +117,14 @@ class TextColumn:
 def text_group(text: str) -> np.ndarray:
     """[2] int32, equal for equal texts alone: 62 bits of a hash, of which two differ in all but one of 10^18 pairs."""
     return np.frombuffer(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), np.int32) & 0x7FFFFFFF
+
+
+def column_texts(records: Records, key: str) -> Iterator[str]:
+    """The texts of one key of the records; a source that can say them without reading its images has `texts_of(key)`."""
+    if hasattr(records, "texts_of"):
+        yield from records.texts_of(key)
+        return
+    for index in range(len(records)):
+        with contextlib.suppress(BadRecordError):
+            text = records[index].get(key) or ()
+            yield from (text,) if isinstance(text, str) else (str(one) for one in text)

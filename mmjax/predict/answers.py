@@ -211,12 +211,13 @@ def _pairs(
     ask: Predictor, some: list[Input], asked: Asked, shown: list[dict[str, Any]]
 ) -> tuple[list[str] | None, list[dict[str, Any]]]:
     """The second texts of some inputs, None where none has one; and what is shown of each, with its own."""
-    own = [one.pair or str(one.line.get(ask.work.fields[1]) or "") for one in some]
-    pairs = [pair or asked.pair for pair in own]
-    if not any(pairs):
+    field = ask.work.fields[1]
+    own = [one.pair or one.line.get(field) for one in some]
+    if not asked.pair and not any(isinstance(pair, str) for pair in own):
         return None, shown
-    if not all(pairs):
-        raise UserError(f"{some[pairs.index('')].given}: it has no 'text_pair', and others have; give --pair for those without")
+    if not asked.pair and None in own:
+        raise UserError(f"{some[own.index(None)].given}: it has no {field!r}, and others have; give --pair for those without")
+    pairs = [str(pair) if pair else asked.pair for pair in own]
     return pairs, [{**row, **({"text_pair": pair} if pair else {})} for row, pair in zip(shown, own, strict=True)]
 
 

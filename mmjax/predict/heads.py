@@ -60,7 +60,7 @@ def check_pairs(work: Work, texts: Any, pairs: Any) -> None:
         raise UserError(f"{len(first)} texts and {len(second)} pairs: give as many of both")
     if second is None and work.pairs and first:
         raise UserError(f"{work.path} was trained on two texts at once: give the second (--pair, or 'text_pair' in a manifest)")
-    if second is not None and work.trained and not work.pairs:
+    if second is not None and work.pairs is False:
         raise UserError(f"{work.path} was trained on one text at a time: leave the second out")
 
 

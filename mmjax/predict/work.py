@@ -58,7 +58,7 @@ class Work:
       reading: how questions about passages become windows, as its data has it; None where nothing says so.
       impossible: whether its own evaluator says of passages that they have no answer.
       spans: the heads that a task trained to find answers in passages.
-      pairs: whether its texts are pairs.
+      pairs: whether its texts are pairs; None where nothing says so.
       measured: head -> mean and deviation of the numbers that it learned, and whether it says a variance (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
@@ -84,7 +84,7 @@ class Work:
     reading: Span | None = None
     impossible: bool = False
     spans: tuple[str, ...] = ()
-    pairs: bool = False
+    pairs: bool | None = None
     measured: Mapping[str, tuple[float, float, bool]] = dataclasses.field(default_factory=dict)
     fields: tuple[str, str] = ("text", "text_pair")
 
@@ -236,7 +236,7 @@ def open_work(path: str | Path) -> Work:
     how["evaluated"], how["questions"] = _evaluators(e)
     how["reading"] = column if isinstance(column, Span) else None
     read = run.about_data().get(next((task.data for task in e.tasks.values()), ""), {}).get("shapes", {})
-    how["pairs"] = "text_segments" in read and how["reading"] is None
+    how["pairs"] = "text_segments" in read and how["reading"] is None if read else None
     how["spans"] = tuple(one.head for task in e.tasks.values() if isinstance(one := task.objective, ExtractSpan))
     how["impossible"] = any(isinstance(one, SpanAnswers) and one.impossible for one in e.evaluate.values())
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}

@@ -76,6 +76,7 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
             f"{e.frozen_dtype!r} has nothing to keep: name it in optimizer.train"
         )
     _check_scales(loaded, target)
+    _check_words(setup, source, list(loaded))
     _check_frozen(setup, new)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
@@ -149,6 +150,24 @@ def _check_scales(loaded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise UserError(
                 f"init_from: {path} has other layers or widths there than adapt gives here: give Bottleneck those that it was "
                 f"trained with, or begin it anew with --init_fresh '{path.rpartition('/')[0]}/bottleneck_*'"
+            )
+
+
+def _check_words(setup: Setup, source: Run, loaded: Sequence[str]) -> None:
+    """Raises `UserError` where a table of words is loaded for a tokenizer that numbers them otherwise: its rows would be other
+    words'."""
+    theirs = [tokenizer.huggingface.get_vocab() for tokenizer in source.tokenizers().values()]
+    model, texts = setup.experiment.model, setup.texts()
+    read = {f"encoders_{name}": name for name in model.encoders}
+    read |= {f"decoders_{name}": getattr(part, "writes", "") for name, part in model.decoders.items()}
+    for part, modality in read.items():
+        if not theirs or modality not in texts or f"{part}/words/table" not in loaded:
+            continue
+        own = texts[modality][0].huggingface.get_vocab()
+        if not any(all(own.get(word) == place for word, place in vocabulary.items()) for vocabulary in theirs):
+            raise UserError(
+                f"init_from={source.name}: its table of words is that of its own tokenizer, and that of {modality!r} here "
+                f"numbers words otherwise: leave tokenizer away, which takes the run's, or use init_fresh=('{part}/words/*',)"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,6 +57,8 @@ def open_run(
         if not run.has_checkpoint():
             run.keep_tokenizers(setup.tokenizers)
             write_down(run, setup.teachers, experiment)
+        for line in changed(run.about_data() if run.has_checkpoint() else {}, about_data(setup)):
+            say(line)
         run.write_json("environment.json", about | {"data": about_data(setup)})
         run.write_json(CLASSES, setup.classes)
         barrier("the run folder")
@@ -64,6 +66,17 @@ def open_run(
     for line in setup.notes:
         say(line)
     return setup
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each set of data that a run began with and that holds other examples now."""
+    for name, own in now.items():
+        there = before.get(name, {})
+        if there.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
+            yield (
+                f"data.{name} has changed since this run was last open: {there.get('size', 0):,} records then, "
+                f"{own['size']:,} now, and not the same ones; from here on its batches are others than they would have been"
+            )
 
 
 def about_data(setup: Setup) -> dict[str, Any]:

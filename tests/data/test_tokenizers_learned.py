@@ -71,3 +71,11 @@ def test_mistakes_are_named():
         Words(50).train([])
     special = Words(50, special=("[E1]",)).train(["a b"])
     assert np.count_nonzero(np.array(ids_of(special, "a [E1] b")) == special.vocab_size - 1) == 1
+
+
+@pytest.mark.parametrize("spec", [WordPiece(60), BPE(300), Characters(60)], ids=str)
+def test_half_a_surrogate_pair_is_the_replacement_character(spec):
+    cut = "a cut emoji \ud83d"
+    tokenizer = spec.train([cut, "a b"])
+    assert ids_of(tokenizer, cut) == ids_of(tokenizer, "a cut emoji \ufffd")
+    assert tokenizer.encode_places([cut], 24)["ids"].tolist() == tokenizer.encode([cut], 24)["ids"].tolist()

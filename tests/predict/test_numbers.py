@@ -99,6 +99,7 @@ def test_the_command_reads_the_texts_of_a_line_by_the_names_of_the_run(place, ca
     assert main(["predict", str(place / "run"), str(place / "lines.jsonl")]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one.pop("text") for one in said] == list(QUERIES)
+    assert [one.pop("text_pair", "") for one in said] == list(TITLES)
     assert [one.pop("image") for one in said] == [str(place / f"{number}.png") for number in range(3)]
     for one, own in zip(said, found, strict=True):
         assert one == pytest.approx(own, rel=1e-5)

@@ -117,7 +117,11 @@ def test_pairs_by_the_command(runs, tmp_path, capsys):
     ):
         assert main(["predict", run, *words]) == 2
         assert said in capsys.readouterr().err
-    file.write_text("text\ttext_pair\na\tb\nc\t\n")
+    file = tmp_path / "pairs.jsonl"  # an empty second text is one, as in training
+    file.write_text('{"text": "a", "text_pair": "b"}\n{"text": "a", "text_pair": ""}\n')
+    assert main(["predict", run, str(file), "--text"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    file.write_text('{"text": "a", "text_pair": "b"}\n{"text": "c"}\n')
     assert main(["predict", run, str(file), "--text"]) == 2
     assert "c: it has no 'text_pair', and others have" in capsys.readouterr().err
 

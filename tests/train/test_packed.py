@@ -83,3 +83,16 @@ def test_a_text_longer_than_the_table_of_positions_is_refused(config, tmp_path, 
     words = ["train", config(), "--workdir", str(tmp_path / "run"), "--data.train.packing", "packed"]
     assert main([*words, "--data.train.max_length", "16"]) == 2
     assert "data.train.max_length=16: model." in capsys.readouterr().err
+
+
+def test_a_table_that_has_changed_is_told_and_another_tokenizer_is_refused(config, tmp_path, capsys):
+    words = ["train", config(), "--workdir", str(tmp_path / "run"), "--steps", "1"]
+    assert main(words) in (0, None)
+    table = tmp_path / "texts.jsonl"
+    table.write_text(table.read_text().replace("red", "pink"))
+    capsys.readouterr()
+    assert main([*words[:-1], "2"]) in (0, None)
+    assert "data.train has changed since this run was last open: 20 records" in "".join(capsys.readouterr())
+    other = ["train", config(), "--workdir", str(tmp_path / "other"), "--init_from", str(tmp_path / "run")]
+    assert main([*other, "--tokenizer.vocab_size", "280"]) == 2
+    assert "its table of words is that of its own tokenizer" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.data.tokenizers.special import with_special
-from mmjax.data.tokenizers.tokenizer import Tokenizer
+from mmjax.data.tokenizers.tokenizer import Tokenizer, whole_letters
 
 ROLES = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -184,7 +184,7 @@ def _finish(backend: Backend, roles: dict[str, str], special: tuple[str, ...] = 
 
 
 def _corpus(texts: Iterable[str]) -> list[str]:
-    corpus = list(texts)
+    corpus = [whole_letters(text) for text in texts]
     if not corpus:
         raise UserError("tokenizer: no texts to train on; give the source captions, add Caption, or use Pretrained")
     return corpus

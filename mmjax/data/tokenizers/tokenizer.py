@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from mmjax.core.errors import UserError
 from mmjax.data.tokenizers.special import with_special
 
 quiet.transformers()
+
+HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -141,7 +144,7 @@ class Tokenizer:
         with self._lock:
             backend.no_padding()
             backend.no_truncation()
-            return [len(one) for one in backend.encode_batch(list(texts), add_special_tokens=False)]
+            return [len(one) for one in backend.encode_batch(list(map(whole_letters, texts)), add_special_tokens=False)]
 
     def whole(self, text: str) -> list[int]:
         """The ids of one text as `encode` gives them, however many they are."""
@@ -211,9 +214,11 @@ class Tokenizer:
             if max_length is not None:
                 backend.enable_truncation(max_length)
             found = [
-                backend.encode(*one)
+                backend.encode(*map(whole_letters, one))
                 if isinstance(one, tuple)
-                else backend.encode(one, is_pretokenized=not isinstance(one, str))
+                else backend.encode(whole_letters(one))
+                if isinstance(one, str)
+                else backend.encode(list(map(whole_letters, one)), is_pretokenized=True)
                 for one in inputs
             ]
             backend.no_truncation()
@@ -228,8 +233,8 @@ class Tokenizer:
     def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
         with self._lock:
             return self.huggingface(
-                texts,
-                pairs,
+                [whole_letters(text) for text in texts],
+                None if pairs is None else [whole_letters(text) for text in pairs],
                 truncation=max_length is not None,
                 max_length=max_length,
                 return_attention_mask=False,
@@ -272,6 +277,11 @@ class Pretrained:
                 ) from None
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Pretrained.path={self.path!r}: no tokenizer can be read from it ({reason})") from error
+
+
+def whole_letters(text: str) -> str:
+    """A text whose halves of surrogate pairs, which JSON may hold and no encoding has, are U+FFFD each."""
+    return HALVES.sub("\ufffd", text)
 
 
 def _writes(huggingface: Any) -> tuple[bool, bool]:

@@ -192,5 +192,6 @@ def _check(transform: str, operations: tuple[str, ...], resample: str, fill: tup
             raise UserError(f"{transform}.operations: {operation!r} is none{nearest(str(operation), OPERATIONS)}")
     if resample not in RESAMPLE:
         raise UserError(f"{transform}.resample={resample!r}: use one of {', '.join(RESAMPLE)}{nearest(resample, RESAMPLE)}")
-    if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
-        raise UserError(f"{transform}.fill={tuple(fill)}: give three whole numbers from 0 to 255, red green blue")
+    whole = isinstance(fill, tuple | list) and all(isinstance(value, int) and 0 <= value <= 255 for value in fill)
+    if not whole or len(fill) != 3:
+        raise UserError(f"{transform}.fill={fill!r}: give three whole numbers from 0 to 255, red green blue")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,18 +23,20 @@ PLACED = (
     *("arriba", "abajo", "encima", "debajo", "sobre", "上", "下", "위", "아래"),
 )
 WIDE = "\u2e80"  # from here on scripts that put no spaces between words, or join endings to them
-HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def says(record: Record, words: tuple[str, ...]) -> bool:
     """Whether any text of a record, its class's name included, has one of these words.
 
     A word stands by itself: other letters do not touch it, digits, hyphens and underscores may (`left-hand`, `left_arrow`, and
-    `TurnLeft` as well). Capitals do not matter, and `*` at its end stands for any letters. Words of Chinese, Japanese and
-    Korean count wherever they stand.
+    `TurnLeft` as well). Capitals and forms of Unicode do not matter, and `*` at its end stands for any letters. Words of
+    Chinese, Japanese and Korean count wherever they stand.
     """
     find = _pattern(words) if words else None
-    return find is not None and any(find.search(HUMP.sub(" ", text)) for value in record.values() for text in _texts(value))
+    return find is not None and any(
+        find.search(HUMP.sub(" ", unicodedata.normalize("NFKC", text))) for value in record.values() for text in _texts(value)
+    )
 
 
 def check_words(field: str, words: tuple[str, ...]) -> None:
