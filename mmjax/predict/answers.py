@@ -22,6 +22,7 @@ from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Made
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
+LONGEST_NAME = 256  # bytes of a file's name; a longer text is none
 BESIDE = ("question", "text_pair")  # fields of a manifest that go with an input
 TEXTS_AT_ONCE = 8  # batches of texts among which those of a length are put together
 
@@ -51,13 +52,19 @@ def listed(inputs: Sequence[str], text: bool) -> list[Input]:
     its `question` about it, or the `text_pair` that is the second of two.
 
     Raises:
-      UserError: a folder without images, a manifest that cannot be read or whose lines have no such field.
+      UserError: a folder without images, a manifest that is not there, cannot be read or whose lines have no such field; with
+        `text` a file of another kind, whose name would be taken for the text.
     """
     found: list[Input] = []
     for one in inputs:
         path = Path(one)
-        if path.suffix.lower() in MANIFESTS and (path.is_file() or not text):
+        manifest = path.suffix.lower() in MANIFESTS
+        if manifest and (not text or not set(one) & set(" \n\t")):  # a text may end so, a word like that is a file's name
             found += _lines(one, "text" if text else "image")
+        elif text and len(one) < LONGEST_NAME and path.is_file():
+            raise UserError(
+                f"{one}: with --text a file is a manifest ({', '.join(MANIFESTS)}) whose lines have a 'text', not this"
+            )
         elif not text and path.is_dir():
             own = [Input(os.path.join(one, name.removeprefix("./"))) for name in walk.images(path, path, EXTENSIONS)]
             if not own:

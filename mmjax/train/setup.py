@@ -370,4 +370,7 @@ def check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any
                 held = ", ".join(batches[task.data])
                 packed = any(own.endswith(f"_{LENGTHS}") for own in batches[task.data])
                 why = "; data.packing puts several texts into a row, which then has nothing of one example" if packed else ""
+                why = (
+                    f"; columns={{{key.removesuffix('_words')!r}: Text(words=...)}} adds it" if key.endswith("_words") else why
+                )
                 raise UserError(f"tasks.{name} needs {key!r} in the batch, and data.{task.data} gives {held}{why}")

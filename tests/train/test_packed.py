@@ -19,7 +19,7 @@ from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer
 from mmjax.models.heads import Classifier
-from mmjax.objectives import CausalLM, Classification
+from mmjax.objectives import CausalLM, Classification, MaskedLM
 from mmjax.train import Experiment, Task
 
 def experiment():
@@ -96,3 +96,10 @@ def test_a_table_that_has_changed_is_told_and_another_tokenizer_is_refused(confi
     other = ["train", config(), "--workdir", str(tmp_path / "other"), "--init_from", str(tmp_path / "run")]
     assert main([*other, "--tokenizer.vocab_size", "280"]) == 2
     assert "its table of words is that of its own tokenizer" in capsys.readouterr().err
+
+
+def test_whole_words_without_their_numbers_name_the_column(config, tmp_path, capsys):
+    more = '{"mlm": Task(MaskedLM(vocab_size=300, mask_id=3, whole_words=True), data="train")}'
+    words = ["train", config(more), "--workdir", str(tmp_path / "run"), "--data.train.packing", "packed"]
+    assert main(words) == 2
+    assert "columns={'text': Text(words=...)} adds it" in capsys.readouterr().err

@@ -192,4 +192,4 @@ def _corpus(texts: Iterable[str]) -> list[str]:
 
 def _check_size(tokenizer: str, asked: int, smallest: int) -> None:
     if smallest > asked:
-        raise UserError(f"{tokenizer}.vocab_size={asked}: the characters of the corpus alone take {smallest}")
+        raise UserError(f"{tokenizer}.vocab_size={asked}: the characters of the corpus alone take {smallest}; give more")
