@@ -238,8 +238,12 @@ def test_a_manifest_names_images_and_a_question_of_each(run, files, tmp_path, ca
         str(files / f"{n}.png") for n in (1, 0)
     ]
     (tmp_path / "texts.csv").write_text("text\nthe number\na photo of\n")
-    found = [one.given for one in listed([str(tmp_path / "texts.csv"), "no.csv"], text=True)]
-    assert found == ["the number", "a photo of", "no.csv"]
+    found = [one.given for one in listed([str(tmp_path / "texts.csv"), "is it in no.csv"], text=True)]
+    assert found == ["the number", "a photo of", "is it in no.csv"]
+    (tmp_path / "new.txt").write_text("a text\n")
+    for name, said in (("no.csv", "no.csv'?: no such file"), (str(tmp_path / "new.txt"), "with --text a file is a manifest")):
+        with pytest.raises(UserError, match=said):
+            listed([name], text=True)
     (tmp_path / "q.csv").write_text("image,question\n0.png,what is it?\n1.png,\n")
     asked = listed([str(tmp_path / "q.csv")], text=False)
     assert asked == [Input(str(files / "0.png"), "what is it?"), Input(str(files / "1.png"))]
