@@ -110,7 +110,11 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
         _say_other_texts(records)
         place = _opened(Path(out), about)
         chosen = range(about.shards) if only is None else [only]
-        there = {number: found for number in range(about.shards) if (found := _whole(place, about, number)) is not None}
+        there = {
+            number: found
+            for number in range(about.shards)
+            if (found := _whole(place, about, number, number in chosen)) is not None
+        }
         before, limit = len(there), data.bad_record_limit
         written = [number for number in chosen if number not in there]
         for number in written:
@@ -214,13 +218,18 @@ def _put(file: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _whole(place: Path, about: Prepared, number: int) -> Shard | None:
-    """What is said of a shard that is there and is whole; None where it has to be written."""
+def _whole(place: Path, about: Prepared, number: int, read: bool) -> Shard | None:
+    """What is said of a shard that is there and is whole; None where it has to be written.
+
+    `read`: also hold its bytes against their hash; those of others' shards are theirs to read.
+    """
     file = place / about.name(number)
     try:
         found = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         shard = Shard(**{**found, "unreadable": tuple((int(at), path, why) for at, path, why in found["unreadable"])})
         there = file.stat().st_size
+        if read and there == shard.size and _digest(file) != shard.sha256:
+            return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return shard if there == shard.size and shard.records == len(about.places(number)) else None
@@ -230,14 +239,18 @@ def _write(file: Path, places: range, records: Records, threads: int, tally: _Ta
     """Write a shard, and what is said of it."""
     count = write_array_record(file, _examples(records, places, threads, tally))
     try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = _digest(file)
         size = file.stat().st_size
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     shard = Shard(count, size, digest, tally.images["file"], tally.images["png"], tuple(tally.unreadable))
     _put(file.with_suffix(".json"), json.dumps(dataclasses.asdict(shard)) + "\n")
     return shard
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _examples(records: Records, places: range, threads: int, tally: _Tally) -> Iterator[dict[str, Any]]:

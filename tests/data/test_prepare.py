@@ -197,6 +197,10 @@ def test_what_is_whole_stays_and_what_is_not_is_written_again(tmp_path):
     files[3].unlink()
     with pytest.raises(UserError, match=r"1 of its 4 shards are missing, \w+-00003-of-00004.array_record; .*--shard 3/4"):
         ArrayRecord(str(out)).build()
+    bytes_of = bytearray(files[0].read_bytes())
+    bytes_of[len(bytes_of) // 2] ^= 1  # as long as it was
+    files[0].write_bytes(bytes_of)
+    assert prepare(data, "train", out, 4, 1)["written"] == 1, "the others' are theirs to look at"
     done = prepare(data, "train", out, 4)
     assert done["written"] == 3 and done["there"] == 1 and contents(out) == whole
 
