@@ -29,7 +29,7 @@ def test_with_data_they_are_those_of_its_batches():
     shapes, said = batch_shapes(made)
     built = train.build(made.tokenizer.train(["some words"]), 0)
     assert said == "the data"
-    assert Shapes(shapes["train"]).spec() == built.spec()
+    assert Shapes(shapes["train"]).train_spec() == built.spec()
 
 
 def test_labels_that_an_objective_reads_are_there():
