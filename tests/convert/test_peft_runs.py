@@ -53,7 +53,7 @@ def experiment(base, **changes):
         init_from=str(base),
         init_fresh=("heads_classes/*",),
         adapt=ADAPT,
-        optimizer=AdamW(learning_rate=3e-2, train=("heads_classes/*",)),
+        optimizer=AdamW(learning_rate=1e-2, train=("heads_classes/*",)),
         steps=30,
         checkpoint=Checkpoint(every=30),
         log=Log(tensorboard=False, progress=False),

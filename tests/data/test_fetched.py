@@ -214,7 +214,8 @@ def test_what_was_not_used_for_longest_goes_first(five):
 
 def test_many_threads_keep_the_bound_and_fetch_nothing_twice_at_once(five, monkeypatch):
     most = []
-    monkeypatch.setattr(Served, "trouble", staticmethod(lambda *_: most.append(sum(held()))))
+    # A listing is not of one moment: a file that gets its name meanwhile may be in it twice.
+    monkeypatch.setattr(Served, "trouble", staticmethod(lambda *_: most.append(min(sum(held()) for _ in range(5)))))
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: read(five[number % 5]), range(100)))
     assert found == [bytes([number % 5]) * 1000 for number in range(100)]
