@@ -20,6 +20,9 @@ REFUSED = {  # by the machine, with the file's name: nothing of ours is wrong
 }
 
 
+DEFECTS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError)  # ours: never tried again
+
+
 class UserError(ValueError):
     """A mistake in what the user gave us: a config, a flag, a file, a folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -41,9 +42,15 @@ class Bins:
 
     def __init__(self, bins: int, capacity: int, most: int) -> None:
         """`capacity`: the sum of the lengths in a bin, at most. `most`: how many examples a bin takes."""
-        self._room = np.full(bins, capacity, np.int64)
-        self._places = np.full(bins, most, np.int64)
+        self._most = most
+        self._free = [(capacity, number) for number in range(bins)]  # room and bin, sorted; of those that take another example
         self.held: list[list[tuple[int, int]]] = [[] for _ in range(bins)]
+
+    def copy(self) -> Bins:
+        """The same, to be filled further."""
+        other = Bins(0, 0, self._most)
+        other._free, other.held = [*self._free], [[*held] for held in self.held]
+        return other
 
     def fill(self, group: int, examples: Sequence[int], lengths: np.ndarray) -> list[int]:
         """Put examples where they fit; gives back those that fit nowhere, in their order.
@@ -52,17 +59,17 @@ class Bins:
           group, examples: what `held` calls an example: (group, example).
           lengths: of each example of the group, by its number; one of length 0 needs no bin.
         """
-        left = []
-        for example in sorted(examples, key=lambda one: (-lengths[one], one)):
-            length = int(lengths[example])
+        left, own = [], lengths.tolist()
+        for example in sorted(examples, key=lambda one: (-own[one], one)):
+            length = own[example]
             if not length:
                 continue
-            fits_B = (self._room >= length) & (self._places > 0)
-            if not fits_B.any():
+            place = bisect.bisect_left(self._free, (length, -1))
+            if place == len(self._free):
                 left.append(example)
                 continue
-            best = int(np.argmin(np.where(fits_B, self._room, np.iinfo(np.int64).max)))
-            self._room[best] -= length
-            self._places[best] -= 1
+            room, best = self._free.pop(place)
             self.held[best].append((group, example))
+            if len(self.held[best]) < self._most:
+                bisect.insort(self._free, (room - length, best))
         return sorted(left)

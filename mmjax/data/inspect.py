@@ -140,7 +140,8 @@ def _see(dataset: Dataset, index: int) -> _Seen:
     texts = {}
     for key, (tokenizer, most) in dataset.texts().items():
         kept, unknown = int(batch[f"{key}_mask"].sum()), int(tokenizer.unknown(batch[key], batch[f"{key}_mask"])[0])
-        texts[key] = (_length(dataset, record, key) if kept == most else kept, kept, unknown)
+        full = kept == most and not isinstance(text_spec(dataset._data.columns, key), Span)  # a full window is not cut
+        texts[key] = (_length(dataset, record, key) if full else kept, kept, unknown)
     return _Seen(bad, "", label, texts)
 
 
@@ -221,8 +222,6 @@ def _length(dataset: Dataset, record: Record, key: str) -> int:
     spec = text_spec(dataset._data.columns, key)
     if isinstance(spec, Tags):
         return int(tokenizer.encode_words([record[spec.words]], LONGEST)["mask"].sum())
-    if isinstance(spec, Span):
-        return len(tokenizer.encode_pairs([(record[spec.question], record[spec.context])])[0])
     pair = record.get(f"{key}_pair")
     return int(tokenizer.encode([record[key]], LONGEST, None if pair is None else [pair])["mask"].sum())
 

@@ -99,7 +99,8 @@ class Packing:
         self.spec, self.key = spec, the_text(columns)
         self.fills = columns.padding
         self._reader, self._columns, self._windows = reader, columns, batch_size // spec.window
-        self._recent = Recent(2 * (spec.carry + 1 + self._windows))
+        near = 2 * (spec.carry + 1 + self._windows)  # windows that batches being made look at
+        self._recent, self._plans = Recent(near), Recent(near * (spec.carry + 1))
 
     def shapes(self, first: Mapping[str, np.ndarray], batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each key of a batch, from those of the records one by one."""
@@ -123,18 +124,24 @@ class Packing:
 
     def held(self, window: int) -> tuple[list[list[tuple[int, int]]], Fill]:
         """For each row of a window its texts, (window, number) each; and how the window was filled."""
-        spec, first = self.spec, max(0, window - self.spec.carry)
-        bins = {w: Bins(spec.window, spec.length, spec.texts) for w in range(first, window + 1)}
-        left: dict[int, list[int]] = {w: list(range(spec.examples)) for w in bins}
-        waited = 0
-        for age in range(spec.carry + 1):
-            for into in range(first + age, window + 1):
-                came = into - age
-                left[came] = bins[into].fill(came, left[came], self._texts(came).lengths)
-            waited = waited if age else len(left[window])
-        tokens = sum(int(self._texts(w).lengths[n]) for row in bins[window].held for w, n in row)
-        gone = len(left[first]) if window >= spec.carry else 0
-        return bins[window].held, Fill(spec.window * spec.length, tokens, spec.examples, waited, gone)
+        spec, waited = self.spec, len(self._placed(window, 0)[1])
+        bins, left = self._placed(window, spec.carry)
+        tokens = sum(int(self._texts(w).lengths[n]) for row in bins.held for w, n in row)
+        return bins.held, Fill(spec.window * spec.length, tokens, spec.examples, waited, len(left))
+
+    def _placed(self, window: int, age: int) -> tuple[Bins, list[int]]:
+        """The rows of a window with its own texts and those that have waited up to `age` windows; and of the texts that have
+        waited so many, those that still find no room."""
+        found: tuple[Bins, list[int]] = self._plans.get((window, age), lambda: (self._place(window, age), 1))
+        return found
+
+    def _place(self, window: int, age: int) -> tuple[Bins, list[int]]:
+        came = window - age
+        if not age:
+            bins, waiting = Bins(self.spec.window, self.spec.length, self.spec.texts), list(range(self.spec.examples))
+        else:
+            bins, waiting = self._placed(window, age - 1)[0].copy(), self._placed(window - 1, age - 1)[1] if came >= 0 else []
+        return bins, bins.fill(came, waiting, self._texts(came).lengths) if waiting else []
 
     def _filled(self, window: int, held: Sequence[Sequence[tuple[int, int]]]) -> dict[str, np.ndarray]:
         """Batch key -> [rows, length, ...], and `KEY_lengths` [rows, texts]."""

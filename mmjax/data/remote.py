@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmjax.core.errors import UnreachableError, UserError
+from mmjax.core.errors import DEFECTS, UnreachableError, UserError
 
 T = TypeVar("T")
 Stamp = tuple[int, int]  # size in bytes, and a number that changes with the file
@@ -25,7 +25,6 @@ Stamp = tuple[int, int]  # size in bytes, and a number that changes with the fil
 WAITS = (0.5, 2.0, 8.0)  # seconds before each further attempt
 THREADS = 16  # that ask for files which no listing tells of
 FEW = 8  # files of one folder that are asked for one by one rather than listed
-DEFECTS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)  # ours: never tried again
 PACKAGES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package
 WEB = ("http", "https")  # which cannot be listed
 # What changes with a file, the surest first: a listing and a question about one file may know different ones of the later.

@@ -25,7 +25,7 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.narrow import narrow_places, narrowed
 from mmjax.train.remembered import remembered
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup, task_shapes
+from mmjax.train.setup import Setup, readers, task_shapes
 from mmjax.train.state import State, adapter_key, task_variables, together
 
 
@@ -157,10 +157,9 @@ def _check_words(setup: Setup, source: Run, loaded: Sequence[str]) -> None:
     """Raises `UserError` where a table of words is loaded for a tokenizer that numbers them otherwise: its rows would be other
     words'."""
     theirs = [tokenizer.huggingface.get_vocab() for tokenizer in source.tokenizers().values()]
-    model, texts = setup.experiment.model, setup.texts()
-    read = {f"encoders_{name}": name for name in model.encoders}
-    read |= {f"decoders_{name}": getattr(part, "writes", "") for name, part in model.decoders.items()}
-    for part, modality in read.items():
+    texts = setup.texts()
+    for path, modality, _ in readers(setup.experiment.model):
+        part = path.replace(".", "_", 1)
         if not theirs or modality not in texts or f"{part}/words/table" not in loaded:
             continue
         own = texts[modality][0].huggingface.get_vocab()

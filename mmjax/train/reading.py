@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmjax.core.errors import UnreachableError, UserError
+from mmjax.core.errors import DEFECTS, UnreachableError, UserError
 from mmjax.parallel.multihost import gather
 
 T = TypeVar("T")
@@ -26,7 +26,6 @@ CODES = re.compile(  # how libraries of storage, RPC and devices say that it may
     r"^[A-Z_]{5,}: |\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|50[0234]|429)\b|tim(ed|e) ?out|temporar", re.I
 )
 CLIENTS = {"gcsfs", "s3fs", "adlfs", "fsspec", "google", "botocore", "aiobotocore", "azure", "aiohttp", "requests", "urllib3"}
-DEFECTS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError)  # ours: never tried again
 
 
 class UnfitError(Exception):

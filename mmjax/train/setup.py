@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.evaluate.evaluation import Evaluation, encoded
+from mmjax.models import Multimodal
 from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
@@ -293,6 +294,12 @@ def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]
     return found
 
 
+def readers(model: Multimodal) -> list[tuple[str, str, Any]]:
+    """The parts that read a modality: `encoders.NAME` or `decoders.NAME`, the modality, and the part."""
+    found: list[tuple[str, str, Any]] = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
+    return found + [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
+
+
 def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], tokenizers: Mapping[str, Tokenizer]) -> None:
     """Hold each part that reads or writes a text against that text's own tokenizer.
 
@@ -303,9 +310,7 @@ def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], 
     if "text" not in texts and "" in tokenizers:
         texts["text"] = tokenizers[""]
     model = experiment.model
-    parts = {f"encoders.{name}": (name, part) for name, part in model.encoders.items()}
-    parts |= {f"decoders.{name}": (getattr(part, "writes", ""), part) for name, part in model.decoders.items()}
-    for path, (key, part) in parts.items():
+    for path, key, part in readers(model):
         size = getattr(part, "vocab_size", None)
         if size is not None and key in texts and size < texts[key].vocab_size:
             raise UserError(
@@ -335,12 +340,9 @@ def check_packed(experiment: Experiment, datasets: Mapping[str, Dataset]) -> Non
     Raises:
       UserError: a table that has no position for its last words.
     """
-    model = experiment.model
-    parts = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
-    parts += [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
     for name, dataset in datasets.items():
         longest = {key: most for key, (_, most) in dataset.texts().items()} if dataset.packed else {}
-        for path, key, part in parts:
+        for path, key, part in readers(experiment.model):
             if key in longest and getattr(part, "positions", "") == "learned" and part.max_length < longest[key]:
                 raise UserError(
                     f"data.{name}.max_length={longest[key]}: model.{path}.max_length={part.max_length} has no position for "
@@ -368,9 +370,14 @@ def check_needs(tasks: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any
         for key in getattr(task.objective, "needs", ()):
             if key not in batches[task.data]:
                 held = ", ".join(batches[task.data])
-                packed = any(own.endswith(f"_{LENGTHS}") for own in batches[task.data])
-                why = "; data.packing puts several texts into a row, which then has nothing of one example" if packed else ""
-                why = (
-                    f"; columns={{{key.removesuffix('_words')!r}: Text(words=...)}} adds it" if key.endswith("_words") else why
-                )
+                why = _why_not(key, batches[task.data])
                 raise UserError(f"tasks.{name} needs {key!r} in the batch, and data.{task.data} gives {held}{why}")
+
+
+def _why_not(key: str, batch: Iterable[str]) -> str:
+    """Why a batch does not have a key, where that can be seen."""
+    if key.endswith("_words"):
+        return f"; columns={{{key.removesuffix('_words')!r}: Text(words=...)}} adds it"
+    if any(own.endswith(f"_{LENGTHS}") for own in batch):
+        return "; data.packing puts several texts into a row, which then has nothing of one example"
+    return ""

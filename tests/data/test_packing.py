@@ -11,6 +11,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import Conll, Data, Manifest, Packed, Tags, Text, WordPiece
 from mmjax.data.bins import Bins
 from mmjax.data.packing import Fill
+from mmjax.data.sources.recent import Recent
 
 WORDS = [f"w{n}" for n in range(40)]
 SPEC = Packed(window=4, fill=0.9)
@@ -113,6 +114,15 @@ def test_any_rows_of_any_step_are_the_same(table, tokenizer):
         for step in (3, 0, 2):
             for key, array in part[step].batch.items():
                 assert np.array_equal(array, batches[step][key][list(rows)]), key
+
+
+def test_what_is_forgotten_of_a_plan_is_made_again_alike(table, tokenizer):
+    packing = data(table, packing=Packed(window=4, examples=10, carry=3)).build(tokenizer, seed=3)._packing
+    whole = [packing.held(window) for window in range(12)]
+    for kept in (1, 2, 3, 5):
+        packing._plans = Recent(kept)
+        for window in (5, 6, 5, 7, 8, 8, 3, 9, 9, 10, 9, 0, 11):
+            assert packing.held(window) == whole[window], kept
 
 
 def test_windows_are_told_once_whoever_makes_their_rows(table, tokenizer):

@@ -6,6 +6,7 @@ WordPiece is BERT's (Wu et al. 2016, arXiv:1609.08144), byte-level BPE GPT-2's (
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
@@ -98,8 +99,8 @@ class BPE:
 
 
 @dataclasses.dataclass(frozen=True)
-class Characters:
-    """Each character is a token, spaces as well: for Chinese and Japanese. Runs of spaces are one.
+class _Whole(abc.ABC):
+    """Whole tokens, the most frequent of the corpus.
 
     Attributes:
       vocab_size: at most: the most frequent ones; the others are unknown, and counted.
@@ -112,54 +113,47 @@ class Characters:
     special: tuple[str, ...] = ()
     unicode: str = "nfkc"
 
+    @abc.abstractmethod
+    def _parts(self) -> tuple[list[Any], Any, Any]:
+        """What else normalises a text, what parts it, and what puts it together (None: spaces)."""
+
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        """Count the characters. Raises `UserError` for no texts, or a vocab_size that leaves none beside the special tokens."""
+        """Count the tokens; the most frequent come first and equals in their order: the same texts give the same tokenizer.
+
+        Raises:
+          UserError: no texts, or a vocab_size that leaves nothing beside the special tokens.
+        """
+        kind = type(self).__name__
+        further, parted, decoder = self._parts()
+        lower = [normalizers.Lowercase()] if self.lowercase else []
+        normalizer = _normalizer(kind, self.unicode, *lower, *further)
+        counts: Counter[str] = Counter()
+        for text in _corpus(texts):
+            counts.update(token for token, _ in parted.pre_tokenize_str(normalizer.normalize_str(text)))
+        if self.vocab_size <= len(SPECIAL):
+            raise UserError(f"{kind}.vocab_size={self.vocab_size}: the special tokens alone are {len(SPECIAL)}")
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        vocabulary = {token: number for number, token in enumerate([*SPECIAL, *ranked][: self.vocab_size])}
+        backend = Backend(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        backend.normalizer, backend.pre_tokenizer = normalizer, parted
+        if decoder is not None:
+            backend.decoder = decoder
+        return _finish(backend, {**ROLES, "unk_token": "[UNK]"}, self.special)
+
+
+class Characters(_Whole):
+    """Each character is a token, spaces as well, of which a run is one: for Chinese and Japanese. Its fields are `_Whole`'s."""
+
+    def _parts(self) -> tuple[list[Any], Any, Any]:
         spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-        normalizer = _normalizer("Characters", self.unicode, *([normalizers.Lowercase()] if self.lowercase else []), *spaces)
-        parts = pre_tokenizers.Split(Regex("."), "isolated")
-        return _whole("Characters", self.vocab_size, texts, (normalizer, parts, decoders.Fuse()), self.special)
+        return spaces, pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
 
 
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """Each word is a token: what spaces and punctuation part. Texts in Chinese want spaces between their words for it.
+class Words(_Whole):
+    """Each word is a token: what spaces and punctuation part. Chinese wants spaces between words. Its fields are `_Whole`'s."""
 
-    Attributes:
-      vocab_size: at most: the most frequent ones; the others are unknown, and counted.
-      lowercase: fold case.
-      special, unicode: as those of `WordPiece`.
-    """
-
-    vocab_size: int = setting(least=1, default=8000)
-    lowercase: bool = True
-    special: tuple[str, ...] = ()
-    unicode: str = "nfkc"
-
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """Count the words. Raises `UserError` for no texts, or a vocab_size that leaves none beside the special tokens."""
-        normalizer = _normalizer("Words", self.unicode, *([normalizers.Lowercase()] if self.lowercase else []))
-        parts = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-        return _whole("Words", self.vocab_size, texts, (normalizer, parts, None), self.special)
-
-
-def _whole(kind: str, size: int, texts: Iterable[str], parts: tuple[Any, Any, Any], special: tuple[str, ...]) -> Tokenizer:
-    """A tokenizer of whole tokens, the most frequent first and equals in their order: the same texts give the same one.
-
-    `parts`: what normalises a text, what parts it, and what puts it together (None: spaces).
-    """
-    normalizer, parted, decoder = parts
-    counts: Counter[str] = Counter()
-    for text in _corpus(texts):
-        counts.update(token for token, _ in parted.pre_tokenize_str(normalizer.normalize_str(text)))
-    if size <= len(SPECIAL):
-        raise UserError(f"{kind}.vocab_size={size}: the special tokens alone are {len(SPECIAL)}")
-    ranked = sorted(counts, key=lambda token: (-counts[token], token))
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *ranked][:size])}
-    backend = Backend(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizer, parted
-    if decoder is not None:
-        backend.decoder = decoder
-    return _finish(backend, {**ROLES, "unk_token": "[UNK]"}, special)
+    def _parts(self) -> tuple[list[Any], Any, Any]:
+        return [], pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]), None
 
 
 def _normalizer(kind: str, unicode: str, *rest: Any) -> Any:
