@@ -59,6 +59,7 @@ class Predictor(TokenAnswers):
 
     @property
     def model(self) -> Any:
+        """The model."""
         return self.work.model
 
     def classifies(self) -> bool:
@@ -79,7 +80,7 @@ class Predictor(TokenAnswers):
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts: what is classified, as many of both where the head reads both; `pairs`: the second text of each text.
+          images, texts: what is classified, as many of both where the head reads both.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -346,8 +347,6 @@ class Predictor(TokenAnswers):
             raise UserError("give images, texts, or both")
         if images is not None and texts is not None and len(images) != len(texts):
             raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
-        if pairs is not None and len(pairs) != len(texts or ()):
-            raise UserError(f"{len(texts or ())} texts and {len(pairs)} pairs, the second text of each: give as many of both")
         batch: dict[str, np.ndarray] = {}
         if images is not None:
             try:
