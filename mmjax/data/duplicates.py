@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmjax.data.fields import strings_of
 from mmjax.data.images import to_pil
 from mmjax.data.reader import THREADS, spaced
-from mmjax.data.sources.fields import strings_of
 from mmjax.data.types import BadRecordError, Record, Records
 
 SIDE, LOW = 32, 8  # pixels of a side that are compared, and frequencies of it that are hashed

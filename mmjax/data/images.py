@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data import jpeg, remote
+from mmjax.data import jpeg
+from mmjax.data.files import remote
 from mmjax.data.levels import Window, to_bytes
 from mmjax.data.notes import without_notes
 from mmjax.data.types import BadRecordError, Record

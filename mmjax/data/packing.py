@@ -19,9 +19,9 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.bins import Bins, Fill
 from mmjax.data.columns import Columns, Lost
+from mmjax.data.files.recent import Recent
 from mmjax.data.order import Draws
 from mmjax.data.reader import Reader, Rows, spaced
-from mmjax.data.sources.recent import Recent
 
 WINDOW = 16  # rows that are filled together, unless said
 ROOM = 4  # tokens a text has, on average, where as many as possible are in a row, unless said

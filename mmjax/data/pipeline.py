@@ -21,13 +21,13 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.bins import Fill
 from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
+from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.order import Draws, Order
 from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
 from mmjax.data.passages import Windows
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
-from mmjax.data.sources.fields import far
 from mmjax.data.spans import Span, windowed
 from mmjax.data.strings import Strings
 from mmjax.data.tags import Tags, TagsColumn

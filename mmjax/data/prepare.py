@@ -17,9 +17,9 @@ from typing import Any
 
 from mmjax.core.config import CLASS, children, class_name, is_spec, to_json
 from mmjax.core.errors import UserError, within
+from mmjax.data.fields import strings_of
 from mmjax.data.pipeline import Data
 from mmjax.data.sources.array_record import write_array_record
-from mmjax.data.sources.fields import strings_of
 from mmjax.data.sources.prepared import ABOUT, Prepared, example_of, unreadable_of
 from mmjax.data.sources.subset import image_file
 from mmjax.data.types import BadRecordError, Records

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.data.files import walk
 from mmjax.data.images import printable, to_pil
-from mmjax.data.sources import walk
 from mmjax.data.sources.folder import EXTENSIONS
-from mmjax.data.sources.table import SEPARATORS, read_lines
+from mmjax.data.tables.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
 from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor

@@ -22,26 +22,13 @@ from PIL import Image
 from served import Served
 
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data import (
-    ArrayRecord,
-    Arrow,
-    BadRecordError,
-    Coco,
-    Data,
-    Manifest,
-    Mix,
-    Normalise,
-    Parquet,
-    WebDataset,
-    WordPiece,
-    remote,
-)
+from mmjax.data import ArrayRecord, Arrow, BadRecordError, Coco, Data, Manifest, Mix, Normalise, Parquet, WebDataset, WordPiece
+from mmjax.data.files import fetched, remote
+from mmjax.data.files.open_files import OpenFiles
+from mmjax.data.files.shards import opened
 from mmjax.data.order import Draws
 from mmjax.data.prepare import prepare
-from mmjax.data.sources import fetched
 from mmjax.data.sources.array_record import write_array_record
-from mmjax.data.sources.open_files import OpenFiles
-from mmjax.data.sources.shards import opened
 
 COUNT = 18
 TOKENIZER = WordPiece(80).train(f"picture {number}" for number in range(COUNT))
@@ -232,8 +219,8 @@ def test_many_threads_keep_the_bound_and_fetch_nothing_twice_at_once(five, monke
 OTHER = """
 import sys
 from pathlib import Path
-from mmjax.data import remote
-from mmjax.data.sources import fetched
+from mmjax.data.files import remote
+from mmjax.data.files import fetched
 root, count = sys.argv[1], int(sys.argv[2])
 addresses = [f"file://{root}/{number}.bin" for number in range(5)]
 files = list(zip(addresses, remote.stamps(addresses), strict=True))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data.sources.kept import folder, made_once
+from mmjax.data.files.kept import folder, made_once
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
-from mmjax.data import HideLabels, Manifest, Subset
-from mmjax.data.sources import groups, json_text, manifest, quick, splits, stored, storing, table
+from mmjax.data import HideLabels, Manifest, Subset, splits
+from mmjax.data.sources import manifest
+from mmjax.data.tables import groups, json_text, quick, stored, storing, table
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

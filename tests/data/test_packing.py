@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mmjax.core.errors import UserError
 from mmjax.data import Conll, Data, Manifest, Packed, Tags, Text, WordPiece
 from mmjax.data.bins import Bins
+from mmjax.data.files.recent import Recent
 from mmjax.data.packing import Fill
-from mmjax.data.sources.recent import Recent
 
 WORDS = [f"w{n}" for n in range(40)]
 SPEC = Packed(window=4, fill=0.9)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.data import Array, BadRecordError, Class, Classes, Data, Normalise, Number, Parquet, Subset, WordPiece
-from mmjax.data.sources.recent import Recent
+from mmjax.data.files.recent import Recent
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from served import Served
 
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data import remote
+from mmjax.data.files import remote
 
 RESET = OSError("connection reset\nby peer")
 

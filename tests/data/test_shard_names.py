@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from mmjax.core.config import rooted
 from mmjax.core.errors import UserError
 from mmjax.data import WebDataset
-from mmjax.data.sources import shard_names as names
-from mmjax.data.sources.shard_names import braces, shard_names
+from mmjax.data.files import shard_names as names
+from mmjax.data.files.shard_names import braces, shard_names
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
 
 from mmjax.core.errors import UserError
-from mmjax.data import ArrayRecord, BadRecordError, Data, Normalise, Subset, WordPiece
-from mmjax.data.sources import open_files, splits
+from mmjax.data import ArrayRecord, BadRecordError, Data, Normalise, Subset, WordPiece, splits
+from mmjax.data.files import open_files
+from mmjax.data.files.tf_example import example_bytes, parse_example
 from mmjax.data.sources.array_record import write_array_record
-from mmjax.data.sources.tf_example import example_bytes, parse_example
 
 
 @pytest.fixture(autouse=True)

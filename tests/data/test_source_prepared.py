@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from mmjax.data import BadRecordError
+from mmjax.data.files.tf_example import example_bytes, parse_example
 from mmjax.data.sources.prepared import Kept, Prepared, example_of, unreadable_of
-from mmjax.data.sources.tf_example import example_bytes, parse_example
 
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters())),

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
-from mmjax.data.sources.splits import check_images, fingerprint, hash_split, share_out, warn_of_absent
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import check_images, fingerprint, hash_split, share_out, warn_of_absent
 
 
 def test_shares_are_close_to_the_fractions():

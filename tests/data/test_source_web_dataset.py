@@ -18,8 +18,8 @@ from PIL import Image
 
 from mmjax.cli import main
 from mmjax.core.errors import UserError
-from mmjax.data import BadRecordError, Data, Normalise, Subset, WebDataset, WordPiece
-from mmjax.data.sources import open_files, splits
+from mmjax.data import BadRecordError, Data, Normalise, Subset, WebDataset, WordPiece, splits
+from mmjax.data.files import open_files
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.py"
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

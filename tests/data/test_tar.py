@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.data.sources.tar import BLOCK, Member, TarError, members
+from mmjax.data.files.tar import BLOCK, Member, TarError, members
 
 
 def made(entries, form, more=()):

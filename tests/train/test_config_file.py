@@ -79,7 +79,7 @@ def test_a_config_that_is_no_text(tmp_path):
 
 
 def test_what_fails_in_our_code_keeps_its_traceback(tmp_path):
-    path = config(tmp_path, "from mmjax.data.sources.splits import hash_split\nhash_split(None, (1, 0, 0))\n")
+    path = config(tmp_path, "from mmjax.data.splits import hash_split\nhash_split(None, (1, 0, 0))\n")
     with pytest.raises(AttributeError):
         load_config(path)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
+from mmjax.data.files import remote
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 MARK = "<image>"  # where the image stands in a turn

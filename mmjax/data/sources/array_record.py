@@ -16,18 +16,18 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, default, setting, spec_fields
 from mmjax.core.errors import UserError
+from mmjax.data.fields import Fields, Reading, load_places
+from mmjax.data.files import fetched
+from mmjax.data.files.kept import made_once
+from mmjax.data.files.open_files import OpenFiles
+from mmjax.data.files.remote import is_address
+from mmjax.data.files.shard_names import shard_names
+from mmjax.data.files.tf_example import example_bytes, parse_example
 from mmjax.data.images import printable
-from mmjax.data.remote import is_address
-from mmjax.data.sources import fetched
-from mmjax.data.sources.fields import Fields, Reading, load_places
-from mmjax.data.sources.kept import made_once
-from mmjax.data.sources.open_files import OpenFiles
 from mmjax.data.sources.prepared import Kept, Prepared
-from mmjax.data.sources.shard_names import shard_names
-from mmjax.data.sources.splits import fingerprint
-from mmjax.data.sources.tf_example import example_bytes, parse_example
 from mmjax.data.sources.told import ToldRecords
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
 
 TRIED = 64  # records that are asked for what fields they have

@@ -13,14 +13,13 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data import remote
-from mmjax.data.remote import is_address
-from mmjax.data.sources import fetched
-from mmjax.data.sources.batches import Batches, Mapped
-from mmjax.data.sources.blocks import BlockRecords, files_at
-from mmjax.data.sources.fields import Fields
-from mmjax.data.sources.opening import Opening, distinct, opening
-from mmjax.data.sources.schema import Column
+from mmjax.data.fields import Fields
+from mmjax.data.files import fetched, remote
+from mmjax.data.files.remote import is_address
+from mmjax.data.tables.batches import Batches, Mapped
+from mmjax.data.tables.blocks import BlockRecords, files_at
+from mmjax.data.tables.opening import Opening, distinct, opening
+from mmjax.data.tables.schema import Column
 
 
 @dataclasses.dataclass(frozen=True)

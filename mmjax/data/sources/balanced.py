@@ -10,8 +10,8 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.subset import WHOLE, Subset, described
+from mmjax.data.splits import fingerprint
 from mmjax.data.types import Record, Records, Share
 
 

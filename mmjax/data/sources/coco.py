@@ -14,12 +14,14 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data import splits
+from mmjax.data.files import kept
+from mmjax.data.files.mapped_texts import Packed, pack
+from mmjax.data.files.remote import file_bytes, joined
 from mmjax.data.images import MAX_PIXELS, printable, read_image
-from mmjax.data.remote import file_bytes, joined
-from mmjax.data.sources import annotated, kept, splits
-from mmjax.data.sources.packed import Packed, pack
-from mmjax.data.sources.splits import SPLITS
+from mmjax.data.sources import annotated
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import SPLITS
 from mmjax.data.types import BadRecordError, Record
 
 VERSION = "coco-1"

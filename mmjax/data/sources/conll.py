@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.data.sources import splits
-from mmjax.data.sources.splits import SPLITS
+from mmjax.data import splits
+from mmjax.data.splits import SPLITS
 from mmjax.data.types import Record
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document

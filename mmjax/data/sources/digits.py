@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmjax.data.sources.splits import SPLITS, check_split, fingerprint
+from mmjax.data.splits import SPLITS, check_split, fingerprint
 from mmjax.data.types import Record
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -12,8 +12,8 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.sources.hide_labels import HideLabels
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.subset import WHOLE, Subset
+from mmjax.data.splits import fingerprint
 from mmjax.data.turns import Lists
 from mmjax.data.types import BadRecordError, Record, Records
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.subset import NAMED, WHOLE, described, image_file
+from mmjax.data.splits import fingerprint
 from mmjax.data.types import Record, Records
 
 TELLING = ("group", "name")  # keys of a record that would say its class all the same

@@ -15,17 +15,17 @@ import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
+from mmjax.data import splits
+from mmjax.data.fields import TAKEN
+from mmjax.data.files.kept import identities, made_once
+from mmjax.data.files.remote import file_bytes, is_address, joined, parent, stamps
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
-from mmjax.data.remote import file_bytes, is_address, joined, parent, stamps
-from mmjax.data.sources import splits
-from mmjax.data.sources.chosen import Chosen, choose
-from mmjax.data.sources.fields import TAKEN
-from mmjax.data.sources.kept import identities, made_once
-from mmjax.data.sources.splits import SPLITS
-from mmjax.data.sources.stored import DATA, LAYOUT, About, Stored, write_sealed
-from mmjax.data.sources.storing import Asked, store
-from mmjax.data.sources.table import check_path
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import SPLITS
+from mmjax.data.tables.chosen import Chosen, choose
+from mmjax.data.tables.stored import DATA, LAYOUT, About, Stored, write_sealed
+from mmjax.data.tables.storing import Asked, store
+from mmjax.data.tables.table import check_path
 from mmjax.data.types import Record
 
 TABLE, CHOSEN = "manifest-1", "manifest-split-1"  # in the cache folder

@@ -17,8 +17,8 @@ from mmjax.core.errors import UserError, nearest, within
 from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.subset import WHOLE, Subset, image_file
+from mmjax.data.splits import fingerprint
 from mmjax.data.texts import text_group
 from mmjax.data.turns import PERIOD
 from mmjax.data.types import BadRecordError, Record, Records, Share

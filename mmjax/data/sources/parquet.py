@@ -14,13 +14,13 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data.remote import RemoteFile, is_address
-from mmjax.data.sources import fetched
-from mmjax.data.sources.blocks import BlockRecords, files_at
-from mmjax.data.sources.fields import Fields
-from mmjax.data.sources.opening import Opening, check_unchanged, distinct, opening, unreadable
-from mmjax.data.sources.recent import Recent
-from mmjax.data.sources.schema import Column
+from mmjax.data.fields import Fields
+from mmjax.data.files import fetched
+from mmjax.data.files.recent import Recent
+from mmjax.data.files.remote import RemoteFile, is_address
+from mmjax.data.tables.blocks import BlockRecords, files_at
+from mmjax.data.tables.opening import Opening, check_unchanged, distinct, opening, unreadable
+from mmjax.data.tables.schema import Column
 from mmjax.data.types import BadRecordError
 
 WALKS = 4  # row groups that are read by pieces, held open at once

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
+from mmjax.data.files import remote
 from mmjax.data.images import MAX_PIXELS, decode_image, printable
-from mmjax.data.sources.splits import fingerprint
+from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
 
 ABOUT = "prepared.json"  # of a folder: what it holds

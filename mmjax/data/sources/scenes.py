@@ -16,8 +16,8 @@ from mmjax.core.spatial import NONE
 from mmjax.data.sources import language
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.language import ANSWERS, COLOURS, PLACES, Seen
-from mmjax.data.sources.splits import SPLITS, check_split, fingerprint
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import SPLITS, check_split, fingerprint
 from mmjax.data.types import Record
 
 RGB = {"red": (230, 50, 40), "green": (50, 200, 70), "blue": (60, 100, 255), "yellow": (240, 220, 50), "white": (240, 240, 240)}

@@ -10,8 +10,8 @@ from typing import Any
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.data.sources import splits
-from mmjax.data.sources.splits import SPLITS
+from mmjax.data import splits
+from mmjax.data.splits import SPLITS
 from mmjax.data.types import Record
 
 

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data import splits
+from mmjax.data.files.walk import folders, images
 from mmjax.data.images import MAX_PIXELS, printable, read_image
-from mmjax.data.sources import splits
-from mmjax.data.sources.splits import SPLITS
-from mmjax.data.sources.walk import folders, images
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import SPLITS
 from mmjax.data.types import Record
 
 INSTALLED = "usr/share/tuxpaint/stamps"

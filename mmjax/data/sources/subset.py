@@ -20,11 +20,11 @@ from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
-from mmjax.data.sources.splits import encoded, fingerprint
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.tfds import TFDS
 from mmjax.data.sources.web_dataset import WebDataset
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import encoded, fingerprint
 from mmjax.data.types import BadRecordError, Record, Records
 
 WHOLE = {

@@ -14,8 +14,8 @@ from mmjax.core.errors import UserError
 from mmjax.core.errors import nearest as near
 from mmjax.data.images import MAX_PIXELS, check_pixels, decode_image
 from mmjax.data.levels import to_bytes
-from mmjax.data.sources.splits import check_images, fingerprint
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import check_images, fingerprint
 from mmjax.data.types import BadRecordError, Record
 
 GROUPS = 2**31  # the numbers that groups have are below it

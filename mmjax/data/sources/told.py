@@ -6,7 +6,7 @@ import abc
 import contextlib
 from collections.abc import Iterator
 
-from mmjax.data.sources.fields import Reading, strings_of
+from mmjax.data.fields import Reading, strings_of
 from mmjax.data.sources.prepared import Kept
 from mmjax.data.types import BadRecordError, Record
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data.fields import Fields, Reading, load_places
+from mmjax.data.files.open_files import OpenFiles
+from mmjax.data.files.shard_names import shard_names
+from mmjax.data.files.shards import Shards, opened
 from mmjax.data.images import printable
-from mmjax.data.sources.fields import Fields, Reading, load_places
-from mmjax.data.sources.open_files import OpenFiles
-from mmjax.data.sources.shard_names import shard_names
-from mmjax.data.sources.shards import Shards, opened
-from mmjax.data.sources.splits import fingerprint
 from mmjax.data.sources.told import ToldRecords
+from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
 
 IMAGES = "jpg;jpeg;png;webp;bmp;ppm;pgm;pbm;tif;tiff;gif"

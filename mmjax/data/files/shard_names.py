@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
+from mmjax.data.files import remote
 
 MOST = 1_000_000  # files that braces may name
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])")

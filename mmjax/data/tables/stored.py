@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.sources.recent import Recent
-from mmjax.data.sources.rows import number as number_of
+from mmjax.data.files.recent import Recent
+from mmjax.data.tables.rows import number as number_of
 
 STRING, INT, FLOAT, STRINGS, JSON = "string", "int", "float", "strings", "json"  # how a column is stored
 ROWS = 2048  # of a batch, which is checked as a whole when something of it is read first

@@ -13,13 +13,13 @@ import numpy as np
 from mmjax.core.config import children, has_children, setting
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import over
+from mmjax.data import splits
+from mmjax.data.files.kept import made_once
+from mmjax.data.files.remote import file_bytes, is_address, joined
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
-from mmjax.data.remote import file_bytes, is_address, joined
-from mmjax.data.sources import splits
-from mmjax.data.sources.kept import made_once
-from mmjax.data.sources.splits import SPLITS
 from mmjax.data.spelling import nearest
+from mmjax.data.splits import SPLITS
 from mmjax.data.types import BadRecordError, Record
 
 # What a record or a batch holds already.

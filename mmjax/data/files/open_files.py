@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmjax.core.errors import UserError
+from mmjax.data.files import fetched, kept
+from mmjax.data.files.remote import is_address
 from mmjax.data.images import printable
-from mmjax.data.remote import is_address
-from mmjax.data.sources import fetched, kept
 from mmjax.data.types import BadRecordError
 
 MOST = 64  # files that are open at once, in each process

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data.remote import is_address
-from mmjax.data.sources import fetched, kept, schema
-from mmjax.data.sources.blocks import BlockRecords, Blocks, keys_of
-from mmjax.data.sources.fields import KINDS, Fields
-from mmjax.data.sources.schema import Column
-from mmjax.data.sources.splits import fingerprint
+from mmjax.data.fields import KINDS, Fields
+from mmjax.data.files import fetched, kept
+from mmjax.data.files.remote import is_address
+from mmjax.data.splits import fingerprint
+from mmjax.data.tables import schema
+from mmjax.data.tables.blocks import BlockRecords, Blocks, keys_of
+from mmjax.data.tables.schema import Column
 from mmjax.data.types import BadRecordError
 
 log = logging.getLogger(__name__)

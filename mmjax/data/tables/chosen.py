@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.sources import groups, json_text, splits
-from mmjax.data.sources.splits import SPLITS
-from mmjax.data.sources.stored import FLOAT, INT, JSON, STRINGS, Stored, broken, read_sealed, whole, write_sealed
+from mmjax.data import splits
+from mmjax.data.splits import SPLITS
+from mmjax.data.tables import groups, json_text
+from mmjax.data.tables.stored import FLOAT, INT, JSON, STRINGS, Stored, broken, read_sealed, whole, write_sealed
 
 ARRAYS = ("places", "groups", "image_ids")
 LARGE = 1 << 26  # bytes of an array that is laid into a file while it is worked on

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
-from mmjax.data.sources import quick
+from mmjax.data.files import remote
+from mmjax.data.tables import quick
 
 Line = tuple[int, dict[str, Any]]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.files.fetched import Sparing
+from mmjax.data.files.kept import made_once
+from mmjax.data.files.open_files import OpenFiles
+from mmjax.data.files.remote import is_address
+from mmjax.data.files.tar import BLOCK, Read, TarError, compression, members
 from mmjax.data.images import printable
-from mmjax.data.remote import is_address
-from mmjax.data.sources.fetched import Sparing
-from mmjax.data.sources.kept import made_once
-from mmjax.data.sources.open_files import OpenFiles
-from mmjax.data.sources.splits import fingerprint, place_of
-from mmjax.data.sources.tar import BLOCK, Read, TarError, compression, members
+from mmjax.data.splits import fingerprint, place_of
 from mmjax.data.types import BadRecordError
 
 THREADS = 8  # that read headers: they wait for the disk

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
+from mmjax.data import splits
+from mmjax.data.fields import Reading
+from mmjax.data.files import remote
 from mmjax.data.images import printable
-from mmjax.data.sources import splits
-from mmjax.data.sources.fields import Reading
-from mmjax.data.sources.schema import Column
+from mmjax.data.tables.schema import Column
 from mmjax.data.types import BadRecordError, Record
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.remote import is_address
-from mmjax.data.sources import fetched
-from mmjax.data.sources.opening import check_unchanged, unreadable
-from mmjax.data.sources.recent import Recent
+from mmjax.data.files import fetched
+from mmjax.data.files.recent import Recent
+from mmjax.data.files.remote import is_address
+from mmjax.data.tables.opening import check_unchanged, unreadable
 from mmjax.data.types import BadRecordError
 
 MAGIC = b"ARROW1"  # a file begins with it, a stream does not

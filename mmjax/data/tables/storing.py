@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.sources import rows as lines
-from mmjax.data.sources.rows import Checking, Row
-from mmjax.data.sources.splits import SPLITS, split_of
-from mmjax.data.sources.stored import FLOAT, INT, JSON, ROWS, STRING, STRINGS, About
-from mmjax.data.sources.table import Table, open_table
+from mmjax.data.splits import SPLITS, split_of
+from mmjax.data.tables import rows as lines
+from mmjax.data.tables.rows import Checking, Row
+from mmjax.data.tables.stored import FLOAT, INT, JSON, ROWS, STRING, STRINGS, About
+from mmjax.data.tables.table import Table, open_table
 
 PLAIN = ("image", "text", "text_pair", "group")  # stored as they are
 TYPES = {str: STRING, int: INT, float: FLOAT, list: STRINGS, tuple: STRINGS}

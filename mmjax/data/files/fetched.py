@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 import filelock
 
 from mmjax.core.errors import UnreachableError, UserError
-from mmjax.data import remote
-from mmjax.data.remote import Stamp, is_address
-from mmjax.data.sources import kept
+from mmjax.data.files import kept, remote
+from mmjax.data.files.remote import Stamp, is_address
 from mmjax.data.types import BadRecordError
 
 T = TypeVar("T")

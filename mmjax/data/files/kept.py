@@ -13,8 +13,8 @@ from pathlib import Path
 import filelock
 
 from mmjax.core.errors import UserError
-from mmjax.data import remote
-from mmjax.data.sources.splits import encoded
+from mmjax.data.files import remote
+from mmjax.data.splits import encoded
 
 
 def folder() -> Path:

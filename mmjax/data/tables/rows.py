@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.core.errors import UserError, nearest
-from mmjax.data.sources.splits import SPLITS, split_of
 from mmjax.data.spelling import nearest as nearest_of
+from mmjax.data.splits import SPLITS, split_of
 
 Row = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Tables: lines and columns on disk, checked once and then mapped into memory, as records."""
