@@ -288,6 +288,11 @@ MUTATIONS = (
     # reading photos
     Mutation("rough_upsampling", "colours of a JPEG are spread in blocks",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "fastupsample=False", "fastupsample=True"),
+    Mutation("turned_by_nobody", "a photo that lies on its side is read without a look at how it is turned",
+             "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "marker == TURNED or length < 2", "length < 2"),
+    Mutation("any_rows_of_an_array", "rows of one array are taken for the whole of it in whatever order they come",
+             "mmjax/data/kinds.py", "tests/data/test_reader.py", "array.base is whole and array.ctypes.data == at",
+             "array.base is whole"),
     Mutation("memory_handed_back", "freed memory goes back to the system after every image",
              "mmjax/data/allocator.py", "tests/data/test_allocator.py",
              "mallopt(TRIM_THRESHOLD, KEPT)", "mallopt(TRIM_THRESHOLD, 0)"),

@@ -38,7 +38,7 @@ def read_image(path: str | os.PathLike[str], window: Window | None = None, max_p
       BadRecordError: the file is missing, truncated, no image or too large.
     """
     source = _fetched(path) if remote.is_address(path) else path
-    return _read(source, printable(path), max_pixels, lambda image, file, name: _rgb(image, file, window, name))
+    return _read(source, printable(path), max_pixels, lambda image, file, name: _rgb(image, file, window, name), quick=True)
 
 
 def decode_image(encoded: bytes, name: str, window: Window | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -47,7 +47,7 @@ def decode_image(encoded: bytes, name: str, window: Window | None = None, max_pi
     Raises:
       BadRecordError: the bytes are truncated, no image or too large.
     """
-    return _read(encoded, name, max_pixels, lambda image, file, name: _rgb(image, file, window, name))
+    return _read(encoded, name, max_pixels, lambda image, file, name: _rgb(image, file, window, name), quick=True)
 
 
 def read_map(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -114,9 +114,13 @@ def _read(
     name: str,
     max_pixels: int,
     take: Callable[[ImageFile.ImageFile, IO[bytes], str], np.ndarray],
+    quick: bool = False,
 ) -> np.ndarray:
+    """`quick`: a plain JPEG is wanted as RGB, for which Pillow need not be asked."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as whole, without_notes(whole) as file:
+            if quick and (found := _plain_jpeg(file, name, max_pixels)) is not None:
+                return found
             with _no_limit(), Image.open(file) as image:
                 check_pixels(image.height, image.width, max_pixels, name)
                 array = take(image, file, name)
@@ -129,6 +133,19 @@ def _read(
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"{error} ({type(error).__name__})"
         raise BadRecordError(name, reason) from error
+
+
+def _plain_jpeg(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray | None:
+    """uint8 [H, W, 3] of what `jpeg.size` knows; None for any other file, which is then at its start again."""
+    start = file.read(2)
+    if start == b"\xff\xd8":
+        encoded = start + file.read()
+        if (size := jpeg.size(encoded)) is not None:
+            check_pixels(*size, max_pixels, name)
+            if (found := jpeg.decoded(encoded)) is not None:
+                return found
+    file.seek(0)
+    return None
 
 
 class _NoLimit:

@@ -293,7 +293,7 @@ class ArrayColumn:
         if any(array.shape != arrays[0].shape for array in arrays):
             odd = next(array.shape for array in arrays if array.shape != arrays[0].shape)
             raise UserError(f"{self.key}: shapes {arrays[0].shape} and {odd} in one batch; rows=N fills the first dim up")
-        return {self.key: np.stack(arrays)}, Lost()
+        return {self.key: stacked(arrays)}, Lost()
 
     def _array(self, value: Any) -> np.ndarray:
         try:
@@ -347,6 +347,16 @@ def kind(value: Any) -> Kind:
     if isinstance(value, float | np.floating):
         return (), FLOAT32
     return ((), STRING) if isinstance(value, str) else OTHER
+
+
+def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """`np.stack`, but for the rows of one array in their order, which are that array (see `reader`)."""
+    first, whole = arrays[0], arrays[0].base
+    if isinstance(whole, np.ndarray) and whole.shape == (len(arrays), *first.shape) and whole.dtype == first.dtype:
+        rows = (whole.ctypes.data + row * whole.strides[0] for row in range(len(whole)))
+        if all(array.base is whole and array.ctypes.data == at for array, at in zip(arrays, rows, strict=True)):
+            return whole
+    return np.stack(arrays)
 
 
 def _different(names: Sequence[str]) -> tuple[str, ...]:

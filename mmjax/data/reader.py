@@ -18,6 +18,7 @@ from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
+LARGE = 1 << 16  # bytes of an array that is laid where the batch has it as soon as it is made
 THREADS = 4  # that look for unreadable records: reading waits for the disk, decoding lets go of the interpreter
 
 
@@ -78,9 +79,10 @@ class Reader:
         bad: dict[str, str] = {}
         replaced_B = np.zeros(len(indices), bool)
         found = []
+        into: dict[str, np.ndarray] = {}
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
             record, missed, replaced_B[row] = self._record(index, place, draws)
-            found.append(record)
+            found.append(_laid(record, row, len(indices), into))
             bad |= missed
         batch, lost = columns(found, indices)
         return Rows(batch, replaced_B, lost, bad)
@@ -206,6 +208,20 @@ def _given_up(bad: dict[str, str]) -> UserError:
     return UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
 
+def _laid(record: Record, row: int, rows: int, into: dict[str, np.ndarray]) -> Record:
+    """The record with its large arrays at their row of the batch's, as views: while they are still in the processor's cache.
+
+    `into` holds the batch's arrays, whose shapes and dtypes the first record gives. `kinds.stacked` then has nothing to do.
+    """
+    for key, value in record.items():
+        if isinstance(value, np.ndarray) and value.nbytes >= LARGE:
+            whole = into.setdefault(key, np.empty((rows, *value.shape), value.dtype)) if row == 0 else into.get(key)
+            if whole is not None and (whole.shape[1:], whole.dtype) == (value.shape, value.dtype):
+                whole[row] = value
+                record = {**record, key: whole[row]}
+    return record
+
+
 def _size(record: Record) -> int:
     """Bytes of its arrays, and a kilobyte for the rest."""
     return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
@@ -259,7 +275,7 @@ class Stream:
         # The seed stays out of it: every run evaluates the same captions and crops.
         rows = self.reader.stack(self.columns, indices, indices, Draws(0, "pass"))
         filled = len(places) - len(indices)  # rows that only fill the batch up count nowhere
-        batch = {key: np.concatenate([x, np.repeat(x[-1:], filled, axis=0)]) for key, x in rows.batch.items()}
+        batch = {key: np.concatenate([x, np.repeat(x[-1:], filled, axis=0)]) if filled else x for key, x in rows.batch.items()}
         replaced_B = np.concatenate([rows.replaced, np.repeat(rows.replaced[-1:], filled)])
         rows = self._with_index(Rows(batch, replaced_B, rows.lost if there else Lost(), rows.bad))
         rows.batch["valid"] = (np.array(places) < self.reader.order.size) & ~rows.replaced

@@ -1,5 +1,6 @@
 """JPEG by another library: the same pixels as Pillow's, and the same files refused."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -80,3 +81,45 @@ def test_without_the_library_pillow_reads(monkeypatch):
     monkeypatch.setattr(jpeg, "_library", lambda: None)
     data = encoded(photo(8, 8))
     assert jpeg.decoded(data) is None and decode_image(data, "it").shape == (8, 8, 3)
+
+
+def test_a_plain_file_never_sees_pillow(monkeypatch):
+    image = photo(20, 31)
+    data = encoded(image, icc_profile=b"profile of colours" * 9, comment=b"of a cat", progressive=True)
+    expected = np.asarray(Image.open(io.BytesIO(data)))
+    monkeypatch.setattr(Image, "open", None)
+    assert jpeg.size(data) == (20, 31)
+    np.testing.assert_array_equal(decode_image(data, "it"), expected)
+    with pytest.raises(BadRecordError, match="20 x 31 are 620 pixels, and max_pixels=600"):
+        decode_image(data, "it", max_pixels=600)
+
+
+@pytest.mark.parametrize("options", [{"xmp": b"<x/>"}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
+def test_what_may_be_turned_is_opened_by_pillow(options):
+    assert jpeg.size(encoded(photo(20, 31), **options)) is None
+
+
+def test_of_several_images_in_a_file_pillow_takes_the_first(monkeypatch):
+    file = io.BytesIO()
+    photo(20, 31).save(file, "MPO", save_all=True, append_images=[photo(20, 31)])
+    assert jpeg.size(file.getvalue()) is None
+    np.testing.assert_array_equal(decode_image(file.getvalue(), "it"), pillow(file.getvalue(), monkeypatch))
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 400), value=st.integers(0, 255), kept=st.integers(0, 700))
+def test_damaged_files_are_read_as_pillow_reads_them_or_refused_by_it(place, value, kept):
+    damaged = bytearray(DAMAGED)
+    damaged[place] = value
+    damaged = bytes(damaged[: len(damaged) - 700 + kept] if kept < 350 else damaged)
+    found, theirs = "refused", "refused"
+    with contextlib.suppress(BadRecordError):
+        found = decode_image(damaged, "it")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(BadRecordError):
+        patch.setattr(jpeg, "_library", lambda: None)
+        theirs = decode_image(damaged, "it")
+    np.testing.assert_array_equal(found, theirs)
+
+
+DAMAGED = encoded(photo(40, 60), quality=90)
+assert len(DAMAGED) > 1200

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pickle
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data import BadRecordError, Data
+from mmjax.data import BadRecordError, Data, kinds
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader, spaced
 
@@ -111,3 +112,51 @@ def test_evenly_spaced():
         found = spaced(size, 6)
         gaps = np.diff(found)
         assert len(found) == 6 and found[-1] == size - 1 and gaps.max() - gaps.min() <= 1 and found[0] >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Large arrays and small ones, of which `odd` has a shape of its own."""
+
+    odd: int = -1
+    kept: Any = None
+    random: ClassVar[bool] = False
+
+    def __call__(self, record, rng, records):
+        height = 200 if record["value"] == self.odd else 140
+        large = np.full((height, 150), record["value"], np.float32)
+        self.kept.append(large)
+        return {**record, "large": large, "small": np.full(3, record["value"], np.float32), "copy": large[:, :140]}
+
+
+@pytest.mark.parametrize("cache_mb", [0, 256])
+def test_large_arrays_are_laid_where_the_batch_has_them_and_shared_with_nobody(cache_mb):
+    kept = []
+    dataset = Data(Numbers(10, (3,)), (Arrays(kept=kept),), batch_size=4, bad_record_limit=0.5, cache_mb=cache_mb).build(
+        None, 0
+    )
+    first, again = dataset.batch(1), dataset.batch(1)
+    for key in ("large", "small", "copy"):
+        expected = np.broadcast_to(first["value"].reshape(-1, *[1] * (first[key].ndim - 1)), first[key].shape)
+        np.testing.assert_array_equal(first[key], expected)
+        assert not np.shares_memory(first[key], again[key])
+        assert not any(np.shares_memory(first[key], array) for array in kept)
+    assert first["large"].flags.c_contiguous and first["large"].base is None
+    assert dataset.batch(0, rows=[1, 3])["large"].shape == (2, 140, 150)
+
+
+def test_a_large_array_of_another_shape_is_named():
+    dataset = Data(Numbers(10), (Arrays(4, []),), batch_size=10, shuffle=False).build(None, 0)
+    with pytest.raises(UserError, match="large: a record's is 200x150 float32, the first record's 140x150"):
+        dataset.batch(0)
+
+
+def test_rows_of_one_array_are_it_in_their_order_alone():
+    whole = np.arange(24.0).reshape(4, 6).copy()
+    assert kinds.stacked(list(whole)) is whole
+    for rows in ([*whole[::-1]], [*whole[:3]], [whole[0], whole[1], whole[2], whole[2]], [row.copy() for row in whole]):
+        found = kinds.stacked(rows)
+        assert found is not whole and not np.shares_memory(found, whole)
+        np.testing.assert_array_equal(found, np.stack(rows))
+    turned = np.asfortranarray(whole)
+    np.testing.assert_array_equal(kinds.stacked(list(turned)), whole)

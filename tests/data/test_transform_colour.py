@@ -109,3 +109,12 @@ def test_mistakes():
         with pytest.raises(UserError) as raised:
             mistake()
         assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (7, 13), (30, 64), (1, 1)])
+def test_normalising_many_pixels_at_once_changes_no_bit(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    mean, std = np.float32([0.48, 0.45, 0.4]), np.float32([0.27, 0.26, 0.28])
+    expected = image * (np.float32(1 / 255) / std) - mean / std
+    assert expected.dtype == np.float32
+    np.testing.assert_array_equal(apply(Normalise((0.48, 0.45, 0.4), (0.27, 0.26, 0.28)), image), expected)

@@ -15,6 +15,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.images import from_pil, pixels, to_pil
 from mmjax.data.types import Record, Records
 
+LINE = 2048  # pixels that are normalised at once, about
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL converts to grey
 
 
@@ -178,16 +179,18 @@ class Normalise:
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         image = pixels(record, "Normalise", self.field)
         height, width, _ = image.shape
-        scale, offset = _affine(tuple(self.mean), tuple(self.std), width)
-        found = np.multiply(image.reshape(height, width * 3), scale)
-        return {**record, self.field: np.subtract(found, offset, out=found).reshape(height, width, 3)}
+        line = max(width, math.gcd(height * width, LINE))
+        scale, offset = _affine(tuple(self.mean), tuple(self.std), line)
+        found = image.reshape(-1, line * 3).astype(np.float32)  # apart from the product: together they are twice as slow
+        np.multiply(found, scale, out=found)
+        return {**record, self.field: np.subtract(found, offset, out=found).reshape(image.shape)}
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """[W * 3] float32 each: of a whole row, since numpy is five times slower over a last dim of three numbers."""
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """[count * 3] float32 each, of many pixels: numpy is ten times slower over a last dim of three numbers."""
     deviation = np.asarray(std, np.float32)
-    return np.tile(np.float32(1 / 255) / deviation, width), np.tile(np.asarray(mean, np.float32) / deviation, width)
+    return np.tile(np.float32(1 / 255) / deviation, count), np.tile(np.asarray(mean, np.float32) / deviation, count)
 
 
 def _blend(x_HW3: np.ndarray, towards: np.ndarray | np.floating, factor: np.floating) -> np.ndarray:
