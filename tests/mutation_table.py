@@ -285,6 +285,14 @@ MUTATIONS = (
              "mmjax/nn/pool.py", "tests/nn/test_pool*.py",
              "jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1).astype(jnp.float32)",
              "float(mask_BT.shape[1])"),
+    # heads that say numbers
+    Mutation("numbers_unnamed", "an exported head of numbers is taken for one of classes",
+             "mmjax/convert/export.py", "tests/convert/test_export.py tests/predict/test_numbers.py",
+             '"number": "regression", ', ""),
+    Mutation("numbers_without_unit", "an exported head says standardised numbers",
+             "mmjax/convert/api.py", "tests/predict/test_numbers.py",
+             "own = in_units(whole, dict(resize_positions(own, model, whole.model)[0]))",
+             "own = dict(resize_positions(own, model, whole.model)[0])"),
     # reading photos
     Mutation("rough_upsampling", "colours of a JPEG are spread in blocks",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "fastupsample=False", "fastupsample=True"),

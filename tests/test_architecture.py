@@ -55,6 +55,13 @@ def test_imports_go_down_only_and_flax_stays_in_its_rooms(path):
             assert RUNGS[parts[1]] <= RUNGS[room(path)], f"{path} imports upward: {name}"
 
 
+@pytest.mark.parametrize(("room", "above"), [("files", ("tables", "sources")), ("tables", ("sources",))])
+def test_files_of_data_know_no_tables_and_tables_no_sources(room, above):
+    for path in (PACKAGE / "data" / room).glob("*.py"):
+        for name in imports(path):
+            assert not name.startswith(tuple(f"mmjax.data.{other}" for other in above)), f"{path} imports upward: {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_under_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
@@ -89,6 +96,7 @@ def test_top_level_holds_what_the_design_names():
         "pyproject.toml",
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "LICENSE",
         "mmjax",
         "configs",

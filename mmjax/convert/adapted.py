@@ -15,7 +15,7 @@ import numpy as np
 from mmjax.adapt import base_of, is_adapter, wide
 from mmjax.adapt.places import places_of
 from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, load_run, prepared, run_at, save_params
-from mmjax.convert.export import Whole
+from mmjax.convert.export import Whole, in_units
 from mmjax.convert.staging import staged_folder
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, nested
@@ -105,7 +105,19 @@ def read_adapted(source: str | Path, library: str) -> Adapted:
         below += " with what adapted that merged in (to-hf writes it)"
     if e.frozen_dtype != WIDE:
         below += f", which was kept in {e.frozen_dtype}: over the whole of it answers differ by what that rounded"
-    return Adapted(e, whole, params, set(leaves_by_path(e.updating.trained(params).of(params))), below)
+    trained = set(leaves_by_path(e.updating.trained(params).of(params)))
+    if kept := [head for head, own in whole.numbers.items() if own[:2] != (0, 1) and not _trained_whole(head, trained)]:
+        raise UserError(
+            f"{source}: the unit of the numbers that heads.{kept[0]} says goes into its last layer, and {library}'s file has "
+            "not the whole of that: write the run whole, mmjax convert to-hf"
+        )
+    return Adapted(e, whole, in_units(whole, params), trained, below)
+
+
+def _trained_whole(head: str, trained: set[str]) -> bool:
+    """Whether the last layer of a head is trained itself, and not by an adapter."""
+    own = [path for path in trained if path.startswith(f"heads_{head}/") and "logits/" in path]
+    return f"heads_{head}/logits/kernel" in own and not any(is_adapter(path) for path in own)
 
 
 def write_adapted(base: str | Path, target: str | Path, over: Callable[[Multimodal, Params], Over]) -> Over:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.adapt import merged
 from mmjax.convert import processor
-from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, prepare, text_tokenizer
+from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, in_units, prepare, text_tokenizer
 from mmjax.convert.family import explicit
 from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
@@ -32,6 +32,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.rules import place
 from mmjax.train import Experiment
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.measured import measured
 from mmjax.train.run import AVERAGED, FINISHED, Run, environment
 from mmjax.train.state import State
 
@@ -186,7 +187,7 @@ def prepared(run: Run, model: Multimodal) -> Whole | None:
     tokenizer, sizes = _texts_and_sizes(run)
     with within(run.name):
         e = run.experiment()
-        return prepare(model, tokenizer, sizes, class_names(e, run.classes()), head_outcomes(e))
+        return prepare(model, tokenizer, sizes, class_names(e, run.classes()), head_outcomes(e), measured(e))
 
 
 def _texts_and_sizes(run: Run) -> tuple[Tokenizer | None, dict[str, tuple[int, int]]]:
@@ -219,7 +220,7 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     if whole is not None:
         firsts = {part.replace(".", "_", 1) for part in whole.left}
         own = {name: tree for name, tree in own.items() if name not in firsts}
-        own = dict(resize_positions(own, model, whole.model)[0])
+        own = in_units(whole, dict(resize_positions(own, model, whole.model)[0]))
         companions = functools.partial(_write_companions, run, whole.model, whole.architecture, model)
         architecture = write_model(whole.model, own, Path(target), companions)
         beside = ", ".join([*whole.left, *left])

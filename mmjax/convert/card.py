@@ -45,8 +45,12 @@ def model_card(architecture: str, config: Mapping[str, Any], model: Multimodal) 
     return "\n".join(lines) + "\n"
 
 
-def base_lines(architecture: str, base: str, labels: Sequence[str], dtype: str) -> tuple[list[str], list[str]]:
-    """What a card says of the base; and the code that loads it, with as many classes as the adapter's head has."""
+def base_lines(architecture: str, base: str, labels: Sequence[str], problem: str, dtype: str) -> tuple[list[str], list[str]]:
+    """What a card says of the base; and the code that loads it, with as many classes as the adapter's head has.
+
+    Args:
+      problem: the `problem_type` by which pipelines know what the logits are; "" where they need not be told.
+    """
     said = []
     if dtype != "float32":
         said = ["", f"It was trained over the base kept in {dtype}: over the whole of it answers differ by what that rounded."]
@@ -56,15 +60,16 @@ def base_lines(architecture: str, base: str, labels: Sequence[str], dtype: str) 
         f"labels = {list(labels)!r}",
         "names = {i: name for i, name in enumerate(labels)}",
         "of = {'num_labels': len(labels), 'id2label': names, 'label2id': {name: i for i, name in names.items()}}",
+        *([f"of['problem_type'] = {problem!r}"] if problem else []),
     ]
     return said, [*named, f'base = {architecture}.from_pretrained("{base or "path/to/the/base"}", **of)']
 
 
 def adapter_card(
-    architecture: str, config: Mapping[str, Any], base: str, labels: Sequence[str] = (), dtype: str = "float32"
+    architecture: str, config: Mapping[str, Any], base: str, labels: Sequence[str], problem: str, dtype: str
 ) -> str:
     """README.md of a peft folder."""
-    said, load = base_lines(architecture, base, labels, dtype)
+    said, load = base_lines(architecture, base, labels, problem, dtype)
     header = ["library_name: peft", f"tags: [mmjax, {config['peft_type'].lower()}]"] + ([f"base_model: {base}"] if base else [])
     lines = [
         "---",
@@ -87,9 +92,11 @@ def adapter_card(
     return "\n".join(lines) + "\n"
 
 
-def bottleneck_card(architecture: str, base: str, head: bool, name: str, labels: Sequence[str], dtype: str) -> str:
+def bottleneck_card(
+    architecture: str, base: str, head: bool, name: str, labels: Sequence[str], problem: str, dtype: str
+) -> str:
     """README.md of a folder of the adapters library."""
-    said, load = base_lines(architecture, base, labels, dtype)
+    said, load = base_lines(architecture, base, labels, problem, dtype)
     lines = [
         "---",
         "library_name: adapter-transformers",

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mmjax.adapt.adaptation import given_places, is_adapter
 from mmjax.adapt.places import places_of
 from mmjax.convert.bottleneck.layout import check_beside, check_bottlenecks
@@ -21,12 +23,14 @@ from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
+from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
 from mmjax.train import Experiment
 from mmjax.train.classes import NAMED, uses
+from mmjax.train.measured import Measured, measured
 from mmjax.train.setup import Setup
 
 
@@ -38,11 +42,13 @@ class Whole:
       model: what is written, with its config.json in `huggingface`; at the size of its images.
       architecture: the name of the class.
       left: parts of the run's model that this class has not.
+      numbers: the heads that say numbers -> their unit, which the class knows nothing of (see `in_units`).
     """
 
     model: Multimodal
     architecture: str
     left: tuple[str, ...]
+    numbers: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
 
 
 def prepare(
@@ -51,6 +57,7 @@ def prepare(
     sizes: Mapping[str, tuple[int, int]],
     names: Mapping[str, tuple[str, ...] | None],
     outcomes: Mapping[str, str] | None = None,
+    numbers: Mapping[str, Measured] | None = None,
 ) -> Whole | None:
     """The model as the HuggingFace class that answers as it does; None where no class is the whole of it.
 
@@ -59,16 +66,20 @@ def prepare(
       sizes: modality -> (height, width) of the images that it was trained with.
       names: head -> names of its classes; None where they have none, and those it came with are another head's.
       outcomes: head -> what its logits are trained for, see `train.classes.Use`.
+      numbers: the heads that were trained on numbers instead.
 
     Raises:
       UserError: it came from HuggingFace, and no class has its parts; a class that would answer otherwise, and why.
     """
     kept, left = _kept(model)
+    numbers = {head: own for head, own in (numbers or {}).items() if head in NAMED and head in model.heads}
     if kept is None or any(head in model.heads and (outcomes or {}).get(head) == "ordered" for head in NAMED):
         return None  # C - 1 logits of ordered classes would be taken for classes
+    if "token_classes" in numbers or any(own.variance for own in numbers.values()):
+        return None  # a number a token, or a variance, would be taken for a class
     family, architecture = _class_of(kept)
     kept = resized_model(kept, {} if family.any_size else sizes)
-    kept = _with_outcomes(_named(kept, names), outcomes or {})
+    kept = _with_outcomes(_named(kept, names), {**(outcomes or {}), **dict.fromkeys(numbers, "number")})
     if text_part(kept) is None:
         pass
     elif tokenizer is not None:
@@ -77,7 +88,10 @@ def prepare(
         raise UserError(f"{architecture} finds the end of a text by its id, and the run has no tokenizer that says it")
     config = family.config(explicit(kept)) | {"architectures": [architecture]}
     check_exact(family, explicit(kept), config, architecture)
-    return Whole(kept, architecture, tuple(left))
+    for head, own in numbers.items():
+        if own.mean and not getattr(kept.heads[head], "bias", True):
+            raise UserError(f"{architecture}'s head has no bias, which Number(mean={own.mean}) needs: train on Number(mean=0)")
+    return Whole(kept, architecture, tuple(left), numbers)
 
 
 def _kept(model: Multimodal) -> tuple[Multimodal | None, list[str]]:
@@ -148,11 +162,30 @@ def _named(model: Multimodal, names: Mapping[str, tuple[str, ...] | None]) -> Mu
     return model
 
 
+PROBLEMS = {"several": "multi_label_classification", "number": "regression", "one": "single_label_classification"}
+
+
 def _with_outcomes(model: Multimodal, outcomes: Mapping[str, str]) -> Multimodal:
-    """The same, with what HuggingFace's pipelines are told of several classes an example, which they take for one otherwise."""
-    if any(head in model.heads and outcomes.get(head) == "several" for head in NAMED):
-        return model.copy(huggingface={**model.huggingface, "problem_type": "multi_label_classification"})
+    """The same, with what HuggingFace's pipelines are told of its logits, which they take for those of one class otherwise."""
+    for head in NAMED:
+        kind = outcomes.get(head) if head in model.heads else None
+        said = "one" if model.heads and "problem_type" not in model.huggingface else ""  # what needs no saying
+        if kind in PROBLEMS and kind != said:
+            model = model.copy(huggingface={**model.huggingface, "problem_type": PROBLEMS[kind]})
     return model
+
+
+def in_units(whole: Whole, params: Params) -> Params:
+    """The parameters with the last layer of each head that says numbers in the unit of the data: `logit * deviation + mean`."""
+    found = dict(params)
+    for head, (mean, deviation, _) in whole.numbers.items():
+        layers = dict(found[f"heads_{head}"])
+        for name in [name for name in layers if name.endswith("logits")]:
+            layers[name] = {slot: np.asarray(value) * np.float32(deviation) for slot, value in layers[name].items()}
+            if "bias" in layers[name]:
+                layers[name]["bias"] += np.float32(mean)
+        found[f"heads_{head}"] = layers
+    return found
 
 
 def head_outcomes(experiment: Experiment) -> dict[str, str]:
@@ -206,7 +239,7 @@ def obstacle(setup: Setup) -> list[str]:
     """A line that says why what is about to be trained, or what adapts it, will not go back where it came from; else none."""
     e = setup.experiment
     shapes = {name: {key: shape[1:] for key, (shape, _) in d.spec().items()} for name, d in setup.datasets.items()}
-    said = class_names(e, setup.classes), head_outcomes(e)
+    said = class_names(e, setup.classes), head_outcomes(e), measured(e)
     try:
         whole = prepare(e.model, text_tokenizer(e, setup.tokenizers), image_sizes(e, shapes), *said)
     except UserError as error:

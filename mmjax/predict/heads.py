@@ -13,7 +13,7 @@ from mmjax.predict.work import Work
 
 def classifying(work: Work) -> list[str]:
     """The heads that say the class of a whole input."""
-    named = [name for name in work.model.heads if name in work.classes or name == "classes"]
+    named = [name for name in work.model.heads if (name in work.classes or name == "classes") and name not in work.measured]
     return [name for name in named if not isinstance(work.model.heads[name], TokenClassifier)]
 
 

@@ -30,9 +30,10 @@ from mmjax.generate import Settings, generation_config
 from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
-from mmjax.objectives import ExtractSpan, MaskedImage, Ranking, Regression
+from mmjax.objectives import ExtractSpan, MaskedImage
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
+from mmjax.train.measured import Measured, measured
 
 # Modes of PIL's that no PNG has -> the nearest that one has.
 PLAIN = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), **dict.fromkeys(("RGBa", "PA"), "RGBA"), "La": "LA"}
@@ -59,7 +60,7 @@ class Work:
       impossible: whether its own evaluator says of passages that they have no answer.
       spans: the heads that a task trained to find answers in passages.
       pairs: whether its texts are pairs; None where nothing says so.
-      measured: head -> mean and deviation of the numbers that it learned, and whether it says a variance (`predict.numbers`).
+      measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
@@ -85,7 +86,7 @@ class Work:
     impossible: bool = False
     spans: tuple[str, ...] = ()
     pairs: bool | None = None
-    measured: Mapping[str, tuple[float, float, bool]] = dataclasses.field(default_factory=dict)
+    measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
     fields: tuple[str, str] = ("text", "text_pair")
 
     def outcome(self, head: str) -> str:
@@ -217,9 +218,8 @@ def open_work(path: str | Path) -> Work:
         alone = Experiment(model=model, data={}, tasks={}, steps=0)
         own, rest = generation_config.read(folder)
         given = (_came_with(path), from_huggingface(alone), 0)
-        return Work(
-            str(path), model, params, tokenizer, *given, several=_several(model), writes=_of(model, own, False), unwritten=rest
-        )
+        says: dict[str, Any] = {"several": _several(model), "measured": _numbers(model)}
+        return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False), unwritten=rest)
     e, tokenizers = run.experiment(), run.tokenizers()
     data = e.asked_data()
     names = run.classes() or from_huggingface(e)
@@ -240,7 +240,7 @@ def open_work(path: str | Path) -> Work:
     how["spans"] = tuple(one.head for task in e.tasks.values() if isinstance(one := task.objective, ExtractSpan))
     how["impossible"] = any(isinstance(one, SpanAnswers) and one.impossible for one in e.evaluate.values())
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
-    how["measured"] = _measured(e)
+    how["measured"] = measured(e) if e.data else _numbers(model)
     if data is not None:
         source = data.source
         while hasattr(source, "source"):  # what another chooses from
@@ -261,22 +261,16 @@ def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
     return found, frozenset(one.decoder for one in users if getattr(one, "prompt", "") and hasattr(one, "decoder"))
 
 
-def _measured(e: Experiment) -> dict[str, tuple[float, float, bool]]:
-    """Head -> (mean, deviation) of the numbers that it was trained on, and whether it says a variance too."""
-    found = {}
-    for task in e.tasks.values():
-        objective = task.objective
-        if isinstance(objective, Regression):
-            spec = e.data[task.data].columns.get(objective.target) if task.data in e.data else None
-            scale = (getattr(spec, "mean", 0.0), getattr(spec, "deviation", 1.0))
-            found[objective.head] = (*scale, objective.loss == "gaussian_nll")
-        elif isinstance(objective, Ranking):
-            found[objective.head] = (0.0, 1.0, False)
-    return found
-
-
 def _several(model: Multimodal) -> bool:
-    return bool(model.huggingface.get("problem_type") == "multi_label_classification")
+    """A class alone, of which nothing else is said, is one that an input may have or not, as the pipelines take it."""
+    said, head = model.huggingface.get("problem_type"), model.heads.get("classes")
+    return said == "multi_label_classification" or (said is None and getattr(head, "classes", 0) == 1)
+
+
+def _numbers(model: Multimodal) -> dict[str, Measured]:
+    """The heads of a model from elsewhere that say numbers."""
+    says = model.huggingface.get("problem_type") == "regression" and "classes" in model.heads
+    return {"classes": Measured()} if says else {}
 
 
 def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:

@@ -57,10 +57,19 @@ def _order(spec: Any) -> tuple[str, ...]:
     return tuple(getattr(spec, "order", ())) if outcome(spec) == "ordered" else ()
 
 
-def check_outcomes(found: Iterable[Use]) -> None:
-    """Raises UserError for a head whose logits are taken for different things."""
+def check_outcomes(found: Iterable[Use], numbers: Iterable[str] = ()) -> None:
+    """Raises UserError for a head whose logits are taken for different things.
+
+    Args:
+      numbers: the heads that are trained on numbers.
+    """
     first: dict[str, Use] = {}
     for use in found:
+        if use.head in numbers:
+            raise UserError(
+                f"{use.who}: it takes the logits of heads.{use.head} for {OUTCOMES[use.outcome]}, and another task trains them "
+                "on numbers: give each a head of its own"
+            )
         other = first.setdefault(use.head, use)
         if other.outcome != use.outcome:
             raise UserError(

@@ -25,6 +25,7 @@ from mmjax.train.classes import Use, check_outcomes, known_classes, match_classe
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
+from mmjax.train.measured import measured
 from mmjax.train.places import check_places
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
@@ -46,7 +47,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
       UserError: anything in the experiment that does not fit its data.
     """
     evaluators = _evaluators(setup.experiment, setup.datasets)
-    check_outcomes(uses(setup.experiment, evaluators))
+    check_outcomes(uses(setup.experiment, evaluators), measured(setup.experiment))
     check_together(setup)
     known = {**taught_classes(setup, evaluators), **known_classes(setup.experiment, run)}
     classes, lines = match_classes(setup.experiment, setup.datasets, known, evaluators)

@@ -18,7 +18,7 @@ from tuned import TEXTS, tokenizer
 import mmjax
 from mmjax.adapt import Prefix, Prompt
 from mmjax.convert import FAMILIES, load_classifier, save_hf
-from mmjax.convert.export import head_outcomes, image_sizes, obstacle, prepare, text_tokenizer
+from mmjax.convert.export import head_outcomes, image_sizes, in_units, obstacle, prepare, text_tokenizer
 from mmjax.convert.huggingface import build_model
 from mmjax.convert.tokenizer import save_tokenizer
 from mmjax.convert.towers import same_class
@@ -30,6 +30,7 @@ from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.heads import Classifier
 from mmjax.objectives import Classification, MultiLabel
 from mmjax.train import Experiment, Task
+from mmjax.train.measured import Measured
 
 SIZE = {"width": 16, "heads": 2, "depth": 1}
 GPT2 = TextDecoder(vocab_size=64, max_length=12, context=(), norm_epsilon=1e-5, activation="gelu_tanh", **SIZE)
@@ -86,8 +87,26 @@ def test_a_head_of_several_classes_an_example_says_so():
     assert written["problem_type"] == "multi_label_classification"
     assert "problem_type" not in FAMILIES["vit"].config(prepare(model, None, {}, names, {"classes": "one"}).model)
     assert prepare(model, None, {}, {}, {"classes": "ordered"}) is None  # C - 1 logits would be taken for classes
+    stale = model.copy(huggingface={"model_type": "vit", "problem_type": "multi_label_classification"})
+    written = FAMILIES["vit"].config(prepare(stale, None, {}, names, {"classes": "one"}).model)
+    assert written["problem_type"] == "single_label_classification"  # it was a head's that began anew
     tasks = {"task": Task(MultiLabel())}
     assert head_outcomes(Experiment(model=model, data={"train": Data(None)}, tasks=tasks, steps=1)) == {"classes": "several"}
+
+
+def test_a_head_of_numbers_says_so_in_the_unit_of_the_data():
+    model = vit()[0].copy(huggingface={"model_type": "vit"})
+    whole = prepare(model, None, {}, {}, {}, {"classes": Measured(20.0, 4.0)})
+    assert FAMILIES["vit"].config(whole.model)["problem_type"] == "regression"
+    layer = {"kernel": np.float32([[1, 2]]), "bias": np.float32([0, 1])}
+    found = in_units(whole, {"heads_classes": {"logits": layer, "norm": layer}, "other": layer})
+    assert found["heads_classes"]["logits"]["kernel"].tolist() == [[4, 8]]
+    assert found["heads_classes"]["logits"]["bias"].tolist() == [20, 24]
+    assert found["heads_classes"]["norm"] is layer and found["other"] is layer and layer["bias"].tolist() == [0, 1]
+    assert prepare(model, None, {}, {}, {}, {"classes": Measured(variance=True)}) is None
+    gpt = imported("gpt2", architectures=["GPT2ForSequenceClassification"])
+    with pytest.raises(UserError, match=r"GPT2ForSequenceClassification's head has no bias, which Number\(mean=20.0\) needs"):
+        prepare(gpt, tokenizer(), {}, {}, {}, {"classes": Measured(20.0, 4.0)})
 
 
 def test_every_family_with_texts_gets_the_tokenizers_ids():

@@ -18,6 +18,7 @@ from mmjax.models.heads import Classifier, OrdinalClassifier
 from mmjax.objectives import MultiLabel, Ordinal, Ranking, Regression
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.train import SGD, AdamW, Checkpoint, Task, train
+from mmjax.train.classes import Use, check_outcomes
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
 from mmjax.train.teachers import of_run
@@ -312,3 +313,10 @@ def test_a_run_answers_with_ordered_classes_as_its_evaluation(run):
     known = [n for n, image in enumerate(images) if image.sum() % 4 > 0.5]
     right = [found[n][0]["label"] == GRADES[min(records[n]["label"] // 2, 3)] for n in known]
     assert np.mean(right) == pytest.approx(metrics["grades/accuracy"], abs=1e-6)
+
+
+def test_a_head_is_trained_on_classes_or_on_numbers():
+    use = Use("value", "train", "label", "tasks.kind", True)
+    with pytest.raises(UserError, match=r"heads.value for one class an example, and another task trains them on numbers"):
+        check_outcomes([use], {"value": None})
+    check_outcomes([use], {"other": None})

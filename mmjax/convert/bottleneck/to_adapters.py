@@ -71,8 +71,10 @@ def to_adapters(source: str | Path, target: str | Path, base: str = "") -> tuple
             about["label2id"] = {name: int(i) for i, name in labels.items()}
             (folder / HEAD_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
             save_file(head, folder / HEAD[0], {"format": "pt"})
+        classes, problem = list(labels.values()), model.huggingface.get("problem_type") or ""
         dtype = own.experiment.frozen_dtype
-        (folder / "README.md").write_text(bottleneck_card(architecture, base, bool(head), NAME, list(labels.values()), dtype))
+        card = bottleneck_card(architecture, base, bool(head), NAME, classes, problem, dtype)
+        (folder / "README.md").write_text(card)
     return architecture, sum(x.size for x in (*tensors.values(), *head.values())), own.below
 
 

@@ -112,7 +112,8 @@ def write_adapter(
         (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
         labels = list((model.huggingface.get("id2label") or {}).values())
         save_file(tensors, folder / layout.TENSORS, {"format": "pt", "labels": json.dumps(labels), **mark})
-        card = adapter_card(architecture, own | fields, base, labels, mark.get("base_dtype", WIDE))
+        problem = model.huggingface.get("problem_type") or ""
+        card = adapter_card(architecture, own | fields, base, labels, problem, mark.get("base_dtype", WIDE))
         (folder / "README.md").write_text(card)
 
 
