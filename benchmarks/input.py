@@ -6,9 +6,10 @@
 JPEGs of 500 x 375 pixels, made here; decoded, cut at random and resized to 224 x 224 (bilinear), mirrored at random,
 normalised, 64 a batch. The peer decodes and resizes with Pillow, by torchvision's transforms on PIL images, written out, since
 torchvision is no part of PyTorch; it collates to float32 [N, 3, 224, 224], ours to float32 [N, 224, 224, 3]. Ours decodes with
-Pillow too, and with simplejpeg where that is installed, from the files and from two tars of them. Each side runs in a process
-of its own, with each of a few settings of its workers; the sides take turns, and the best settings count. `wait` is the share
-of a loop that waits for input while a step that only sleeps takes 50 ms. Needs torch.
+Pillow too, and with simplejpeg where that is installed, from the files and from two tars of them; where OpenCV is, with its
+`linear` filter too. Each side runs in a process of its own, with each of a few settings of its workers; the sides take turns,
+and the best settings count. `wait` is the share of a loop that waits for input while a step that only sleeps takes
+50 ms; `mean_difference` that of the pixels of the same crops from Pillow's, in 255ths. Needs torch.
 
 `--augment`: microseconds of RandAugment and others on one such photo at 224 x 224, in one thread, and of the very same calls of
 Pillow without anything around them.
@@ -36,8 +37,10 @@ from PIL import Image
 
 BATCH, SIDE, STEP = 64, 224, 0.05
 DECODERS = ("Pillow", "simplejpeg")
+LINEAR = "linear, simplejpeg"
 OURS = {f"{decoder}, {n} threads": (decoder, n, "files") for decoder in DECODERS for n in (2, 3)}
-OURS |= {f"tars, {decoder}, 2 threads": (decoder, 2, "tars") for decoder in DECODERS}
+OURS |= {f"tars, {decoder}, {n} threads": (decoder, n, "tars") for decoder in DECODERS for n in (2, 3)}
+OURS |= {f"{LINEAR}, {n} threads": (LINEAR, n, "files") for n in (2, 3)}
 THEIRS = {f"peer, {n} workers": n for n in (1, 2, 3)}
 
 
@@ -60,16 +63,29 @@ def photos(folder: Path, count: int) -> None:
                 tar.add(folder / f"class{number % 4}" / f"{number}.jpg", f"{number}.jpg")
 
 
-def ours(folder: str, decoder: str, threads: int, kind: str) -> Iterator[Any]:
+def ours(folder: str, decoder: str, threads: int, kind: str) -> Any:
     """Endless batches of ours, from the files or from the tars."""
     from mmjax.data import Data, Flip, Folder, Normalise, RandomCrop, WebDataset, jpeg
 
     if decoder == "Pillow":
-        jpeg.decoded = lambda encoded: None
-    transforms = (RandomCrop((SIDE, SIDE), scale=(0.08, 1.0), resample="bilinear"), Flip(), Normalise())
+        jpeg._library = lambda: None
+    filter_ = "linear" if decoder == LINEAR else "bilinear"
+    transforms = (RandomCrop((SIDE, SIDE), scale=(0.08, 1.0), resample=filter_), Flip(), Normalise())
     source = Folder(folder, "all") if kind == "files" else WebDataset(f"{folder}/*.tar")
     data = Data(source, transforms, batch_size=BATCH, threads=threads, cache_mb=0)
     return data.build(None, 0).batches()
+
+
+def difference(folder: str, decoder: str, batches: int = 4) -> float:
+    """Mean absolute difference of the same batches' pixels from those by Pillow alone, in 255ths."""
+    from mmjax.data import jpeg
+
+    library, found = jpeg._library, []
+    for one in ("Pillow", decoder):
+        with ours(folder, one, 2, "files") as made:
+            found.append([next(made)["image"] for _ in range(batches)])
+        jpeg._library = library
+    return float(np.mean([np.abs(a - b).mean() for a, b in zip(*found, strict=True)])) * 127.5
 
 
 def theirs(folder: str, workers: int) -> Iterator[Any]:
@@ -185,19 +201,23 @@ def main() -> None:
     if own.augment:
         print(json.dumps(augmenting(own.rounds)))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as root:
+        folder = str(Path(root) / "photos")
+        Path(folder).mkdir()
         photos(Path(folder), own.photos)
         there = DECODERS if importlib.util.find_spec("simplejpeg") else DECODERS[:1]
-        mine = [side for side, (decoder, _, _) in OURS.items() if decoder in there]
+        fast = (LINEAR,) if len(there) > 1 and importlib.util.find_spec("cv2") else ()
+        mine = [side for side, (decoder, _, _) in OURS.items() if decoder in (*there, *fast)]
         found: dict[str, list[float]] = {side: [] for side in (*mine, *THEIRS)}
         for _ in range(own.rounds):
             for side in found:  # one at a time: a side's read-ahead would run beside the other
                 found[side].append(alone(side, folder, own.batches, "speed")["images"])
-        names = (*there, *(f"tars, {decoder}" for decoder in there), "peer")
+        names = (*there, *(f"tars, {decoder}" for decoder in there), *fast, "peer")
         best = {
             name: max((side for side in found if side.startswith(name)), key=lambda side: statistics.median(found[side]))
             for name in names
         }
+        apart = {decoder: difference(folder, decoder) for decoder in (*there[1:], *fast)}
         waits = {side: alone(side, folder, 4 * own.batches, "wait")["wait"] for side in best.values()}
     peer = found[best["peer"]]
     times = {name: statistics.median(a / b for a, b in zip(found[best[name]], peer, strict=True)) for name in names[:-1]}
@@ -206,6 +226,7 @@ def main() -> None:
         "most_images_s": {side: round(max(rates)) for side, rates in found.items()},
         "times_peer": {name: round(ratio, 3) for name, ratio in times.items()},
         "wait": {side: round(share, 4) for side, share in waits.items()},
+        "mean_difference": {decoder: round(own, 3) for decoder, own in apart.items()},
     }))  # fmt: skip
 
 
@@ -213,7 +234,7 @@ def alone(side: str, folder: str, batches: int, what: str) -> dict[str, float]:
     """What one side answers, in a process that begins and ends with it."""
     words = [sys.executable, __file__, "--batches", str(batches), "--worker", side, folder]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MMJAX_CACHE": folder}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MMJAX_CACHE": str(Path(folder).parent / "cache")}
     process = subprocess.Popen(words, text=True, env=env, **pipes)
     assert process.stdout is not None
     process.stdout.readline()

@@ -296,6 +296,8 @@ MUTATIONS = (
     # reading photos
     Mutation("rough_upsampling", "colours of a JPEG are spread in blocks",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "fastupsample=False", "fastupsample=True"),
+    Mutation("linear_corners", "linear resizing is OpenCV's nearest",
+             "mmjax/data/transforms/linear.py", "tests/data/test_transform_linear.py", "INTER_LINEAR_EXACT", "INTER_NEAREST"),
     Mutation("turned_by_nobody", "a photo that lies on its side is read without a look at how it is turned",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "marker == TURNED or length < 2", "length < 2"),
     Mutation("any_rows_of_an_array", "rows of one array are taken for the whole of it in whatever order they come",

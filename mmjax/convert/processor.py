@@ -310,10 +310,14 @@ def _fixed(transforms: Sequence[Any]) -> list[Any]:
     """The steps that a processor can do, in its order."""
     steps: list[Any] = []
     for transform in transforms:
-        step = Resize(transform.size, transform.resample) if isinstance(transform, RandomCrop) else transform
+        step = transform
+        if isinstance(transform, RandomCrop):  # there is no such step; the nearest filter will do for its whole image
+            step = Resize(transform.size, transform.resample if transform.resample in RESAMPLE else "bilinear")
         if getattr(step, "random", True):
             continue
         name = type(step).__name__
+        if getattr(step, "resample", "") not in ("", *RESAMPLE):
+            raise UserError(f"transforms: {name}.resample={step.resample!r} is none of HuggingFace's: {', '.join(RESAMPLE)}")
         if type(step) not in STEPS:
             raise UserError(f"transforms: {name} cannot be written as a HuggingFace image processor")
         if steps and STEPS[type(step)] <= STEPS[type(steps[-1])]:

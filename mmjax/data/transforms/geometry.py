@@ -12,8 +12,9 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data.images import pixels
 from mmjax.data.spelling import nearest
+from mmjax.data.transforms.linear import check_linear
 from mmjax.data.transforms.sided import SIDED, check_words, says
-from mmjax.data.transforms.spatial import RESAMPLE, Cropped, Mirrored, Padded, Resized, Turned, move
+from mmjax.data.transforms.spatial import LINEAR, RESAMPLE, Cropped, Mirrored, Padded, Resized, Turned, move
 from mmjax.data.types import Record, Records
 
 
@@ -23,7 +24,8 @@ class Resize:
 
     Attributes:
       size: (height, width).
-      resample: a name from `RESAMPLE`, PIL's filters; all but "nearest" average when they shrink.
+      resample: a name from `RESAMPLE`, PIL's filters; all but "nearest" average when they shrink. Or "linear", that of OpenCV,
+        which does not (TensorFlow's own): a third of the time, and rough where an image is much larger than `size`.
       field: the image it moves.
     """
 
@@ -279,5 +281,7 @@ def _check_size(transform: str, size: tuple[int, int]) -> None:
 
 
 def _check_resample(transform: str, resample: str) -> None:
-    if resample not in RESAMPLE:
-        raise UserError(f"{transform}.resample={resample!r} is not a filter{nearest(resample, RESAMPLE)}")
+    if resample == LINEAR:
+        check_linear(f"{transform}.resample")
+    elif resample not in RESAMPLE:
+        raise UserError(f"{transform}.resample={resample!r} is not a filter{nearest(resample, (*RESAMPLE, LINEAR))}")

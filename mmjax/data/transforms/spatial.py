@@ -12,6 +12,7 @@ from PIL import Image
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import NONE, over
 from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.transforms.linear import linear
 from mmjax.data.types import Record
 
 RESAMPLE = {
@@ -22,6 +23,7 @@ RESAMPLE = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+LINEAR = "linear"  # of `Resized` alone, see `transforms.linear`
 
 
 class Move(Protocol):
@@ -109,6 +111,8 @@ class Resized:
     def pixels(self, image_HW3: np.ndarray) -> np.ndarray:
         if image_HW3.shape[:2] == tuple(self.size):
             return image_HW3
+        if self.resample == LINEAR:
+            return linear(image_HW3, self.size)
         return from_pil(to_pil(image_HW3).resize((self.size[1], self.size[0]), RESAMPLE[self.resample]))
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
