@@ -34,8 +34,8 @@ class Buckets:
     numbers, and each record comes once an epoch: which others are in its batch is all that changes. A step is compiled for each
     of the lengths, before the first one.
 
-    Each process reads every record of a window for the lengths, images too, before it reads its own rows. That is little
-    for texts, and much where records are images.
+    Each process, and each of its workers, reads every record of a window for the lengths, images too, before it reads its own
+    rows. That is little for texts, and much where records are images.
 
     Attributes:
       lengths: tokens of the texts of a batch, increasing; the data's `max_length` is always the last. () for a quarter of that,

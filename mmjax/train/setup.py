@@ -240,8 +240,8 @@ def set_up(
     datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
     check_vocabularies(experiment, datasets, tokenizers)
     check_packed(experiment, datasets)
-    check_buckets(experiment, datasets)
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
+    check_buckets(experiment, datasets, teachers)
     abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
     return Setup(experiment, mesh, tokenizers, datasets, abstract, teachers=teachers)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data import Dataset
 from mmjax.models import Multimodal
 from mmjax.train.experiment import Experiment
+from mmjax.train.teacher import Known
 
 
 def readers(model: Multimodal) -> list[tuple[str, str, Any]]:
@@ -34,30 +35,28 @@ def check_packed(experiment: Experiment, datasets: Mapping[str, Dataset]) -> Non
                 )
 
 
-def check_buckets(experiment: Experiment, datasets: Mapping[str, Dataset]) -> None:
+def check_buckets(experiment: Experiment, datasets: Mapping[str, Dataset], teachers: Mapping[str, Known]) -> None:
     """Hold each part that counts padding as real against texts whose padding is cut: it would read what depends on the batch.
 
     Raises:
-      UserError: such a part.
+      UserError: such a part, of the model or of a teacher.
     """
-    model = experiment.model
+    models: list[tuple[str, Multimodal, Mapping[str, str]]] = [("model", experiment.model, {})]
+    models += [(f"teachers.{name}", known.model, experiment.teachers[name].inputs) for name, known in teachers.items()]
     for name in experiment.task_data():
         key = datasets[name].bucketed if name in datasets else ""
-        if not key:
-            continue
-        for path, read, part in readers(model):
-            if read == key and not getattr(part, "mask_padding", True):
-                raise _counts_padding(name, f"model.{path}.mask_padding=False reads padding as words")
-        for decoder, part in model.decoders.items():
-            seen = {own for one in getattr(part, "context", ()) for own in (one, *_modalities(model, one))}
-            if key in seen and not getattr(part, "mask_context", True):
-                raise _counts_padding(name, f"model.decoders.{decoder}.mask_context=False attends to the padding of {key!r}")
+        for path, model, inputs in models if key else ():
+            for reason in _counting(model, {own for own in (key, *inputs) if inputs.get(own, own) == key}):
+                raise UserError(f"data.{name}.packing: {path}.{reason}, and buckets cut it batch by batch; leave packing away")
 
 
-def _modalities(model: Multimodal, name: str) -> tuple[str, ...]:
-    """What a fusion joins; () for what is none."""
-    return tuple(getattr(model.fusions.get(name), "modalities", ()))
-
-
-def _counts_padding(name: str, what: str) -> UserError:
-    return UserError(f"data.{name}.packing: {what}, and buckets cut it as the batch has it; leave packing away")
+def _counting(model: Multimodal, keys: set[str]) -> Iterator[str]:
+    """The parts of a model to which the padding of some modalities is real."""
+    for path, read, part in readers(model):
+        if read in keys and not getattr(part, "mask_padding", True):
+            yield f"{path}.mask_padding=False reads padding as words"
+    for name, decoder in model.decoders.items():
+        context = getattr(decoder, "context", ())
+        seen = {own for one in context for own in (one, *getattr(model.fusions.get(one), "modalities", ()))}
+        if seen & keys and not getattr(decoder, "mask_context", True):
+            yield f"decoders.{name}.mask_context=False attends to the padding of {', '.join(sorted(seen & keys))}"

@@ -1,6 +1,7 @@
 """Batches of texts of like lengths: the losses are those of the padded texts, and a run of several programs is one run."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -9,28 +10,35 @@ import pytest
 import tiny
 
 import mmjax
-from mmjax.cli import main
+from mmjax.core.config import from_json, to_json
 from mmjax.core.errors import UserError
-from mmjax.data import Buckets
+from mmjax.data import Buckets, Manifest
+from mmjax.models import Multimodal
+from mmjax.models.encoders import TextTransformer
 from mmjax.models.forward import BoundForward
 from mmjax.models.heads import Classifier
 from mmjax.models.multimodal import init_params
-from mmjax.objectives import Classification
 from mmjax.plan.batches import batch_shapes
+from mmjax.train import Checkpoint, train
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.metrics import read_lines
 from mmjax.train.setup import set_up
 from mmjax.train.speed import Speed
+from mmjax.train.teacher import Known, Teacher
+from mmjax.train.text_rows import check_buckets
 from mmjax.train.validate import validated
 
 pytestmark = pytest.mark.usefixtures("single")
+FLAGS = "--data.train.packing buckets --data.train.packing.lengths 8 --data.train.packing.window 3"
 SPEC = Buckets((8,), window=3)
-SPEED = re.compile(r".*_per_second$|model_flops_used$")  # figures of the clock
+MODEL = Multimodal(
+    encoders={"text": TextTransformer(**tiny.TEXT, **tiny.SIZE)}, heads={"classes": Classifier(classes=10, input="text")}
+)
 
 
 def made(packing=SPEC, **changes):
-    data = {"train": tiny.data(packing=packing), "validation": tiny.data("validation", 96)}
-    return tiny.experiment(**{"data": data, "steps": 5, "evaluate": {}, "test_data": ""} | changes)
+    chosen = {"model": MODEL, "data": {"train": tiny.data(packing=packing)}, "tasks": tiny.tasks("classify"), "evaluate": {}}
+    return tiny.experiment(**{**chosen, "steps": 5, "checkpoint": Checkpoint(every=5), "test_data": "", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def setup():
 
 
 def test_every_loss_is_that_of_the_same_records_padded(setup):
-    """The images and texts of four objectives, and classes of the texts; the padded rows are made without buckets."""
+    """Of texts, with and without an image to look at; the padded rows are made without buckets."""
     bucketed = setup.datasets["train"]
     plain = tiny.data().build(setup.tokenizer, setup.experiment.seed, "train")
     step = next(step for step in range(9) if bucketed.batch(step)["text"].shape[1] == 8)
@@ -49,9 +57,10 @@ def test_every_loss_is_that_of_the_same_records_padded(setup):
     padded = {key: np.stack([row[key] for row in rows]) for key in given} | {"index": given["index"]}
     assert padded["text"].shape == (16, 12) and given["text_mask"].sum() == padded["text_mask"].sum()
     whole = tiny.model()
-    model = whole.copy(heads={**whole.heads, "words": Classifier(classes=10, input="text")})
-    params = init_params(model, jax.random.key(0))
-    objectives = {name: tiny.OBJECTIVES[name] for name in tiny.FOUR} | {"words": Classification(head="words")}
+    heads = {"classes": Classifier(classes=10, input="text"), "masked_lm": whole.heads["masked_lm"]}
+    model = whole.copy(fusions={"cross": whole.fusions["cross"]}, heads=heads)
+    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+    objectives = {name: tiny.OBJECTIVES[name] for name in ("classify", "masked_lm", "caption")}
 
     @jax.jit
     def losses(batch):
@@ -65,39 +74,23 @@ def test_every_loss_is_that_of_the_same_records_padded(setup):
 
 
 def test_a_run_of_two_programs_goes_on_inside_a_window(tmp_path, capsys):
-    flags = ["--data.train.packing", "buckets", "--data.train.packing.lengths", "8", "--data.train.packing.window", "3"]
-    words = ["train", tiny.__file__, *flags, "--evaluate_every", "0", "--checkpoint.every", "1"]
-    assert main([*words, "--steps", "5", "--workdir", str(tmp_path / "whole")]) in (0, None)
+    """It ends as a session that was never stopped, which is set up by flags."""
+    train(made(steps=4), tmp_path)  # windows end after steps 3 and 6
     said = "".join(capsys.readouterr())
     assert "data.train: batches of shorter texts have text 8 (packing.lengths)" in said and "2 programs compiled in" in said
-    told = re.search(
-        r"data.train: 80 texts in batches of 8 or 12 tokens: ([\d.]+)% is padding, and would be ([\d.]+)% of", said
-    )
+    told = re.search(r"data.train: 64 texts in batches of 8 or 12 tokens: ([\d.]+)% is padding, and would be ([\d.]+)%", said)
     assert float(told[1]) < float(told[2])
-    for steps in ("2", "4", "5"):  # windows end after steps 3 and 6
-        assert main([*words, "--steps", steps, "--workdir", str(tmp_path / "broken")]) in (0, None)
-    lines = {}
-    for name in ("whole", "broken"):
-        lines[name] = [
-            {k: v for k, v in x.items() if not SPEED.match(k)} for x in read_lines(tmp_path / name / "metrics.jsonl")
-        ]
-    own = [{k: v for k, v in line.items() if k.startswith(("step", "loss", "gradient"))} for line in lines["broken"]]
-    whole = [{k: v for k, v in line.items() if k.startswith(("step", "loss", "gradient"))} for line in lines["whole"]]
-    assert [line for line in own if len(line) > 1] == [line for line in whole if len(line) > 1]
-    last = [
-        Checkpoints(tmp_path / n / "checkpoints", made().checkpoint, read_only=True).params(5)[0] for n in ("whole", "broken")
-    ]
-    tiny.assert_identical(*last)
-
-
-def test_a_session_steps_as_a_run_whatever_comes(setup):
-    with mmjax.set_up(made(steps=3)) as session:
-        lengths = []
-        for step in range(3):
-            lengths.append(session.batch()["train"]["text"].shape[1])
-            assert np.isfinite(session.step()["loss"])
-            assert session.step_number == step + 1
-    assert set(lengths) == {8, 12} == {length for _, (length,) in session._compiled}
+    train(made(), tmp_path)
+    assert "going on from step 4" in "".join(capsys.readouterr())
+    lines, lengths = read_lines(tmp_path / "metrics.jsonl"), set()
+    with mmjax.set_up(made(packing=None), FLAGS) as session:
+        for line in lines[:5]:
+            lengths.add(session.batch()["train"]["text"].shape[1])
+            figures = session.step()
+            assert figures == {name: line[name] for name in figures}
+    assert lengths == {8, 12} and [line["step"] for line in lines[:5]] == [1, 2, 3, 4, 5]
+    kept = Checkpoints(tmp_path / "checkpoints", Checkpoint(), read_only=True)
+    tiny.assert_identical(tiny.host(session.state.params), kept.params(5)[0])
 
 
 def test_flops_are_those_of_the_lengths_that_came(setup):
@@ -116,7 +109,11 @@ def test_flops_are_those_of_the_lengths_that_came(setup):
 
 def test_several_streams_have_a_step_for_all_their_lengths_together(setup):
     other = dataclasses.replace(tiny.data("validation", 8), packing=Buckets((6, 9)))
-    datasets = {**setup.datasets, "other": other.build(setup.tokenizer, 0, "other"), "plain": setup.datasets["validation"]}
+    datasets = {
+        **setup.datasets,
+        "other": other.build(setup.tokenizer, 0, "other"),
+        "plain": tiny.data("validation", 96).build(setup.tokenizer, 0),
+    }
     several = dataclasses.replace(setup, datasets=datasets)
     group = ("train", "other", "plain")
     lengths = [(8, 6, 0), (8, 9, 0), (8, 12, 0), (12, 6, 0), (12, 9, 0), (12, 12, 0)]
@@ -129,10 +126,11 @@ def test_several_streams_have_a_step_for_all_their_lengths_together(setup):
 
 
 def test_a_plan_is_of_the_longest_texts_and_says_so():
+    assert from_json(json.loads(json.dumps(to_json(made())))) == made()
     shapes, said = batch_shapes(made())
     assert shapes["train"]["text"][0] == (16, 12)
     assert said == "the data; data.train with the longest texts of its buckets in every step"
-    absent = dataclasses.replace(tiny.data(packing=SPEC), source=mmjax.data.Manifest("no/such/list.jsonl"))
+    absent = dataclasses.replace(tiny.data(packing=SPEC), source=Manifest("no/such/list.jsonl"))
     shapes, said = batch_shapes(made(data={"train": absent}))
     assert shapes["train"]["text"][0] == (16, 12) and "text_lengths" not in shapes["train"]
     assert said.startswith("the model (data.train is not at hand") and said.endswith("of its buckets in every step")
@@ -140,7 +138,7 @@ def test_a_plan_is_of_the_longest_texts_and_says_so():
 
 @pytest.mark.parametrize("place", ["encoder", "context"])
 def test_a_part_that_counts_padding_is_refused(setup, place):
-    whole = tiny.model()
+    whole, tasks = tiny.model(), tiny.tasks("caption")
     if place == "encoder":
         text = whole.encoders["text"].copy(mask_padding=False)
         model, said = whole.copy(encoders={**whole.encoders, "text": text}), "model.encoders.text.mask_padding=False reads"
@@ -148,6 +146,10 @@ def test_a_part_that_counts_padding_is_refused(setup, place):
         caption = whole.decoders["caption"].copy(context=("cross",), mask_context=False)
         model, said = whole.copy(decoders={"caption": caption}), "model.decoders.caption.mask_context=False attends to the pad"
     with pytest.raises(UserError, match=rf"^data.train.packing: {said}") as found:
-        set_up(made(model=model), None, setup.mesh)
+        set_up(made(model=model, tasks=tasks), None, setup.mesh)
     assert "\n" not in str(found.value)
-    set_up(made(packing=None, model=model), None, setup.mesh)
+    with pytest.raises(UserError, match="data.train.packing: teachers.old." + said.removeprefix("model.")):
+        asking = made(teachers={"old": Teacher("anywhere", inputs={"text": "text"})})
+        check_buckets(asking, setup.datasets, {"old": Known(model)})
+    check_buckets(made(teachers={"old": Teacher("anywhere", inputs={"text": "title"})}), setup.datasets, {"old": Known(MODEL)})
+    set_up(made(packing=None, model=model, tasks=tasks), None, setup.mesh)
