@@ -71,11 +71,13 @@ class Plan:
 
     Attributes:
       indices, places: [window, B] int64: the records, and their places in the stream.
-      lengths: [window] int64, tokens of the texts of each batch.
+      tokens: [window, B] int64, of their texts.
+      lengths: [window] int64, what the texts of each batch are cut to.
     """
 
     indices: np.ndarray
     places: np.ndarray
+    tokens: np.ndarray
     lengths: np.ndarray
 
 
@@ -103,18 +105,19 @@ class Bucketing:
 
     def __call__(self, step: int, rows: Sequence[int]) -> Rows:
         indices, places = self.drawn(step, rows)
-        length, order = int(self.plan(step // self._window).lengths[step % self._window]), self._reader.order
-        found = self._reader.stack(self._columns, indices, places, order.draws())
-        mask_BT = found.batch[f"{self.key}_mask"]
-        longest = int(lengths_of(mask_BT).max())
+        plan, turn = self.plan(step // self._window), step % self._window
+        length = int(plan.lengths[turn])
+        found = self._reader.stack(self._columns, indices, places, self._reader.order.draws())
+        longest = int(lengths_of(found.batch[f"{self.key}_mask"]).max())
         if longest > length:  # a file that could not be read, and now can, or the reverse
             raise UserError(
                 f"packing: a text of step {step} has {longest} tokens, and had {length} or fewer when the step was planned: "
                 "something has changed the records"
             )
         batch = {key: np.ascontiguousarray(x[:, :length]) if key in self._cut else x for key, x in found.batch.items()}
-        fill = Fill(slots=len(rows) * length, tokens=int(mask_BT.sum()), texts=len(rows))
-        return dataclasses.replace(found, batch=batch, fill=fill)
+        # Told once, by whoever makes the first row: the rows are sorted, so the padding of some is not that of the batch.
+        first = Fill(self._batch_size * length, int(plan.tokens[turn].sum()), self._batch_size)
+        return dataclasses.replace(found, batch=batch, fill=first if 0 in rows else Fill())
 
     def plan(self, window: int) -> Plan:
         """What its batches are. Raises `UserError` as `Reader.stack` does."""
@@ -133,4 +136,4 @@ class Bucketing:
         turns = Permutation(self._window, Bits(order.seed, order.purpose("buckets"))(window))(np.arange(self._window))
         taken = sorted_[turns]
         lengths = np.array(self.lengths)[np.searchsorted(self.lengths, tokens[taken].max(axis=1))]
-        return Plan(indices[taken], places[taken], lengths)
+        return Plan(indices[taken], places[taken], tokens[taken], lengths)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
-from mmjax.data import Buckets, Conll, Data, Digits, Grouped, Manifest, Normalise, Span, Tags, Text, WordPiece
+from mmjax.data import Buckets, Conll, Data, Digits, Fill, Grouped, Manifest, Normalise, Span, Tags, Text, WordPiece
 from mmjax.data.files.recent import Recent
 from mmjax.data.inspect_page import rows
 from mmjax.data.lengths import lengths_of
@@ -126,14 +126,14 @@ def test_what_is_forgotten_of_a_plan_is_made_again_alike(table, tokenizer):
         assert places(bucketed, step) == whole[step]
 
 
-def test_padding_is_counted_by_whoever_makes_the_rows(table, tokenizer):
+def test_padding_is_told_once_whoever_makes_the_rows(table, tokenizer):
     whole, fills = data(table).build(tokenizer, seed=3), []
     batch = whole.batch(1)
     for part_of in (range(3), range(3, 8)):
         part = data(table).build(tokenizer, seed=3)
         part.batch(1, part_of)
         fills.append(part.fill)
-    assert fills[0] + fills[1] == whole.fill
+    assert fills == [whole.fill, Fill()]
     assert (whole.fill.slots, whole.fill.texts) == (batch["text"].size, 8)
     assert whole.fill.tokens == batch["text_mask"].sum() and whole.fill.left_out == whole.fill.waited == 0
     assert whole.lost.tokens == whole.fill.tokens, "reading for the lengths counts nowhere"
