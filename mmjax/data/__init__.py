@@ -4,6 +4,7 @@ A record goes source -> transforms -> pipeline; `types.py` says what a record is
 """
 
 from mmjax.data.bins import Fill
+from mmjax.data.buckets import Buckets
 from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
@@ -72,6 +73,7 @@ __all__ = [
     "BadRecordError",
     "Balanced",
     "Batches",
+    "Buckets",
     "Caption",
     "CenterCrop",
     "Characters",

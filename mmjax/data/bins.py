@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """How well rows were filled. Sums over the windows whose first row was made.
+    """How well rows were filled. Sums over the windows, and in buckets the batches, whose first row was made.
 
     Attributes:
       slots, tokens: places for tokens, and how many of these hold one.

@@ -101,6 +101,11 @@ class Columns:
         """The keys that hold a value a token -> what they hold where there is none."""
         return {key: fill for column in self._columns.values() for key, fill in getattr(column, "padding", {}).items()}
 
+    def beside(self, text: str) -> frozenset[str]:
+        """The keys that hold a value for each token of a text, itself among them."""
+        makers = (column for column in self._columns.values() if text in getattr(column, "texts", {}))
+        return frozenset(key for column in makers for key in getattr(column, "padding", {}))
+
     def of(self, key: str) -> Column | None:
         """The column of a key; None where there is none."""
         return self._columns.get(key)

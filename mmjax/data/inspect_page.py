@@ -95,9 +95,13 @@ def _of_text(key: str, own: Lengths, padding: float | None) -> str:
 def rows(dataset: Dataset, count: int) -> Iterator[tuple[int, Batch, Lost] | UserError]:
     """The first rows of the batch of step 0, one by one: number of the record, -1 for one that stands in for an
     unreadable one, its arrays [1, ...] and what its texts lost."""
-    order, reader = dataset._reader.order, dataset._reader
-    draws = Draws(order.seed, order.purpose("train"))
-    for place, index in enumerate(order.indices(0, min(count, dataset.batch_size))):
+    reader, draws = dataset._reader, dataset._reader.order.draws()
+    try:
+        first = dataset._stream(dataset.batch_size, range(min(count, dataset.batch_size)), once=False).drawn(0)
+    except UserError as error:
+        yield error
+        return
+    for index, place in zip(*first, strict=True):
         try:
             record, _, replaced = reader._record(index, place, draws)
             yield -1 if replaced else index, *dataset._columns([record], [index])

@@ -50,6 +50,10 @@ class Order:
         """What random numbers of this stream are for; those of `train` as they were before names counted."""
         return name if self.stream in ("", "train") else f"{name}/{self.stream}"
 
+    def draws(self) -> Draws:
+        """The random numbers of the places of the training stream."""
+        return Draws(self.seed, self.purpose("train"))
+
     def indices(self, start: int, stop: int) -> list[int]:
         """Indices of the records at positions [start, stop)."""
         return self._turn.at(np.arange(start, stop)).tolist()

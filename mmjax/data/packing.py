@@ -18,14 +18,14 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data.bins import Bins, Fill
+from mmjax.data.buckets import Buckets
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.files.recent import Recent
-from mmjax.data.order import Draws
-from mmjax.data.reader import Reader, Rows, spaced
+from mmjax.data.lengths import mean_length, the_text
+from mmjax.data.reader import Reader, Rows
 
 WINDOW = 16  # rows that are filled together, unless said
 ROOM = 4  # tokens a text has, on average, where as many as possible are in a row, unless said
-LOOKED_AT = 1000  # records whose lengths say how many texts fill a window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,12 @@ class Packed:
     fill: float = setting(above=0, most=1, default=0.97)
     carry: int = setting(least=0, default=4)
 
+    def build(self, reader: Reader, columns: Columns, batch_size: int) -> Packing:
+        """For data. Raises `UserError` unless its records have one text, as `of`."""
+        key = the_text(columns, "rows hold the texts")
+        spec = self.of(batch_size, columns.texts[key][1], lambda: mean_length(reader, columns, key))
+        return Packing(spec, key, reader, columns, batch_size)
+
     def of(self, batch_size: int, longest: int, mean: Callable[[], float]) -> Packed:
         """With all numbers said.
 
@@ -73,7 +79,7 @@ class Packed:
         return dataclasses.replace(self, length=length, window=window, texts=texts, examples=examples)
 
 
-PACKINGS = {"packed": Packed}
+PACKINGS = {"packed": Packed, "buckets": Buckets}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +98,30 @@ class Texts:
 
 
 class Packing:
-    """The training batches of a stream whose rows hold several texts; safe to share between threads and to pickle."""
+    """The training batches of a stream whose rows hold several texts; see `reader.Batching`."""
 
-    def __init__(self, spec: Packed, reader: Reader, columns: Columns, batch_size: int) -> None:
-        """`spec`: with all numbers said (`Packed.of`). Raises `UserError` unless the records have one text."""
-        self.spec, self.key = spec, the_text(columns)
+    lengths: tuple[int, ...] = ()
+    several = True
+
+    def __init__(self, spec: Packed, key: str, reader: Reader, columns: Columns, batch_size: int) -> None:
+        """`spec`: with all numbers said (`Packed.of`)."""
+        self.spec, self.key = spec, key
         self.fills = columns.padding
-        self._reader, self._columns, self._windows = reader, columns, batch_size // spec.window
+        self._reader, self._columns, self._batch_size = reader, columns, batch_size
+        self._windows = batch_size // spec.window
         near = 2 * (spec.carry + 1 + self._windows)  # windows that batches being made look at
         self._recent, self._plans = Recent(near), Recent(near * (spec.carry + 1))
 
-    def shapes(self, first: Mapping[str, np.ndarray], batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of each key of a batch, from those of the records one by one."""
-        own = {key: ((batch_size, self.spec.length), first[key].dtype) for key in self.fills if key in first}
-        return {**own, f"{self.key}_lengths": ((batch_size, self.spec.texts), np.dtype(np.int32))}
+    def shapes(self, first: Mapping[str, np.ndarray], length: int = 0) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        own = {key: ((self._batch_size, self.spec.length), first[key].dtype) for key in self.fills if key in first}
+        return {**own, f"{self.key}_lengths": ((self._batch_size, self.spec.texts), np.dtype(np.int32))}
+
+    def drawn(self, step: int, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of the texts that come with a step, which need not be in it."""
+        first = step * self._windows * self.spec.examples
+        return self._reader.order.indices(first, first + len(rows)), list(range(first, first + len(rows)))
 
     def __call__(self, step: int, rows: Sequence[int]) -> Rows:
-        """Some rows of the batch of a step. Raises `UserError` as `Reader.stack` does."""
         parts: list[dict[str, np.ndarray]] = []
         bad: dict[str, str] = {}
         lost, filled = Lost(), Fill()
@@ -166,24 +179,6 @@ class Packing:
     def _read(self, window: int) -> Texts:
         order, start = self._reader.order, window * self.spec.examples
         places = range(start, start + self.spec.examples)
-        draws = Draws(order.seed, order.purpose("train"))
-        rows = self._reader.stack(self._columns, order.indices(start, places.stop), places, draws)
+        rows = self._reader.stack(self._columns, order.indices(start, places.stop), places, order.draws())
         arrays = {key: array for key, array in rows.batch.items() if key in self.fills}
         return Texts(arrays, arrays[f"{self.key}_mask"].sum(axis=1), dataclasses.replace(rows, batch={}))
-
-
-def the_text(columns: Columns) -> str:
-    """The key of the one text that rows are packed of. Raises `UserError` for none, or several."""
-    if len(columns.texts) != 1:
-        raise UserError(f"packing: rows hold the texts of one key, and the records have {', '.join(columns.texts) or 'none'}")
-    key = next(iter(columns.texts))
-    if key not in columns.padding:
-        raise UserError(f"packing: what makes {key!r} of the records wants a row for each; leave it away")
-    return key
-
-
-def mean_length(reader: Reader, columns: Columns, key: str) -> float:
-    """Of the texts of up to `LOOKED_AT` evenly spaced records, in tokens."""
-    indices = spaced(reader.order.size, LOOKED_AT)
-    rows = reader.stack(columns, indices, indices, Draws(0, "pass"))
-    return float(rows.batch[f"{key}_mask"].sum(axis=1).mean())

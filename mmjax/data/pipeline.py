@@ -24,13 +24,13 @@ from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
 from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.order import Draws, Order
-from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
+from mmjax.data.packing import PACKINGS
 from mmjax.data.passages import Windows
-from mmjax.data.reader import Reader, Rows, Stream, spaced
+from mmjax.data.reader import Batching, Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
 from mmjax.data.spans import Span, windowed
 from mmjax.data.strings import Strings
-from mmjax.data.tags import Tags, TagsColumn
+from mmjax.data.tags import Tags, TagsColumn, with_names
 from mmjax.data.texts import Text, column_texts
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
@@ -61,7 +61,8 @@ class Data:
       workers: processes that read; 0 reads in threads of this one.
       threads: threads that read, in each worker where there are workers; 0 reads when a batch is asked for.
       prefetch: batches kept ready, by each worker where there are workers.
-      packing: `Packed` puts several texts into each row of a training batch; None for one text a row, and padding.
+      packing: what is done about the padding of training batches: `Packed` puts several texts into each row, `Buckets` cuts
+        batches of texts of like lengths; None for one text a row, and all of `max_length`.
       cache_mb: megabytes for records that are the same each time, if the whole split fits (in each worker): read once, then
         kept as the leading transforms without randomness leave them; 0 reads each record anew.
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
@@ -151,16 +152,6 @@ def _say_order(path: str) -> None:
     log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
 
 
-def _named(columns: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """Columns with the names of tags that no spec says, from all records."""
-    found = dict(columns)
-    for key, spec in columns.items():
-        if isinstance(spec, Tags):
-            with within(f"columns.{key}"):
-                found[key] = spec.named(functools.partial(column_texts, records, key))
-    return found
-
-
 class Dataset:
     """Batches of one split, as numpy arrays.
 
@@ -200,7 +191,7 @@ class Dataset:
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
-        self._columns = Columns(first, tokenizers, data.max_length, _named(data.columns, records), tuple(records.classes))
+        self._columns = Columns(first, tokenizers, data.max_length, with_names(data.columns, records), tuple(records.classes))
         self._classes = tuple(records.classes)
         self._record, self._first = first, self._columns([first])[0]
         self._packing = None if data.packing is None else self._packed(data)
@@ -229,7 +220,17 @@ class Dataset:
     @property
     def packed(self) -> bool:
         """Whether rows of its training batches hold several texts."""
-        return self._packing is not None
+        return self._packing is not None and self._packing.several
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens that the texts of a training batch may have, increasing, where these are in buckets; () for one shape."""
+        return () if self._packing is None else self._packing.lengths
+
+    @property
+    def bucketed(self) -> str:
+        """The key of the text that is in buckets; "" for none."""
+        return "" if self._packing is None or not self._packing.lengths else self._packing.key
 
     def texts(self) -> dict[str, tuple[Tokenizer, int]]:
         """Key of a text -> its tokenizer and length."""
@@ -275,11 +276,15 @@ class Dataset:
         """Path -> reason of the files that cannot be read among `most` evenly spaced records, or all where there are fewer."""
         return self._reader.unreadable(most)
 
-    def train_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of each key of the global batch of `batches`, taken from the first record."""
+    def train_spec(self, length: int = 0) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each key of the global batch of `batches`, taken from the first record.
+
+        Args:
+          length: which of the `lengths`; 0 for the last of them.
+        """
         if self._packing is None:
             return self.spec()
-        return {**self._packing.shapes(self._first, self.batch_size), "index": ((self.batch_size,), np.dtype(np.int32))}
+        return {**self._packing.shapes(self._first, length), "index": ((self.batch_size,), np.dtype(np.int32))}
 
     def spec(self, batch_size: int | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """The same of `epoch`, whose rows are records."""
@@ -326,17 +331,15 @@ class Dataset:
             near = max(1, round(data.batch_size / rows)) * rows
             raise UserError(f"batch_size={data.batch_size} is no multiple of source.rows={rows}, a query's: use {near}")
         if data.packing is not None:
-            raise UserError(f"packing: each of the source's queries has {rows} rows of a batch, which hold one record each")
+            raise UserError(f"packing: each of the source's queries has {rows} rows of one batch, a record each; leave it away")
         return str(records.key)
 
-    def _packed(self, data: Data) -> Packing:
-        """What fills rows with texts."""
+    def _packed(self, data: Data) -> Batching:
+        """What puts texts together by their lengths."""
         with within("packing"):
-            key = the_text(self._columns)
-            longest = self._columns.texts[key][1]
-            spec = data.packing.of(data.batch_size, longest, lambda: mean_length(self._reader, self._columns, key))
-            packing = Packing(spec, self._reader, self._columns, data.batch_size)
-        if rest := [name for name in self._first if name not in (*packing.fills, *OWN, "group")]:
+            packing: Batching = data.packing.build(self._reader, self._columns, data.batch_size)
+        held = packing.shapes(self._first)
+        if rest := [name for name in self._first if name not in (*held, *OWN, "group")]:
             log.info("%s: rows of several texts hold no %s", self.path or "data", ", ".join(rest))
         return packing
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,6 +39,34 @@ class Rows:
     lost: Lost
     bad: dict[str, str]
     fill: Fill = Fill()
+
+
+class Batching(Protocol):
+    """The training batches of a stream whose texts are put together by their lengths; safe to share between threads and to
+    pickle.
+
+    Attributes:
+      key: of the text.
+      lengths: tokens that the texts of a batch may have, increasing; () where all batches are of one shape.
+      several: whether a row holds several texts.
+    """
+
+    key: str
+    lengths: tuple[int, ...]
+    several: bool
+
+    def shapes(self, first: Mapping[str, np.ndarray], length: int = 0) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each key of a batch, from those of the records one by one; of texts of one of the `lengths`, 0 for
+        the last of them."""
+        ...
+
+    def drawn(self, step: int, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The records of some rows of a step, and the place in the stream of each, whose random numbers it has."""
+        ...
+
+    def __call__(self, step: int, rows: Sequence[int]) -> Rows:
+        """Some rows of the batch of a step. Raises `UserError` as `Reader.stack` does."""
+        ...
 
 
 class Reader:
@@ -239,7 +267,7 @@ class Stream:
       batch_size: rows of the global batch.
       rows: the rows of it that this process makes, in order.
       once: False for the endless training stream, True for one pass in order with the last batch filled up.
-      packing: (step, rows) -> rows that hold several texts each, of the training stream; None for a record a row.
+      packing: what puts the texts of the training stream together by their lengths; None for nothing.
     """
 
     reader: Reader
@@ -247,7 +275,7 @@ class Stream:
     batch_size: int
     rows: tuple[int, ...]
     once: bool
-    packing: Callable[[int, Sequence[int]], Rows] | None = None
+    packing: Batching | None = None
 
     def __len__(self) -> int:
         return -(-self.reader.order.size // self.batch_size) if self.once else 2**53
@@ -262,11 +290,17 @@ class Stream:
     def _train(self, step: int) -> Rows:
         if self.packing is not None:
             return self._with_index(self.packing(step, self.rows))
-        start, order = step * self.batch_size, self.reader.order
-        around = order.indices(start + self.rows[0], start + self.rows[-1] + 1)
-        indices = [around[row - self.rows[0]] for row in self.rows]
-        places = [start + row for row in self.rows]
-        return self._with_index(self.reader.stack(self.columns, indices, places, Draws(order.seed, order.purpose("train"))))
+        indices, places = self.drawn(step)
+        return self._with_index(self.reader.stack(self.columns, indices, places, self.reader.order.draws()))
+
+    def drawn(self, step: int) -> tuple[list[int], list[int]]:
+        """The records of a step's rows in the training stream, and the place of each, whose random numbers it has; where rows
+        hold several texts, of so many that come with the step."""
+        if self.packing is not None:
+            return self.packing.drawn(step, self.rows)
+        start = step * self.batch_size
+        around = self.reader.order.indices(start + self.rows[0], start + self.rows[-1] + 1)
+        return [around[row - self.rows[0]] for row in self.rows], [start + row for row in self.rows]
 
     def _pass(self, step: int) -> Rows:
         places = [step * self.batch_size + row for row in self.rows]

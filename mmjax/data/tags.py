@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmjax.core.config import setting
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.data.kinds import About, Arrays, Lost
 from mmjax.data.schemes import OUTSIDE, check_tag, from_iob1, scheme_of, spans, tag_names, types_of
-from mmjax.data.texts import REMEMBERED
+from mmjax.data.texts import REMEMBERED, column_texts
 from mmjax.data.tokenizers import Tokenizer
-from mmjax.data.types import Record
+from mmjax.data.types import Record, Records
 
 SHOWN = 6  # words of a record in a complaint
 Sentence = tuple[tuple[str, ...], tuple[str, ...]]
@@ -170,6 +171,16 @@ class TagsColumn:
         if tag not in self.names:
             raise UserError(f"{tag!r} is not one of the tags{nearest(tag, self.names)}; they are {', '.join(self.names[:20])}")
         return self.names.index(tag)
+
+
+def with_names(columns: Mapping[str, Any], records: Records) -> dict[str, Any]:
+    """Columns with the names of tags that no spec says, from all records."""
+    found = dict(columns)
+    for key, spec in columns.items():
+        if isinstance(spec, Tags):
+            with within(f"columns.{key}"):
+                found[key] = spec.named(functools.partial(column_texts, records, key))
+    return found
 
 
 def _said(words: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data import Tokenizer, WordPiece
+from mmjax.data import Buckets, Packed, Tokenizer, WordPiece
 from mmjax.models.parts import example_of
 from mmjax.objectives.routes import named
 from mmjax.train.experiment import Experiment
@@ -23,8 +23,8 @@ class Shapes:
 
     batch: Spec
 
-    def train_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """As `Dataset.train_spec`."""
+    def train_spec(self, length: int = 0) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """As `Dataset.train_spec`, of the one length that is known."""
         return {key: (tuple(shape), np.dtype(dtype)) for key, (shape, dtype) in self.batch.items()}
 
 
@@ -39,7 +39,9 @@ def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
         except UserError as error:
             shapes[name] = from_model(experiment, name)
             reasons.append(f"data.{name} is not at hand: {str(error).removeprefix(f'data.{name}: ')}")
-    return shapes, f"the model ({'; '.join(reasons)})" if reasons else "the data"
+    said = f"the model ({'; '.join(reasons)})" if reasons else "the data"
+    cut = [name for name in shapes if isinstance(experiment.data[name].packing, Buckets)]
+    return shapes, "; ".join([said, *(f"data.{name} with the longest texts of its buckets in every step" for name in cut)])
 
 
 def from_model(experiment: Experiment, name: str) -> Spec:
@@ -57,7 +59,7 @@ def from_model(experiment: Experiment, name: str) -> Spec:
             spec[modality] = ((rows, *example.shape[1:]), str(example.dtype))
     if "text_segments" in read:
         spec["text_segments"] = ((rows, data.max_length), "int32")
-    if data.packing is not None and "text" in spec:
+    if isinstance(data.packing, Packed) and "text" in spec:
         return _packed(data, spec)
     labels = {"label", "next"} & read
     return spec | dict.fromkeys(sorted(labels | {"group", "index"}), ((rows,), "int32"))

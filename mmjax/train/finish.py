@@ -9,7 +9,7 @@ from typing import Any
 from mmjax.core.config import to_json
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.strict_json import lines
-from mmjax.data import Fill
+from mmjax.data import Dataset, Fill
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
@@ -140,7 +140,7 @@ def data_troubles(setup: Setup) -> Iterator[str]:
                 "read what stood there; train the tokenizer on such texts, or use BPE, which knows every character"
             )
         if dataset.fill.slots:
-            yield _filled(name, dataset.fill)
+            yield _filled(name, dataset.fill) if dataset.packed else _bucketed(name, dataset)
         if dataset.bad:
             first, reason = next(iter(dataset.bad.items()))
             yield f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"
@@ -153,3 +153,12 @@ def _filled(name: str, fill: Fill) -> str:
     if not fill.left_out:
         return line
     return f"{line}; {fill.left_out:,} found no room and were left out: lower packing.fill, or raise packing.carry"
+
+
+def _bucketed(name: str, dataset: Dataset) -> str:
+    """How much of the rows of texts in buckets was padding, and how much it would have been without."""
+    fill, lengths = dataset.fill, dataset.lengths
+    padding, whole = 1 - fill.tokens / fill.slots, 1 - fill.tokens / (fill.texts * lengths[-1])
+    sizes = " or ".join(filter(None, (", ".join(map(str, lengths[:-1])), str(lengths[-1]))))
+    line = f"data.{name}: {fill.texts:,} texts in batches of {sizes} tokens: {padding:.1%} is padding"
+    return f"{line}, and would be {whole:.1%} of rows of {lengths[-1]}"

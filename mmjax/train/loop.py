@@ -23,7 +23,7 @@ from mmjax.train.hooks.patience import stop_if_out
 from mmjax.train.hooks.start import start_hooks
 from mmjax.train.kept_code import refuse_while_loading
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup
+from mmjax.train.setup import Kind, Setup
 from mmjax.train.startup import Step, compile_steps, open_run
 from mmjax.train.stop import Stop, stop_requested
 from mmjax.train.teachers import Foreign, no_foreign
@@ -123,7 +123,7 @@ def _steps(training: Training, hooks: dict[str, Hook], stop: Stop, profile: bool
         return True
     e, setup = training.experiment, training.setup
     compiled, how = compile_steps(setup, e.groups())
-    saving = start_hooks(training, hooks, {group: flops for group, (_, flops) in compiled.items()}, profile)
+    saving = start_hooks(training, hooks, {kind: flops for kind, (_, flops) in compiled.items()}, profile)
     total, own = count(setup.abstract.params), count(setup.trained_shapes())
     training.say(
         f"{total:,} parameters, {f'{own:,} of them trained, ' * (own < total)}{e.steps - training.step:,} steps on "
@@ -143,16 +143,15 @@ def _steps(training: Training, hooks: dict[str, Hook], stop: Stop, profile: bool
     return not interrupted
 
 
-def _step(
-    training: Training, hooks: dict[str, Hook], feed: Feed, watchdog: Watchdog, compiled: dict[tuple[str, ...], Step]
-) -> None:
+def _step(training: Training, hooks: dict[str, Hook], feed: Feed, watchdog: Watchdog, compiled: dict[Kind, Step]) -> None:
     """One step, and what is due between it and the next."""
     group, step = feed.group, training.step + 1
     with watchdog.watch(f"step {step} has waited for a batch of {', '.join(group)}"):
         batches = feed.take()
     with watchdog.watch(f"step {step} has hung"):
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            training.take(compiled[group][0], group, batches)
+            kind = training.setup.kind_of(batches)
+            training.take(compiled[kind][0], kind, batches)
         for hook in hooks.values():
             hook.after_step(step, training)
     for hook in hooks.values():

@@ -21,7 +21,7 @@ from mmjax.train.config_file import apply_flags, load_config
 from mmjax.train.experiment import Experiment
 from mmjax.train.feed import Feed
 from mmjax.train.init_from import first_state
-from mmjax.train.setup import Setup
+from mmjax.train.setup import Kind, Setup
 from mmjax.train.setup import set_up as set_up_experiment
 from mmjax.train.state import State, with_variables
 from mmjax.train.teachers import Foreign, no_foreign
@@ -73,7 +73,7 @@ class Session:
         self.step_number = 0
         self._feed: Feed | None = None
         self._next: dict[str, Batch] = {}
-        self._compiled: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self._compiled: dict[Kind, Callable[..., Any]] = {}
         self._held = contextlib.ExitStack()
 
     def batch(self) -> dict[str, Batch]:
@@ -101,9 +101,9 @@ class Session:
                 f"steps={total}: as many are done; for more set it up with a larger one, which its schedule depends on"
             )
         batches = self.batch()
-        group = tuple(batches)
+        kind = self.setup.kind_of(batches)
         with use_mesh(self.setup.mesh):
-            state, figures = self._step_of(group)(self._whole_key() if _without_jit() else self.state, batches)
+            state, figures = self._step_of(kind)(self._whole_key() if _without_jit() else self.state, batches)
             self.state = self._placed(state)
             self.step_number, self._next = self.step_number + 1, {}
             return {name: float(value) for name, value in jax.device_get(figures).items()}
@@ -147,12 +147,12 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _step_of(self, group: tuple[str, ...]) -> Callable[..., Any]:
+    def _step_of(self, kind: Kind) -> Callable[..., Any]:
         if _without_jit():
-            return self.setup.jit_step(group)
-        if group not in self._compiled:
-            self._compiled[group] = self.setup.lower_step(group).compile()
-        return self._compiled[group]
+            return self.setup.jit_step(kind[0])
+        if kind not in self._compiled:
+            self._compiled[kind] = self.setup.lower_step(*kind).compile()
+        return self._compiled[kind]
 
     def _whole_key(self) -> State:
         """The state, with its random key on the host: a key that is split over devices cannot be wrapped but by `jit`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.evaluate.evaluation import Evaluation, encoded
-from mmjax.models import Multimodal
 from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
@@ -31,7 +31,11 @@ from mmjax.train.state import State, evaluated, init_state, teachers_of, with_te
 from mmjax.train.step import make_step, task_losses
 from mmjax.train.teacher import Known
 from mmjax.train.teachers import Foreign, known_teachers, no_foreign, read_teachers, teachings
+from mmjax.train.text_rows import check_buckets, check_packed, readers
 from mmjax.train.trained import Trained
+
+# What a step is compiled for: the streams it trains on, and of each the tokens of its texts where these are in buckets, else 0.
+Kind = tuple[tuple[str, ...], tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Setup:
       tokenizers: by name; "" is that of texts which name no other.
       datasets: every stream of the experiment, built.
       abstract: shapes and shardings of the state.
-      flops: the model's FLOPs in a step over each group of streams, where that was counted already.
+      flops: the model's FLOPs in a step over each group of streams, of the longest texts, where that was counted already.
       classes: head -> the names of its classes in the order of its logits, where data or model say them.
       notes: what the user should see of all this before the first step.
       teachers: what is known of the experiment's; {} where nothing is trained.
@@ -85,13 +89,27 @@ class Setup:
         dataset = self.datasets[name]
         return dataset.batches(start_step, local_rows(self.mesh, dataset.batch_size))
 
-    def compile_step(self, group: tuple[str, ...]) -> tuple[Callable[..., Any], int]:
-        """The compiled step over the streams of `group`, and the model's FLOPs in it."""
-        return self.lower_step(group).compile(), self.step_flops(group)
+    def kinds(self, group: tuple[str, ...]) -> list[Kind]:
+        """What steps over the streams of `group` are compiled for: all lengths of their texts, of several streams with each
+        other; the longest last."""
+        return [(group, found) for found in itertools.product(*(self.datasets[name].lengths or (0,) for name in group))]
 
-    def lower_step(self, group: tuple[str, ...]) -> jax.stages.Lowered:
+    def kind_of(self, batches: Mapping[str, Batch]) -> Kind:
+        """What the step on such batches was compiled for."""
+        keys = {name: self.datasets[name].bucketed for name in batches}
+        return tuple(batches), tuple(batches[name][key].shape[1] if key else 0 for name, key in keys.items())
+
+    def compile_step(self, group: tuple[str, ...], lengths: tuple[int, ...] = ()) -> tuple[Callable[..., Any], int]:
+        """The compiled step over the streams of `group`, and the model's FLOPs in it.
+
+        Args:
+          lengths: of a `Kind`; () for the longest.
+        """
+        return self.lower_step(group, lengths).compile(), self.step_flops(group, lengths)
+
+    def lower_step(self, group: tuple[str, ...], lengths: tuple[int, ...] = ()) -> jax.stages.Lowered:
         """The training step over the streams of `group`, traced for this mesh and not yet compiled."""
-        return self.jit_step(group).lower(self.abstract, self.batch_shapes(group))
+        return self.jit_step(group).lower(self.abstract, self.batch_shapes(group, lengths))
 
     def jit_step(self, group: tuple[str, ...]) -> Any:
         """The training step over the streams of `group`: (state, batches) -> (state, figures); the state is donated."""
@@ -120,10 +138,10 @@ class Setup:
         """The parameters to evaluate and export, with what the modules keep beside them."""
         return evaluated(state, self.trained())
 
-    def step_flops(self, group: tuple[str, ...]) -> int:
+    def step_flops(self, group: tuple[str, ...], lengths: tuple[int, ...] = ()) -> int:
         """The model's FLOPs in a step: those of the forward's matrix products, and twice that for the backward; where something
         is frozen, of the backward what the trained ones need."""
-        if group in self.flops:
+        if group in self.flops and (not lengths or (group, lengths) == self.kinds(group)[-1]):
             return self.flops[group]
         model, tasks, trained, teachers = self.experiment.model, self.tasks_of(group), self.trained(), self.teachings
 
@@ -132,7 +150,7 @@ class Setup:
             return task_losses(model, tasks, bound, batches, key, variables=variables, teachers=teachers)
 
         key, own = jax.eval_shape(lambda: jax.random.key(0)), self.trained_shapes()
-        shapes = (own, self.abstract.params, self.batch_shapes(group), key, self.abstract.variables)
+        shapes = (own, self.abstract.params, self.batch_shapes(group, lengths), key, self.abstract.variables)
         return self.flops_to_train(jax.make_jaxpr(forward)(*shapes).jaxpr)
 
     def flops_to_train(self, jaxpr: Any) -> int:
@@ -187,15 +205,15 @@ class Setup:
         """The tasks that train on the streams of `group`."""
         return {name: task for name, task in self.tasks.items() if task.data in group}
 
-    def batch_shapes(self, group: tuple[str, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        """Shapes, dtypes and shardings of a batch of each stream of `group`."""
+    def batch_shapes(self, group: tuple[str, ...], lengths: tuple[int, ...] = ()) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Shapes, dtypes and shardings of a batch of each stream of `group`; `lengths` of a `Kind`, () for the longest."""
         sharding = batch_sharding(self.mesh)
         return {
             name: {
                 key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-                for key, (shape, dtype) in self.datasets[name].train_spec().items()
+                for key, (shape, dtype) in self.datasets[name].train_spec(length).items()
             }
-            for name in group
+            for name, length in zip(group, lengths or (0,) * len(group), strict=True)
         }
 
 
@@ -223,6 +241,7 @@ def set_up(
     check_vocabularies(experiment, datasets, tokenizers)
     check_packed(experiment, datasets)
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
+    check_buckets(experiment, datasets, teachers)
     abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
     return Setup(experiment, mesh, tokenizers, datasets, abstract, teachers=teachers)
 
@@ -294,12 +313,6 @@ def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]
     return found
 
 
-def readers(model: Multimodal) -> list[tuple[str, str, Any]]:
-    """The parts that read a modality: `encoders.NAME` or `decoders.NAME`, the modality, and the part."""
-    found: list[tuple[str, str, Any]] = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
-    return found + [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
-
-
 def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], tokenizers: Mapping[str, Tokenizer]) -> None:
     """Hold each part that reads or writes a text against that text's own tokenizer.
 
@@ -331,23 +344,6 @@ def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], 
         words = getattr(task.objective, "vocab_size", None)
         if words is not None and words < tokenizer.vocab_size:
             raise UserError(f"tasks.{name}.objective.vocab_size={words}, and the tokenizer has {tokenizer.vocab_size} words")
-
-
-def check_packed(experiment: Experiment, datasets: Mapping[str, Dataset]) -> None:
-    """Hold each part with a table of positions against the longest text of rows that hold several: how long one is shows in no
-    shape.
-
-    Raises:
-      UserError: a table that has no position for its last words.
-    """
-    for name, dataset in datasets.items():
-        longest = {key: most for key, (_, most) in dataset.texts().items()} if dataset.packed else {}
-        for path, key, part in readers(experiment.model):
-            if key in longest and getattr(part, "positions", "") == "learned" and part.max_length < longest[key]:
-                raise UserError(
-                    f"data.{name}.max_length={longest[key]}: model.{path}.max_length={part.max_length} has no position for "
-                    "the end of such a text; give one of them as many as the other"
-                )
 
 
 def _check_tensor(model: Any, ways: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from mmjax.train.setup import Kind
+
 # Dense bfloat16 peak of one device under the name that JAX gives it, FLOP/s, from the vendors' data sheets (which state twice
 # that for newer NVIDIA cards, with sparsity). Where a GeForce card sums in float32 at half the rate, that rate.
 PEAK_FLOPS = {
@@ -42,21 +44,21 @@ class Speed:
     """Counts what was done since it was last asked.
 
     Args:
-      flops: model FLOPs of each kind of step (a group of data streams).
+      flops: model FLOPs of each kind of step: a group of data streams, and the lengths of their texts.
       devices: those the step runs on.
     """
 
-    def __init__(self, flops: Mapping[tuple[str, ...], int], devices: Sequence[jax.Device]):
+    def __init__(self, flops: Mapping[Kind, int], devices: Sequence[jax.Device]):
         self._flops = flops
         self._peak = PEAK_FLOPS.get(devices[0].device_kind, 0.0) * len(devices)
         self._since = time.perf_counter()
         self._examples = self._work = 0
         self._steps = 0
 
-    def tick(self, group: tuple[str, ...], examples: int) -> None:
+    def tick(self, kind: Kind, examples: int) -> None:
         """One step was started."""
         self._examples += examples
-        self._work += self._flops[group]
+        self._work += self._flops[kind]
         self._steps += 1
 
     def figures(self) -> dict[str, float]:

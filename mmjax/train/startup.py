@@ -15,7 +15,7 @@ from mmjax.parallel.multihost import agree, barrier, is_main
 from mmjax.train.experiment import Experiment
 from mmjax.train.kept_code import collect, digest, read
 from mmjax.train.run import CLASSES, Run, environment
-from mmjax.train.setup import Setup, set_up
+from mmjax.train.setup import Kind, Setup, set_up
 from mmjax.train.teachers import Foreign, no_foreign, write_down
 from mmjax.train.validate import validated
 
@@ -100,14 +100,15 @@ def agree_on_data(setup: Setup) -> None:
         agree(f"the tokenizer {name}".strip(), {"words": len(words), "crc": zlib.crc32(repr(words).encode())})
 
 
-def compile_steps(setup: Setup, groups: tuple[tuple[str, ...], ...]) -> tuple[dict[tuple[str, ...], Step], str]:
-    """The compiled step of each group, and how long it took: "compiled in 41.2 s", or from the cache."""
+def compile_steps(setup: Setup, groups: tuple[tuple[str, ...], ...]) -> tuple[dict[Kind, Step], str]:
+    """The compiled step of each kind, and how long it took: "compiled in 41.2 s", or from the cache."""
     began = time.perf_counter()
-    different = tuple(dict.fromkeys(groups))
+    kinds = [kind for group in dict.fromkeys(groups) for kind in setup.kinds(group)]
     with _cache_hits() as hits:
-        steps = {group: setup.compile_step(group) for group in different}
-    found = ", from the compilation cache" if len(hits) >= len(different) else ""
-    return steps, f"compiled in {time.perf_counter() - began:.1f} s{found}"
+        steps = {kind: setup.compile_step(*kind) for kind in kinds}
+    found = ", from the compilation cache" if len(hits) >= len(kinds) else ""
+    many = f"{len(kinds)} programs " if len(kinds) > 1 else ""
+    return steps, f"{many}compiled in {time.perf_counter() - began:.1f} s{found}"
 
 
 @contextlib.contextmanager

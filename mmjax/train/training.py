@@ -17,7 +17,7 @@ from mmjax.train.init_from import first_state
 from mmjax.train.local import LocalCheckpoints
 from mmjax.train.metrics import MetricWriter, Quiet, open_writer
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup
+from mmjax.train.setup import Kind, Setup
 from mmjax.train.state import State
 
 
@@ -33,6 +33,7 @@ class Training:
       step: how many steps were started, those of earlier calls included.
       state: after them. The next step takes its arrays over: copy what is to be kept.
       group, examples: names of the streams of the last step, and how many examples it took.
+      kind: what the last step was compiled for: its group, and the tokens of its texts.
       figures: of the last step: [] float32 by name (`loss`, `loss/TASK`, `gradient_norm`, ...); reading one waits for it.
       done: (step, figures) of the steps that have come to their end since the one before was started, usually the last but
         two; reading these waits for nothing.
@@ -51,7 +52,7 @@ class Training:
         self.local = self._local()
         self.evaluation = setup.evaluation()
         self.state, self.step = self._start()
-        self.group: tuple[str, ...] = ()
+        self.kind: Kind = ((), ())
         self.examples = 0
         self.figures: Mapping[str, jax.Array] = {}
         self.done: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -97,12 +98,16 @@ class Training:
         """
         self.interrupted = self.interrupted or why
 
-    def take(self, compiled: Callable[..., Any], group: tuple[str, ...], batches: Mapping[str, Batch]) -> None:
+    @property
+    def group(self) -> tuple[str, ...]:
+        return self.kind[0]
+
+    def take(self, compiled: Callable[..., Any], kind: Kind, batches: Mapping[str, Batch]) -> None:
         """Start a step."""
         self.done, self.metrics = [], None
         self.state, self.figures = compiled(self.state, batches)
         self.step += 1
-        self.group, self.examples = group, sum(len(batch["index"]) for batch in batches.values())
+        self.kind, self.examples = kind, sum(len(batch["index"]) for batch in batches.values())
 
     def closings(self, broken_off: bool) -> list[tuple[str, Callable[[], None]]]:
         """What there is to close, in order: (what it is called, what does it)."""

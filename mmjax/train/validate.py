@@ -310,6 +310,9 @@ def _table(setup: Setup) -> list[str]:
         lines.append(
             f"data.{name}: {dataset.size:,} records ({held}{f'; {classes}' if classes else ''}); {uses_ or 'not read'}"
         )
+        if tasks and dataset.lengths:
+            shorter = ", ".join(map(str, dataset.lengths[:-1])) or "no other length"
+            lines.append(f"data.{name}: batches of shorter texts have {dataset.bucketed} {shorter} (packing.lengths)")
     for head, names in setup.classes.items():
         lines.append(f"heads.{head}: {len(names)} classes, {names[0]} first and {names[-1]} last")
     return lines

@@ -16,6 +16,7 @@ from mmjax.data import (
     ArrayRecord,
     Arrow,
     Balanced,
+    Buckets,
     Coco,
     Data,
     Flip,
@@ -45,7 +46,7 @@ def picture(number):
 
 
 def text(number):
-    return f"picture {number} of {'a cat' if number % 2 else 'an emu'}"
+    return f"picture {number}" + f" of {'a cat' if number % 2 else 'an emu'}" * (number % 3 > 0)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def sources(tmp_path_factory):
 
 
 def data_of(source, **fields):
-    transforms = () if "packing" in fields else (RandomCrop((5, 6)), Flip(), Noise(0.05), Normalise())
-    return Data(source, transforms, batch_size=ROWS, max_length=8, **fields)
+    moved = (RandomCrop((5, 6)), Flip(), Noise(0.05), Normalise())
+    return Data(source, batch_size=ROWS, max_length=8, **{"transforms": moved, **fields})
 
 
 def opened(data):
@@ -131,6 +132,8 @@ CASES = [
     ("packed", "records"),  # several texts a row; of two processes each has half of a window's rows
     ("packed", "blocks"),
     ("packed mix", "records"),
+    ("bucketed", "records"),  # windows of three batches: a run goes on in the middle of one
+    ("bucketed pictures", "blocks"),
 ]
 
 
@@ -142,13 +145,20 @@ def test_batches_are_the_same_whoever_makes_them_and_wherever_a_run_goes_on(sour
         "balanced": Balanced(sources["folder"]),
         "packed": sources["texts"],
         "packed mix": Mix({"once": sources["texts"], "twice": sources["texts"]}, {"once": 1.0, "twice": 2.0}),
+        "bucketed": sources["texts"],
+        "bucketed pictures": sources["parquet"],
     }
-    fields = {"packing": Packed(16, texts=3, window=ROWS, examples=20, carry=2)} if name.startswith("packed") else {}
+    packings = {"packed": Packed(16, texts=3, window=ROWS, examples=20, carry=2), "bucketed": Buckets((5, 6), window=3)}
+    packing = packings.get(name.split()[0])
+    fields = {} if packing is None else {"packing": packing}
+    fields |= {"transforms": ()} if name in ("packed", "packed mix", "bucketed") else {}
     data = data_of(more.get(name) or sources[name], order=order, block_window=2, **fields)
     whole = made_by(data, 1)
     assert len({row for rows in whole for row in rows}) == ROWS * STEPS or fields  # of packed rows some are two short texts
     for processes, workers, start in ((2, 0, 0), (4, 0, 3), (1, 2, 4)):
         assert made_by(dataclasses.replace(data, workers=workers), processes, start) == whole[start:]
+    if name.startswith("bucketed"):
+        assert {opened(data).batch(step)["text"].shape[1] for step in range(STEPS)} == {5, 8}
 
 
 def test_every_format_gives_the_same_batches(sources):

@@ -10,6 +10,7 @@ from mmjax.core.config import check_ranges, default, spec_fields
 from mmjax.core.errors import UserError
 from mmjax.data import Data
 from mmjax.data.columns import COLUMNS
+from mmjax.data.packing import PACKINGS
 from mmjax.data.sources import SOURCES
 from mmjax.data.tokenizers import TOKENIZERS
 from mmjax.data.transforms import TRANSFORMS
@@ -28,7 +29,7 @@ from mmjax.train.hooks import HOOKS
 from mmjax.train.weighting import WEIGHTINGS
 
 TABLES = (COLUMNS, SOURCES, TRANSFORMS, TOKENIZERS, EVALUATORS, DECODERS, ENCODERS, FUSIONS, HEADS, AUGMENTATIONS, OBJECTIVES)
-TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS, MIXES)
+TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS, MIXES, PACKINGS)
 CLASSES = sorted({cls for table in TABLES for cls in table.values()} | {Data, Mesh, Checkpoint, Log, Task, Experiment}, key=str)
 GIVEN = {  # of fields that have to be given
     "at": (1,),

@@ -28,7 +28,7 @@ class Figures(Hook):
 
     def after_step(self, step: int, training: Training) -> None:
         self._pending.append((step, training.figures))
-        self._speed.tick(training.group, training.examples)
+        self._speed.tick(training.kind, training.examples)
         self._read(training, LAG)
 
     def settle(self, training: Training) -> None:

@@ -13,11 +13,12 @@ from mmjax.train.hooks.hook import Hook, missing
 from mmjax.train.hooks.patience import Patience
 from mmjax.train.hooks.profile import Profile
 from mmjax.train.hooks.saving import Saving
+from mmjax.train.setup import Kind
 from mmjax.train.speed import Speed
 from mmjax.train.training import Training
 
 
-def start_hooks(training: Training, hooks: dict[str, Hook], flops: Mapping[tuple[str, ...], int], profile: bool) -> Saving:
+def start_hooks(training: Training, hooks: dict[str, Hook], flops: Mapping[Kind, int], profile: bool) -> Saving:
     """The hooks of every run, each after those whose work it needs; then those of the config, in its order.
 
     Args:
