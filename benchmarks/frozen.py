@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -44,7 +44,9 @@ class Images:
     size: int
     batch_size: int
 
-    def spec(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+    lengths: ClassVar[tuple[int, ...]] = ()
+
+    def train_spec(self, length: int = 0) -> dict[str, tuple[tuple[int, ...], Any]]:
         rows = ((self.batch_size,), np.dtype(np.int32))
         return {"image": ((self.batch_size, self.size, self.size, 3), np.dtype(np.float32)), "label": rows, "index": rows}
 
