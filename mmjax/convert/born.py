@@ -1,4 +1,4 @@
-"""A model of our own as one that was built from a HuggingFace config: as the class that is exactly it, or with a class's head."""
+"""A model of our own as one that was built from a HuggingFace config: the class that is exactly it, or one with its encoder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _classes(model: Multimodal, end: str = "", labels: Config | None = None) -> 
 def _as_class(family: Family, name: str, model: Multimodal, labels: Mapping[str, Any] | None) -> Found:
     own = explicit(model).copy(unread={}, huggingface={"model_type": family.model_type, **no_ids(family)})
     own = own if labels is None else own.copy(heads={})
-    config = family.config(own) | (labels or {}) | {"architectures": [name]}
+    config = {**family.config(own), **(labels or {}), "architectures": [name]}
     built = build_model(config)[1]
     rooms = {room: {part: getattr(own, room)[part] for part in getattr(built, room)} for room in ROOMS}
     own = own.copy(**rooms, heads=built.heads) if labels is not None else own

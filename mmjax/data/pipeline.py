@@ -8,9 +8,8 @@ function of (seed, p). A process makes only its own rows, and any number of proc
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -21,17 +20,19 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.bins import Fill
 from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
+from mmjax.data.corpus import corpus, named_tags
 from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
+from mmjax.data.once import say_once, warn_once
 from mmjax.data.order import Draws, Order
 from mmjax.data.packing import PACKINGS, Packing, mean_length, the_text
 from mmjax.data.passages import Windows
 from mmjax.data.reader import Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
-from mmjax.data.spans import Span, windowed
+from mmjax.data.spans import windowed
 from mmjax.data.strings import Strings
-from mmjax.data.tags import Tags, TagsColumn
-from mmjax.data.texts import Text, column_texts
+from mmjax.data.tags import TagsColumn
+from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.transforms.sided import check_before
@@ -39,6 +40,7 @@ from mmjax.data.types import Records
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
+FAR = "%s: each record may fetch a file of its own; order='blocks' reads one file after the other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,22 @@ class Data:
     cache_mb: int = 256
     bad_record_limit: float = 0.01
 
+    def open(self, name: str = "") -> Records:
+        """The records of the source; `name` as in `build`, which raises the same."""
+        with within(f"data.{name}" if name else ""):
+            records: Records = self.source.build()
+            if not len(records):
+                raise UserError(f"source: {self.source!r} has no records")
+            return records
+
     def build(
-        self, tokenizer: Tokenizer | None, seed: int, name: str = "", tokenizers: Mapping[str, Tokenizer] | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        seed: int,
+        name: str = "",
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+        records: Records | None = None,
+        spare: bool = False,
     ) -> Dataset:
         """Open the source and read its first record.
 
@@ -91,6 +107,8 @@ class Data:
           tokenizer: of texts that name no other; None where there is none.
           tokenizers: those that columns name.
           name: that of the data in an experiment: it begins every complaint, now and while reading.
+          records: those of the source, where it is open already.
+          spare: nobody reads texts that no column names: without a tokenizer they are left out.
 
         Raises:
           UserError: a number out of range, whatever the source raises, an empty source, text and no tokenizer, or transforms
@@ -98,14 +116,12 @@ class Data:
         """
         with within(f"data.{name}" if name else ""):
             self._check(seed)
-            records = self.source.build()
-            if not len(records):
-                raise UserError(f"source: {self.source!r} has no records")
+            records = self.open() if records is None else records
             if self.shuffle and self.order != "blocks":
                 for path in far(self.source):
-                    _say_order(path)
+                    warn_once(log, FAR, path)
             named = {**(tokenizers or {}), **({} if tokenizer is None else {"": tokenizer})}
-            return Dataset(self, records, named, seed, name)
+            return Dataset(self, records, named, seed, name, spare)
 
     def _check(self, seed: int) -> None:
         least = {"batch_size": 1, "max_length": 1, "block_window": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
@@ -118,47 +134,16 @@ class Data:
             raise UserError(f"seed={seed}: give a whole number from 0 up")
         check_before(self.transforms)
 
-    def texts(self, name: str = "", tokenizer: str = "") -> Iterator[str]:
+    def texts(self, name: str = "", tokenizer: str = "", opened: Callable[[], Records] | None = None) -> Iterator[str]:
         """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write.
 
         Args:
           name: begins every complaint, as in `build`.
           tokenizer: the name of one that columns name: then the texts of those columns.
+          opened: gives the records of the source, where somebody keeps them.
         """
         with within(f"data.{name}" if name else ""):
-            own = [key for key, spec in self.columns.items() if getattr(spec, "tokenizer", None) == tokenizer]
-            if tokenizer and not own:
-                return
-            records = self.source.build()
-            for key in own if tokenizer else [key for key in own if key != "text"]:
-                if isinstance(spec := self.columns[key], Tags):  # each with the space that is before it in a text
-                    yield from (f" {word}" for word in column_texts(records, spec.words))
-                elif isinstance(spec, Span):
-                    for field in (spec.question, spec.context):
-                        yield from column_texts(records, field)
-                else:
-                    yield from column_texts(records, key)
-            if getattr(self.columns.get("text"), "tokenizer", "") == tokenizer:
-                if not tokenizer:
-                    yield from records.texts()
-                for transform in self.transforms:
-                    if hasattr(transform, "texts"):
-                        yield from transform.texts(records)
-
-
-@functools.cache  # once
-def _say_order(path: str) -> None:
-    log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
-
-
-def _named(columns: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """Columns with the names of tags that no spec says, from all records."""
-    found = dict(columns)
-    for key, spec in columns.items():
-        if isinstance(spec, Tags):
-            with within(f"columns.{key}"):
-                found[key] = spec.named(functools.partial(column_texts, records, key))
-    return found
+            yield from corpus(self.columns, self.transforms, tokenizer, opened or self.source.build)
 
 
 class Dataset:
@@ -179,7 +164,15 @@ class Dataset:
         each process of a distributed run counts its own rows.
     """
 
-    def __init__(self, data: Data, records: Records, tokenizers: Mapping[str, Tokenizer], seed: int, name: str = "") -> None:
+    def __init__(
+        self,
+        data: Data,
+        records: Records,
+        tokenizers: Mapping[str, Tokenizer],
+        seed: int,
+        name: str = "",
+        spare: bool = False,
+    ) -> None:
         self.path = f"data.{name}" if name else ""
         for transform in data.transforms:
             if hasattr(transform, "check_tokenizer") and "" in tokenizers:
@@ -200,7 +193,8 @@ class Dataset:
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
-        self._columns = Columns(first, tokenizers, data.max_length, _named(data.columns, records), tuple(records.classes))
+        named = named_tags(data.columns, records)
+        self._columns = Columns(first, tokenizers, data.max_length, named, tuple(records.classes), spare)
         self._classes = tuple(records.classes)
         self._record, self._first = first, self._columns([first])[0]
         self._packing = None if data.packing is None else self._packed(data)
@@ -220,6 +214,11 @@ class Dataset:
     def tokenizer(self) -> Tokenizer | None:
         """What encodes texts that name no other; None where there is none."""
         return self.tokenizers.get("")
+
+    @property
+    def textless(self) -> bool:
+        """Whether its records have a `text` that is left out, since nobody reads it."""
+        return self._columns.textless
 
     @property
     def truncated(self) -> int:
@@ -337,7 +336,7 @@ class Dataset:
             spec = data.packing.of(data.batch_size, longest, lambda: mean_length(self._reader, self._columns, key))
             packing = Packing(spec, self._reader, self._columns, data.batch_size)
         if rest := [name for name in self._first if name not in (*packing.fills, *OWN, "group")]:
-            log.info("%s: rows of several texts hold no %s", self.path or "data", ", ".join(rest))
+            say_once(log.name, logging.INFO, f"{self.path or 'data'}: rows of several texts hold no {', '.join(rest)}")
         return packing
 
     def _take(self, rows: Rows | UserError) -> Batch:
@@ -354,7 +353,7 @@ class Dataset:
             if path not in self.bad:
                 self.bad[path] = reason
                 whose = f"{self.path}: " if self.path else ""
-                log.warning("%scannot read %s (%s); another record takes its place", whose, path, reason)
+                warn_once(log, "%scannot read %s (%s); another record takes its place", whose, path, reason)
         limit = self._data.bad_record_limit
         if len(self.bad) > limit * self.size:
             path, reason = next(iter(self.bad.items()))

@@ -17,7 +17,6 @@ from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.evaluate.evaluation import Evaluation, encoded
-from mmjax.models import Multimodal
 from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
 from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
@@ -27,6 +26,7 @@ from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
+from mmjax.train.sources import Sources, readers
 from mmjax.train.state import State, evaluated, init_state, teachers_of, with_teachers
 from mmjax.train.step import make_step, task_losses
 from mmjax.train.teacher import Known
@@ -216,10 +216,10 @@ def set_up(
       UserError: anything in the experiment that does not fit together.
     """
     check_mesh(experiment, mesh)
-    tokenizers = _tokenizers(experiment, run)
+    sources = Sources(experiment)
+    tokenizers = _tokenizers(experiment, run, sources)
     names = experiment.data if only is None else only
-    own = tokenizers.get("")
-    datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
+    datasets = {name: sources.dataset(name, tokenizers) for name in names}
     check_vocabularies(experiment, datasets, tokenizers)
     check_packed(experiment, datasets)
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
@@ -274,7 +274,7 @@ def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State
     return init_state(e.model, e.updating, e.steps, e.weighting, weights, seed, groups, objectives, shapes, e.adapt, *kept)
 
 
-def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:
+def _tokenizers(experiment: Experiment, run: Run | None, sources: Sources) -> dict[str, Tokenizer]:
     """The run's own once it has a checkpoint; else those that its config names; else that of the run it starts from.
 
     Of several processes only process 0 makes them; the others read them from the run.
@@ -286,18 +286,12 @@ def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]
     for name, spec in {"": experiment.tokenizer, **experiment.tokenizers}.items():
         if spec is None:
             continue
-        texts = (text for data in experiment.task_data() for text in experiment.data[data].texts(data, name))
+        texts = (text for data in experiment.task_data() for text in sources.texts(data, name))
         with within(f"tokenizers.{name}" if name else "tokenizer"):
             found[name] = spec.train(texts)
     if experiment.init_from:
         found = {**Run(experiment.init_from).tokenizers(), **found}
     return found
-
-
-def readers(model: Multimodal) -> list[tuple[str, str, Any]]:
-    """The parts that read a modality: `encoders.NAME` or `decoders.NAME`, the modality, and the part."""
-    found: list[tuple[str, str, Any]] = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
-    return found + [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
 
 
 def check_vocabularies(experiment: Experiment, datasets: Mapping[str, Dataset], tokenizers: Mapping[str, Tokenizer]) -> None:

@@ -75,11 +75,11 @@ def test_a_tower_of_two_is_enough(tmp_path):
 
 
 def test_what_differs_is_said():
-    with pytest.raises(UserError, match=r"that tags tokens has such an encoder.*embed_norm=False has no place in Bert\w+, which"):
+    with pytest.raises(UserError, match=r"that tags tokens has such an encoder.*embed_norm=False has no place in Bert"):
         with_head(masked(embed_norm=False), 3, ("ForTokenClassification",), "tags tokens")
-    with pytest.raises(UserError, match=r"is the whole of this model: model.encoders.text.embed_norm=False has no place in Bert"):
+    with pytest.raises(UserError, match=r"the whole of this model: model.encoders.text.embed_norm=False has no place in Bert"):
         born(masked(embed_norm=False))
     pooled = Multimodal({"text": text()}, heads={"topic": Classifier(3, "text", "mean")})
-    with pytest.raises(UserError, match="none is made of encoders.text, heads.topic"):
+    with pytest.raises(UserError, match=r"none is made of encoders\.text, heads\.topic"):
         born(pooled)
     assert with_head(pooled, 3, ("ForSequenceClassification",), "classifies").heads["classes"].pool == "cls"
