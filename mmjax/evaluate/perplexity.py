@@ -26,7 +26,7 @@ class Perplexity(HeldOut):
       data: the dataset.
 
     Raises:
-      UserError: no objective was given; it compares examples within a batch, smooths its labels, or counts no token of the data.
+      UserError: no objective was given; it compares examples within a batch, smooths its labels, or counts no token here.
     """
 
     example: ClassVar[str] = "Perplexity(CausalLM())"
