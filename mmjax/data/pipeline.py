@@ -230,6 +230,11 @@ class Dataset:
         """Whether rows of its training batches hold several texts."""
         return self._packing is not None
 
+    @property
+    def window_examples(self) -> int:
+        """Texts of a window of packed rows, said or drawn; 0 where rows hold one text each."""
+        return 0 if self._packing is None else self._packing.spec.examples
+
     def texts(self) -> dict[str, tuple[Tokenizer, int]]:
         """Key of a text -> its tokenizer and length."""
         return self._columns.texts
