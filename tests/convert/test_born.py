@@ -12,12 +12,15 @@ from mmjax.convert import load_classifier, load_extractor, load_tagger
 from mmjax.convert.api import save_params
 from mmjax.convert.born import born, with_head
 from mmjax.convert.export import prepare
+from mmjax.core.config import leaves
 from mmjax.core.errors import UserError
+from mmjax.data import WordPiece
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.fusion import Dual
 from mmjax.models.heads import Classifier, TokenClassifier
 from mmjax.train import Experiment
+from mmjax.train.config_file import load_config
 from mmjax.train.run import Run
 
 BERT = {"norm_placement": "post", "embed_norm": True, "segments": 2}
@@ -48,6 +51,14 @@ def test_a_run_from_nothing_opens_and_is_saved_as_its_class(tmp_path):
     batch = {"text": IDS.astype(np.int32), "text_mask": MASK}
     here = compiled(lambda p: bound(model, p, batch).head("masked_lm"))(params)
     assert_close(np.asarray(here)[MASK], there[MASK])
+
+
+def test_what_is_pretrained_on_texts_goes_out_whole_and_is_what_the_configs_of_texts_begin_with():
+    model = load_config("text_pretraining").model
+    assert prepare(model, WordPiece(300).train(["a red three"]), {}, {}).architecture == "BertForMaskedLM"
+    for name in ("texts", "labels"):
+        other = load_config(name).model.encoders["text"].copy(max_length=model.encoders["text"].max_length)
+        assert leaves(other) == leaves(model.encoders["text"])
 
 
 @pytest.mark.parametrize(
