@@ -1,5 +1,6 @@
 """Letters end after their marks, as Python's own normalisation has it where one character stands for both."""
 
+import itertools
 import unicodedata
 
 from hypothesis import given
@@ -12,9 +13,7 @@ LETTERS = ("e\u0301", "o\u0308\u0304", "\u0928\u093f", "\u2764\ufe0f", "a\u200d"
 
 @given(st.lists(st.sampled_from(LETTERS), min_size=1))
 def test_a_part_ends_where_a_letter_does(letters):
-    text, begins = "".join(letters), []
-    for letter in letters:
-        begins.append(sum(map(len, letters[: len(begins)])))
+    text, begins = "".join(letters), [0, *itertools.accumulate(map(len, letters[:-1]))]
     edges = [*begins, len(text)]
     assert [place for place in range(len(text) + 1) if not is_mark(text, place)] == edges
     assert all(letter_end(text, end) == min(edge for edge in edges if edge >= end) for end in range(len(text) + 1))
