@@ -21,7 +21,7 @@ from mmjax.core.config import setting
 from mmjax.core.describe import fields, first_sentence, options, page
 from mmjax.core.errors import REFUSED, UserError, nearest, said_of
 from mmjax.core.flags import take
-from mmjax.core.strict_json import line
+from mmjax.core.strict_json import fitting, readable
 
 if TYPE_CHECKING:
     from mmjax.core.describe import Line
@@ -124,7 +124,7 @@ def train(words: list[str]) -> int:
         name, experiment = _experiment(words)
         metrics = run_training(experiment, own.workdir or Path("runs") / Path(name).stem, own.profile, obstacle, teacher)
         if metrics and is_main():
-            _say(line(metrics))
+            _say(readable(metrics))
     return 0
 
 
@@ -146,7 +146,7 @@ def evaluate(words: list[str]) -> int:
 
         metrics = evaluate_run(words[0], own.data, words[1:], own.predictions)
         if is_main():
-            _say(line(metrics))
+            _say(readable(metrics))
     return 0
 
 
@@ -380,9 +380,9 @@ def _find_modules_here() -> None:
 
 
 def _say(text: str) -> None:
-    """Print to whoever still reads; `mmjax ... | head` ends without a word."""
+    """Print to whoever still reads, in letters that it can show; `mmjax ... | head` ends without a word."""
     try:
-        print(text, flush=True)
+        print(fitting(text, sys.stdout.encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
 

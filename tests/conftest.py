@@ -25,6 +25,7 @@ import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
+from mmjax.data.once import say_once
 from mmjax.parallel.mesh import Mesh, use_mesh
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -68,6 +69,12 @@ def few_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    """What is said once a process is said in each test."""
+    say_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

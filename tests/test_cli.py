@@ -1,6 +1,7 @@
 """The command line: what each command prints, and one line with exit status 2 for each mistake of the user's."""
 
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mmjax import cli
 from mmjax.cli import COMMANDS, main
 from mmjax.core.config import to_json
+from mmjax.core.strict_json import readable
 from mmjax.train.config_file import load_config
 from mmjax.train.run import Run
 
@@ -33,6 +36,14 @@ def asked(capsys, *words: str) -> str:
     said = capsys.readouterr()
     assert said.err == ""
     return said.out
+
+
+def test_letters_are_printed_where_the_terminal_has_them(monkeypatch):
+    for encoding, shown in (("utf-8", '"naïve 猫"'), ("latin-1", r'"naïve \u732b"'), ("ascii", r'"na\u00efve \u732b"')):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", file)
+        cli._say(readable("naïve 猫"))
+        assert file.buffer.getvalue().decode(encoding) == f"{shown}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])

@@ -53,14 +53,21 @@ FLAGS = {
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "spans": "--data.train.source.path {asked} --data.validation.source.path {asked}",
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
+    "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
 HELD_OUT = load_config("few_shot").data["test"].source.only
 PUBLISHED = {"siglip_b16": 203_155_970}
-TEXTS = ("labels", "relations", "spans", "texts")  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
+TEXTS = (
+    "labels",
+    "relations",
+    "spans",
+    "text_pretraining",
+    "texts",
+)  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
 # Three objectives and more, and what is much like another: ten seconds and more to compile, so by default only traced.
-LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa")
+LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "text_pretraining")
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +216,17 @@ def test_two_steps_of_the_shrunk_config(name, places, quick, tmp_path):
     for task in made.tasks:
         assert np.isfinite([line[f"loss/{task}"] for line in lines[:2]]).all()
     assert {metric.split("/")[0] for metric in metrics} == set(made.evaluate)
+
+
+def test_a_file_and_chinese_words_come_in_by_the_flags_that_text_pretraining_shows():
+    said = CONFIGS["text_pretraining"].read_text().split('"""')[1].replace("\\\\\n", "")
+    file, words = re.findall(r"--data\.train[^`\n]+", said)
+    made = apply_flags(load("text_pretraining"), [*file.split(), *words.split()])
+    assert {type(made.data[split].source).__name__ for split in made.data} == {"Manifest"}
+    assert [(own.source.split, own.columns["text"].words) for own in made.data.values()] == [
+        ("train", "jieba"),
+        ("validation", "jieba"),
+    ]
 
 
 def test_what_is_held_out_is_what_few_shot_learns():

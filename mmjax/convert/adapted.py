@@ -15,9 +15,10 @@ import numpy as np
 from mmjax.adapt import base_of, is_adapter, wide
 from mmjax.adapt.places import places_of
 from mmjax.convert.api import COMPANION_FOLDER, copy_companions, has_tokenizer, load, load_run, prepared, run_at, save_params
+from mmjax.convert.born import born
 from mmjax.convert.export import Whole, in_units
 from mmjax.convert.staging import staged_folder
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
@@ -124,10 +125,12 @@ def write_adapted(base: str | Path, target: str | Path, over: Callable[[Multimod
     """Make a run of a base, a run or a HuggingFace folder, and of what an adapter makes of it.
 
     Raises:
-      UserError: no base there; `target` holds files already.
+      UserError: no base there, or no HuggingFace class is it; `target` holds files already.
     """
     base, target = Path(base), Path(target)
     model, params = load(base)
+    with within(str(base)):
+        model = born(model)
     variables = params.get(VARIABLES)
     params = wide({name: tree for name, tree in params.items() if name != VARIABLES})
     with staged_folder(target) as folder:

@@ -15,9 +15,10 @@ import numpy as np
 
 from mmjax.adapt import merged
 from mmjax.convert import processor
+from mmjax.convert.born import born, with_head
 from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, in_units, prepare, text_tokenizer
 from mmjax.convert.family import explicit
-from mmjax.convert.huggingface import COMPANIONS, build_model, describe_model, family_of, read_model, write_model
+from mmjax.convert.huggingface import COMPANIONS, describe_model, family_of, read_model, write_model
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
 from mmjax.convert.towers import towers
@@ -68,15 +69,16 @@ def load_model(path: str | Path) -> Multimodal:
 
 
 def load_classifier(path: str | Path, classes: int) -> Multimodal:
-    """The model of a HuggingFace folder, or of a run made of one, as HuggingFace's class that classifies its images or its
-    texts: with the head that `mmjax convert to-hf` can write. Without parameters; `heads_classes/*` starts anew.
+    """The model of a HuggingFace folder, or of a run, as HuggingFace's class that classifies its images or its texts: with the
+    head that `mmjax convert to-hf` can write. Without parameters; `heads_classes/*` starts anew. A run may have been trained
+    from nothing: its encoder must be that of such a class.
 
     Usage:
       model = load_classifier("runs/clip", classes=3)  # the image tower and the mean of its patches: CLIPForImageClassification
       Experiment(model=model, init_from="runs/clip", init_fresh=("heads_classes/*",), ...)
 
     Raises:
-      UserError: the model did not come from HuggingFace, or its family has no such class here.
+      UserError: its family has no such class here; or no class has such an encoder, and in what the nearest differs.
     """
     return _headed(path, classes, ("ForImageClassification", "ForSequenceClassification"), "classifies")
 
@@ -89,7 +91,7 @@ def load_tagger(path: str | Path, classes: int) -> Multimodal:
       Experiment(model=model, init_from="runs/bert", init_fresh=("heads_token_classes/*",), ...)
 
     Raises:
-      UserError: the model did not come from HuggingFace, or its family has no such class here.
+      UserError: its family has no such class here; or no class has such an encoder, and in what the nearest differs.
     """
     return _headed(path, classes, ("ForTokenClassification",), "tags tokens")
 
@@ -102,21 +104,16 @@ def load_extractor(path: str | Path) -> Multimodal:
       Experiment(model=model, init_from="runs/bert", init_fresh=("heads_spans/*",), ...)
 
     Raises:
-      UserError: the model did not come from HuggingFace, or its family has no such class here.
+      UserError: its family has no such class here; or no class has such an encoder, and in what the nearest differs.
     """
     return _headed(path, 2, EXTRACTS, "finds answers in passages")
 
 
 def _headed(path: str | Path, classes: int, ends: tuple[str, ...], does: str) -> Multimodal:
-    """The model of a folder or a run as the first class of its family whose name ends so."""
+    """The model of a folder or a run as the first class whose name ends so."""
     model = load_model(path)
-    family = family_of(model)
-    name = next((name for name in family.models if name.endswith(ends)), None)
-    if name is None:
-        raise UserError(f"{path}: {family.model_type} has no class of HuggingFace's that {does}; add a head by hand")
-    names = {str(i): f"LABEL_{i}" for i in range(classes)}
-    config = family.config(explicit(model)) | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-    return build_model(config | {"architectures": [name]})[1]
+    with within(str(path)):
+        return with_head(model, classes, ends, does)
 
 
 def image_transforms(path: str | Path) -> tuple[Any, ...]:
@@ -131,15 +128,15 @@ def image_transforms(path: str | Path) -> tuple[Any, ...]:
 
 def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str | Path | None = None) -> str:
     """Write a folder that `transformers` opens with `from_pretrained`, and return the name of its class. What adapts the model
-    is merged into its parameters.
+    is merged into its parameters, and one of our own is written as the class that is exactly it.
 
     Args:
       companions: a folder whose tokenizer and image-processor files go with it.
 
     Raises:
-      UserError: no HuggingFace class is this model; `path` holds files already.
+      UserError: no HuggingFace class is this model, and in what the nearest differs; `path` holds files already.
     """
-    params = merged(model, params)
+    model, params = born(model), merged(model, params)
     if companions is None:
         return write_model(model, params, Path(path))
     return write_model(model, params, Path(path), functools.partial(copy_companions, Path(companions)))

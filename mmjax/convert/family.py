@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmjax.convert.layout import Row
@@ -276,19 +276,25 @@ def check_exact(family: Family, model: Multimodal, config: Config, architecture:
     Raises:
       UserError: a leaf in which they differ, by its path: no such HuggingFace class has it.
     """
+    for misfit in misfits(family, model, config, architecture):
+        raise UserError(misfit)
+
+
+def misfits(family: Family, model: Multimodal, config: Config, architecture: str) -> Iterator[str]:
+    """A line for each part, then for each leaf, in which a model differs from the one that config.json builds."""
     built = explicit(family.build(config, architecture))
     for room in ("encoders", "fusions", "decoders", "heads"):
         for name, part in getattr(model, room).items():
             there = type(getattr(built, room).get(name)).__name__
             if type(part).__name__ != there:  # the fields of one may be among those of the other
-                raise UserError(f"model.{room}.{name} is a {type(part).__name__}, and {architecture} has {there} there")
+                yield f"model.{room}.{name} is a {type(part).__name__}, and {architecture} has {there} there"
     rebuilt, own = leaves(built), leaves(model)
     for path, value in own.items():
         if path.split(".")[0] in OUTSIDE or path.split(".")[-1] in FREE:
             continue
         if path not in rebuilt or rebuilt[path] != value:
             there = rebuilt.get(path, "nothing")
-            raise UserError(f"model.{path}={value!r} has no place in {architecture}, which has {there!r}")
+            yield f"model.{path}={value!r} has no place in {architecture}, which has {there!r}"
 
 
 def explicit(model: Any) -> Any:

@@ -39,7 +39,7 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
         for fields in ({}, {"vision_use_head": False}):
             if not fields.keys() <= family.fields.keys():
                 continue
-            born = explicit(model).copy(huggingface={"model_type": kind, **_no_ids(family), **fields})
+            born = explicit(model).copy(huggingface={"model_type": kind, **no_ids(family), **fields})
             try:
                 architecture = family.architecture(born)
                 config = family.config(born) | {"architectures": [architecture]}
@@ -50,7 +50,8 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
     return None
 
 
-def _no_ids(family: Family) -> dict[str, Any]:
+def no_ids(family: Family) -> dict[str, Any]:
+    """The fields of config.json that say ids of a tokenizer, none of which is known yet."""
     ids: dict[str, Any] = {}
     for group in family.texts:
         ids |= {group: dict(NO_IDS)} if group else NO_IDS

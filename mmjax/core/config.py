@@ -32,6 +32,7 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    needed: bool = False,
     **kwargs: Any,
 ) -> Any:
     """A field of a spec, with what flags, help and checks should know of it.
@@ -42,10 +43,11 @@ def setting(
       path: whether it names a file or a folder: a run finds it from anywhere (`rooted`).
       metavar: of a command's own option: what stands for its value in the help; "" for a field that is no option.
       least, above, most, below: the range of its number, or of each number of a tuple or a mapping; see `check_ranges`.
+      needed: flags must give it; it has a default for Python alone, whose complaint about it is then the class's own.
       kwargs: those of `dataclasses.field`.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    about = {"table": table or {}, "everyday": everyday, "path": path, "metavar": metavar}
+    about = {"table": table or {}, "everyday": everyday, "path": path, "metavar": metavar, "needed": needed}
     return dataclasses.field(metadata=about | {"limits": {word: x for word, x in limits.items() if x is not None}}, **kwargs)
 
 

@@ -116,7 +116,9 @@ class _Draft:
         }
         if self.kind in (dict, tuple):
             return made if self.kind is dict else tuple(made.values())
-        needed = [name for name, field in spec_fields(self.kind).items() if name not in made and default(field) is MISSING]
+        fields = spec_fields(self.kind).items()
+        without = [name for name, field in fields if default(field) is MISSING or field.metadata.get("needed")]
+        needed = [name for name in without if name not in made]
         if needed:
             add = " ".join(f"--{self._at(name)} {placeholder(hint(self.kind, name))}" for name in needed)
             if self.begun:

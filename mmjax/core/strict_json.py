@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+
+UNSEEN = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
 
 def read(file: Path) -> Any:
@@ -45,9 +48,27 @@ def line(value: Any) -> str:
     return json.dumps(plain(value), allow_nan=False)
 
 
+def readable(value: Any) -> str:
+    """The same with letters of all languages as they are: for people, and for files in UTF-8. What parts lines, moves a
+    cursor or is half a character stays written as JSON's \\uXXXX."""
+    return UNSEEN.sub(lambda found: _escaped(found[0]), json.dumps(plain(value), allow_nan=False, ensure_ascii=False))
+
+
 def lines(values: Iterable[Any]) -> str:
-    """JSON lines, each ended."""
-    return "".join(f"{line(value)}\n" for value in values)
+    """JSON lines in `readable`'s letters, each ended."""
+    return "".join(f"{readable(value)}\n" for value in values)
+
+
+def fitting(text: str, encoding: str | None) -> str:
+    """A text in which each character that an encoding has not stands as JSON's \\uXXXX: of a line of JSON, the same line."""
+    own = encoding or "utf-8"
+    if text.encode(own, "ignore").decode(own, "ignore") == text:
+        return text
+    return "".join(one if one.encode(own, "ignore") else _escaped(one) for one in text)
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def pages(value: Any) -> str:

@@ -43,6 +43,7 @@ class Columns:
 
     Attributes:
       names: key -> the names of its classes, in the order of their labels, for each column that has them.
+      textless: whether `text` is left out because nobody reads it.
     """
 
     def __init__(
@@ -52,16 +53,18 @@ class Columns:
         max_length: int,
         specs: Mapping[str, Any] | None = None,
         classes: tuple[str, ...] = (),
+        spare: bool = False,
     ) -> None:
         """Take `first`, a record as the transforms leave it, as the model of all.
 
         Args:
           tokenizers: by name; "" is that of texts which name no other.
           classes: the names of `label`, as the source says them.
+          spare: nobody reads `text`: where no spec names it and it has no tokenizer, it is left out.
 
         Raises:
-          UserError: text without a tokenizer, a column that no record has, an image that is still uint8, or nothing that a
-            batch could hold.
+          UserError: text without a tokenizer unless it is spare, a column that no record has, an image that is still uint8, or
+            nothing that a batch could hold.
         """
         specs = specs or {}
         for key in OWN:
@@ -74,6 +77,8 @@ class Columns:
         self._columns: dict[str, Column] = {}
         about = kinds.About(tokenizers, max_length, classes)
         made = _made(specs)
+        self.textless = spare and "text" in first and "text" not in {*specs, *made} and "" not in tokenizers
+        made |= {"text"} if self.textless else set()
         for key, value in first.items():
             spec = specs.get(key) or (None if key in made else inferred(key, value, first))
             if spec is not None:

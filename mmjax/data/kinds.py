@@ -30,6 +30,7 @@ class Lost:
       tokens: all tokens.
       words: words with a tag that have no token: cut, or nothing to the tokenizer.
       answers: answers that no window of their passage holds whole.
+      letters: answers that begin or end between a letter and its marks.
     """
 
     truncated: int = 0
@@ -37,6 +38,7 @@ class Lost:
     tokens: int = 0
     words: int = 0
     answers: int = 0
+    letters: int = 0
 
     def __add__(self, other: Lost) -> Lost:
         return Lost(*(getattr(self, one.name) + getattr(other, one.name) for one in dataclasses.fields(self)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.letters import letter_end
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import BadRecordError, Record, Records
 
@@ -58,7 +59,8 @@ class Window:
 
     Attributes:
       ids, segments: [n] int32.
-      places: [n, 2] int32, a token's first character in the passage and the one after its last; -1 for what is not of it.
+      places: [n, 2] int32, a token's first character in the passage and the one after its last, marks of its last letter that
+        are of no token among them; -1 for what is not of it.
       words: [n, 2] int32, the same of the word that the token is of.
       cut: whether the question was.
     """
@@ -83,11 +85,11 @@ class Window:
 def windows(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], layout: Layout) -> list[list[Window]]:
     """The windows of each (question, passage): `[CLS] question [SEP] part of the passage [SEP]`, or as the tokenizer joins two
     texts. Raises `UserError` for a tokenizer without a fast form."""
-    return [_windows(one, layout) for one in tokenizer.encode_pairs(pairs)]
+    return [_windows(one, layout, pair[1]) for one, pair in zip(tokenizer.encode_pairs(pairs), pairs, strict=True)]
 
 
-def _windows(one: Any, layout: Layout) -> list[Window]:
-    """`one`: the library's own account of a pair."""
+def _windows(one: Any, layout: Layout, context: str) -> list[Window]:
+    """`one`: the library's own account of a pair, whose second text is `context`."""
     of = [-1 if number is None else number for number in one.sequence_ids]
     asked, passage = (np.flatnonzero(np.array(of) == number) for number in (0, 1))
     kept = np.setdiff1d(np.arange(len(of)), asked[layout.max_question :])
@@ -95,8 +97,13 @@ def _windows(one: Any, layout: Layout) -> list[Window]:
     before, after = kept[kept < first], kept[kept > first + len(passage) - 1]
     ids, segments = (np.array(x, np.int32) for x in (one.ids, one.type_ids))
     places, words = np.full((2, len(of), 2), -1, np.int32)
-    for token in passage.tolist():
-        places[token] = words[token] = one.offsets[token]
+    begins = [*(one.offsets[token][0] for token in passage.tolist()[1:]), len(context)]
+    for token, after_it in zip(passage.tolist(), begins, strict=True):
+        start, end = words[token] = one.offsets[token]
+        places[token] = (
+            start,
+            max(end, min(letter_end(context, end), after_it)),
+        )  # marks that the tokenizer drops are its letter's
         if (word := one.token_to_word(token)) is not None:
             words[token] = one.word_to_chars(word, 1)
     found = []
@@ -178,6 +185,7 @@ class Windows:
 
     Attributes:
       records: what it is made of.
+      layout: of the windows.
     """
 
     def __init__(self, records: Records, key: str, fields: tuple[str, str], layout: Layout, tokenizer: Tokenizer) -> None:
@@ -186,7 +194,7 @@ class Windows:
         layout.check(tokenizer)
         if hasattr(records, "shares"):
             raise UserError("source: a mixture is of records, and passages come in windows; give each source data of its own")
-        self.records, self._key, self._fields, self._layout = records, key, fields, layout
+        self.records, self._key, self._fields, self.layout = records, key, fields, layout
         self._ends = np.cumsum(self._counted(tokenizer))
 
     @property
@@ -212,7 +220,7 @@ class Windows:
         return self.records.texts()
 
     def fingerprint(self) -> str:
-        own = self._layout
+        own = self.layout
         return f"{self.records.fingerprint()}-{own.max_length}-{own.stride}-{own.max_question}"
 
     def _passage(self, record: Record, number: int) -> Passage:
@@ -234,5 +242,5 @@ class Windows:
             some = texts[start : start + BATCH]
             known |= zip(some, tokenizer.counts(some), strict=True)
         special = tokenizer.huggingface.num_special_tokens_to_add(pair=True)
-        own = [1 if pair is None else len(self._layout.places(known[pair[0]], known[pair[1]], special)) for pair in pairs]
+        own = [1 if pair is None else len(self.layout.places(known[pair[0]], known[pair[1]], special)) for pair in pairs]
         return np.array(own, np.int64)

@@ -8,37 +8,37 @@ function of (seed, p). A process makes only its own rows, and any number of proc
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.batches import Batch, Batches
 from mmjax.data.bins import Fill
 from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
+from mmjax.data.corpus import corpus
 from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
+from mmjax.data.once import say_once, warn_once
 from mmjax.data.order import Draws, Order
-from mmjax.data.packing import PACKINGS
+from mmjax.data.packing import PACKINGS, Packing
 from mmjax.data.passages import Windows
 from mmjax.data.reader import Batching, Reader, Rows, Stream, spaced
 from mmjax.data.sources import SOURCES
-from mmjax.data.spans import Span, windowed
+from mmjax.data.spans import windowed
 from mmjax.data.strings import Strings
-from mmjax.data.tags import Tags, TagsColumn, with_names
-from mmjax.data.texts import Text, column_texts
+from mmjax.data.tags import TagsColumn, with_names
+from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.transforms.sided import check_before
 from mmjax.data.types import Records
 
-Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
+FAR = "%s: each record may fetch a file of its own; order='blocks' reads one file after the other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,22 @@ class Data:
     cache_mb: int = 256
     bad_record_limit: float = 0.01
 
+    def open(self, name: str = "") -> Records:
+        """The records of the source; `name` as in `build`, which raises the same."""
+        with within(f"data.{name}" if name else ""):
+            records: Records = self.source.build()
+            if not len(records):
+                raise UserError(f"source: {self.source!r} has no records")
+            return records
+
     def build(
-        self, tokenizer: Tokenizer | None, seed: int, name: str = "", tokenizers: Mapping[str, Tokenizer] | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        seed: int,
+        name: str = "",
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+        records: Records | None = None,
+        spare: bool = False,
     ) -> Dataset:
         """Open the source and read its first record.
 
@@ -92,6 +106,8 @@ class Data:
           tokenizer: of texts that name no other; None where there is none.
           tokenizers: those that columns name.
           name: that of the data in an experiment: it begins every complaint, now and while reading.
+          records: those of the source, where it is open already.
+          spare: nobody reads texts that no column names: without a tokenizer they are left out.
 
         Raises:
           UserError: a number out of range, whatever the source raises, an empty source, text and no tokenizer, or transforms
@@ -99,14 +115,12 @@ class Data:
         """
         with within(f"data.{name}" if name else ""):
             self._check(seed)
-            records = self.source.build()
-            if not len(records):
-                raise UserError(f"source: {self.source!r} has no records")
+            records = self.open() if records is None else records
             if self.shuffle and self.order != "blocks":
                 for path in far(self.source):
-                    _say_order(path)
+                    warn_once(log, FAR, path)
             named = {**(tokenizers or {}), **({} if tokenizer is None else {"": tokenizer})}
-            return Dataset(self, records, named, seed, name)
+            return Dataset(self, records, named, seed, name, spare)
 
     def _check(self, seed: int) -> None:
         least = {"batch_size": 1, "max_length": 1, "block_window": 1, "workers": 0, "threads": 0, "prefetch": 1, "cache_mb": 0}
@@ -119,37 +133,16 @@ class Data:
             raise UserError(f"seed={seed}: give a whole number from 0 up")
         check_before(self.transforms)
 
-    def texts(self, name: str = "", tokenizer: str = "") -> Iterator[str]:
+    def texts(self, name: str = "", tokenizer: str = "", opened: Callable[[], Records] | None = None) -> Iterator[str]:
         """All that a tokenizer should be trained on: the source's own texts, then those that transforms can write.
 
         Args:
           name: begins every complaint, as in `build`.
           tokenizer: the name of one that columns name: then the texts of those columns.
+          opened: gives the records of the source, where somebody keeps them.
         """
         with within(f"data.{name}" if name else ""):
-            own = [key for key, spec in self.columns.items() if getattr(spec, "tokenizer", None) == tokenizer]
-            if tokenizer and not own:
-                return
-            records = self.source.build()
-            for key in own if tokenizer else [key for key in own if key != "text"]:
-                if isinstance(spec := self.columns[key], Tags):  # each with the space that is before it in a text
-                    yield from (f" {word}" for word in column_texts(records, spec.words))
-                elif isinstance(spec, Span):
-                    for field in (spec.question, spec.context):
-                        yield from column_texts(records, field)
-                else:
-                    yield from column_texts(records, key)
-            if getattr(self.columns.get("text"), "tokenizer", "") == tokenizer:
-                if not tokenizer:
-                    yield from records.texts()
-                for transform in self.transforms:
-                    if hasattr(transform, "texts"):
-                        yield from transform.texts(records)
-
-
-@functools.cache  # once
-def _say_order(path: str) -> None:
-    log.warning("%s: each record may fetch a file of its own; order='blocks' reads one file after the other", path)
+            yield from corpus(self.columns, self.transforms, tokenizer, opened or self.source.build)
 
 
 class Dataset:
@@ -170,7 +163,15 @@ class Dataset:
         each process of a distributed run counts its own rows.
     """
 
-    def __init__(self, data: Data, records: Records, tokenizers: Mapping[str, Tokenizer], seed: int, name: str = "") -> None:
+    def __init__(
+        self,
+        data: Data,
+        records: Records,
+        tokenizers: Mapping[str, Tokenizer],
+        seed: int,
+        name: str = "",
+        spare: bool = False,
+    ) -> None:
         self.path = f"data.{name}" if name else ""
         for transform in data.transforms:
             if hasattr(transform, "check_tokenizer") and "" in tokenizers:
@@ -191,7 +192,8 @@ class Dataset:
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
         first, bad = self._reader.record(0, 0, Draws(0, "pass"))
-        self._columns = Columns(first, tokenizers, data.max_length, with_names(data.columns, records), tuple(records.classes))
+        named = with_names(data.columns, records)
+        self._columns = Columns(first, tokenizers, data.max_length, named, tuple(records.classes), spare)
         self._classes = tuple(records.classes)
         self._record, self._first = first, self._columns([first])[0]
         self._packing = None if data.packing is None else self._packed(data)
@@ -213,6 +215,11 @@ class Dataset:
         return self.tokenizers.get("")
 
     @property
+    def textless(self) -> bool:
+        """Whether its records have a `text` that is left out, since nobody reads it."""
+        return self._columns.textless
+
+    @property
     def truncated(self) -> int:
         """Truncated texts among the batches taken so far."""
         return self.lost.truncated
@@ -231,6 +238,11 @@ class Dataset:
     def bucketed(self) -> str:
         """The key of the text that is in buckets; "" for none."""
         return "" if self._packing is None or not self._packing.lengths else self._packing.key
+
+    @property
+    def window_examples(self) -> int:
+        """Texts of a window of packed rows, said or drawn; 0 where rows hold one text each."""
+        return self._packing.spec.examples if isinstance(self._packing, Packing) else 0
 
     def texts(self) -> dict[str, tuple[Tokenizer, int]]:
         """Key of a text -> its tokenizer and length."""
@@ -305,7 +317,7 @@ class Dataset:
         Raises:
           UserError: later, from a batch: a record unlike the first, or more unreadable records than `bad_record_limit` allows.
         """
-        return Batches(self, self._stream(self.batch_size, rows, once=False), start_step, self._data.workers)
+        return self._read(self._stream(self.batch_size, rows, once=False), start_step, self._data.workers)
 
     def epoch(self, rows: Sequence[int] | None = None, batch_size: int | None = None) -> Batches:
         """Each record once, in order, with random numbers that depend on the record alone; read in threads of this process.
@@ -314,7 +326,10 @@ class Dataset:
         an unreadable one. Raises `UserError` as `batches` does.
         """
         size = self.batch_size if batch_size is None else batch_size
-        return Batches(self, self._stream(size, rows, once=True), 0, workers=0)
+        return self._read(self._stream(size, rows, once=True), 0, 0)
+
+    def _read(self, stream: Stream, start: int, workers: int) -> Batches:
+        return Batches(stream, start, self._data.threads, self._data.prefetch, workers, self._take)
 
     def _stream(self, batch_size: int, rows: Sequence[int] | None, once: bool) -> Stream:
         made = range(batch_size) if rows is None else rows
@@ -340,7 +355,7 @@ class Dataset:
             packing: Batching = data.packing.build(self._reader, self._columns, data.batch_size)
         held = packing.shapes(self._first)
         if rest := [name for name in self._first if name not in (*held, *OWN, "group")]:
-            log.info("%s: rows of several texts hold no %s", self.path or "data", ", ".join(rest))
+            say_once(log.name, logging.INFO, f"{self.path or 'data'}: rows of several texts hold no {', '.join(rest)}")
         return packing
 
     def _take(self, rows: Rows | UserError) -> Batch:
@@ -357,37 +372,9 @@ class Dataset:
             if path not in self.bad:
                 self.bad[path] = reason
                 whose = f"{self.path}: " if self.path else ""
-                log.warning("%scannot read %s (%s); another record takes its place", whose, path, reason)
+                warn_once(log, "%scannot read %s (%s); another record takes its place", whose, path, reason)
         limit = self._data.bad_record_limit
         if len(self.bad) > limit * self.size:
             path, reason = next(iter(self.bad.items()))
             many = f"{len(self.bad)} of {self.size} records cannot be read, more than bad_record_limit={limit} allows"
             raise UserError(f"{many}; the first: {path} ({reason})")
-
-
-class Batches(Iterator[Batch]):
-    """Batches one after the other, read ahead by grain; `close` (or `with`) frees its threads and worker processes."""
-
-    def __init__(self, dataset: Dataset, stream: Stream, start: int, workers: int) -> None:
-        data = dataset._data
-        options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
-        steps = grain.MapDataset.source(stream).slice(slice(start, None)).to_iter_dataset(options)
-        if workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads absl's flags to pass them on
-            steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=data.prefetch))
-        self._dataset = dataset
-        self._rows = iter(steps)
-
-    def __next__(self) -> Batch:
-        return self._dataset._take(next(self._rows))
-
-    def close(self) -> None:
-        """Stop reading; may be called again."""
-        self._rows.close()
-
-    def __enter__(self) -> Batches:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()

@@ -11,6 +11,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.kinds import About, Arrays, Lost
+from mmjax.data.letters import is_mark
 from mmjax.data.passages import Layout, Window, Windows, windows
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record, Records
@@ -33,7 +34,8 @@ class Span:
     - `KEY_record` [B] int32: the number of the question, for all of its windows the same.
 
     A record holds `answers`: a list of `{"text": ..., "answer_start": ...}`, or `{"text": [...], "answer_start": [...]}`, of
-    which the first is learned; none where the passage has no answer.
+    which the first is learned; none where the passage has no answer. A letter is learned with the marks on it: an answer that
+    begins or ends between them is counted.
 
     Attributes:
       question: the key of the question.
@@ -82,7 +84,7 @@ class SpanColumn:
         made = self._windows(pairs)
         own: list[Window] = []
         target_B2 = np.zeros((len(records), 2), np.int32)
-        cut = answers = 0
+        cut = answers = letters = 0
         for row, (pair, value, record) in enumerate(zip(pairs, values, records, strict=True)):
             _, place, count = record[f"{self.key}_window"]
             if count != len(made[pair]):
@@ -93,11 +95,12 @@ class SpanColumn:
             target_B2[row] = -1 if lost else (found[place] if value else None) or 0
             cut += own[-1].cut and place == 0
             answers += lost and place == 0
+            letters += bool(value) and place == 0 and any(is_mark(pair[1], edge) for edge in _characters(*value[0]))
         arrays = {**self._arrays(own), self.key: target_B2}
         arrays[f"{self.key}_record"] = np.array([record[f"{self.key}_window"][0] for record in records], np.int32)
         ids, mask = arrays[self.spec.of], arrays[f"{self.spec.of}_mask"]
         unknown = int(self.tokenizer.unknown(ids, mask).sum())
-        return arrays, Lost(truncated=cut, unknown=unknown, tokens=int(mask.sum()), answers=answers)
+        return arrays, Lost(truncated=cut, unknown=unknown, tokens=int(mask.sum()), answers=answers, letters=letters)
 
     def _arrays(self, own: Sequence[Window]) -> Arrays:
         found = padded(own, self.layout.max_length, self.tokenizer.pad_id)

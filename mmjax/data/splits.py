@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.once import warn_once
 from mmjax.data.spelling import nearest
 
 SPLITS = ("train", "validation", "test")
@@ -109,7 +110,7 @@ def warn_of_absent(where: str, split: str, present: Iterable[Any], sizes: Mappin
     if absent:
         named = ", ".join(f"{name!r} ({sizes[name]} in all)" for name in absent[:NAMED])
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-        log.warning("%s: the split %s has nothing of %d class(es): %s%s", where, split, len(absent), named, more)
+        warn_once(log, "%s: the split %s has nothing of %d class(es): %s%s", where, split, len(absent), named, more)
 
 
 def check_images(source: str, window: Any, max_pixels: int) -> None:

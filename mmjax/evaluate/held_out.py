@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.objectives import OBJECTIVES
+from mmjax.objectives.given import check_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +26,16 @@ class HeldOut:
       data: the dataset.
 
     Raises:
-      UserError: the objective keeps variables while training, or counts nothing in the data.
+      UserError: no objective was given; it keeps variables while training, or counts nothing in the data.
     """
 
-    objective: Any = setting(OBJECTIVES)
+    objective: Any = setting(OBJECTIVES, needed=True, default=None)
     data: str = "validation"
 
+    example: ClassVar[str] = "HeldOut(Classification())"
+
     def __post_init__(self) -> None:
-        if not callable(self.objective):
-            raise UserError(f"objective={self.objective!r}: give one of {', '.join(OBJECTIVES)}")
+        check_given(self.objective, self.example)
         if hasattr(self.objective, "init_variables"):
             raise UserError(
                 f"objective={type(self.objective).__name__}: it keeps variables while training; there are none here"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
@@ -25,14 +26,16 @@ class Perplexity(HeldOut):
       data: the dataset.
 
     Raises:
-      UserError: the objective compares examples within a batch or smooths its labels, or counts no token in the data.
+      UserError: no objective was given; it compares examples within a batch, smooths its labels, or counts no token here.
     """
 
+    example: ClassVar[str] = "Perplexity(CausalLM())"
+
     def __post_init__(self) -> None:
-        if not callable(self.objective) or getattr(self.objective, "in_batch", False):
+        super().__post_init__()
+        if getattr(self.objective, "in_batch", False):
             name = type(self.objective).__name__
             raise UserError(f"objective={name}: perplexity needs a loss over tokens, such as CausalLM or MaskedLM")
-        super().__post_init__()
         if smoothing := getattr(self.objective, "label_smoothing", 0.0):
             raise UserError(f"objective.label_smoothing={smoothing}: perplexity needs the unsmoothed loss, set it to 0.0")
 

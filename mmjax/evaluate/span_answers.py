@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
+from mmjax.data.letters import letter_end
 from mmjax.data.passages import Passage
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.evaluate.texts.answers import exact_match, f1, squad_normalised
@@ -76,7 +77,10 @@ class SpanAnswers:
             some = own[number]
             spans = best_spans(rows["logits"][some], rows["places"][some], self.max_answer_length, 1, self.impossible)
             found.append(spans[0] if spans else (0, 0, 0.0))
-        said = [passage.context[start:end] for passage, (start, end, _) in zip(passages, found, strict=True)]
+        said = [
+            passage.context[start : letter_end(passage.context, end)]
+            for passage, (start, end, _) in zip(passages, found, strict=True)
+        ]
         wanted = [[text for _, text in passage.answers] or [""] for passage in passages]
         both = scores(said, wanted, self.unit)
         evaluation.keep(_examples(numbers, passages, said, [score for *_, score in found], both))

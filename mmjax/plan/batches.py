@@ -13,6 +13,7 @@ from mmjax.data import Buckets, Packed, Tokenizer, WordPiece
 from mmjax.models.parts import example_of
 from mmjax.objectives.routes import named
 from mmjax.train.experiment import Experiment
+from mmjax.train.sources import Sources
 
 Spec = dict[str, tuple[tuple[int, ...], str]]  # key of a batch -> shape and dtype
 
@@ -31,10 +32,11 @@ class Shapes:
 def batch_shapes(experiment: Experiment) -> tuple[dict[str, Spec], str]:
     """The shapes of every batch that tasks train on, and where they come from, for the report."""
     tokenizer = any_tokenizer() if experiment.tokenizer is not None or experiment.init_from else None
+    sources, tokenizers = Sources(experiment), {} if tokenizer is None else {"": tokenizer}
     shapes, reasons = {}, []
     for name in experiment.task_data():
         try:
-            found = experiment.data[name].build(tokenizer, experiment.seed, name).train_spec()
+            found = sources.dataset(name, tokenizers).train_spec()
             shapes[name] = {key: (shape, str(dtype)) for key, (shape, dtype) in found.items()}
         except UserError as error:
             shapes[name] = from_model(experiment, name)

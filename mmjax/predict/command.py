@@ -12,7 +12,7 @@ from pathlib import Path
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.flags import take
-from mmjax.core.strict_json import line
+from mmjax.core.strict_json import readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
             ask = Predictor(words[0], own.batch_size)
         found = answers(ask, inputs, kind, asked) if index is None else neighbours(ask, index, inputs, kind, own.top_k)
         for answer in found:
-            write(line(answer))
+            write(readable(answer))
             tick()
             failed += "error" in answer
     if failed and own.out is not None:  # what is printed shows it

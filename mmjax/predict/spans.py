@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.letters import letter_end
 from mmjax.data.passages import windows
 from mmjax.data.spans import padded
 from mmjax.evaluate.span_answers import best_spans
@@ -54,7 +55,8 @@ def find(
     for (_, context), own, end in zip(pairs, made, ends.tolist(), strict=True):
         some = slice(end - len(own), end)
         spans = best_spans(logits_NT2[some], places_NT2[some], longest, top_k, allowed)
+        whole = [(start, letter_end(context, end), score) for start, end, score in spans]
         answers.append(
-            [{"answer": context[start:end], "score": score, "start": start, "end": end} for start, end, score in spans]
+            [{"answer": context[start:end], "score": score, "start": start, "end": end} for start, end, score in whole]
         )
     return answers

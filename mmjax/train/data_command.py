@@ -13,7 +13,7 @@ from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.files import write_whole
 from mmjax.core.flags import take
-from mmjax.core.strict_json import line
+from mmjax.core.strict_json import readable
 from mmjax.data import Dataset
 from mmjax.data.inspect import Looked
 from mmjax.data.inspect_page import page
@@ -68,7 +68,7 @@ def prepare(words: list[str], usage: str, say: Say) -> int:
     began = time.perf_counter()
     done = write(experiment.data[own.data], own.data, Path(own.out), shards, only)
     say(said(done))
-    say(line({**done, "seconds": round(time.perf_counter() - began, 3)}))
+    say(readable({**done, "seconds": round(time.perf_counter() - began, 3)}))
     return 0
 
 

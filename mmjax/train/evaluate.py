@@ -29,6 +29,7 @@ from mmjax.train.experiment import Checkpoint, Experiment
 from mmjax.train.finish import asked_on, at_the_end, data_troubles, run_evaluators
 from mmjax.train.run import Run
 from mmjax.train.setup import set_up
+from mmjax.train.sources import Sources
 from mmjax.train.startup import agree_on_data
 from mmjax.train.teachers import Foreign, no_foreign
 from mmjax.train.validate import validated
@@ -126,9 +127,10 @@ def inspect_data(
                 raise
             missing = str(error)  # the texts that it learns from cannot be had: the other data is looked at without it
             faults[missing] = None
-    for name, data in experiment.data.items():
+    sources = Sources(experiment)
+    for name in experiment.data:
         try:
-            dataset = data.build(tokenizers.get(""), experiment.seed, name, tokenizers)
+            dataset = sources.dataset(name, tokenizers)
             looked = look(dataset)
         except UserError as error:
             reason = f"not looked at without a tokenizer: {missing}" if missing and "tokenizer" in str(error) else str(error)

@@ -10,12 +10,13 @@ from typing import Any
 
 from mmjax.adapt import METHODS, trained_patterns
 from mmjax.core.config import setting
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.data import TOKENIZERS, Data
 from mmjax.evaluate import EVALUATORS
 from mmjax.evaluate.evaluation import data_of
 from mmjax.models import Multimodal
 from mmjax.objectives import OBJECTIVES
+from mmjax.objectives.given import check_given
 from mmjax.parallel.mesh import Mesh
 from mmjax.train.hooks import HOOKS
 from mmjax.train.optimizer import AdamW, Optimizer
@@ -198,6 +199,8 @@ class Experiment:
             raise UserError(f"steps={self.steps}: use 1 or more")
         self._check_teachers()
         for name, task in self.tasks.items():
+            with within(f"tasks.{name}"):
+                check_given(task.objective)
             self._known_data(f"tasks.{name}.data", task.data)
             self._check_accumulation(name, task)
         for name, evaluator in self.evaluate.items():

@@ -120,19 +120,24 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 
 def data_troubles(setup: Setup) -> Iterator[str]:
-    """What the data lost on its way to the model: captions cut to length, unknown tokens, files that could not be read."""
+    """What the data lost on its way to the model: texts cut to length, unknown tokens, files that could not be read."""
     for name, dataset in setup.datasets.items():
         lost = dataset.lost
-        if lost.truncated:
+        if lost.truncated and dataset.windows is not None:
+            most = dataset.windows.layout.max_question
+            yield f"data.{name}: {lost.truncated:,} questions were longer than max_question={most} tokens and were cut"
+        elif lost.truncated:
             lengths = {key: most for key, (_, most) in dataset.texts().items()}
             alike = set(lengths.values())
             each = ", ".join(f"{key} {most}" for key, most in lengths.items())
             what = f"max_length={alike.pop()} tokens" if len(alike) == 1 else f"the tokens of their columns ({each})"
-            yield f"data.{name}: {lost.truncated:,} captions were longer than {what} and were cut"
+            yield f"data.{name}: {lost.truncated:,} texts were longer than {what} and were cut"
         if lost.words:
             yield f"data.{name}: {lost.words:,} words with a tag have no token: they were cut, or are nothing to the tokenizer"
         if lost.answers:
             yield f"data.{name}: {lost.answers:,} answers stand whole in no window of their passage: nothing is learned of them"
+        if lost.letters:
+            yield f"data.{name}: {lost.letters:,} answers begin or end between a letter and its marks: all of it is learned"
         if lost.unknown:
             share = lost.unknown / lost.tokens
             yield (

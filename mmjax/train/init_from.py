@@ -25,7 +25,8 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.narrow import narrow_places, narrowed
 from mmjax.train.remembered import remembered
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup, readers, task_shapes
+from mmjax.train.setup import Setup, task_shapes
+from mmjax.train.sources import readers
 from mmjax.train.state import State, adapter_key, task_variables, together
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from mmjax.core.config import differences, from_json, rooted, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.files import write_whole
 from mmjax.core.strict_json import pages
-from mmjax.data import Data, Flip, Tokenizer
+from mmjax.data import Tokenizer
 from mmjax.parallel.multihost import is_main, told
 from mmjax.train import kept_code
+from mmjax.train.begun import as_begun, began_with, heedless, in_stored_order
 from mmjax.train.bucket import CHECKPOINTS, Bucket, in_bucket
 from mmjax.train.experiment import Experiment
 from mmjax.train.lock import locked
@@ -56,9 +56,8 @@ PACKAGES = (
 )
 # Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.
 FORMAT = 3
-ORDERED, STORED = 2, "stored"  # the first format whose data say in which order they are read; what it was before
+ORDERED = 2  # the first format whose data say in which order they are read
 MINDFUL = 3  # the first format whose `Flip` says which words hold it back; before, none did
-ORDER, SIDED = Data.order, Flip.sided  # where nobody has chosen one, or any
 CLASSES = "classes.json"  # the names of the classes of each head
 FINISHED = "finished.json"  # what `finish` writes
 AVERAGED = "average.json"  # of a run that `mmjax convert average` has made
@@ -122,18 +121,10 @@ class Run:
                 yield
 
     def continued(self, experiment: Experiment) -> Experiment:
-        """The experiment with the batches that this run has begun with: data whose order nobody has chosen keep the stored one
-        of runs from before there was a choice, and a `Flip` mirrors whatever a text says where it did then. On every process
-        alike; the others as process 0 tells them."""
-        stored: list[str] = []
-        heedless: list[str] = []
-        if is_main() and self.has_checkpoint():
-            kept = self._config()[0].data
-            stored = [name for name, own in experiment.data.items() if own.order == ORDER and name in kept]
-            stored = [name for name in stored if kept[name].order == STORED]
-            heedless = [name for name in kept if any(flip.sided == () for flip in _flips(kept[name]))]
-        stored, heedless = told("what batches were", (stored, heedless))
-        return _heedless(_in_stored_order(experiment, stored), heedless)
+        """The experiment with the batches that this run has begun with, see `began_with`. On every process alike; the others as
+        process 0 tells them."""
+        known = began_with(self._config()[0], experiment) if is_main() and self.has_checkpoint() else {}
+        return as_begun(experiment, told("what batches were", known))
 
     def check(self, experiment: Experiment) -> None:
         """Whether this folder may hold an experiment: nothing, or an earlier part of the same.
@@ -226,9 +217,9 @@ class Run:
         if not isinstance(experiment, Experiment):
             raise UserError(f"{config}: holds no experiment")
         if about.get("_format") is None or about["_format"] < ORDERED:
-            experiment = _in_stored_order(experiment, experiment.data)
+            experiment = in_stored_order(experiment, experiment.data)
         if about.get("_format") is None or about["_format"] < MINDFUL:
-            experiment = _heedless(experiment, experiment.data)
+            experiment = heedless(experiment, experiment.data)
         return experiment, Path(about.get("_folder") or Path.cwd())
 
     def _keep_old_code(self) -> Path:
@@ -329,30 +320,6 @@ def _names_itself(place: str, name: str) -> bool:
     """Whether the run at a place has this very name."""
     file: Any = (Bucket.at(place) if in_bucket(place) else Path(place)) / "identity"
     return (read_text(file) or "").strip().partition("\n")[0] == name
-
-
-def _in_stored_order(experiment: Experiment, names: Collection[str]) -> Experiment:
-    """The same with the order of records that there was before it could be chosen, of the data of these names."""
-    data = {name: dataclasses.replace(own, order=STORED) if name in names else own for name, own in experiment.data.items()}
-    return dataclasses.replace(experiment, data=data) if names else experiment
-
-
-def _heedless(experiment: Experiment, names: Collection[str]) -> Experiment:
-    """The same whose `Flip`s mirror whatever a text says, where nobody has chosen their words, in the data of these names."""
-
-    def old(transform: Any) -> Any:
-        chosen = not isinstance(transform, Flip) or transform.sided != SIDED
-        return transform if chosen else dataclasses.replace(transform, sided=())
-
-    data = {
-        name: dataclasses.replace(own, transforms=tuple(map(old, own.transforms))) if name in names else own
-        for name, own in experiment.data.items()
-    }
-    return dataclasses.replace(experiment, data=data) if names else experiment
-
-
-def _flips(data: Data) -> list[Flip]:
-    return [transform for transform in data.transforms if isinstance(transform, Flip)]
 
 
 def differing(old: Experiment, new: Experiment) -> list[str]:

@@ -27,11 +27,12 @@ from mmjax.parallel.rows import local_rows, place_rows
 from mmjax.parallel.rules import shardings
 from mmjax.train.experiment import Experiment, Task
 from mmjax.train.run import Run
+from mmjax.train.sources import Sources, readers
 from mmjax.train.state import State, evaluated, init_state, teachers_of, with_teachers
 from mmjax.train.step import make_step, task_losses
 from mmjax.train.teacher import Known
 from mmjax.train.teachers import Foreign, known_teachers, no_foreign, read_teachers, teachings
-from mmjax.train.text_rows import check_buckets, check_packed, readers
+from mmjax.train.text_rows import check_buckets, check_packed
 from mmjax.train.trained import Trained
 
 # What a step is compiled for: the streams it trains on, and of each the tokens of its texts where these are in buckets, else 0.
@@ -234,10 +235,10 @@ def set_up(
       UserError: anything in the experiment that does not fit together.
     """
     check_mesh(experiment, mesh)
-    tokenizers = _tokenizers(experiment, run)
+    sources = Sources(experiment)
+    tokenizers = _tokenizers(experiment, run, sources)
     names = experiment.data if only is None else only
-    own = tokenizers.get("")
-    datasets = {name: experiment.data[name].build(own, experiment.seed, name, tokenizers) for name in names}
+    datasets = {name: sources.dataset(name, tokenizers) for name in names}
     check_vocabularies(experiment, datasets, tokenizers)
     check_packed(experiment, datasets)
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
@@ -293,7 +294,7 @@ def _init(experiment: Experiment, shapes: Mapping[str, Any], seed: Any) -> State
     return init_state(e.model, e.updating, e.steps, e.weighting, weights, seed, groups, objectives, shapes, e.adapt, *kept)
 
 
-def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]:
+def _tokenizers(experiment: Experiment, run: Run | None, sources: Sources) -> dict[str, Tokenizer]:
     """The run's own once it has a checkpoint; else those that its config names; else that of the run it starts from.
 
     Of several processes only process 0 makes them; the others read them from the run.
@@ -305,7 +306,7 @@ def _tokenizers(experiment: Experiment, run: Run | None) -> dict[str, Tokenizer]
     for name, spec in {"": experiment.tokenizer, **experiment.tokenizers}.items():
         if spec is None:
             continue
-        texts = (text for data in experiment.task_data() for text in experiment.data[data].texts(data, name))
+        texts = (text for data in experiment.task_data() for text in sources.texts(data, name))
         with within(f"tokenizers.{name}" if name else "tokenizer"):
             found[name] = spec.train(texts)
     if experiment.init_from:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import jax
 
 from mmjax.core.config import to_json
 from mmjax.parallel.multihost import agree, barrier, is_main
+from mmjax.train.begun import with_examples
 from mmjax.train.experiment import Experiment
 from mmjax.train.kept_code import collect, digest, read
 from mmjax.train.run import CLASSES, Run, environment
@@ -48,12 +50,12 @@ def open_run(
     if not is_main():
         barrier("the run folder")
         run.fetch()
-    setup = validated(set_up(experiment, run, mesh, foreign=foreign), run)
+    setup = _settled(validated(set_up(experiment, run, mesh, foreign=foreign), run))
     if is_main():
         run.check(experiment)
         held.enter_context(run.writing())
         run.check(experiment)  # another may have written till now
-        run.open(experiment, say)
+        run.open(setup.experiment, say)
         if not run.has_checkpoint():
             run.keep_tokenizers(setup.tokenizers)
             write_down(run, setup.teachers, experiment)
@@ -66,6 +68,13 @@ def open_run(
     for line in setup.notes:
         say(line)
     return setup
+
+
+def _settled(setup: Setup) -> Setup:
+    """The setup whose experiment says how many texts a window of packed rows has: drawn again when the run goes on, from data
+    that may have changed, the number and with it every batch would be another."""
+    drawn = {name: dataset.window_examples for name, dataset in setup.datasets.items() if dataset.packed}
+    return dataclasses.replace(setup, experiment=with_examples(setup.experiment, drawn))
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data import Dataset
 from mmjax.models import Multimodal
 from mmjax.train.experiment import Experiment
+from mmjax.train.sources import readers
 from mmjax.train.teacher import Known
-
-
-def readers(model: Multimodal) -> list[tuple[str, str, Any]]:
-    """The parts that read a modality: `encoders.NAME` or `decoders.NAME`, the modality, and the part."""
-    found: list[tuple[str, str, Any]] = [(f"encoders.{name}", name, part) for name, part in model.encoders.items()]
-    return found + [(f"decoders.{name}", getattr(part, "writes", ""), part) for name, part in model.decoders.items()]
 
 
 def check_packed(experiment: Experiment, datasets: Mapping[str, Dataset]) -> None:

@@ -68,7 +68,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     _check_columns(setup)
     lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
-    lines += _weights(setup) + _mirrored(setup) + _unread_keys(setup) + _files(setup)
+    lines += _weights(setup) + _mirrored(setup) + _unread_keys(setup) + _textless(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
 
 
@@ -276,6 +276,13 @@ def _unread_keys(setup: Setup) -> list[str]:
                 if part and key not in taken | read and not key.endswith("_id"):
                     lines.append(f"data.{name}: nothing reads {key}; encoders.{modality} takes {', '.join(sorted(taken))}")
     return lines
+
+
+def _textless(setup: Setup) -> list[str]:
+    """A line about texts that are left out."""
+    names = [f"data.{name}" for name, dataset in setup.datasets.items() if getattr(dataset, "textless", False)]
+    left = "the texts are left out, since nothing reads them and there is no tokenizer"
+    return [f"{', '.join(names)}: {left}"] if names else []
 
 
 def _files(setup: Setup) -> list[str]:

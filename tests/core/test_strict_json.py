@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.core.strict_json import line, pages
+from mmjax.core.strict_json import fitting, line, lines, pages, readable
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -31,9 +31,26 @@ def expected(value):
 
 @given(VALUES)
 def test_every_value_comes_back(value):
-    for text in (line(value), pages(value)):
+    for text in (
+        line(value),
+        pages(value),
+        readable(value),
+        fitting(readable(value), "ascii"),
+        fitting(readable(value), "cp932"),
+    ):
         assert json.loads(text, parse_constant=no_constant) == expected(value)
     assert "\n" not in line(value) and pages(value).endswith("\n")
+    assert len(readable(value).splitlines()) == 1 and readable(value).encode().decode() == readable(value)
+    fitting(readable(value), "cp932").encode("cp932")
+    assert fitting(readable(value), "ascii") == line(value).replace("\x7f", "\\u007f")
+
+
+def test_letters_are_letters_where_they_can_be():
+    said = {"answer": "naïve 猫 😀"}
+    assert readable(said) == '{"answer": "naïve 猫 😀"}' == lines([said]).strip()
+    assert fitting(readable(said), "latin-1") == '{"answer": "naïve \\u732b \\ud83d\\ude00"}'
+    assert fitting(readable(said), "utf-8") == fitting(readable(said), None) == readable(said)
+    assert readable("a\u2028b\x85c\ud83d") == r'"a\u2028b\u0085c\ud83d"'
 
 
 def test_numbers_of_arrays_are_numbers():

@@ -13,6 +13,7 @@ from mmjax.data import Data, Digits, Normalise, Resize, Scenes, Text, WordPiece
 from mmjax.data.sources.digits import NAMES
 from mmjax.data.sources.language import ANSWERS, COLOURS, KINDS, PLACES
 from mmjax.data.sources.scenes import RGB
+from mmjax.data.splits import fingerprint
 
 MANY = 1500
 
@@ -46,6 +47,15 @@ def test_fingerprints_tell_scenes_apart():
     specs = [Scenes(), Scenes("test"), Scenes(seed=1), Scenes(count=9), Scenes(text="question"), Scenes(image_size=(40, 32))]
     prints = [spec.build().fingerprint() for spec in specs]
     assert len(set(prints)) == len(prints) and prints[0] == Scenes().build().fingerprint()
+
+
+def test_without_pictures_the_texts_are_the_same(records, scenes):
+    bare = Scenes("test", MANY, pictures=False).build()
+    drawn = {"image", "image_boxes", "image_map"}
+    assert all(bare[i] == {k: v for k, v in scenes[i].items() if k not in drawn} for i in (0, 7, MANY - 1))
+    assert bare.fingerprint() != records.fingerprint() and list(bare.texts()) == list(records.texts())
+    known = [records.digits, "split=test", f"count={MANY}", "seed=0", "image_size=(32, 32)", "text=caption"]
+    assert records.fingerprint() == fingerprint(known), "as before there was a choice"
 
 
 def test_no_digit_of_a_split_is_in_another():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from transformers import BertTokenizerFast, RobertaTokenizerFast
 from mmjax.core.errors import UserError
 from mmjax.data import BPE, Data, Manifest, Pretrained, Span, Squad, Tags, WordPiece
 from mmjax.data.inspect import describe
+from mmjax.data.letters import is_mark, letter_end
 from mmjax.data.passages import Layout, Windows, windows
+from mmjax.train.finish import data_troubles
 
 CONTEXT = "Anna lives in New Yorkshire , far away from the shire . She left it in 1990 ."
 TEXTS = [CONTEXT.lower(), "who left? where is it ( far or near )", "日本の東京"]
@@ -149,6 +152,45 @@ def test_a_long_question_is_cut_and_counted_once():
     assert len(batches) > 1 and dataset.lost.truncated == 1
     (row,) = {int((batch["text_segments"][0] == 0)[batch["text_mask"][0]].sum()) for batch in batches[:1]}
     assert row == 8 + 2
+    lines = list(data_troubles(types.SimpleNamespace(datasets={"train": dataset})))
+    assert lines[0] == "data.train: 1 questions were longer than max_question=8 tokens and were cut"
+
+
+@pytest.mark.parametrize(
+    ("start", "text", "learned", "between"),
+    [
+        (4, "cafe\u0301", "cafe\u0301", 0),
+        (4, "cafe", "cafe\u0301", 1),
+        (4, "cafe\u0301 is", "cafe\u0301 is", 0),
+        (8, "\u0301 is", "cafe\u0301 is", 1),
+        (10, "is", "is", 0),
+        (13, "cafe\u0301", "cafe\u0301", 0),
+    ],
+)
+def test_a_letter_has_its_marks_which_a_tokenizer_drops(tmp_path, start, text, learned, between):
+    """At the end of an answer, and of the passage; an answer that parts them is counted."""
+    context = "the cafe\u0301 is cafe\u0301"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cafe", "is", "who"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    found = windows(Pretrained(str(tmp_path)).train([]), [("who", context)], Layout(12, 2, 2))[0][0]
+    first, last = found.tokens(start, start + len(text))
+    assert context[found.places[first, 0] : found.places[last, 1]] == learned
+    assert any(is_mark(context, edge) for edge in (start, start + len(text))) == bool(between)
+    assert letter_end(context, start + len(text)) == start + len(text) + (between and text == "cafe")
+    assert context[slice(*found.words[last])] in ("cafe", "is"), "as the library has it"
+
+
+def test_answers_between_a_letter_and_its_marks_are_counted():
+    dataset = built(
+        asked(context="the cafe\u0301 is", answers=((4, "cafe"),)),
+        asked(context="the cafe\u0301", answers=((4, "cafe\u0301"),)),
+    )
+    list(dataset.epoch())
+    assert dataset.lost.letters == 1 and dataset.lost.answers == 0
+    assert any(
+        "1 answers begin or end between" in line for line in data_troubles(types.SimpleNamespace(datasets={"a": dataset}))
+    )
 
 
 def test_answers_may_come_in_three_forms(tmp_path):

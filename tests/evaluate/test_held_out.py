@@ -70,5 +70,5 @@ class Keeps:
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="objective=Keeps: it keeps variables"):
         HeldOut(Keeps())
-    with pytest.raises(UserError, match="objective=None: give one of alignment, "):
+    with pytest.raises(UserError, match="objective is missing: give one, for instance HeldOut"):
         HeldOut(None)

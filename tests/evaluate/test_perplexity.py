@@ -60,7 +60,7 @@ def test_mistakes_are_named():
         Perplexity(UnigramLoss())(make_evaluation({"image": np.zeros((2, 6), np.float32)}), PARAMS)
     with pytest.raises(UserError, match="objective=FixedLoss: perplexity needs a loss over tokens"):
         Perplexity(FixedLoss(1.0, in_batch=True))
-    with pytest.raises(UserError, match="objective=NoneType"):
+    with pytest.raises(UserError, match="objective is missing: give one, for instance Perplexity"):
         Perplexity(None)
     with pytest.raises(UserError, match=r"objective.label_smoothing=0.1"):
         Perplexity(FixedLoss(1.0, label_smoothing=0.1))

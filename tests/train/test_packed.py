@@ -8,6 +8,9 @@ import pytest
 import tiny
 
 from mmjax.cli import main
+from mmjax.core.errors import UserError
+from mmjax.train.config_file import apply_flags, load_config
+from mmjax.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -66,8 +69,24 @@ def test_a_run_is_packed_by_a_flag_and_evaluated_a_text_a_row(config, tmp_path, 
     assert int(told[1]) > 3 * 4 and float(told[2]) < 50
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite([line["words/perplexity"] for line in metrics if "words/perplexity" in line]).all()
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert "packing" in json.dumps(kept)
+    _check_the_plan_is_kept(tmp_path, words[1], ["--data.train.packing", "packed", "--data.train.packing.texts", "4"])
+
+
+def _check_the_plan_is_kept(folder, config, flags):
+    """How many texts fill a window was drawn once: when the run goes on from data that have changed it is the same."""
+    run = Run(folder / "run")
+    drawn = run.experiment().data["train"].packing.examples
+    made, tokenizer = apply_flags(load_config(config), flags), run.tokenizer()
+    assert drawn == made.data["train"].build(tokenizer, 0).window_examples and not made.data["train"].packing.examples
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": "red blue " * 2, "label": "a"}) + "\n" for _ in range(60)))
+    assert made.data["train"].build(tokenizer, 0).window_examples < drawn
+    again = run.continued(made)
+    assert again.data["train"].build(tokenizer, 0).window_examples == drawn
+    run.check(again)
+    other = apply_flags(made, ["--data.train.packing.examples", str(drawn + 1)])
+    assert run.continued(other) == other
+    with pytest.raises(UserError, match=f"data.train.packing.examples: {drawn} -> {drawn + 1}"):
+        run.check(other)
 
 
 def test_a_loss_of_examples_is_refused_by_its_task(config, tmp_path, capsys):

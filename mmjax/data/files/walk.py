@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmjax.data.images import printable
+from mmjax.data.once import warn_once
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def folders(path: Path) -> list[str]:
         if entry.is_dir() and not entry.name.startswith("."):
             found.append(entry.name)
         elif _leads_nowhere(entry):
-            log.warning("%s is a link to what is not there, and is left out", printable(entry))
+            warn_once(log, "%s is a link to what is not there, and is left out", printable(entry))
     return sorted(found)
 
 
@@ -51,7 +52,7 @@ def _really_below(start: str, root: str, extensions: tuple[str, ...], seen: set[
             if file.lower().endswith(extensions) and not file.startswith("."):
                 yield f"{place}/{file}"
             elif _leads_nowhere(Path(parent, file)):
-                log.warning("%s is a link to what is not there, and is left out", printable(Path(parent, file)))
+                warn_once(log, "%s is a link to what is not there, and is left out", printable(Path(parent, file)))
 
 
 def _leads_nowhere(path: Path) -> bool:

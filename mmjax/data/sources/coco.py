@@ -19,6 +19,7 @@ from mmjax.data.files import kept
 from mmjax.data.files.mapped_texts import Packed, pack
 from mmjax.data.files.remote import file_bytes, joined
 from mmjax.data.images import MAX_PIXELS, printable, read_image
+from mmjax.data.once import warn_once
 from mmjax.data.sources import annotated
 from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS
@@ -92,7 +93,7 @@ class Coco:
         folder = kept.made_once(VERSION, [repr(of), *kept.identities([self.path])], self._index)
         records = CocoRecords(self, str(folder))
         for what, count in {**records.about["left_out"], **records.about.get("noted", {})}.items():
-            log.warning("Coco.path=%r: %d %s", self.path, count, what)
+            warn_once(log, "Coco.path=%r: %d %s", self.path, count, what)
         if not len(records):
             raise UserError(f"Coco.split={self.split!r}: none of the {records.about['size']} records of {self.path} are in it")
         return records

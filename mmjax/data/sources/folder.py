@@ -14,6 +14,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import splits
 from mmjax.data.files.walk import folders, images
 from mmjax.data.images import MAX_PIXELS, printable, read_image
+from mmjax.data.once import warn_once
 from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS, split_of
 from mmjax.data.types import Record
@@ -119,7 +120,7 @@ class Folder:
     def _images(self, root: Path, folder: Path) -> list[str]:
         found = list(images(root, folder, self.extensions))
         if not found:
-            log.warning("Folder.path=%r: no images in %s: no class", self.path, printable(folder.relative_to(root)))
+            warn_once(log, "Folder.path=%r: no images in %s: no class", self.path, printable(folder.relative_to(root)))
         return found
 
     def _holds_images(self, root: Path, folder: str) -> bool:
@@ -133,7 +134,9 @@ class Folder:
     def _say_left_out(self, folder: Path) -> None:
         if loose := self._loose(folder):
             first = printable(folder / loose[0])
-            log.warning("Folder.path=%r: %d image(s) lie in no class folder and are left out: %s", self.path, len(loose), first)
+            warn_once(
+                log, "Folder.path=%r: %d image(s) lie in no class folder and are left out: %s", self.path, len(loose), first
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.once import say_once
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.splits import fingerprint
@@ -74,7 +75,8 @@ class Grouped:
         parts = [part for part, some in zip(parts, (missing.any(), more.any()), strict=True) if some]
         parts += [f"{alone} records without another of their query are left out"] * bool(alone)
         said = "; " + ", ".join(parts) if parts else ""
-        log.info("Grouped: %d queries by %r of %d rows each%s", len(items), self.by, self.rows, said)
+        line = f"Grouped: {len(items)} queries by {self.by!r} of {self.rows} rows each{said}"
+        say_once(log.name, logging.INFO, line)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

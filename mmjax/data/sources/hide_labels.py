@@ -11,6 +11,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
+from mmjax.data.once import warn_once
 from mmjax.data.sources.subset import NAMED, WHOLE, described, image_file
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import Record, Records
@@ -57,7 +58,7 @@ class HideLabels:
         bare = [name for label, name in enumerate(records.classes) if label not in present]
         if bare:
             said = ", ".join(map(repr, bare[:NAMED])) + (f" and {len(bare) - NAMED} more" if len(bare) > NAMED else "")
-            log.warning("HideLabels.keep=%g: no record of %d class(es) keeps its label: %s", self.keep, len(bare), said)
+            warn_once(log, "HideLabels.keep=%g: no record of %d class(es) keeps its label: %s", self.keep, len(bare), said)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest, within
+from mmjax.data.once import warn_once
 from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
@@ -100,7 +101,7 @@ class Mix:
         more = {name: often[name] / often[least] for name in often if often[name] > 1.005 * often[least]}
         if more:
             said = ", ".join(f"{name} ({sizes[name]:,} records) {times:.3g} times" for name, times in more.items())
-            log.warning("Mix: while %s (%s records) is read once, %s", least, f"{sizes[least]:,}", said)
+            warn_once(log, "Mix: while %s (%s records) is read once, %s", least, f"{sizes[least]:,}", said)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

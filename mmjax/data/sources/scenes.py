@@ -41,6 +41,7 @@ class Scenes:
       seed: of all that is drawn.
       image_size: (height, width) of the canvas in pixels; two cells a side.
       text: which of its texts is a record's `text`, "caption" or "question".
+      pictures: False gives the texts of the same scenes alone, which are not drawn.
     """
 
     split: str = "train"
@@ -48,6 +49,7 @@ class Scenes:
     seed: int = setting(least=0, default=0)
     image_size: tuple[int, int] = setting(least=16, default=(32, 32))
     text: str = "caption"
+    pictures: bool = True
 
     def build(self) -> SceneRecords:
         """Records with the keys below; they are drawn when asked for.
@@ -106,7 +108,7 @@ class SceneRecords:
         rng = self._draws(index % len(self))
         seen = _seen(rng)
         asked = language.ask(seen, rng)
-        record = self._drawn(seen, rng)
+        record = self._drawn(seen, rng) if self.spec.pictures else {}
         caption = language.caption(seen)
         return {
             "text": caption if self.spec.text == "caption" else asked.question,
@@ -130,7 +132,11 @@ class SceneRecords:
         yield from phrases[key]() if key in phrases else ()
 
     def fingerprint(self) -> str:
-        return fingerprint([self.digits, *(f"{f.name}={getattr(self.spec, f.name)}" for f in dataclasses.fields(self.spec))])
+        told = {f.name: getattr(self.spec, f.name) for f in dataclasses.fields(self.spec)}
+        told = {
+            name: value for name, value in told.items() if name != "pictures" or not value
+        }  # as before there was that field
+        return fingerprint([self.digits, *(f"{name}={value}" for name, value in told.items())])
 
     def _draws(self, place: int) -> np.random.Generator:
         return np.random.Generator(

@@ -14,6 +14,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import splits
 from mmjax.data.files.walk import folders, images
 from mmjax.data.images import MAX_PIXELS, printable, read_image
+from mmjax.data.once import warn_once
 from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS
 from mmjax.data.types import Record
@@ -98,7 +99,9 @@ class Stamps:
             near = nearest(self.language, having)
             raise UserError(f"Stamps.language={self.language!r}: {what} are in {', '.join(having) or 'no language'}{near}")
         if silent := len(whole) - len(captioned):
-            log.warning("Stamps.path=%r: %d picture(s) without a caption in %r are left out", self.path, silent, self.language)
+            warn_once(
+                log, "Stamps.path=%r: %d picture(s) without a caption in %r are left out", self.path, silent, self.language
+            )
         return kept
 
     def _class(self, stamp: Stamp) -> str:
@@ -187,7 +190,7 @@ def _stamps(root: Path, folder: str) -> Iterator[Stamp]:
         speech = {language: f"{at}/{sound}" for language, sound in _spoken(stem, beside[at])}
         yield Stamp(file, _captions(root / at / f"{stem}.txt"), speech)
     if drawings:
-        log.warning("Stamps: %d drawing(s) in %s are SVG, which is not read, and are left out", drawings, printable(folder))
+        warn_once(log, "Stamps: %d drawing(s) in %s are SVG, which is not read, and are left out", drawings, printable(folder))
 
 
 def _captions(path: Path) -> dict[str, str]:
@@ -197,7 +200,7 @@ def _captions(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
-        log.warning("Stamps: %s is no UTF-8 (%s); its stamp has no caption", printable(path), error.reason)
+        warn_once(log, "Stamps: %s is no UTF-8 (%s); its stamp has no caption", printable(path), error.reason)
         return {}
     found = {FIRST: lines[0]} if lines and lines[0] else {}
     for line in lines[1:]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.once import warn_once
 from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
@@ -128,7 +129,7 @@ class Subset:
                 f"Subset.shots={self.shots}: the split has less of {len(short)} class(es): {said}{more}; ask for less, leave "
                 "them out (Subset.but), or take what there is (Subset.fewer=true)"
             )
-        log.warning("Subset.shots=%d: of %d class(es) there are less: %s%s", self.shots, len(short), said, more)
+        warn_once(log, "Subset.shots=%d: of %d class(es) there are less: %s%s", self.shots, len(short), said, more)
 
     def _hash(self, identity: str) -> bytes:
         return hashlib.sha256(f"shots {self.seed}\n".encode() + encoded(identity)).digest()

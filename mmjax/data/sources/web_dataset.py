@@ -21,6 +21,7 @@ from mmjax.data.files.open_files import OpenFiles
 from mmjax.data.files.shard_names import shard_names
 from mmjax.data.files.shards import Shards, opened
 from mmjax.data.images import printable
+from mmjax.data.once import warn_once
 from mmjax.data.sources.told import ToldRecords
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
@@ -93,7 +94,7 @@ class _There(Collection[str]):
         left_out = field in self._defaults and 2 * count < size
         if 0 < count < size:
             what = "it is left out" if left_out else "the others are unreadable"
-            log.warning("WebDataset: %d of %d examples have %r; %s", count, size, here, what)
+            warn_once(log, "WebDataset: %d of %d examples have %r; %s", count, size, here, what)
         return count > 0 and not left_out
 
     def __iter__(self) -> Iterator[str]:

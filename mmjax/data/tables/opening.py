@@ -17,6 +17,7 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.fields import KINDS, Fields
 from mmjax.data.files import fetched, kept
 from mmjax.data.files.remote import is_address
+from mmjax.data.once import warn_once
 from mmjax.data.splits import fingerprint
 from mmjax.data.tables import schema
 from mmjax.data.tables.blocks import BlockRecords, Blocks, keys_of
@@ -92,7 +93,7 @@ class Opening(abc.ABC):
         folder = kept.made_once(self.version, [repr(self.spec), *self.identities, *mapped], self._index)
         layout = np.load(folder / "layout.npy")
         if hindrance := self.hindrance(layout):
-            log.warning("%s", hindrance)
+            warn_once(log, "%s", hindrance)
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         places = np.load(folder / "places.npy") if (folder / "places.npy").exists() else self.mapping
         records = self._records(layout, tuple(about["names"]), places, about["digest"])
