@@ -1052,6 +1052,15 @@ MUTATIONS = (
              "mmjax/data/files/open_files.py", "tests/data/test_source_web_dataset*.py",
              "if (size, stat.st_mtime_ns) != self.stamps[number]:",
              "if size < 0:"),
+    # worker processes
+    Mutation("workers_emptied", "what workers still send is not taken, and each keeps the run for 25 s",
+             "mmjax/data/workers.py", "tests/data/test_workers.py -k taken",
+             "                        one._buffer.get_nowait()",
+             "                        raise queue.Empty"),
+    Mutation("workers_died", "a worker process that has died is a traceback",
+             "mmjax/data/workers.py", "tests/data/test_workers.py -k dies",
+             "if not str(error).startswith(DIED):",
+             "if str(error).startswith(DIED):"),
     # data in a bucket
     Mutation("remote_gone", "a file that is not there is asked for again and again",
              "mmjax/data/files/remote.py", "tests/data/test_remote.py",

@@ -36,6 +36,7 @@ from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms import TRANSFORMS
 from mmjax.data.transforms.sided import check_before
 from mmjax.data.types import Records
+from mmjax.data.workers import closed, taken
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
@@ -377,11 +378,13 @@ class Batches(Iterator[Batch]):
         self._rows = iter(steps)
 
     def __next__(self) -> Batch:
-        return self._dataset._take(next(self._rows))
+        with within(self._dataset.path):
+            rows = taken(self._rows)
+        return self._dataset._take(rows)
 
     def close(self) -> None:
         """Stop reading; may be called again."""
-        self._rows.close()
+        closed(self._rows)
 
     def __enter__(self) -> Batches:
         return self
