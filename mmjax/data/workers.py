@@ -31,7 +31,7 @@ def taken(steps: Iterator[Any]) -> Any:
 def closed(steps: Any) -> None:
     """Close an iterator of grain, and take meanwhile what its worker processes still send.
 
-    A process ends when all that it has sent was taken, and a batch above the 64 kB of a pipe waits there for who reads it. grain
+    A process ends when all that it has sent was taken, and a batch above the 64 kB of a pipe waits there for a reader. grain
     reads once and then waits 25 s for each process (`_PROCESS_KILL_TIMEOUT_S`), which a job that is told to stop may not have.
     Its own fields are read for this: where it has no such ones, that wait is what remains.
     """

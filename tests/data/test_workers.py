@@ -57,8 +57,6 @@ def test_workers_of_large_batches_end_at_once_and_one_that_dies_is_said():
     with dataset.batches() as batches:
         next(batches)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(
-            UserError, match=r"^data\.train: workers: a process that reads has died with exit code -9; the system"
-        ):
+        with pytest.raises(UserError, match=r"^data\.train: workers: a process that reads has died with exit code -9; "):
             for _ in range(50):
                 next(batches)
