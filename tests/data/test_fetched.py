@@ -107,7 +107,14 @@ def sources(at):
 
 
 def data_of(source, **fields):
-    return Data(source, (Normalise(),), batch_size=5, max_length=8, order=fields.pop("order", "records"), **fields)
+    return Data(
+        source,
+        (Normalise(),),
+        batch_size=fields.pop("batch_size", 5),
+        max_length=8,
+        order=fields.pop("order", "records"),
+        **fields,
+    )
 
 
 def batches(data, count=4):
@@ -323,6 +330,25 @@ def test_records_of_a_shard_that_cannot_be_fetched_are_replaced(bucket, name, mo
     assert replaced and record["text"] != f"picture {index}" and all(f"1.{name}" in path for path in bad)
     if name == "tar":
         assert cats().count("1") == 3, "what has failed is not asked for again at once"
+
+
+@pytest.mark.parametrize("name", ["tar", "parquet", "array_record", "arrow", "manifest"])
+def test_storage_that_is_away_ends_the_run_rather_than_replace_its_records(bucket, name, monkeypatch):
+    source = sources("served:/")[name]
+    dataset = data_of(source, bad_record_limit=1.0, threads=0, batch_size=4, cache_mb=0).build(TOKENIZER, 3, "train")
+    dataset._reader.records = source.build()  # with nothing open
+    for path in fetched.folder().glob("*"):
+        path.unlink()
+    trouble(monkeypatch, OSError("reset\nby peer"), "")
+    Served.calls.clear()
+    with pytest.raises(
+        UnreachableError, match=r"^data\.train: source: 3 files in a row cannot be fetched; the last: served:/.*peer"
+    ):
+        dataset.batch(0)
+    assert len(cats()) == 9, "three files, three attempts each"
+    if name in ("tar", "manifest"):
+        with pytest.raises(UnreachableError, match="cannot be read: reset by peer"):  # what is prepared would say it for ever
+            prepare(data_of(dataclasses.replace(source, split="train")), "train", fetched.folder().parent / "out", 1)
 
 
 def test_an_index_that_cannot_be_made_is_one_line(monkeypatch):
