@@ -423,6 +423,12 @@ def test_bounds_and_disks(five, monkeypatch):
     assert held() == [] and read(five[0]) == bytes(1000)
 
 
+def test_a_machine_without_locks_is_said(five, monkeypatch):
+    monkeypatch.setattr(fetched, "fcntl", None)
+    with pytest.raises(UserError, match="^served:/+0.bin: files at an address are fetched on Linux and macOS alone"):
+        read(five[0])
+
+
 def test_a_shard_above_the_bound_is_refused_before_anything_is_fetched(monkeypatch):
     monkeypatch.setenv("MMJAX_CACHE_GB", "1e-6")
     for name in ("tar", "parquet", "arrow", "array_record"):

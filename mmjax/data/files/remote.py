@@ -23,7 +23,7 @@ T = TypeVar("T")
 Stamp = tuple[int, int]  # size in bytes, and a number that changes with the file
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before each further attempt
-PATIENCE = 60.0  # seconds after which no further attempt begins: those of the clients try again of themselves
+PATIENCE = 30.0  # seconds after which no further attempt begins: those of the clients try again of themselves
 SILENCE = 60.0  # seconds without a byte after which a connection is given up
 THREADS = 16  # that ask for files which no listing tells of
 FEW = 8  # files of one folder that are asked for one by one rather than listed
