@@ -425,7 +425,7 @@ def test_bounds_and_disks(five, monkeypatch):
 
 def test_a_machine_without_locks_is_said(five, monkeypatch):
     monkeypatch.setattr(fetched, "fcntl", None)
-    with pytest.raises(UserError, match="^served:/+0.bin: files at an address are fetched on Linux and macOS alone"):
+    with pytest.raises(UserError, match=r"^served:/+0\.bin: files at an address are fetched on Linux and macOS alone"):
         read(five[0])
 
 
