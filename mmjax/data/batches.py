@@ -10,6 +10,7 @@ from absl import flags
 
 from mmjax.core.errors import UserError
 from mmjax.data.reader import Rows, Stream
+from mmjax.data.workers import closed, taken
 
 Batch = dict[str, np.ndarray]
 
@@ -34,11 +35,11 @@ class Batches(Iterator[Batch]):
         self._rows, self._take = iter(steps), take
 
     def __next__(self) -> Batch:
-        return self._take(next(self._rows))
+        return self._take(taken(self._rows))
 
     def close(self) -> None:
         """Stop reading; may be called again."""
-        self._rows.close()
+        closed(self._rows)
 
     def __enter__(self) -> Batches:
         return self

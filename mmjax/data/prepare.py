@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import CLASS, children, class_name, is_spec, to_json
-from mmjax.core.errors import UserError, within
+from mmjax.core.errors import UnreachableError, UserError, within
 from mmjax.data.fields import strings_of
 from mmjax.data.pipeline import Data
 from mmjax.data.sources.array_record import write_array_record
@@ -267,6 +267,10 @@ def _example(records: Records, index: int) -> tuple[dict[str, Any], str, tuple[i
     try:
         record = records[index]
     except BadRecordError as error:
+        if isinstance(
+            error.__cause__, UnreachableError
+        ):  # it may be good, and what is written here says for ever that it is not
+            raise error.__cause__ from None
         label, texts = records.described(index)[1:] if hasattr(records, "described") else (-1, ())
         return unreadable_of(error, label, texts), "", (index, error.path, error.reason)
     try:

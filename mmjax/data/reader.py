@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
@@ -19,6 +19,7 @@ from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
 LARGE = 1 << 16  # bytes of an array that is laid where the batch has it as soon as it is made
+AWAY = 3  # files in a row that storage does not give: it is not these that something is wrong with
 THREADS = 4  # that look for unreadable records: reading waits for the disk, decoding lets go of the interpreter
 
 
@@ -143,6 +144,7 @@ class Reader:
     def _record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str], bool]:
         """As `record`, and whether another one stands in for it."""
         bad: dict[str, str] = {}
+        away: set[str] = set()
         chosen = index
         partners = Partners(self.records, self.order, bad)
         for attempt in range(ATTEMPTS):
@@ -150,6 +152,7 @@ class Reader:
                 return self._transformed(chosen, draws.at(place), partners), bad, attempt > 0
             except BadRecordError as error:
                 bad[error.path] = error.reason
+                _check_there(error, away)
                 chosen = self.order.replacement(index, attempt)
         raise _given_up(bad)
 
@@ -203,12 +206,14 @@ class Partners:
 
     def __getitem__(self, index: int, /) -> Record:
         chosen, met = index, {}
+        away: set[str] = set()
         for attempt in range(ATTEMPTS):
             try:
                 return self._records[chosen]
             except BadRecordError as error:
                 met[error.path] = error.reason
                 self._bad[error.path] = error.reason
+                _check_there(error, away)
                 chosen = self._order.replacement(index % len(self), attempt)
         raise _given_up(met)
 
@@ -229,6 +234,15 @@ def spaced(size: int, most: int) -> list[int]:
     if size <= most:
         return list(range(size))
     return [size - 1 - step * size // most for step in reversed(range(most))]
+
+
+def _check_there(error: BadRecordError, away: set[str]) -> None:
+    """Raise `UnreachableError` where several files in a row, said in `away`, cannot be fetched: to wait for each of many, and
+    to put what is at hand in their place, would be another run."""
+    if isinstance(error.__cause__, UnreachableError):
+        away.add(str(error.__cause__))
+        if len(away) >= AWAY:
+            raise UnreachableError(f"source: {AWAY} files in a row cannot be fetched; the last: {error.__cause__}")
 
 
 def _given_up(bad: dict[str, str]) -> UserError:

@@ -107,7 +107,14 @@ def sources(at):
 
 
 def data_of(source, **fields):
-    return Data(source, (Normalise(),), batch_size=5, max_length=8, order=fields.pop("order", "records"), **fields)
+    return Data(
+        source,
+        (Normalise(),),
+        batch_size=fields.pop("batch_size", 5),
+        max_length=8,
+        order=fields.pop("order", "records"),
+        **fields,
+    )
 
 
 def batches(data, count=4):
@@ -325,6 +332,25 @@ def test_records_of_a_shard_that_cannot_be_fetched_are_replaced(bucket, name, mo
         assert cats().count("1") == 3, "what has failed is not asked for again at once"
 
 
+@pytest.mark.parametrize("name", ["tar", "parquet", "array_record", "arrow", "manifest"])
+def test_storage_that_is_away_ends_the_run_rather_than_replace_its_records(bucket, name, monkeypatch):
+    source = sources("served:/")[name]
+    dataset = data_of(source, bad_record_limit=1.0, threads=0, batch_size=4, cache_mb=0).build(TOKENIZER, 3, "train")
+    dataset._reader.records = source.build()  # with nothing open
+    for path in fetched.folder().glob("*"):
+        path.unlink()
+    trouble(monkeypatch, OSError("reset\nby peer"), "")
+    Served.calls.clear()
+    with pytest.raises(
+        UnreachableError, match=r"^data\.train: source: 3 files in a row cannot be fetched; the last: served:/.*peer"
+    ):
+        dataset.batch(0)
+    assert len(cats()) == 9, "three files, three attempts each"
+    if name in ("tar", "manifest"):
+        with pytest.raises(UnreachableError, match="cannot be read: reset by peer"):  # what is prepared would say it for ever
+            prepare(data_of(dataclasses.replace(source, split="train")), "train", fetched.folder().parent / "out", 1)
+
+
 def test_an_index_that_cannot_be_made_is_one_line(monkeypatch):
     trouble(monkeypatch, OSError("reset\nby peer"), "1.")
     for name in ("tar", "parquet", "arrow", "array_record"):
@@ -395,6 +421,12 @@ def test_bounds_and_disks(five, monkeypatch):
         with pytest.raises(UserError, match=r"fetched: No space left on device; free some of its disk, or set MMJAX_CACHE_"):
             read(five[0])
     assert held() == [] and read(five[0]) == bytes(1000)
+
+
+def test_a_machine_without_locks_is_said(five, monkeypatch):
+    monkeypatch.setattr(fetched, "fcntl", None)
+    with pytest.raises(UserError, match=r"^served:/+0\.bin: files at an address are fetched on Linux and macOS alone"):
+        read(five[0])
 
 
 def test_a_shard_above_the_bound_is_refused_before_anything_is_fetched(monkeypatch):

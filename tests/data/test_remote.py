@@ -3,6 +3,8 @@
 import importlib
 import io
 import os
+import sys
+import types
 
 import fsspec
 import pytest
@@ -94,6 +96,25 @@ def test_what_fails_is_tried_again_and_then_said_in_a_line(bucket, monkeypatch):
     failing(monkeypatch, 1, AttributeError("ours"))
     with pytest.raises(AttributeError, match="ours"):
         remote.content("served://a")
+
+
+def test_no_attempt_begins_once_a_client_has_tried_for_long(bucket, monkeypatch):
+    (bucket / "a").write_bytes(b"abc")
+    monkeypatch.setattr(remote, "PATIENCE", -1.0)
+    failing(monkeypatch, 1)
+    with pytest.raises(UnreachableError, match="connection reset by peer"):
+        remote.content("served://a")
+    assert len(Served.calls) == 1
+
+
+def test_a_connection_that_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(ClientTimeout=types.SimpleNamespace))
+    for protocol, field in (("gs", "session_kwargs"), ("https", "client_kwargs")):
+        assert remote._patient(protocol)[field]["timeout"].sock_read == remote.SILENCE
+        assert remote._patient(protocol)[field]["timeout"].total is None, "what comes slowly, comes"
+    monkeypatch.setitem(fsspec.config.conf, "gcs", {"session_kwargs": {"timeout": 5, "trust_env": True}})
+    assert remote._patient("gs") == {"session_kwargs": {"timeout": 5, "trust_env": True}} == remote._patient("gcs")
+    assert remote._patient("s3") == {} == remote._patient("memory")
 
 
 def test_what_is_not_there_is_not_asked_for_again(bucket):

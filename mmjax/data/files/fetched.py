@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import time
@@ -24,6 +23,11 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.files import kept, remote
 from mmjax.data.files.remote import Stamp, is_address
 from mmjax.data.types import BadRecordError
+
+try:
+    import fcntl
+except ImportError:  # on Windows: files of a disk need none of it
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -154,6 +158,8 @@ def _whole(address: str, stamp: Stamp) -> Path:
     since, said = _failed.get(address, (0.0, ""))
     if said and time.monotonic() < since + AGAIN:  # each record of it would wait for all attempts
         raise UnreachableError(said)
+    if fcntl is None:
+        raise UserError(f"{address}: files at an address are fetched on Linux and macOS alone, whose locks processes share")
     check_sizes([address], [stamp])
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

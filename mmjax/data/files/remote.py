@@ -23,10 +23,14 @@ T = TypeVar("T")
 Stamp = tuple[int, int]  # size in bytes, and a number that changes with the file
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before each further attempt
+PATIENCE = 30.0  # seconds after which no further attempt begins: those of the clients try again of themselves
+SILENCE = 60.0  # seconds without a byte after which a connection is given up
 THREADS = 16  # that ask for files which no listing tells of
 FEW = 8  # files of one folder that are asked for one by one rather than listed
 PACKAGES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package
 WEB = ("http", "https")  # which cannot be listed
+# Protocol -> the field of its client that sets up a session of aiohttp.
+CLIENTS = {"gs": "session_kwargs", "gcs": "session_kwargs", "http": "client_kwargs", "https": "client_kwargs"}
 # What changes with a file, the surest first: a listing and a question about one file may know different ones of the later.
 MARKS = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*)://")
@@ -75,6 +79,7 @@ def asked(address: str, act: Callable[[Any, str], T]) -> T:
       UserError: the protocol is unknown, or the package that it needs is not installed.
       UnreachableError: storage has failed at every attempt, or permission is denied.
     """
+    began = time.monotonic()
     for wait in (*WAITS, None):
         try:
             return act(*_opened(address))
@@ -83,7 +88,7 @@ def asked(address: str, act: Callable[[Any, str], T]) -> T:
         except (*DEFECTS, UserError, MemoryError):
             raise
         except Exception as error:  # each kind of storage has errors of its own
-            if wait is None or isinstance(error, PermissionError):
+            if wait is None or time.monotonic() - began > PATIENCE or isinstance(error, PermissionError):
                 said = " ".join(f"{error}".split())[:200] or type(error).__name__
                 raise UnreachableError(f"{address} cannot be read: {said} ({type(error).__name__})") from None
             time.sleep(wait)
@@ -199,7 +204,22 @@ def _opened(address: str) -> tuple[Any, str]:
         raise UserError(f"{address}: what opens {protocol}:// is not installed: {tip}") from None
     except ValueError:
         raise UserError(f"{address}: {protocol}:// is no protocol that fsspec knows, as gs:// and s3:// are") from None
-    return url_to_fs(address)
+    return url_to_fs(address, **_patient(protocol))
+
+
+def _patient(protocol: str) -> dict[str, Any]:
+    """What has a client that waits for 5 minutes, and again as often as it tries, give up a connection that says nothing.
+
+    Those of S3 do after 15 s. What the user has set for the client in fsspec's configuration stays.
+    """
+    field = CLIENTS.get(protocol)
+    if field is None:
+        return {}
+    import aiohttp  # which these clients are made of
+    from fsspec.config import conf
+
+    own = {**conf.get(protocol, {}), **(conf.get("gcs", {}) if protocol == "gs" else {})}.get(field, {})
+    return {field: {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE), **own}}
 
 
 def _or_none(address: str, look: Callable[[Any, str], list[str]]) -> list[str]:

@@ -144,7 +144,7 @@ class BlockRecords:
         try:
             cells = self.held.cells(block, row, roots)
         except BadRecordError as error:  # of a whole block: each of its rows is counted by its own name
-            raise BadRecordError(where, error.reason) from None
+            raise BadRecordError(where, error.reason) from error.__cause__
         return {field: column.value(cells[column.root], where) for field, column in columns.items()}, where
 
     def _examples(self, columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
