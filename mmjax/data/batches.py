@@ -10,7 +10,7 @@ from absl import flags
 
 from mmjax.core.errors import UserError
 from mmjax.data.reader import Rows, Stream
-from mmjax.data.workers import closed, taken
+from mmjax.data.workers import closed, taken, watch
 
 Batch = dict[str, np.ndarray]
 
@@ -33,6 +33,8 @@ class Batches(Iterator[Batch]):
                 flags.FLAGS.mark_as_parsed()  # grain reads absl's flags to pass them on
             steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
         self._rows, self._take = iter(steps), take
+        if workers:
+            watch(self._rows)
 
     def __next__(self) -> Batch:
         return self._take(taken(self._rows))

@@ -15,11 +15,15 @@ from mmjax.data import Data, Digits, Normalise, Resize
 from mmjax.data.workers import closed
 
 
+class Process:
+    exitcode = None
+
+
 class Worker:
     """Stands for grain's: it ends when all that it sends was taken, of which one thing fits into its pipe."""
 
     def __init__(self):
-        self._prefetch_process, self._prefetch_should_stop = object(), threading.Event()
+        self._prefetch_process, self._prefetch_should_stop = Process(), threading.Event()
         self._buffer, self.left = queue.Queue(1), list(range(5))
 
     def send(self):
