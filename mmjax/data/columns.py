@@ -115,10 +115,17 @@ class Columns:
         """The column of a key; None where there is none."""
         return self._columns.get(key)
 
-    def __call__(self, records: Sequence[Record], places: Sequence[int] | None = None) -> tuple[dict[str, np.ndarray], Lost]:
+    def __call__(
+        self,
+        records: Sequence[Record],
+        places: Sequence[int] | None = None,
+        whole: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[dict[str, np.ndarray], Lost]:
         """The batch, and what was lost on the way to it. Raises `UserError` for a record unlike the first.
 
-        `places`: the number of each record in its source; None for the first ones.
+        Args:
+          places: the number of each record in its source; None for the first ones.
+          whole: key -> the records' arrays as one array that is the batch's own, where there is one.
         """
         for record in records:
             self._check(record)
@@ -126,7 +133,8 @@ class Columns:
         lost = Lost()
         for key, column in self._columns.items():
             with within(f"columns.{key}" if key in self._named else ""):
-                arrays, own = column([record[key] for record in records], records)
+                values = None if whole is None else whole.get(key)
+                arrays, own = column([record[key] for record in records] if values is None else values, records)
             batch |= arrays
             lost += own
         if "group" not in batch and ("text" in self._columns or "label" in self._columns):

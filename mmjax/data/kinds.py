@@ -54,9 +54,12 @@ class About:
 
 
 class Column(Protocol):
-    """The values of a key, one a record -> arrays [B, ...] by batch key, and what was lost. Raises `UserError`."""
+    """The values of a key, one a record -> arrays [B, ...] by batch key, and what was lost. Raises `UserError`.
 
-    def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]: ...
+    Arrays of records may come as one array [B, ...] that is the batch's own.
+    """
+
+    def __call__(self, values: Sequence[Any] | np.ndarray, records: Sequence[Record]) -> tuple[Arrays, Lost]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,13 +292,15 @@ class ArrayColumn:
         self.shares = False  # numbers above 1 are refused: they say which classes an example has
 
     def __call__(self, values: Sequence[Any], records: Sequence[Record]) -> tuple[Arrays, Lost]:
+        if isinstance(values, np.ndarray) and not self.rows:  # of the batch already
+            return {self.key: self._array(values)}, Lost()
         arrays = [self._array(value) for value in values]
         if self.rows:
             arrays = [self._filled(array) for array in arrays]
         if any(array.shape != arrays[0].shape for array in arrays):
             odd = next(array.shape for array in arrays if array.shape != arrays[0].shape)
             raise UserError(f"{self.key}: shapes {arrays[0].shape} and {odd} in one batch; rows=N fills the first dim up")
-        return {self.key: stacked(arrays)}, Lost()
+        return {self.key: np.stack(arrays)}, Lost()
 
     def _array(self, value: Any) -> np.ndarray:
         try:
@@ -349,16 +354,6 @@ def kind(value: Any) -> Kind:
     if isinstance(value, float | np.floating):
         return (), FLOAT32
     return ((), STRING) if isinstance(value, str) else OTHER
-
-
-def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """`np.stack`, but for the rows of one array in their order, which are that array (see `reader`)."""
-    first, whole = arrays[0], arrays[0].base
-    if isinstance(whole, np.ndarray) and whole.shape == (len(arrays), *first.shape) and whole.dtype == first.dtype:
-        rows = (whole.ctypes.data + row * whole.strides[0] for row in range(len(whole)))
-        if all(array.base is whole and array.ctypes.data == at for array, at in zip(arrays, rows, strict=True)):
-            return whole
-    return np.stack(arrays)
 
 
 def _different(names: Sequence[str]) -> tuple[str, ...]:

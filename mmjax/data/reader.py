@@ -108,12 +108,12 @@ class Reader:
         bad: dict[str, str] = {}
         replaced_B = np.zeros(len(indices), bool)
         found = []
-        into: dict[str, np.ndarray] = {}
+        laid = _Laid(len(indices))
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
             record, missed, replaced_B[row] = self._record(index, place, draws)
-            found.append(_laid(record, row, len(indices), into))
+            found.append(laid(record, row))
             bad |= missed
-        batch, lost = columns(found, indices)
+        batch, lost = columns(found, indices, laid.whole)
         return Rows(batch, replaced_B, lost, bad)
 
     def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:
@@ -250,18 +250,30 @@ def _given_up(bad: dict[str, str]) -> UserError:
     return UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
 
-def _laid(record: Record, row: int, rows: int, into: dict[str, np.ndarray]) -> Record:
-    """The record with its large arrays at their row of the batch's, as views: while they are still in the processor's cache.
+class _Laid:
+    """The large arrays of a batch, filled row by row: while a record's are still in the processor's cache.
 
-    `into` holds the batch's arrays, whose shapes and dtypes the first record gives. `kinds.stacked` then has nothing to do.
+    Attributes:
+      whole: key -> [B, ...], of the keys whose arrays were laid for all records so far.
     """
-    for key, value in record.items():
-        if isinstance(value, np.ndarray) and value.nbytes >= LARGE:
-            whole = into.setdefault(key, np.empty((rows, *value.shape), value.dtype)) if row == 0 else into.get(key)
-            if whole is not None and (whole.shape[1:], whole.dtype) == (value.shape, value.dtype):
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self.whole = rows, dict[str, np.ndarray]()
+
+    def __call__(self, record: Record, row: int) -> Record:
+        """The record with its large arrays as views of the batch's own. The first one gives their shapes and dtypes."""
+        found = dict(record)
+        for key, value in record.items():
+            if row == 0 and isinstance(value, np.ndarray) and value.nbytes >= LARGE and value.dtype.isnative:
+                self.whole[key] = np.empty((self._rows, *value.shape), value.dtype)
+        for key in [*self.whole]:
+            value, whole = record.get(key), self.whole[key]
+            if isinstance(value, np.ndarray) and (value.shape, value.dtype) == (whole.shape[1:], whole.dtype):
                 whole[row] = value
-                record = {**record, key: whole[row]}
-    return record
+                found[key] = whole[row]
+            else:  # unlike the first one's, which the columns say
+                del self.whole[key]
+        return found
 
 
 def _size(record: Record) -> int:

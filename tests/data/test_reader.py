@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data import BadRecordError, Data, kinds
+from mmjax.data import BadRecordError, Data
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader, spaced
 
@@ -151,12 +151,27 @@ def test_a_large_array_of_another_shape_is_named():
         dataset.batch(0)
 
 
-def test_rows_of_one_array_are_it_in_their_order_alone():
-    whole = np.arange(24.0).reshape(4, 6).copy()
-    assert kinds.stacked(list(whole)) is whole
-    for rows in ([*whole[::-1]], [*whole[:3]], [whole[0], whole[1], whole[2], whole[2]], [row.copy() for row in whole]):
-        found = kinds.stacked(rows)
-        assert found is not whole and not np.shares_memory(found, whole)
-        np.testing.assert_array_equal(found, np.stack(rows))
-    turned = np.asfortranarray(whole)
-    np.testing.assert_array_equal(kinds.stacked(list(turned)), whole)
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Arrays that are views of one of the user's own, in another order of dims, of one row, or of another byte order."""
+
+    whole: np.ndarray
+    how: str
+
+    def __call__(self, record, rng, records):
+        own = self.whole[record["value"]]
+        return {
+            **record,
+            "x": {"turned": own.T, "one": np.broadcast_to(own[:1], own.shape), "big": own.astype(">f4")}[self.how],
+        }
+
+
+@pytest.mark.parametrize("side", [3, 200])
+@pytest.mark.parametrize("how", ["turned", "one", "big"])
+def test_views_of_the_users_array_are_copied_as_they_are_seen(how, side):
+    whole = np.random.default_rng(0).normal(size=(4, side, side)).astype(np.float32)
+    dataset = Data(Numbers(4), (Views(whole, how),), batch_size=4, shuffle=False).build(None, 0)
+    expected = {"turned": whole.transpose(0, 2, 1), "one": np.broadcast_to(whole[:, :1], whole.shape), "big": whole}[how]
+    for batch in (dataset.batch(0), next(iter(dataset.epoch()))):
+        np.testing.assert_array_equal(batch["x"], expected)
+        assert batch["x"].dtype.isnative and not np.shares_memory(batch["x"], whole)
