@@ -18,9 +18,12 @@ CLASSES = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  #
 
 
 def as_class(
-    model: Multimodal, params: Params, architecture: str, labels: Sequence[str]
+    model: Multimodal, params: Params, architecture: str, labels: Sequence[str], problem: str = ""
 ) -> tuple[Multimodal, Params, set[str]]:
     """A base as a class of its family that tells these labels apart.
+
+    Args:
+      problem: the `problem_type` by which HuggingFace says what the logits are; "" where nothing was said.
 
     Returns:
       The model, its parameters, and the paths that are zeros since the base has none.
@@ -29,7 +32,12 @@ def as_class(
     names = {str(i): label for i, label in enumerate(labels)}
     said = family.config(explicit(model)) | {"id2label": names, "label2id": {label: int(i) for i, label in names.items()}}
     other = build_model(said | {"architectures": [architecture]})[1]
-    return other, *_filled(family, model, params, other, architecture)
+    return with_problem(other, problem), *_filled(family, model, params, other, architecture)
+
+
+def with_problem(model: Multimodal, problem: str) -> Multimodal:
+    """The model with a `problem_type`, where one is said."""
+    return model.copy(huggingface={**model.huggingface, "problem_type": problem}) if problem else model
 
 
 def unnamed(model: Multimodal, brought: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
-from mmjax.train.measured import Measured, measured
+from mmjax.train.measured import Measured, brought, measured
 
 # Modes of PIL's that no PNG has -> the nearest that one has.
 PLAIN = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), **dict.fromkeys(("RGBa", "PA"), "RGBA"), "La": "LA"}
@@ -218,7 +218,7 @@ def open_work(path: str | Path) -> Work:
         alone = Experiment(model=model, data={}, tasks={}, steps=0)
         own, rest = generation_config.read(folder)
         given = (_came_with(path), from_huggingface(alone), 0)
-        says: dict[str, Any] = {"several": _several(model), "measured": _numbers(model)}
+        says: dict[str, Any] = {"several": _several(model), "measured": brought(model)}
         return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False), unwritten=rest)
     e, tokenizers = run.experiment(), run.tokenizers()
     data = e.asked_data()
@@ -240,15 +240,15 @@ def open_work(path: str | Path) -> Work:
     how["spans"] = tuple(one.head for task in e.tasks.values() if isinstance(one := task.objective, ExtractSpan))
     how["impossible"] = any(isinstance(one, SpanAnswers) and one.impossible for one in e.evaluate.values())
     how["outcomes"] = {use.head: use.outcome for use in uses(e, {})}
-    how["measured"] = measured(e) if e.data else _numbers(model)
+    numbers = {**brought(model), **measured(e)}
+    how["measured"] = {head: own for head, own in numbers.items() if head not in how["outcomes"]}
     if data is not None:
         source = data.source
         while hasattr(source, "source"):  # what another chooses from
             source = source.source
         how["fields"] = (getattr(source, "text_field", "") or "text", getattr(source, "pair_field", "") or "text_pair")
     trained = bool(e.data)
-    several = not trained and _several(model)
-    return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, several, **how)
+    return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, _several(model), **how)
 
 
 def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
@@ -265,12 +265,6 @@ def _several(model: Multimodal) -> bool:
     """A class alone, of which nothing else is said, is one that an input may have or not, as the pipelines take it."""
     said, head = model.huggingface.get("problem_type"), model.heads.get("classes")
     return said == "multi_label_classification" or (said is None and getattr(head, "classes", 0) == 1)
-
-
-def _numbers(model: Multimodal) -> dict[str, Measured]:
-    """The heads of a model from elsewhere that say numbers."""
-    says = model.huggingface.get("problem_type") == "regression" and "classes" in model.heads
-    return {"classes": Measured()} if says else {}
 
 
 def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mmjax.models.resize import position_tables, resize_positions
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.rules import place
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.measured import begun
 from mmjax.train.narrow import narrow_places, narrowed
 from mmjax.train.remembered import remembered
 from mmjax.train.run import Run
@@ -76,12 +77,15 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
             f"init_from: {stuck[0]} is new ({len(stuck)} such in all) and nothing trains it, so frozen_dtype="
             f"{e.frozen_dtype!r} has nothing to keep: name it in optimizer.train"
         )
+    loaded, units = begun(source.experiment(), e, loaded)
     _check_scales(loaded, target)
     _check_words(setup, source, list(loaded))
     _check_frozen(setup, new)
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
     say(f"  {_sorted_out('left over', left)}")
+    for line in units:
+        say(line)
     for name, other in poolers.items():
         say(f"  heads_{name} begins with heads_{other}, which differs from it in having no classes")
     for path in resized:

@@ -25,7 +25,7 @@ from mmjax.train.classes import Use, check_outcomes, known_classes, match_classe
 from mmjax.train.dry import check_evaluators
 from mmjax.train.experiment import Experiment
 from mmjax.train.finish import at_the_end
-from mmjax.train.measured import measured
+from mmjax.train.measured import measured, units
 from mmjax.train.places import check_places
 from mmjax.train.run import Run
 from mmjax.train.setup import Setup, check_needs
@@ -66,7 +66,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
         if use.head in heads and use.data in setup.datasets:
             _check_head(use, heads[use.head], setup)
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
-    _check_columns(setup)
+    _check_columns(setup, run)
     lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
     lines += _weights(setup) + _mirrored(setup) + _unread_keys(setup) + _textless(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
@@ -129,8 +129,9 @@ def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -
     return [place for first, place in rooms.items() if first not in firsts and any(p.startswith(f"{first}/") for p in paths)]
 
 
-def _check_columns(setup: Setup) -> None:
-    """Put some records of every set of data through its transforms and columns, and hold numbers of one key to one scale.
+def _check_columns(setup: Setup, run: Run | None) -> None:
+    """Put some records of every set of data through its transforms and columns, and hold numbers of one key to one scale, which
+    is that of what a run was trained on.
 
     Raises:
       UserError: a record that cannot be made a batch of, or a number in another unit than elsewhere.
@@ -138,7 +139,7 @@ def _check_columns(setup: Setup) -> None:
     for name, dataset in setup.datasets.items():
         with within(f"data.{name}"):
             check_places(setup, name, dataset.try_records(TRIED))
-    scales: dict[str, tuple[str, Any]] = {}
+    scales = units(run.experiment()) if run is not None and run.has_checkpoint() else {}
     for name in setup.datasets:
         for key in setup.datasets[name].spec():
             spec = setup.experiment.data[name].columns.get(key)

@@ -23,14 +23,14 @@ from mmjax.convert.huggingface import build_model
 from mmjax.convert.tokenizer import save_tokenizer
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
-from mmjax.data import Data, Tokenizer
+from mmjax.data import Data, Number, Tokenizer
 from mmjax.models import Multimodal, init_params
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
 from mmjax.models.heads import Classifier
-from mmjax.objectives import Classification, MultiLabel
+from mmjax.objectives import Classification, MultiLabel, Regression
 from mmjax.train import Experiment, Task
-from mmjax.train.measured import Measured
+from mmjax.train.measured import Measured, begun, measured, units
 
 SIZE = {"width": 16, "heads": 2, "depth": 1}
 GPT2 = TextDecoder(vocab_size=64, max_length=12, context=(), norm_epsilon=1e-5, activation="gelu_tanh", **SIZE)
@@ -107,6 +107,44 @@ def test_a_head_of_numbers_says_so_in_the_unit_of_the_data():
     gpt = imported("gpt2", architectures=["GPT2ForSequenceClassification"])
     with pytest.raises(UserError, match=r"GPT2ForSequenceClassification's head has no bias, which Number\(mean=20.0\) needs"):
         prepare(gpt, tokenizer(), {}, {}, {}, {"classes": Measured(20.0, 4.0)})
+
+
+def test_what_is_taken_up_again_is_brought_into_the_unit_of_its_new_data():
+    def made(unit, **objective):
+        data = {"train": Data(None, columns={"price": Number(*unit)})}
+        tasks = {"price": Task(Regression("classes", "price", **objective))}
+        return Experiment(model=vit()[0], data=data, tasks=tasks, steps=1)
+
+    path, rng = "heads_classes/logits/", np.random.default_rng(0)
+    loaded = {f"{path}kernel": rng.normal(size=(4, 2)), f"{path}bias": rng.normal(size=2), "heads_other/logits/bias": 1.0}
+    found, said = begun(made((20.0, 4.0)), made((5.0, 0.5)), loaded)
+    x = rng.normal(size=4)
+    number = 4 * (x @ loaded[f"{path}kernel"] + loaded[f"{path}bias"]) + 20
+    np.testing.assert_allclose(0.5 * (x @ found[f"{path}kernel"] + found[f"{path}bias"]) + 5, number)
+    assert found["heads_other/logits/bias"] == 1.0
+    assert said == ["  heads_classes is brought from numbers with mean 20 and deviation 4 to mean 5 and deviation 0.5"]
+    assert begun(made((5.0, 0.5)), made((5.0, 0.5)), loaded) == (loaded, [])
+    exported = Experiment(model=vit()[0].copy(huggingface={"problem_type": "regression"}), data={}, tasks={}, steps=0)
+    found, _ = begun(exported, made((20.0, 4.0)), loaded)
+    number = x @ loaded[f"{path}kernel"] + loaded[f"{path}bias"]
+    np.testing.assert_allclose(4 * (x @ found[f"{path}kernel"] + found[f"{path}bias"]) + 20, number)
+    with pytest.raises(UserError, match=r"heads.classes says numbers with mean 0 and deviation 1 there, and here they"):
+        begun(exported, made((20.0, 4.0)), {f"{path}kernel": loaded[f"{path}kernel"]})
+    with pytest.raises(
+        UserError, match=r"deviation 4, and their variance: say the same, or begin it anew \(init_fresh='heads_cl"
+    ):
+        begun(exported, made((20.0, 4.0), loss="gaussian_nll"), loaded)
+
+
+def test_a_head_says_numbers_in_one_unit():
+    data = {name: Data(None, columns={"price": Number(*unit)}) for name, unit in {"a": (20, 4), "b": (1000, 400)}.items()}
+    tasks = {name: Task(Regression("classes", "price"), data=name) for name in data}
+    e = Experiment(model=vit()[0], data=data, tasks=tasks, steps=1)
+    with pytest.raises(
+        UserError, match=r"tasks.b: it trains heads.classes on numbers with mean 1000 and deviation 400, and tas"
+    ):
+        measured(e)
+    assert units(e) == {"price": ("a", (20, 4))}
 
 
 def test_every_family_with_texts_gets_the_tokenizers_ids():

@@ -194,7 +194,8 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
             "with_head=False, or from a class of transformers"
         )
     tensors = layout.read(layout.file_of(folder, HEAD))
-    model, params, empty = as_class(model, params, named, _labels(file, config.get("label2id"), tensors))
+    problem = metadata_of(layout.file_of(folder, TENSORS)).get("problem_type", "")
+    model, params, empty = as_class(model, params, named, _labels(file, config.get("label2id"), tensors), problem)
     leaves = leaves_by_path(params)
     body, changed = f"{PLACES[family.model_type][0]}.", []
     for row in family.rows(model, named):

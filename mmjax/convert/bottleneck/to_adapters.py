@@ -65,13 +65,14 @@ def to_adapters(source: str | Path, target: str | Path, base: str = "") -> tuple
     labels = model.huggingface.get("id2label") or {}
     with staged_folder(Path(target)) as folder:
         (folder / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-        save_file(tensors, folder / TENSORS[0], {"format": "pt", **own.mark})
+        problem = model.huggingface.get("problem_type") or ""
+        save_file(tensors, folder / TENSORS[0], {"format": "pt", "problem_type": problem, **own.mark})
         if head:
             about = {**said, "config": None, "name": None, "num_labels": len(labels)}
             about["label2id"] = {name: int(i) for i, name in labels.items()}
             (folder / HEAD_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
             save_file(head, folder / HEAD[0], {"format": "pt"})
-        classes, problem = list(labels.values()), model.huggingface.get("problem_type") or ""
+        classes = list(labels.values())
         dtype = own.experiment.frozen_dtype
         card = bottleneck_card(architecture, base, bool(head), NAME, classes, problem, dtype)
         (folder / "README.md").write_text(card)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmjax.adapt import BitFit, Norms
 from mmjax.convert.adapted import Over, check_base, check_plain, write_adapted
-from mmjax.convert.headed import CLASSES, as_class, unnamed
+from mmjax.convert.headed import CLASSES, as_class, unnamed, with_problem
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.peft import layout
 from mmjax.convert.peft.placing import place_ia3, place_lora, place_whole
@@ -73,10 +73,13 @@ def with_head(
         return model, params, set()
     count = next(iter(heads.values()))[0]
     own = [getattr(head, "classes", 0) for name, head in model.heads.items() if name in ("classes", "token_classes")]
+    about = metadata(folder)
+    problem = about.get("problem_type", "")
     if named == family.architecture(model) and own == [count]:
-        return model, params, set()
-    known = json.loads(metadata(folder).get("labels", "[]"))
-    return as_class(model, params, named, known if len(known) == count else [f"LABEL_{i}" for i in range(count)])
+        return with_problem(model, problem), params, set()
+    known = json.loads(about.get("labels", "[]"))
+    labels = known if len(known) == count else [f"LABEL_{i}" for i in range(count)]
+    return as_class(model, params, named, labels, problem)
 
 
 def read_adapter(

@@ -111,8 +111,9 @@ def write_adapter(
     with staged_folder(target) as folder:
         (folder / layout.CONFIG).write_text(json.dumps(own | fields, indent=2, sort_keys=True) + "\n")
         labels = list((model.huggingface.get("id2label") or {}).values())
-        save_file(tensors, folder / layout.TENSORS, {"format": "pt", "labels": json.dumps(labels), **mark})
         problem = model.huggingface.get("problem_type") or ""
+        about = {"format": "pt", "labels": json.dumps(labels), "problem_type": problem}
+        save_file(tensors, folder / layout.TENSORS, {**about, **mark})
         card = adapter_card(architecture, own | fields, base, labels, problem, mark.get("base_dtype", WIDE))
         (folder / "README.md").write_text(card)
 
