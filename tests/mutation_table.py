@@ -321,6 +321,10 @@ MUTATIONS = (
              "mmjax/convert/api.py", "tests/predict/test_numbers.py",
              "own = in_units(whole, dict(resize_positions(own, model, whole.model)[0]))",
              "own = dict(resize_positions(own, model, whole.model)[0])"),
+    Mutation("unit_of_before", "a run that begins with a head of numbers takes them for the unit of its own data",
+             "mmjax/train/measured.py", "tests/convert/test_export.py", "was.deviation / now.deviation", "1.0"),
+    Mutation("problem_left_behind", "an adapter's folder does not say what the logits are",
+             "mmjax/convert/peft/to_peft.py", "tests/convert/test_peft_runs.py", '"problem_type": problem}', "}"),
     # reading photos
     Mutation("rough_upsampling", "colours of a JPEG are spread in blocks",
              "mmjax/data/jpeg.py", "tests/data/test_jpeg.py", "fastupsample=False", "fastupsample=True"),

@@ -13,6 +13,7 @@ import tiny
 import torch
 import transformers
 from peft_cases import opened, strict
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import mmjax
@@ -314,3 +315,17 @@ def test_an_adapter_trained_over_a_narrow_base_knows_the_wide_one(dtype, folder,
     transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)).save_pretrained(tmp_path / "other")
     assert main(["convert", "from-peft", str(tmp_path / "other"), str(tmp_path / "peft"), str(tmp_path / "not")]) == 2
     assert "it was made over a base whose kernels are not these" in capsys.readouterr().err
+
+
+def test_what_the_logits_are_goes_with_the_adapter(folder, tmp_path):
+    """By it pipelines tell a number from a class; the base does not know."""
+    shutil.copytree(folder / "peft", tmp_path / "peft")
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    with safe_open(str(file), "np") as opened:
+        about, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    assert about["problem_type"] == ""
+    save_file(tensors, file, about | {"problem_type": "regression"})
+    assert main(["convert", "from-peft", str(folder / "base"), str(tmp_path / "peft"), str(tmp_path / "run")]) == 0
+    assert mmjax.load(tmp_path / "run")[0].huggingface["problem_type"] == "regression"
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["problem_type"] == "regression"

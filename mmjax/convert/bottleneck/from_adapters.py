@@ -57,15 +57,15 @@ def over_base(folder: Path, model: Multimodal, params: Params) -> Over:
     config, name = read_config(folder)
     check_plain(folder, params)
     layout.check_family(model, family_of(model).architecture(model))
-    model, params, train = with_head(folder, model, params)
+    file = layout.file_of(folder, TENSORS)
+    tensors = layout.read(file)
+    model, params, train = with_head(folder, model, params, metadata_of(file).get("problem_type", ""))
     family = family_of(model)
     leaves = leaves_by_path(params)
     act = next((ours for ours, theirs in ACTIVATIONS.items() if config["non_linearity"].lower() in theirs), None)
     if act is None:
         known = ", ".join(word for words in ACTIVATIONS.values() for word in words)
         raise UserError(f"{folder}: non_linearity={config['non_linearity']!r} is not supported here; use one of {known}")
-    file = layout.file_of(folder, TENSORS)
-    tensors = layout.read(file)
     if others := [key for key in tensors if f"adapters.{name}." not in key]:
         raise UserError(f"{folder}: its {CONFIG} names the adapter {name!r}, and it has tensor {others[0]!r}")
     found = {key.replace(f"adapters.{name}.", "adapters."): x for key, x in tensors.items()}
@@ -179,8 +179,12 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     return {**usual, **{name: x for name, x in config.items() if x is not None}}, str(whole.get("name", ""))
 
 
-def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimodal, Params, tuple[str, ...]]:
-    """The base with the head of the folder, and the head's paths; as it is where there is none."""
+def with_head(folder: Path, model: Multimodal, params: Params, problem: str = "") -> tuple[Multimodal, Params, tuple[str, ...]]:
+    """The base with the head of the folder, and the head's paths; as it is where there is none.
+
+    Args:
+      problem: HuggingFace's `problem_type` of the head, where the folder says it.
+    """
     file = folder / HEAD_CONFIG
     if not file.is_file():
         if any((folder / name).is_file() for name in HEAD):
@@ -194,7 +198,6 @@ def with_head(folder: Path, model: Multimodal, params: Params) -> tuple[Multimod
             "with_head=False, or from a class of transformers"
         )
     tensors = layout.read(layout.file_of(folder, HEAD))
-    problem = metadata_of(layout.file_of(folder, TENSORS)).get("problem_type", "")
     model, params, empty = as_class(model, params, named, _labels(file, config.get("label2id"), tensors), problem)
     leaves = leaves_by_path(params)
     body, changed = f"{PLACES[family.model_type][0]}.", []
