@@ -15,6 +15,7 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
 
+SHOWN = 80  # letters of a value in a complaint
 INT32, FLOAT32, STRING, OTHER = "int32", "float32", "text", "other"
 Kind = tuple[tuple[int, ...], str] | str
 Arrays = dict[str, np.ndarray]
@@ -306,9 +307,9 @@ class ArrayColumn:
         try:
             array = np.asarray(value)
         except ValueError as error:  # rows of different lengths
-            raise UserError(f"{self.key}: {value!r} is no array ({error})") from None
+            raise UserError(f"{self.key}: {_shown(value)} is no array ({error})") from None
         if array.dtype.kind not in "biuf":
-            raise UserError(f"{self.key}={value!r}: an array is of numbers")
+            raise UserError(f"{self.key}={_shown(value)}: an array is of numbers")
         wanted = np.dtype(self.dtype) if self.dtype else array.dtype
         if wanted.kind in "iu" and array.size:
             if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
@@ -354,6 +355,12 @@ def kind(value: Any) -> Kind:
     if isinstance(value, float | np.floating):
         return (), FLOAT32
     return ((), STRING) if isinstance(value, str) else OTHER
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, in one line."""
+    said = " ".join(repr(value).split())
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}..."
 
 
 def _different(names: Sequence[str]) -> tuple[str, ...]:
