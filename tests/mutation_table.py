@@ -592,6 +592,10 @@ MUTATIONS = (
              "mmjax/parallel/rows.py", "tests/parallel/test_rows*.py tests/train/test_processes*.py",
              "first = int(np.searchsorted(rows, start))",
              "first = start - int(rows[0])"),
+    Mutation("empty_is_missing", "an empty field is said to be missing",
+             "mmjax/data/tables/rows.py", "tests/data/test_source_manifest.py -k malformed",
+             'state = "empty" if field in values else "missing"',
+             'state = "empty" if values.get(field) else "missing"'),
     # train
     Mutation("accumulation", "micro-batches are averaged, however much each counts",
              "mmjax/train/step.py", "tests/train/test_step*.py",
