@@ -596,6 +596,10 @@ MUTATIONS = (
              "mmjax/data/tables/rows.py", "tests/data/test_source_manifest.py -k malformed",
              'state = "empty" if field in values else "missing"',
              'state = "empty" if values.get(field) else "missing"'),
+    Mutation("texts_as_images", "a run of texts alone takes a text for the file of an image",
+             "mmjax/predict/answers.py", "tests/predict/test_pairs.py -k by_the_command",
+             'if not text and "image" not in load_model(path).encoders:',
+             'if not text and "text" not in load_model(path).encoders:'),
     # train
     Mutation("accumulation", "micro-batches are averaged, however much each counts",
              "mmjax/train/step.py", "tests/train/test_step*.py",

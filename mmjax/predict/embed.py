@@ -48,9 +48,10 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError(f"embed has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")
     if len(words) < 2 or not own.out:
         raise UserError(f"embed takes a run, what to embed, and --out: {usage}")
-    from mmjax.predict.answers import each, listed
+    from mmjax.predict.answers import check_run, each, listed
     from mmjax.predict.predictor import Predictor
 
+    check_run(words[0], own.text)
     kind, failed = "text" if own.text else "image", 0
     inputs = listed(words[1:], own.text)
     with new_index(own.out) as new, progress(len(inputs), own.out) as tick:

@@ -138,7 +138,7 @@ def test_a_field_of_no_name_is_left_out(tmp_path, lines):
         assert len(records) == lines and all(set(records.example(n)) == {*keys, "group"} for n in (0, lines - 1))
     with pytest.raises(UserError, match="text_pair needs a text before it, and that is empty"):
         Manifest(str(path), "all").build()
-    with pytest.raises(UserError, match="rows.csv:3: every line has what the first one has; here text is empty"):
+    with pytest.raises(UserError, match=r"rows.csv:3: every line has what the first one has; here text is empty"):
         Manifest(str(path), "all", pair_field="").build()
 
 
