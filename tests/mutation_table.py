@@ -600,6 +600,10 @@ MUTATIONS = (
              "mmjax/predict/answers.py", "tests/predict/test_pairs.py -k by_the_command",
              'if not text and "image" not in load_model(path).encoders:',
              'if not text and "text" not in load_model(path).encoders:'),
+    Mutation("braces_are_a_word", "a mapping is not emptied by a flag",
+             "mmjax/core/draft.py", "tests/core/test_draft.py -k braces",
+             'if mapping and values == ["{}"]:',
+             'if mapping and values == ["()"]:'),
     # train
     Mutation("accumulation", "micro-batches are averaged, however much each counts",
              "mmjax/train/step.py", "tests/train/test_step*.py",
