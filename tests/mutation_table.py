@@ -604,6 +604,10 @@ MUTATIONS = (
              "mmjax/core/draft.py", "tests/core/test_draft.py -k braces",
              'if mapping and values == ["{}"]:',
              'if mapping and values == ["()"]:'),
+    Mutation("truth_in_deviations", "numbers are written without their mean",
+             "mmjax/evaluate/regression.py", "tests/evaluate/test_regression.py -k unit_of_the_data",
+             "deviation * found[name].astype(np.float64) + mean for",
+             "deviation * found[name].astype(np.float64) for"),
     # train
     Mutation("accumulation", "micro-batches are averaged, however much each counts",
              "mmjax/train/step.py", "tests/train/test_step*.py",
