@@ -31,7 +31,8 @@ def set_fields(spec: Any, flags: Sequence[tuple[str, Sequence[str]]]) -> Any:
     A leaf is parsed by its declared type. A field that holds a spec, and an entry of a mapping or a tuple of specs, takes a
     word of its table (`config.setting`) or `package.module:Class`: what the new class shares with the old keeps its values, and
     what it needs may be set by further flags. `none` removes an entry; another name, or the next number, adds one. A tuple of
-    specs is set whole by several words, which keep what entries of their classes held; `()` empties any tuple.
+    specs is set whole by several words, which keep what entries of their classes held; `()` empties any tuple,
+    `{}` any mapping.
 
     Flags of a whole come before those of its parts, else in order: of two for one field the last counts. Numbers of a tuple's
     entries are those before any was removed.
@@ -203,12 +204,15 @@ class _Draft:
             logger.info("--%s adds %r beside %s", path, name, ", ".join(map(repr, near)))
 
     def _whole(self, name: str, path: str, values: list[str], now: Any, place: _Place) -> _Draft:
-        """A tuple of specs set at once, each by its class."""
+        """A tuple of specs set at once, each by its class; or a mapping that is emptied."""
         before = now.entries if isinstance(now, _Draft) else children(now)
         mapping = isinstance(now, Mapping) or (isinstance(now, _Draft) and now.kind is dict)
+        if mapping and values == ["{}"]:
+            return _Draft(dict, {}, place, path)
         words = [] if values == ["()"] else [word for value in values for word in value.split(",") if word]
         if mapping or not all(word in place.table or ":" in word for word in words):
             new = f"--{path}.{'NAME' if mapping else len(before)} for a new one"
+            new += f", or --{path} {{}} for none" if mapping and before else ""
             raise UserError(f"{_holds(path, before)}, or {new}{_misspelt(words, place.table)}")
         left, entries = list(before.values()), {}
         for i, word in enumerate(words):

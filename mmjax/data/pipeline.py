@@ -256,6 +256,11 @@ class Dataset:
         if not isinstance(column, ClassColumn):  # the shape may have changed
             self._first = self._columns([self._record])[0]
 
+    def unit(self, key: str) -> tuple[float, float]:
+        """(mean, deviation) that a column of numbers takes off and divides by; (0, 1) of another."""
+        column = self._columns.of(key)
+        return (column.mean, column.deviation) if isinstance(column, NumberColumn) else (0.0, 1.0)
+
     def can_match(self, key: str) -> bool:
         """Whether the labels of a key are classes, or tags, which `match` can number anew."""
         return isinstance(self._columns.of(key), ClassColumn | ClassesColumn | TagsColumn)

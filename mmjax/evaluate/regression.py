@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from mmjax.evaluate.evaluation import Evaluation
 from mmjax.objectives.regression import FLOOR, errors, gaussian_nll, has_variance, mean_and_variance
 
 ROUNDING = 1e-7  # of float32: numbers that differ by less are the same
+WRITTEN = ("index", "truth", "predicted")  # of each example
 WITHIN = 1.96  # standard deviations, which 95% of a normal distribution is within
 
 
@@ -26,6 +29,10 @@ class Errors:
     Of a head that gives a mean and the logarithm of a variance for each (`Regression(loss="gaussian_nll")`) also
     `negative_log_likelihood`, in nats a number with the constant log(2 pi) / 2 and in the target's own unit, and `coverage`:
     the share of numbers within 1.96 standard deviations of their mean, 0.95 of a head that is as sure as it is right.
+
+    Of each example with a known number `predictions.jsonl` has `truth` and `predicted`, numbers or lists of them, in the unit
+    of the data as `mmjax predict` gives them, whatever `scale` is: the `mean` and `deviation` of a column `Number` are put
+    back. Maps of numbers [B, H, W] are not written.
 
     Attributes:
       head: the head whose logits are the prediction.
@@ -62,14 +69,21 @@ class Errors:
                 limit = WITHIN**2 * jnp.exp(jnp.maximum(log_variance, jnp.log(self.floor)))
                 values["within"] = (values["squared"] <= limit).astype(jnp.float32)
             added = {name: jnp.sum(jnp.where(known, value, 0.0), axis=rest) for name, value in values.items()}
-            return {**added, "count": count.reshape(-1), "mean": mean.reshape(-1)}
+            added |= {"count": count.reshape(-1), "mean": mean.reshape(-1)}
+            if target.ndim > 2:
+                return added
+            said = logits.reshape(target.shape).astype(jnp.float32)
+            return {**added, "index": batch["index"], "truth": target.astype(jnp.float32), "predicted": said}
 
         found = evaluation.rows("errors", self.data, params, moments, needs=(self.target,))
-        rows = {name: np.asarray(value, np.float64) for name, value in found.items()}
+        rows = {name: np.asarray(value, np.float64) for name, value in found.items() if name not in WRITTEN}
         total = {name: float(value.sum()) for name, value in rows.items()}
         count = total["count"]
         if not count:
             raise UserError(f"data={self.data!r} has no known {self.target!r} (all NaN): errors need at least one")
+        if "index" in found:
+            unit = getattr(evaluation.dataset(self.data), "unit", None)
+            evaluation.keep(_examples(found, *(unit(self.target) if unit else (0.0, 1.0))))
         # Each example's own spread and that of the examples: a difference of squares would lose a spread that is small
         # beside the numbers.
         mean = float((rows["count"] * rows["mean"]).sum()) / count
@@ -84,3 +98,10 @@ class Errors:
             constant = 0.5 * math.log(2 * math.pi) + math.log(self.scale)
             metrics |= {"negative_log_likelihood": total["unlikely"] / count + constant, "coverage": total["within"] / count}
         return metrics
+
+
+def _examples(found: dict[str, np.ndarray], mean: float, deviation: float) -> Iterator[dict[str, Any]]:
+    """One a line of `predictions.jsonl`, of the examples that have a known number; one that is not known is NaN."""
+    own = {name: deviation * found[name].astype(np.float64) + mean for name in WRITTEN[1:]}
+    for n in np.flatnonzero(found["count"]):
+        yield {"index": int(found["index"][n]), **{name: value_N[n].tolist() for name, value_N in own.items()}}

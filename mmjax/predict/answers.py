@@ -11,8 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mmjax.convert.api import load_model
 from mmjax.core.errors import UserError
 from mmjax.data.files import walk
+from mmjax.data.files.remote import is_address
 from mmjax.data.images import printable, to_pil
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.tables.table import SEPARATORS, read_lines
@@ -44,6 +46,18 @@ class Input:
     pair: str = ""
     number: int = dataclasses.field(default=0, compare=False)
     line: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+
+def check_run(path: str, text: bool) -> None:
+    """Before any input is looked at: whether a run, or a HuggingFace folder, is at a path, and reads what it is to be given.
+
+    Raises:
+      UserError: nothing is there, or what `mmjax.load_model` raises; images for a model that has no encoder of images.
+    """
+    if not is_address(path) and not Path(path).exists():
+        raise UserError(f"{path}: there is no run, and no HuggingFace folder")
+    if not text and "image" not in load_model(path).encoders:
+        raise UserError(f"{path} reads texts and no image: add --text")
 
 
 def listed(inputs: Sequence[str], text: bool) -> list[Input]:

@@ -73,13 +73,14 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     if own.index and (own.question or own.classes):
         raise UserError("--index answers with what is nearest; leave --question and --classes out")
     from mmjax.predict.adapters import ADAPTER, Adapters
-    from mmjax.predict.answers import Asked, answers, listed
+    from mmjax.predict.answers import Asked, answers, check_run, listed
     from mmjax.predict.embed import neighbours
     from mmjax.predict.index import Index
     from mmjax.predict.predictor import Predictor
 
-    kind, inputs = "text" if own.text else "image", listed(words[1:], own.text)
-    failed, index = 0, Index(own.index) if own.index else None
+    index = Index(own.index) if own.index else None
+    check_run(words[0], own.text)
+    kind, inputs, failed = "text" if own.text else "image", listed(words[1:], own.text), 0
     asked = Asked(
         classes=_classes(own.classes),
         template=own.template,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -48,12 +49,15 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError(f"embed has no {wrong[0]}{nearest(wrong[0], known)}: {usage}")
     if len(words) < 2 or not own.out:
         raise UserError(f"embed takes a run, what to embed, and --out: {usage}")
-    from mmjax.predict.answers import each, listed
+    from mmjax.predict.answers import check_run, each, listed
     from mmjax.predict.predictor import Predictor
 
     kind, failed = "text" if own.text else "image", 0
-    inputs = listed(words[1:], own.text)
-    with new_index(own.out) as new, progress(len(inputs), own.out) as tick:
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(new_index(own.out))
+        check_run(words[0], own.text)
+        inputs = listed(words[1:], own.text)
+        tick = stack.enter_context(progress(len(inputs), own.out))
         ask = Predictor(words[0], own.batch_size)
         new.about = identity(ask, kind)
         for answer in each(ask, inputs, kind, lambda _, some: [{"vector": row} for row in vectors(ask, kind, some)]):

@@ -83,8 +83,11 @@ def evaluate_run(
         params, _ = checkpoints.params(step, mesh)
         examples: list[dict[str, Any]] | None = None if predictions is None else []
         metrics = run_evaluators(experiment, setup.evaluation(), params, examples)
-        if predictions is not None and is_main():
-            write_whole(Path(predictions), lines(examples or ()))
+        if examples and is_main():
+            write_whole(Path(str(predictions)), lines(examples))
+        elif predictions is not None and is_main():
+            silent = ", ".join(f"{name} ({type(one).__name__})" for name, one in experiment.evaluate.items())
+            logger.warning("--predictions %s: no such file is written: %s says nothing of single examples", predictions, silent)
         for line in data_troubles(setup) if is_main() else ():
             logger.warning("%s", line)
     checkpoints.close()

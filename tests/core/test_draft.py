@@ -185,8 +185,18 @@ def test_an_entry_of_a_tuple_of_specs_is_set_replaced_and_removed():
     assert override(Everything(), "chain.0", ["none"]).chain == (Large(),)
 
 
+def test_braces_empty_a_mapping_whatever_it_holds():
+    held = set_fields(Tabled(), pairs(["--rates.a", "2", "--rates.b", "3"]))
+    assert set_fields(held, pairs(["--rates", "{}"])).rates == {}
+    assert set_fields(held, pairs(["--rates.c", "4", "--rates", "{}"])).rates == {"c": 4.0}  # a whole before its parts
+    assert set_fields(held, pairs(["--named", "{}", "--named.two", "small"])).named == {"two": Small()}
+    assert set_fields(Tabled(), pairs(["--rates", "{}"])) == Tabled()
+    with pytest.raises(UserError, match=r"--rates.a, --rates.b: set one of those, .* or --rates {} for none"):
+        set_fields(held, pairs(["--rates", "none"]))
+
+
 def test_what_holds_specs_is_not_set_as_a_whole():
-    more = "set one of those, or --parts.NAME for a new one"
+    more = "set one of those, or --parts.NAME for a new one, or --parts {} for none"
     assert refused("parts", "x") == f"--parts holds --parts.one, --parts.two: {more}"
     assert refused("chain", "x") == "--chain holds --chain.0, --chain.1: set one of those, or --chain.2 for a new one"
     assert refused("parts.one", "x").startswith("--parts.one holds --parts.one.size: set one of those")

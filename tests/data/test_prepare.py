@@ -270,7 +270,11 @@ def test_mistakes_are_named(tmp_path):
     for source, message in (
         (ArrayRecord(out, text_field="caption"), "ArrayRecord.text_field='caption': the prepared folder"),
         (ArrayRecord(out, format="json"), "leave it at 'example'"),
-        (ArrayRecord(out, split="train"), "holds whole records of one split; leave it at 'all'"),
+        (
+            ArrayRecord(out, split="train"),
+            "holds whole records of one split; leave it at 'all' (--data.NAME.source.split all)",
+        ),
+        (ArrayRecord(out, fields={"length": "length"}), "leave it at {} (--data.NAME.source.fields '{}')"),
         (ArrayRecord(f"{out}/*.array_record"), f"give path={out!r}"),
     ):
         with pytest.raises(UserError, match="ArrayRecord") as raised:

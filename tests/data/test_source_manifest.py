@@ -94,7 +94,22 @@ def test_fingerprint(jsonl):
         (['{"text": "a", "label": true}'], "rows.jsonl:1: label=True is not a string or a whole number"),
         (['{"caption": "a"}'], "rows.jsonl:1: neither 'image' nor 'text'; it has caption"),
         (['{"image": "a", "text_pair": "b"}'], "rows.jsonl:1: text_pair needs a text before it"),
-        (['{"text": "a", "label": "x"}', '{"text": "a"}'], "rows.jsonl:2: every line has what the first one has; here label"),
+        (
+            ['{"text": "a", "label": "x"}', '{"text": "a"}'],
+            "rows.jsonl:2: every line has what the first one has; here label is missing",
+        ),
+        (
+            ['{"image": "a", "text": "b"}', '{"image": "a", "text": ""}'],
+            "rows.jsonl:2: every line has what the first one has; here text is empty: leave out such lines, or give each a "
+            "text, or have no texts read by Manifest.text_field=''",
+        ),
+        (['{"image": "a", "text": "b"}', '{"image": "a", "text": null}'], "here text is empty: leave out"),
+        (['{"image": "a", "text": "b"}', '{"image": "a"}'], "here text is missing: leave out"),
+        (['{"image": "a", "text": ""}', '{"image": "a", "text": "b"}'], "here text is there, and the first line has none:"),
+        (
+            ['{"text": "a", "label": "x"}', '{"text": "", "label": "x"}'],
+            "rows.jsonl:2: neither 'image' nor 'text'; it has label; its 'text' is empty: leave out",
+        ),
         (
             ['{"text": "a", "label": "x"}', '{"text": "a", "label": 1}'],
             "rows.jsonl:2: labels are all strings or all whole numbers; 1 here, 'x' in the first line that has one",
@@ -107,6 +122,38 @@ def test_malformed_lines(jsonl, rows, message):
     with pytest.raises(UserError) as raised:
         Manifest(jsonl(*rows), "all").build()
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lines", [4, 60_000])  # 60,000: more than the lines that are read one by one
+def test_a_field_of_no_name_is_left_out(tmp_path, lines):
+    path = tmp_path / "rows.csv"
+    rows = [f"{n},{n}.png,{'' if n % 2 else 'a text'},{n % 3},two" for n in range(lines)]
+    path.write_text("\n".join([",image,text,label,text_pair", *rows]) + "\n")  # pandas' column of numbers has no name
+    for fields, keys in (
+        ({"text_field": ""}, {"image", "label", "name"}),
+        ({"text_field": "", "label_field": ""}, {"image"}),
+        ({"text_field": "text_pair", "pair_field": "", "image_field": ""}, {"text", "label", "name"}),
+    ):
+        records = Manifest(str(path), "all", **fields).build()
+        assert len(records) == lines and all(set(records.example(n)) == {*keys, "group"} for n in (0, lines - 1))
+    with pytest.raises(UserError, match="text_pair needs a text before it, and that is empty"):
+        Manifest(str(path), "all").build()
+    with pytest.raises(UserError, match=r"rows.csv:3: every line has what the first one has; here text is empty"):
+        Manifest(str(path), "all", pair_field="").build()
+
+
+def test_what_cannot_be_left_out_is_named(csv):
+    path = csv("image,text,de\na.png,a,b\n")
+    for fields, message in (
+        ({"text_field": "", "image_field": ""}, "Manifest.text_field='' and image_field='': nothing is left to read"),
+        (
+            {"text_field": "", "pair_field": "de"},
+            "Manifest.pair_field='de' needs a text before it, and text_field='' reads none",
+        ),
+        ({"text_field": "", "image_field": "label"}, "rows.csv:2: no 'label'; it has image, text, de"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Manifest(path, "all", **fields).build()
 
 
 def test_malformed_csv(csv):

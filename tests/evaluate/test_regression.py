@@ -108,6 +108,32 @@ def test_a_head_of_mean_and_variance_has_a_likelihood_and_a_coverage(batch_size)
     )
 
 
+def test_each_known_number_is_written_in_the_unit_of_the_data():
+    given, predicted = columns()
+    given["value"][5] = np.nan
+    evaluation = make_evaluation(given, 4)
+    evaluation.kept = []
+    evaluation.dataset("validation").unit = lambda key: {"value": (40.0, 8.0)}[key]
+    Errors(scale=3.0)(evaluation, PARAMS)
+    known = [n for n in range(21) if n != 5]
+    assert [one["index"] for one in evaluation.kept] == known
+    assert [one["truth"] for one in evaluation.kept] == pytest.approx(40 + 8 * given["value"][known].astype(float))
+    assert [one["predicted"] for one in evaluation.kept] == pytest.approx(40 + 8 * predicted[known], rel=1e-5)
+
+
+def test_several_numbers_an_example_are_written_as_lists():
+    image = columns()[0]["image"]
+    target = np.zeros((21, 3), np.float32)
+    target[2], target[4, 1] = np.nan, np.nan
+    evaluation = make_evaluation({"image": image, "value": target}, 4)
+    evaluation.kept = []
+    Errors(head="classes")(evaluation, PARAMS)
+    assert [one["index"] for one in evaluation.kept] == [0, 1, *range(3, 21)]
+    np.testing.assert_array_equal([one["truth"] for one in evaluation.kept], np.delete(target, 2, axis=0))
+    theirs = np.delete(image @ PARAMS["image"] @ PARAMS["classes"], 2, axis=0)
+    np.testing.assert_allclose([one["predicted"] for one in evaluation.kept], theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_mistakes_are_named():
     given, _ = columns()
     with pytest.raises(UserError, match=r"data='validation' has no known 'value' \(all NaN\)"):

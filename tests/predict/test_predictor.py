@@ -177,7 +177,8 @@ def test_what_cannot_be_answered_is_one_line(ask_for, said, ask):
         (["run"], "predict takes a run and what to answer"),
         (["run", "x.png", "--texts"], "predict has no --texts (did you mean '--text'?)"),
         (["run", "hello", "--pair", "why"], "--pair is the second of two texts: give --text"),
-        (["no_such_run", "x.png"], "no_such_run"),
+        (["no_such_run", "x.png"], "no_such_run: there is no run, and no HuggingFace folder"),
+        (["no_such_run", "no_such_manifest.jsonl"], "no_such_run: there is no run"),
     ],
 )
 def test_mistaken_words_are_one_line(words, said, capsys):

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, default, setting, spec_fields
 from mmjax.core.errors import UserError
+from mmjax.core.flags import written
 from mmjax.data.fields import Fields, Reading, load_places
 from mmjax.data.files import fetched
 from mmjax.data.files.kept import made_once
@@ -112,7 +113,8 @@ class ArrayRecord(Fields):
         for name, field in spec_fields(ArrayRecord).items():
             if name not in CHOSEN and getattr(self, name) != default(field):
                 said = f"ArrayRecord.{name}={getattr(self, name)!r}: the prepared folder {self.path}"
-                raise UserError(f"{said} holds whole records of one split; leave it at {default(field)!r}")
+                flag = f"--data.NAME.source.{name} {written(default(field))}"
+                raise UserError(f"{said} holds whole records of one split; leave it at {default(field)!r} ({flag})")
         return about
 
     def _first(self, records: ArrayRecordRecords) -> Mapping[str, Any]:

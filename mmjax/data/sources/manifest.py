@@ -52,7 +52,7 @@ class Manifest:
       path: the file, `.csv`, `.tsv` or `.jsonl`; like `root` and the paths in it on a disk or at an address (`gs://`, `s3://`).
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a file without a field `split`.
-      image_field: field of the image path.
+      image_field: field of the image path; "", here and in the next four: none is read, whatever the file has.
       text_field: field of the caption.
       label_field: field of the class.
       group_field: field whose equal values make examples each other's positives (whole numbers, or any strings).
@@ -117,14 +117,20 @@ class Manifest:
                 if key in TAKEN or (option == "maps" and key in self.fields):
                     raise UserError(f"Manifest.{option}.{key}: a record has a {key!r} already; give it another name")
 
+        if not (self.image_field or self.text_field or self.fields):
+            raise UserError("Manifest.text_field='' and image_field='': nothing is left to read; name one of them, or fields")
+        if not self.text_field and self.pair_field not in ("", "text_pair"):
+            raise UserError(f"Manifest.pair_field={self.pair_field!r} needs a text before it, and text_field='' reads none")
+
     def _asked(self) -> Asked:
         fields = {
             "image": self.image_field,
             "text": self.text_field,
-            "text_pair": self.pair_field,
+            "text_pair": self.pair_field if self.text_field else "",
             "label": self.label_field,
             "group": self.group_field,
         }
+        fields = {key: field for key, field in fields.items() if field}
         return Asked(self.path, fields, dict(self.fields), dict(self.maps), self.separator)
 
     def _check_named(self, asked: Asked, about: About) -> None:

@@ -43,7 +43,7 @@ class Checking:
         """Check the lines of a file.
 
         Args:
-          fields: name in the file for each of "image", "text", "text_pair", "label" and "group".
+          fields: name in the file for each of "image", "text", "text_pair", "label" and "group" that is read.
           further: record key -> name in the file, of values that pass as they are.
           maps: record key -> name in the file, of paths.
         """
@@ -64,8 +64,7 @@ class Checking:
         row["maps"] = {key: _map(where, values, key, field) for key, field in self.maps.items()}
         self.first = self.first or row
         if self.first.keys() != row.keys():
-            differ = ", ".join(sorted(self.first.keys() ^ row.keys()))
-            raise UserError(f"{where}: every line has what the first one has; here {differ} differs")
+            raise UserError(f"{where}: every line has what the first one has; here {self._difference(row, values)}")
         if row.get("label") is not None:
             self.labelled = row["label"] if self.labelled is None else self.labelled
             if type(self.labelled) is not type(row["label"]):
@@ -73,27 +72,42 @@ class Checking:
                 raise UserError(f"{where}: labels are all strings or all whole numbers; {pair}")
         return row
 
+    def _difference(self, row: Row, values: Mapping[str, Any]) -> str:
+        """What a line has otherwise than the first one, and what can be done."""
+        assert self.first is not None
+        key = min(self.first.keys() ^ row.keys(), key=lambda key: (key not in _TYPES, key != "text", key))
+        field = self.fields.get(key, key)
+        if key in row:
+            return f"{field} is there, and the first line has none: leave out the lines without, or give each a {field}"
+        state = "empty" if field in values else "missing"
+        rest = ", or have no texts read by Manifest.text_field=''" if key == "text" and "image" in row else ""
+        return f"{field} is {state}: leave out such lines, or give each a {field}{rest}"
+
 
 def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Row:
     """`further`: whether the line has other fields that are asked for, and so need be neither an image nor a text."""
     values = {name: value for name, value in given.items() if value is not None and value != ""}
     row: Row = {"fields": tuple(given)}
-    for key, kinds in _TYPES.items():
-        if key == "label" and fields[key] in given and no_class(given[fields[key]]):
+    for key, field in fields.items():
+        if key == "label" and field in given and no_class(given[field]):
             row[key] = None
-        elif fields[key] in values:
-            value = values[fields[key]]
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                raise UserError(f"{where}: {fields[key]}={value!r} is not {_KINDS[key]}")
+        elif field in values:
+            value = values[field]
+            if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+                raise UserError(f"{where}: {field}={value!r} is not {_KINDS[key]}")
             row[key] = value
     if isinstance(row.get("text"), list):
         if not row["text"] or not all(isinstance(text, str) for text in row["text"]):
             raise UserError(f"{where}: {fields['text']}={row['text']!r} is not {_KINDS['text']}")
         row["text"] = tuple(row["text"])
     if "text_pair" in row and "text" not in row:
-        raise UserError(f"{where}: {fields['text_pair']} needs a {fields['text']} before it")
+        empty = ", and that is empty: leave out such lines, or fill it" if fields["text"] in given else ""
+        raise UserError(f"{where}: {fields['text_pair']} needs a {fields['text']} before it{empty}")
     if "image" not in row and "text" not in row and not further:
-        raise UserError(f"{where}: neither {fields['image']!r} nor {fields['text']!r}; it has {', '.join(values) or 'nothing'}")
+        asked = [fields[key] for key in ("image", "text") if key in fields]
+        said = f"neither {asked[0]!r} nor {asked[1]!r}" if len(asked) == 2 else f"no {asked[0]!r}"
+        empty = "".join(f"; its {field!r} is empty: leave out such lines, or fill it" for field in asked if field in given)
+        raise UserError(f"{where}: {said}; it has {', '.join(values) or 'nothing'}{empty}")
     if "split" in values:
         split = split_of(str(values["split"]))
         if split not in SPLITS:

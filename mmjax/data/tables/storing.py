@@ -27,7 +27,7 @@ class Asked:
 
     Attributes:
       path: the file.
-      fields: "image", "text", "text_pair", "label", "group" -> the name in the file.
+      fields: "image", "text", "text_pair", "label", "group" -> the name in the file; what is not read is not there.
       further, maps: record key -> the name in the file.
       separator: of a table.
     """
@@ -216,15 +216,16 @@ class _Storing:
         first = self.checking.first
         assert first is not None
         found: dict[str, Any] = {}
+        names = {**self.asked.fields, "split": "split"}
         for key in (*PLAIN, "split"):
-            column = columns.get({**self.asked.fields, "split": "split"}[key])
+            column = columns.get(names[key]) if key in names else None
             if column is not None and (there := count - column.null_count - _empty(column)):
                 if there < count or key not in first or not _whole_lists(column):
                     raise _OddError
                 found[key] = _splits(column) if key == "split" else column
             elif key in first:
                 raise _OddError
-        column = columns.get(self.asked.fields["label"])
+        column = columns.get(names["label"]) if "label" in names else None
         if (column is None) != ("label" not in first) or (column is not None and column.null_count):
             raise _OddError
         for key, field in {**self.further, **self.maps}.items():

@@ -48,7 +48,7 @@ class ResizeShortest:
 
     Attributes:
       shortest: pixels of the shorter side.
-      resample: a name from `RESAMPLE`.
+      resample: one of PIL's filters, or "linear" of OpenCV: see `Resize`.
       field: the image it moves.
     """
 
@@ -77,7 +77,7 @@ class ResizeWithin:
       shortest: pixels of the shorter side.
       longest: pixels that the longer side has at most.
       divisor: both sides become a multiple of it, rounded down but never to 0.
-      resample: a name from `RESAMPLE`.
+      resample: one of PIL's filters, or "linear" of OpenCV: see `Resize`.
       field: the image it moves.
     """
 
@@ -168,7 +168,7 @@ class RandomCrop:
       size: (height, width) of the result.
       scale: range of the crop's area, as a share of the image's.
       ratio: range of the crop's width / height.
-      resample: a name from `RESAMPLE`.
+      resample: one of PIL's filters, or "linear" of OpenCV: see `Resize`.
       field: the image it moves.
     """
 
