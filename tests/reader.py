@@ -140,7 +140,9 @@ def parse(words: list[str]) -> Experiment | None:
     places += ["mmjax.convert.api.from_hf", "mmjax.convert.api.to_hf", "mmjax.plan.command.worker"]
     places += ["mmjax.convert.peft.to_peft.to_peft", "mmjax.convert.peft.from_peft.from_peft"]
     places += [f"mmjax.convert.bottleneck.{way}_adapters.{way}_adapters" for way in ("to", "from")]
-    places += ["mmjax.predict.answers.listed", "mmjax.predict.predictor.Predictor", "mmjax.predict.index.Index"]
+    places += [
+        f"mmjax.predict.{place}" for place in ("answers.check_run", "answers.listed", "predictor.Predictor", "index.Index")
+    ]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         for place in places:
