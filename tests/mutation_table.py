@@ -1176,8 +1176,6 @@ MUTATIONS = (
              "mmjax/data/workers.py", "tests/data/test_workers.py -k dies",
              "if isinstance(error, RuntimeError) and not str(error).startswith(DIED):", "if True:"),
     # data in a bucket
-    Mutation("waiting_for_the_dead", "nobody sees that a worker died while it sent a batch",
-             "mmjax/data/batches.py", "tests/data/test_workers.py", "            watch(self._rows)", "            pass"),
     Mutation("storage_away", "each record of a storage that is away waits for 64 files, and others are put in its place",
              "mmjax/data/reader.py", "tests/data/test_fetched.py -k away",
              "        if len(away) >= AWAY:",
