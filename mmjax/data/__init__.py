@@ -8,6 +8,7 @@ from mmjax.data.buckets import Buckets
 from mmjax.data.columns import COLUMNS
 from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
+from mmjax.data.onward import OnwardRecords
 from mmjax.data.packing import PACKINGS, Packed
 from mmjax.data.pipeline import Batches, Data, Dataset
 from mmjax.data.sources import (
@@ -28,6 +29,7 @@ from mmjax.data.sources import (
     Scenes,
     Squad,
     Stamps,
+    Streamed,
     Subset,
     WebDataset,
 )
@@ -98,6 +100,7 @@ __all__ = [
     "Noise",
     "Normalise",
     "Number",
+    "OnwardRecords",
     "Packed",
     "PadSquare",
     "Parquet",
@@ -117,6 +120,7 @@ __all__ = [
     "Span",
     "Squad",
     "Stamps",
+    "Streamed",
     "Strings",
     "Subset",
     "Tags",

@@ -103,6 +103,9 @@ class Bucketing:
         plan, turn = self.plan(step // self._window), step % self._window
         return plan.indices[turn, list(rows)].tolist(), plan.places[turn, list(rows)].tolist()
 
+    def reach(self, steps: int) -> int:
+        return (-(-steps // self._window) + 1) * self._window * self._batch_size
+
     def __call__(self, step: int, rows: Sequence[int]) -> Rows:
         indices, places = self.drawn(step, rows)
         plan, turn = self.plan(step // self._window), step % self._window

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmjax.data.fields import strings_of
 from mmjax.data.images import to_pil
-from mmjax.data.reader import THREADS, spaced
+from mmjax.data.reader import THREADS, spread
 from mmjax.data.types import BadRecordError, Record, Records
 
 SIDE, LOW = 32, 8  # pixels of a side that are compared, and frequencies of it that are hashed
@@ -89,7 +89,7 @@ def sample(data: str, records: Records, most: int) -> list[Seen]:
     """`most` evenly spaced records, or all where there are fewer, but for those that cannot be read or hold neither image nor
     text."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda index: _see(data, records, index), spaced(len(records), most))
+        found = pool.map(lambda index: _see(data, records, index), spread(records, most))
         return [one for one in found if one is not None]
 
 

@@ -14,7 +14,7 @@ from mmjax.core.errors import UserError
 from mmjax.data.making import text_spec
 from mmjax.data.order import Draws
 from mmjax.data.pipeline import Batch, Dataset
-from mmjax.data.reader import THREADS, spaced
+from mmjax.data.reader import THREADS, spread
 from mmjax.data.spans import Span
 from mmjax.data.tags import Tags
 from mmjax.data.types import Record
@@ -78,13 +78,13 @@ def look(dataset: Dataset) -> Looked:
     The lines say the size, classes, shapes, dtypes and ranges, the lengths of texts and what of them is cut or unknown, which
     files cannot be read, and which records are unlike the first.
     """
-    indices = spaced(dataset.size, MOST)
+    indices = spread(dataset._reader.records, MOST)
     with ThreadPoolExecutor(THREADS) as pool:
         seen = list(pool.map(lambda index: _see(dataset, index), indices))
     bad = {path: reason for one in seen for path, reason in one.bad.items()}
     unlike = [f"record {index}: {one.trouble}" for index, one in zip(indices, seen, strict=True) if one.trouble]
     rows = dataset._stream(dataset.batch_size, None, once=False)[0]  # not counted: a look ends at no limit
-    some = f"{len(indices)} evenly spaced records of {dataset.size}"
+    some = f"{len(indices)} {dataset.some} records of {dataset.size}"
     counts = _counts(dataset, seen)
     lengths = _lengths(dataset, seen)
     padding: dict[str, float] = {}

@@ -18,7 +18,7 @@ from mmjax.data.inspect import LONGEST, Lengths, Looked, array_said
 from mmjax.data.kinds import Lost
 from mmjax.data.order import Draws
 from mmjax.data.pipeline import Batch, Dataset
-from mmjax.data.reader import spaced
+from mmjax.data.reader import spread
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms.colour import Normalise
 
@@ -60,7 +60,7 @@ def page(
 
 
 def _section(name: str, dataset: Dataset, looked: Looked, seconds: float) -> str:
-    some = "all" if looked.count == dataset.size else f"{looked.count} evenly spaced ones"
+    some = "all" if looked.count == dataset.size else f"{looked.count} {dataset.some} ones"
     size = f"{dataset.size} records, {some} of which were looked at; batches of {dataset.batch_size} rows."
     parts = [
         f"<h2>{html.said(name)}</h2>",
@@ -260,7 +260,7 @@ def speed(dataset: Dataset, seconds: float) -> tuple[float, float]:
     reader = copy.copy(dataset._reader)
     reader._kept, reader._cache_bytes = {}, 0
     reading = whole = 0.0
-    for index in spaced(dataset.size, TIMED):
+    for index in spread(dataset._reader.records, TIMED):
         began = time.perf_counter()
         bad = reader.unreadable_at(index)
         middle = time.perf_counter()

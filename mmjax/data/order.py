@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.turns import Blocks, InTurn, Shares, Shuffled, Stored, Turn
+from mmjax.data.onward import OnwardRecords
+from mmjax.data.turns import Blocks, InTurn, Onward, Shares, Shuffled, Stored, Turn
 from mmjax.data.types import Share
 
 ORDERS = ("records", "blocks", "stored")
@@ -34,7 +35,8 @@ class Order:
         """The order in which records are drawn.
 
         Args:
-          records: of any source; one that has `shares()`, `blocks()` or `lists()` is read as these say, see `types.Records`.
+          records: of any source; one that has `shares()`, `blocks()` or `lists()`, or can only be read onward, is read as
+            these say, see `types.Records`.
           how: `records`, each epoch a permutation of all; `blocks`, one of blocks, and of the records within `window` blocks at
             a time; `stored`, the permutations of runs that were begun before there was a choice, held in memory.
 
@@ -64,7 +66,16 @@ class Order:
         drawn = np.random.Generator(_philox(self.seed, self.purpose("replacement"), index, attempt)).integers(len(among))
         return int(among[int(drawn)])
 
+    def partner(self, index: int, drawn: int) -> int:
+        """The record that a transform of the one at `index` gets where it has drawn another; of what can only be read onward
+        one of those in hand."""
+        return self._turn.among(index)[drawn % self._turn.window] if isinstance(self._turn, Onward) else drawn
+
     def _of(self, records: Any, how: str, window: int, purpose: str) -> Turn:
+        if isinstance(records, OnwardRecords):
+            if how != "records":
+                raise UserError(f"order={how!r}: what can only be read onward is shuffled within its window; use records")
+            return Onward(len(records), records.window, self._bits(purpose) if self.shuffle else None)
         if hasattr(records, "lists"):
             if how != "records":
                 raise UserError(f"order={how!r}: records that are kept together are drawn query by query; use records")

@@ -121,6 +121,9 @@ class Packing:
         first = step * self._windows * self.spec.examples
         return self._reader.order.indices(first, first + len(rows)), list(range(first, first + len(rows)))
 
+    def reach(self, steps: int) -> int:
+        return (steps * self._windows + self.spec.carry) * self.spec.examples
+
     def __call__(self, step: int, rows: Sequence[int]) -> Rows:
         parts: list[dict[str, np.ndarray]] = []
         bad: dict[str, str] = {}

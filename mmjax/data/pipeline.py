@@ -23,10 +23,11 @@ from mmjax.data.corpus import corpus
 from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.once import say_once, warn_once
+from mmjax.data.onward import OnwardRecords, hold
 from mmjax.data.order import Draws, Order
 from mmjax.data.packing import PACKINGS, Packing
 from mmjax.data.passages import Windows
-from mmjax.data.reader import Batching, Reader, Rows, Stream, spaced
+from mmjax.data.reader import Batching, Reader, Rows, Stream, spread
 from mmjax.data.sources import SOURCES
 from mmjax.data.spans import windowed
 from mmjax.data.strings import Strings
@@ -198,6 +199,8 @@ class Dataset:
         self._record, self._first = first, self._columns([first])[0]
         self._packing = None if data.packing is None else self._packed(data)
         self._count_bad(bad)
+        if isinstance(records, OnwardRecords):
+            hold(records, data, self.path, self._packing)
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -223,6 +226,17 @@ class Dataset:
     def truncated(self) -> int:
         """Truncated texts among the batches taken so far."""
         return self.lost.truncated
+
+    @property
+    def onward(self) -> OnwardRecords | None:
+        """Its records, where these can only be read onward."""
+        records = self._reader.records
+        return records if isinstance(records, OnwardRecords) else None
+
+    @property
+    def some(self) -> str:
+        """Which records are looked at where not all are, in words."""
+        return "evenly spaced" if self.onward is None else "first"
 
     @property
     def packed(self) -> bool:
@@ -285,7 +299,7 @@ class Dataset:
 
     def try_records(self, most: int) -> Iterator[Batch]:
         """Batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""
-        for index in spaced(self.size, most):
+        for index in spread(self._reader.records, most):
             record, _ = self._reader.record(index, index, Draws(0, "pass"))
             yield self._columns([record])[0]
 

@@ -14,11 +14,13 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
+from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
 LARGE = 1 << 16  # bytes of an array that is laid where the batch has it as soon as it is made
+NUMBERS = 2**62  # that records without an end have
 AWAY = 3  # files in a row that storage does not give: it is not these that something is wrong with
 THREADS = 4  # that look for unreadable records: reading waits for the disk, decoding lets go of the interpreter
 
@@ -65,6 +67,10 @@ class Batching(Protocol):
         """The records of some rows of a step, and the place in the stream of each, whose random numbers it has."""
         ...
 
+    def reach(self, steps: int) -> int:
+        """How many records, at most, consecutive steps are made of."""
+        ...
+
     def __call__(self, step: int, rows: Sequence[int]) -> Rows:
         """Some rows of the batch of a step. Raises `UserError` as `Reader.stack` does."""
         ...
@@ -96,7 +102,8 @@ class Reader:
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
-        self._cache_bytes = cache_mb * 1_000_000
+        # Numbers of what is read onward never come again.
+        self._cache_bytes = 0 if isinstance(records, OnwardRecords) else cache_mb * 1_000_000
         self._kept: dict[int, Record] = {}
 
     def stack(self, columns: Columns, indices: Sequence[int], places: Sequence[int], draws: Draws) -> Rows:
@@ -126,11 +133,11 @@ class Reader:
     def unreadable(self, most: int) -> dict[str, str]:
         """Path -> reason of what cannot be read, of all records or, where there are more than `most`, of that many of them.
 
-        These are evenly spaced. Records are read in threads and not transformed; the result has their order.
+        These are `spread`. Records are read in threads and not transformed; the result has their order.
         """
 
         with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(self.unreadable_at, spaced(self.order.size, most))
+            found = pool.map(self.unreadable_at, spread(self.records, most))
             return {error.path: error.reason for error in found if error is not None}
 
     def unreadable_at(self, index: int) -> BadRecordError | None:
@@ -146,7 +153,7 @@ class Reader:
         bad: dict[str, str] = {}
         away: set[str] = set()
         chosen = index
-        partners = Partners(self.records, self.order, bad)
+        partners = Partners(self.records, self.order, bad, index)
         for attempt in range(ATTEMPTS):
             try:
                 return self._transformed(chosen, draws.at(place), partners), bad, attempt > 0
@@ -193,9 +200,10 @@ class Partners:
     Whatever else the records show can be asked of it too.
     """
 
-    def __init__(self, records: Records, order: Order, bad: dict[str, str]) -> None:
-        """`bad` takes path -> reason of those that cannot be read."""
-        self._records, self._order, self._bad = records, order, bad
+    def __init__(self, records: Records, order: Order, bad: dict[str, str], index: int) -> None:
+        """`bad` takes path -> reason of those that cannot be read; `index` is that of the record that is transformed."""
+        self._records, self._order, self._bad, self._own = records, order, bad, index
+        self._count = NUMBERS if isinstance(records, OnwardRecords) else len(records)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -205,7 +213,8 @@ class Partners:
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> Record:
-        chosen, met = index, {}
+        index = chosen = self._order.partner(self._own, index)
+        met: dict[str, str] = {}
         away: set[str] = set()
         for attempt in range(ATTEMPTS):
             try:
@@ -214,7 +223,7 @@ class Partners:
                 met[error.path] = error.reason
                 self._bad[error.path] = error.reason
                 _check_there(error, away)
-                chosen = self._order.replacement(index % len(self), attempt)
+                chosen = self._order.replacement(index % self._count, attempt)
         raise _given_up(met)
 
     def __getattr__(self, name: str) -> Any:
@@ -234,6 +243,11 @@ def spaced(size: int, most: int) -> list[int]:
     if size <= most:
         return list(range(size))
     return [size - 1 - step * size // most for step in reversed(range(most))]
+
+
+def spread(records: Records, most: int) -> list[int]:
+    """The indices to look at where nobody wants to look at all: `spaced`, or the first of what can only be read onward."""
+    return list(range(min(most, len(records)))) if isinstance(records, OnwardRecords) else spaced(len(records), most)
 
 
 def _check_there(error: BadRecordError, away: set[str]) -> None:

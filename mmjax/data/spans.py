@@ -12,6 +12,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.kinds import About, Arrays, Lost
 from mmjax.data.letters import is_mark
+from mmjax.data.onward import indexed
 from mmjax.data.passages import Layout, Window, Windows, windows
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record, Records
@@ -156,7 +157,7 @@ def windowed(
             known = ", ".join(name for name in tokenizers if name) or "none"
             raise UserError(f"tokenizer={spec.tokenizer!r}: the texts want a tokenizer, and the experiment's are {known}")
         fields = (spec.question, spec.context)
-        return Windows(records, key, fields, spec.layout(max_length), tokenizers[spec.tokenizer])
+        return Windows(indexed(records, "Span"), key, fields, spec.layout(max_length), tokenizers[spec.tokenizer])
 
 
 def _characters(start: int, answer: str) -> tuple[int, int]:

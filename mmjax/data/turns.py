@@ -44,6 +44,29 @@ class InTurn:
         return range(self.size)
 
 
+class Onward(InTurn):
+    """Of records without an end, which can only be read onward: the windows come in their order, and each is permuted."""
+
+    def __init__(self, size: int, window: int, bits: Bits | None) -> None:
+        """Without `bits` they come as they are read."""
+        super().__init__(size)
+        self.window, self._bits = window, bits
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        if self._bits is None:
+            return places
+        windows, within = np.divmod(places, self.window)
+        found = np.empty_like(places)
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            found[here] = window * self.window + Permutation(self.window, self._bits(window))(within[here])
+        return found
+
+    def among(self, index: int) -> range:
+        start = index // self.window * self.window
+        return range(start, start + self.window)
+
+
 class _Epochs(InTurn, abc.ABC):
     """Each epoch of `size` places is a permutation of its own, a function of the bits of its number."""
 

@@ -19,6 +19,7 @@ from mmjax.train.metrics import MetricWriter, Quiet, open_writer
 from mmjax.train.run import Run
 from mmjax.train.setup import Kind, Setup
 from mmjax.train.state import State
+from mmjax.train.streams import go_on
 
 
 class Training:
@@ -51,6 +52,7 @@ class Training:
         self.config = to_json(e)
         self.local = self._local()
         self.evaluation = setup.evaluation()
+        go_on(setup, run)
         self.state, self.step = self._start()
         self.kind: Kind = ((), ())
         self.examples = 0

@@ -1,5 +1,6 @@
 """The same pictures in every format, written by tests that hold the formats against each other."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
-from mmjax.data import ArrayRecord, Arrow, Coco, Folder, Manifest, Parquet, WebDataset
+from mmjax.data import ArrayRecord, Arrow, Coco, Folder, Manifest, Parquet, Streamed, WebDataset
 from mmjax.data.sources.array_record import write_array_record
 
 COUNT = 26
@@ -45,6 +46,9 @@ def written(root):
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
+        (root / f"{shard}.tar.gz").write_bytes(gzip.compress((root / f"{shard}.tar").read_bytes()))
+        lines = "".join(f"{json.dumps({'text': text(number)})}\n" for number in range(first, last))
+        (root / f"{shard}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
         pa.parquet.write_table(table.slice(first, last - first), root / f"{shard}.parquet", row_group_size=3)
         texts = table.select(["text"]).slice(first, last - first)
         pa.parquet.write_table(texts, root / f"{shard}.texts.parquet", row_group_size=3)
@@ -68,5 +72,7 @@ def sources(root):
         "texts": Parquet(str(root / "*.texts.parquet")),
         "arrow": Arrow(str(root / "*.arrow")),
         "array_record": ArrayRecord(str(root / "*.array_record")),
+        "streamed": Streamed(str(root / "*.tar.gz"), COUNT, shuffle_window=10),
+        "streamed texts": Streamed(str(root / "*.jsonl.gz"), COUNT, shuffle_window=10),
         "coco": Coco(str(root / "coco.json"), str(root / "images")),
     }

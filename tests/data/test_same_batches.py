@@ -61,6 +61,9 @@ CASES = [
     ("packed mix", "records"),
     ("bucketed", "records"),  # windows of three batches: a run goes on in the middle of one
     ("bucketed pictures", "blocks"),
+    ("streamed", "records"),
+    ("packed stream", "records"),
+    ("bucketed stream", "records"),
 ]
 
 
@@ -74,15 +77,17 @@ def test_batches_are_the_same_whoever_makes_them_and_wherever_a_run_goes_on(sour
         "packed mix": Mix({"once": sources["texts"], "twice": sources["texts"]}, {"once": 1.0, "twice": 2.0}),
         "bucketed": sources["texts"],
         "bucketed pictures": sources["parquet"],
+        "packed stream": sources["streamed texts"],
+        "bucketed stream": sources["streamed texts"],
     }
     packings = {"packed": Packed(16, texts=3, window=ROWS, examples=20, carry=2), "bucketed": Buckets((5, 6), window=3)}
     packing = packings.get(name.split()[0])
     fields = {} if packing is None else {"packing": packing}
-    fields |= {"transforms": ()} if name in ("packed", "packed mix", "bucketed") else {}
+    fields |= {"transforms": ()} if "pictures" not in name and packing is not None else {}
     data = data_of(more.get(name) or sources[name], order=order, block_window=2, **fields)
     whole = made_by(data, 1)
     assert len({row for rows in whole for row in rows}) == ROWS * STEPS or fields  # of packed rows some are two short texts
-    for processes, workers, start in ((2, 0, 0), (4, 0, 3), (1, 2, 4)):
+    for processes, workers, start in ((2, 0, 0), (4, 0, 3), (1, 0 if "stream" in name else 2, 4)):
         assert made_by(dataclasses.replace(data, workers=workers), processes, start) == whole[start:]
     if name.startswith("bucketed"):
         assert {opened(data).batch(step)["text"].shape[1] for step in range(STEPS)} == {5, 8}

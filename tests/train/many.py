@@ -33,7 +33,7 @@ def cases(root: str):
     found = pictures.sources(Path(root))
     found["mix"] = Mix({"tar": found["web_dataset"], "table": found["parquet"]}, {"tar": 3.0, "table": 1.5})
     found["balanced"] = Balanced(found["folder"])
-    del found["texts"]  # which have no image
+    del found["texts"], found["streamed texts"]  # which have no image
     for name, source in found.items():
         yield name, source, "records"
         if name in ("web_dataset", "parquet", "arrow", "array_record", "mix"):

@@ -44,7 +44,7 @@ def taken(root: Path, processes: int) -> dict[str, list[int]]:
 def test_real_processes_take_the_same_batches_of_every_format_and_go_on_with_those_of_another_number(tmp_path):
     written(tmp_path)
     one = taken(tmp_path, 1)
-    assert len(one) == 28 and all(len(set(steps)) == len(steps) for steps in one.values()), sorted(one)
+    assert len(one) == 30 and all(len(set(steps)) == len(steps) for steps in one.values()), sorted(one)
     for processes in (1, 2, 4):
         found = one if processes == 1 else taken(tmp_path, processes)
         assert found.keys() == one.keys()

@@ -15,6 +15,7 @@ from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.squad import Squad
 from mmjax.data.sources.stamps import Stamps
+from mmjax.data.sources.streamed import Streamed
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.sources.tfds import TFDS
 from mmjax.data.sources.web_dataset import WebDataset
@@ -28,6 +29,7 @@ SOURCES = {
     "hide_labels": HideLabels,
     "mix": Mix,
     "squad": Squad,
+    "streamed": Streamed,
     "subset": Subset,
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "Scenes",
     "Squad",
     "Stamps",
+    "Streamed",
     "Subset",
     "WebDataset",
 ]

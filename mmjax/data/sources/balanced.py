@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.onward import indexed
 from mmjax.data.sources.subset import WHOLE, Subset, described
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import Record, Records, Share
@@ -38,7 +39,7 @@ class Balanced:
         """
         check_ranges(self, "Balanced.")
         with within("source"):
-            records = self.source.build()
+            records = indexed(self.source.build(), "Balanced")
         known: Any = getattr(records, "labels", None)
         if known is None or len(known) != len(records):
             told = (described(records, index) for index in range(len(records)))

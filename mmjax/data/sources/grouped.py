@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.once import say_once
+from mmjax.data.onward import indexed
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.subset import WHOLE, Subset
 from mmjax.data.splits import fingerprint
@@ -54,7 +55,7 @@ class Grouped:
         """
         check_ranges(self, "Grouped.")
         with within("source"):
-            records = self.source.build()
+            records = indexed(self.source.build(), "Grouped")
         query_N = _numbered(self.by, _values(records, self.by))
         order_N = np.argsort(query_N, kind="stable")
         ends = np.flatnonzero(np.diff(query_N[order_N])) + 1

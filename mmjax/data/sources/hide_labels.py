@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.once import warn_once
+from mmjax.data.onward import indexed
 from mmjax.data.sources.subset import NAMED, WHOLE, described, image_file
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import Record, Records
@@ -41,7 +42,7 @@ class HideLabels:
     def build(self) -> HiddenRecords:
         """Raises `UserError` for a number out of range, or records without a label."""
         check_ranges(self, "HideLabels.")
-        records = self.source.build()
+        records = indexed(self.source.build(), "HideLabels")
         if len(records) and not isinstance(records[0].get("label"), int | np.integer):
             raise UserError(f"HideLabels.source={self.source!r}: its records have no whole number `label`")
         kept = max(1, round(self.keep * len(records)))

@@ -15,6 +15,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.data.once import warn_once
+from mmjax.data.onward import indexed
 from mmjax.data.sources.coco import Coco
 from mmjax.data.sources.conll import Conll
 from mmjax.data.sources.hide_labels import HideLabels
@@ -66,7 +67,7 @@ class Mix:
         parts = {}
         for name, source in self.sources.items():
             with within(f"Mix.sources.{name}"):
-                parts[name] = source.build()
+                parts[name] = indexed(source.build(), "Mix")
                 if not len(parts[name]):
                     raise UserError(f"{source!r} has no records")
         firsts = {name: _first(name, records) for name, records in parts.items()}

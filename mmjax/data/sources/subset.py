@@ -14,6 +14,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, within
 from mmjax.data.once import warn_once
+from mmjax.data.onward import indexed
 from mmjax.data.sources.array_record import ArrayRecord
 from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
@@ -81,7 +82,7 @@ class Subset:
         """
         check_ranges(self, "Subset.")
         with within("source"):
-            records = self.source.build()
+            records = indexed(self.source.build(), "Subset")
         names = self._names(tuple(records.classes))
         known = [described(records, index) for index in range(len(records))]
         kept = [index for index, own in enumerate(known) if own is not None and 0 <= own.label < len(records.classes)]

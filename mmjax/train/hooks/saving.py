@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mmjax.train.finish import check_best
 from mmjax.train.hooks.figures import Figures
 from mmjax.train.hooks.hook import Hook
+from mmjax.train.streams import keep_positions
 from mmjax.train.training import Training
 
 
@@ -36,4 +37,5 @@ class Saving(Hook):
     def _save(self, training: Training, metrics: Mapping[str, float], wait: bool) -> None:
         self._figures.settle(training)  # a bad step ends the run here, before it could be saved
         training.run.send()  # before the checkpoint, since it tells whether another process writes this run now
+        keep_positions(training.setup, training.run)
         training.checkpoints.save(training.step, training.state, metrics, training.config, wait)
