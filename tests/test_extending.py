@@ -14,6 +14,7 @@ import pytest
 
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
+from mmjax.data import WordPiece
 from mmjax.models import init_params
 from mmjax.models.forward import BoundForward
 from mmjax.parallel.mesh import Mesh, use_mesh
@@ -154,3 +155,22 @@ def test_running_statistics_and_a_teacher(walks, tmp_path, monkeypatch):
     kernel = lambda tree: tree["heads_classes"]["logits"]["kernel"]  # noqa: E731
     teacher = [kernel(state.variables["tasks"]["teacher"]["teacher"]) for state in (half, one)]
     assert not np.allclose(teacher[1], kernel(one.params)) and not np.allclose(*teacher)
+
+
+def test_a_stream_goes_on_from_a_position(walks):
+    def opened():
+        return walks.simulated().build(WordPiece(50).train(["it falls", "it rises"]), 3, "train")
+
+    dataset = opened()
+    with dataset.batches() as batches:
+        whole = [next(batches) for _ in range(30)]
+    again, states = opened(), []
+    again.onward.go_on(dataset.onward.positions())
+    read = again.onward.read
+    again.onward.read = lambda position: (states.append(position), read(position))[1]
+    with again.batches(20) as batches:
+        later = next(batches)
+    assert states[0] not in (None, 1)
+    for key, value in later.items():
+        np.testing.assert_array_equal(value, whole[20][key])
+    assert 40 < sum(batch["label"].sum() for batch in whole) < 200

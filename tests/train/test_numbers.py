@@ -52,7 +52,7 @@ ANY_SIGN = {
     *("Class.ignore", "Number.mean", "Normalise.mean", "Dual.bias_init", "Task.weight", "ImageAugment.fill"),
     *("ViT.take_layer", "ViT.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
     *(f"{source}.window" for source in ("Folder", "Manifest", "TFDS", "ArrayRecord", "Arrow", "Coco", "Parquet", "WebDataset")),
-    *("Conll.word_column", "Conll.tag_column"),
+    *("Streamed.window", "Conll.word_column", "Conll.tag_column"),
 }
 LATER = {  # refused where data is opened, a mesh is made or the whole experiment is looked at
     *(
@@ -60,7 +60,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
         for name in ("batch_size", "max_length", "workers", "threads", "prefetch", "cache_mb", "bad_record_limit")
     ),
     *(f"{source}.fractions" for source in ("Folder", "Manifest", "Stamps", "ArrayRecord", "Arrow", "Coco", "Conll", "Squad")),
-    *("Parquet.fractions", "WebDataset.fractions", "Experiment.steps"),
+    *("Parquet.fractions", "WebDataset.fractions", "Streamed.fractions", "Experiment.steps"),
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
     *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder")),
     *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder")),

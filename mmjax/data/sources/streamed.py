@@ -170,10 +170,10 @@ class StreamedRecords(OnwardRecords):
             for member in members(read, 0, ENDLESS):
                 if (named := parted(member.name)) is not None:
                     take = not self._wanted or named[1] in self._wanted
-                    content = read(member.data, member.size) if take else b""
-                    if take and len(content) < member.size:
-                        raise TarError(f"it is cut in {member.name!r}")
-                    yield *named, content
+                    yield (
+                        *named,
+                        read(member.data, member.size) if take else b"",
+                    )  # where it is cut the next header is not there
 
         try:
             for key, group in itertools.groupby(wanted(), lambda found: found[0]):
