@@ -208,9 +208,8 @@ def _scan(files: OpenFiles, number: int) -> _Found:
         read = buffered(lambda place, count: _for_index(files, number, place, count), WINDOW)
     packed = compression(read(0, 8))
     if packed:
-        raise UserError(
-            f"{path} is compressed with {packed[0]}, which takes reading from the start: unpack it ({packed[1]}), or use Streamed"
-        )
+        way = f"unpack it ({packed[1]}), or read it by Streamed"
+        raise UserError(f"{path} is compressed with {packed[0]}, which takes reading from the start: {way}")
     if size > LARGEST or not size:
         raise UserError(f"{path} has {size} bytes, and a shard has some and at most {LARGEST}")
     starts, keys, fields = array.array("I"), array.array("Q"), Counter[str]()
