@@ -17,7 +17,7 @@ from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data.once import say_once, warn_once
-from mmjax.data.types import Record
+from mmjax.data.types import Cuts, Record
 
 NOTED = 64  # positions of windows that are remembered, at least
 FAR = 100_000  # examples that are passed over in silence
@@ -32,7 +32,8 @@ class OnwardRecords(abc.ABC):
     the examples end.
 
     Attributes:
-      window: examples in hand at a time, among which the order is shuffled.
+      windows: what is in hand at a time, and shuffled: no window reaches over the end of `size` examples, so that where these
+        are all there are each comes once before any comes again.
 
     Usage:
 
@@ -45,7 +46,11 @@ class OnwardRecords(abc.ABC):
     """
 
     def __init__(self, size: int, window: int) -> None:
-        self._size, self.window = size, window
+        """`size`: what `len` is; `window`: examples in hand at a time, at most. Raises `UserError` for less than 1."""
+        for name, value in (("size", size), ("window", window)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"source: {type(self).__name__}: {name}={value!r}: give a whole number from 1 up")
+        self._size, self.windows = size, Cuts(size, window)
         self._hand = _Hand(self)
 
     @property
@@ -76,20 +81,23 @@ class OnwardRecords(abc.ABC):
 
     def hold(self, examples: int) -> None:
         """Have at least so many in hand, and the windows around them: as many as threads may ask for at once."""
-        self._hand.most = max(self._hand.most, -(-examples // self.window) + 1)
+        self._hand.most = max(self._hand.most, -(-examples // max(1, len(self) // self.windows.count)) + 1)
 
     def positions(self) -> list[list[Any]]:
-        """What `go_on` takes: where the windows of late begin. Raises `UserError` where a position is no JSON."""
-        found = self._hand.positions()
-        try:
-            json.dumps(found)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"source: a position that {type(self).__name__}.read gives is no JSON ({error})") from None
-        return found
+        """What `go_on` takes: where the windows of late begin, JSON-able."""
+        return self._hand.positions()
 
     def go_on(self, positions: Sequence[Sequence[Any]]) -> None:
         """Read from the last of these positions that is not too late, instead of from the beginning."""
         self._hand.note(positions)
+
+    def text_of(self, position: Any) -> str:
+        """A position as JSON: what it was, if the object is changed later. Raises `UserError` where it is none."""
+        try:
+            return json.dumps(position)
+        except (TypeError, ValueError) as error:
+            what = f"a position that {type(self).__name__}.read gives is no JSON ({error}): {position!r}"
+            raise UserError(f"source: {what[:200]}") from None
 
     def __len__(self) -> int:
         return self._size
@@ -128,7 +136,8 @@ def hold(records: OnwardRecords, data: Any, path: str, packing: Any) -> None:
     steps = max(data.prefetch, data.threads) + data.threads + 1
     records.hold(steps * data.batch_size if packing is None else packing.reach(steps))
     if data.shuffle:
-        say_once(log.name, logging.INFO, f"{where}: read onward, and shuffled within {records.window:,} examples at a time")
+        window = len(records) // records.windows.count
+        say_once(log.name, logging.INFO, f"{where}: read onward, and shuffled within {window:,} examples at a time")
 
 
 class _Hand:
@@ -142,35 +151,41 @@ class _Hand:
         self._records, self.most = records, 2
         self._lock = threading.Lock()
         self._windows: dict[int, list[Any]] = {}
-        # Window -> the position where it begins, and how many examples of this turn through them come before it.
-        self._starts: dict[int, tuple[Any, int]] = {0: (None, 0)}
-        self._reading: Iterator[tuple[Any, Any]] | None = None
-        self._next, self._position, self._since = 0, None, 0
+        # Window -> the position where it begins, as JSON, and how many examples of this turn through them come before it.
+        self._starts: dict[int, tuple[str, int]] = {0: ("null", 0)}
+        self._reading: Iterator[Any] | None = None
+        self._next, self._since = 0, 0
+        self._position: Any = None
 
     def __getitem__(self, number: int) -> Any:
-        window, place = divmod(number, self._records.window)
+        window = self._records.windows.of(number)
         with self._lock:
             if window not in self._windows:
                 self._come_to(window)
-            return self._windows[window][place]
+            return self._windows[window][number - self._records.windows.start(window)]
 
     def positions(self) -> list[list[Any]]:
+        start = self._records.windows.start
         with self._lock:
-            return [[window * self._records.window, *start] for window, start in sorted(self._starts.items()) if window]
+            return [[start(window), json.loads(at), since] for window, (at, since) in sorted(self._starts.items()) if window]
 
     def note(self, positions: Sequence[Sequence[Any]]) -> None:
+        windows = self._records.windows
         with self._lock:
             for number, position, since in positions:
-                if number % self._records.window == 0:  # else they are of another window's size
-                    self._starts[number // self._records.window] = (position, since)
+                window = windows.of(number)
+                if windows.start(window) == number:  # else they are of another window's size
+                    self._starts[window] = (json.dumps(position), since)
 
     def _come_to(self, window: int) -> None:
         nearest = max(start for start in self._starts if start <= window)
         if self._reading is None or not nearest <= self._next <= window:
-            self._next, (self._position, self._since) = nearest, self._starts[nearest]
+            at, self._since = self._starts[nearest]
+            self._next, self._position, self._windows = nearest, json.loads(at), {}
             self._reading = self._records.read(self._position)
-        if (passed := (window - self._next) * self._records.window) > FAR:
-            warn_once(log, "the stream is read up to example %d: %d are passed over", window * self._records.window, passed)
+        passed = self._records.windows.start(window) - self._records.windows.start(self._next)
+        if passed > FAR:
+            warn_once(log, "the stream is read onward to come to where the run is: %d examples are passed over", passed)
         try:
             while self._next <= window:
                 self._take(kept=self._next > window - self.most)
@@ -180,20 +195,24 @@ class _Hand:
 
     def _take(self, kept: bool) -> None:
         """Read the next window."""
-        self._starts[self._next] = (self._position, self._since)
-        found = [self._example() for _ in range(self._records.window)]
+        self._starts[self._next] = (self._records.text_of(self._position), self._since)
+        windows = self._records.windows
+        found = [self._example() for _ in range(windows.start(self._next + 1) - windows.start(self._next))]
         if kept:
             self._windows[self._next] = found
+        self._windows.pop(self._next - self.most, None)
         self._next += 1
-        self._windows = {one: held for one, held in self._windows.items() if self._next - self.most <= one < self._next}
-        for old in sorted(start for start in self._starts if start)[: -(NOTED + 4 * self.most)]:
-            del self._starts[old]
+        if len(self._starts) > 2 * (room := NOTED + 4 * self.most):
+            self._starts = {start: self._starts[start] for start in [0, *sorted(self._starts)[-room:]]}
 
     def _example(self) -> Any:
         for _ in range(2):
             assert self._reading is not None
-            for example, position in self._reading:
-                self._position, self._since = position, self._since + 1
+            for given in self._reading:
+                if not isinstance(given, tuple | list) or len(given) != 2:
+                    name = type(self._records).__name__
+                    raise UserError(f"source: {name}.read gives an example and the position after it; found {given!r:.60}")
+                (example, self._position), self._since = given, self._since + 1
                 return example
             self._check_end()
             self._reading, self._position, self._since = self._records.read(None), None, 0

@@ -69,13 +69,16 @@ class Order:
     def partner(self, index: int, drawn: int) -> int:
         """The record that a transform of the one at `index` gets where it has drawn another; of what can only be read onward
         one of those in hand."""
-        return self._turn.among(index)[drawn % self._turn.window] if isinstance(self._turn, Onward) else drawn
+        if not isinstance(self._turn, Onward):
+            return drawn
+        near = self._turn.among(index)
+        return near[drawn % len(near)]
 
     def _of(self, records: Any, how: str, window: int, purpose: str) -> Turn:
         if isinstance(records, OnwardRecords):
             if how != "records":
                 raise UserError(f"order={how!r}: what can only be read onward is shuffled within its window; use records")
-            return Onward(len(records), records.window, self._bits(purpose) if self.shuffle else None)
+            return Onward(records.windows, self._bits(purpose) if self.shuffle else None)
         if hasattr(records, "lists"):
             if how != "records":
                 raise UserError(f"order={how!r}: records that are kept together are drawn query by query; use records")

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from mmjax.data.permutation import Permutation
-from mmjax.data.types import Share
+from mmjax.data.types import Cuts, Share
 
 Bits = Callable[..., np.random.BitGenerator]  # of further numbers
 EPOCHS = 2  # whose keys, or permutations, are kept: neighbouring batches meet at an epoch's end
@@ -47,24 +47,25 @@ class InTurn:
 class Onward(InTurn):
     """Of records without an end, which can only be read onward: the windows come in their order, and each is permuted."""
 
-    def __init__(self, size: int, window: int, bits: Bits | None) -> None:
+    def __init__(self, windows: Cuts, bits: Bits | None) -> None:
         """Without `bits` they come as they are read."""
-        super().__init__(size)
-        self.window, self._bits = window, bits
+        super().__init__(windows.size)
+        self._windows, self._bits = windows, bits
 
     def at(self, places: np.ndarray) -> np.ndarray:
         if self._bits is None:
             return places
-        windows, within = np.divmod(places, self.window)
+        windows = self._windows.of(places)
         found = np.empty_like(places)
         for window in np.unique(windows).tolist():
-            here = windows == window
-            found[here] = window * self.window + Permutation(self.window, self._bits(window))(within[here])
+            here, start = windows == window, self._windows.start(window)
+            own = Permutation(self._windows.start(window + 1) - start, self._bits(window))
+            found[here] = start + own(places[here] - start)
         return found
 
     def among(self, index: int) -> range:
-        start = index // self.window * self.window
-        return range(start, start + self.window)
+        window = int(self._windows.of(index))
+        return range(self._windows.start(window), self._windows.start(window + 1))
 
 
 class _Epochs(InTurn, abc.ABC):

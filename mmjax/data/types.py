@@ -57,6 +57,34 @@ class Share:
     records: Records | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    """Windows of records that are numbered without an end: each turn of `size` of them is cut into as few windows of at most so
+    many as there can be, of lengths that differ by one at most. None goes on into the next turn.
+
+    Attributes:
+      size: records of a turn.
+      window: records of a window, at most.
+    """
+
+    size: int
+    window: int
+
+    @property
+    def count(self) -> int:
+        """Windows of a turn."""
+        return -(-self.size // self.window)
+
+    def of(self, number: Any) -> Any:
+        """The window of a record, or of several."""
+        return number // self.size * self.count + number % self.size * self.count // self.size
+
+    def start(self, window: int) -> int:
+        """The number of its first record."""
+        turn, own = divmod(window, self.count)
+        return turn * self.size - (-own * self.size // self.count)
+
+
 class Records(Protocol):
     """Random access to the examples of one split; safe to share between threads and to pickle.
 

@@ -42,5 +42,15 @@ def _kept(run: Run) -> dict[str, Any]:
 
 
 def _of(kept: dict[str, Any], name: str, fingerprint: str) -> dict[str, Any]:
-    own = kept.get(name, {})
-    return own if own.get("fingerprint") == fingerprint else {"earlier": [], "positions": []}
+    own = kept.get(name)
+    if not isinstance(own, dict) or own.get("fingerprint") != fingerprint:
+        own = {}
+    return {key: [one for one in _listed(own.get(key)) if _is_position(one)] for key in ("earlier", "positions")}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_position(one: Any) -> bool:
+    return isinstance(one, list) and len(one) == 3 and all(type(one[n]) is int and one[n] >= 0 for n in (0, 2))

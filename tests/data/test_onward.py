@@ -14,7 +14,7 @@ from mmjax.data import Balanced, Data, Grouped, HideLabels, Mix, Span, Subset, W
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader
-from mmjax.data.types import BadRecordError
+from mmjax.data.types import BadRecordError, Cuts
 
 
 class Counted(OnwardRecords):
@@ -82,7 +82,7 @@ def test_reading_goes_on_at_the_last_position_that_is_not_too_late():
 def test_the_next_turn_begins_where_the_last_one_ends():
     records = Counted(10, window=4)
     assert [records[n]["n"] for n in range(8, 24)] == [8, 9, *range(10), *range(4)]
-    assert records.positions() == [[4, 4, 4], [8, 8, 8], [12, 2, 2], [16, 6, 6], [20, 10, 10]]
+    assert records.positions() == [[4, 4, 4], [7, 7, 7], [10, 10, 10], [14, 4, 4], [17, 7, 7], [20, 10, 10]]
 
 
 def test_threads_get_the_same():
@@ -181,10 +181,53 @@ def test_a_position_is_json():
         def read(self, position):
             return ((example, {after}) for example, after in super().read(None))
 
-    records = Odd(40)
-    records[9]
-    with pytest.raises(UserError, match=r"source: a position that Odd.read gives is no JSON"):
-        records.positions()
+    with pytest.raises(UserError, match=r"source: a position that Odd.read gives is no JSON .*: \{4\}"):
+        Odd(40)[9]
+
+
+def test_a_position_that_its_owner_changes_is_what_it_was():
+    class Changing(Counted):
+        def read(self, position):
+            state = dict(position or {"at": 0})
+            self.opened.append(dict(state))
+            while state["at"] < self.total:
+                state["at"] += 1
+                yield state["at"] - 1, state
+
+    first, again = Changing(40), Changing(40)
+    assert first[30]["n"] == 30 and first.positions()[1] == [8, {"at": 8}, 8]
+    again.go_on(first.positions())
+    assert again[21]["n"] == 21 and again.opened == [{"at": 20}]
+
+
+@given(st.integers(1, 50), st.integers(1, 60))
+def test_windows_part_a_turn_evenly(size, window):
+    cuts = Cuts(size, window)
+    starts = [cuts.start(one) for one in range(2 * cuts.count + 1)]
+    assert starts[:: cuts.count] == [0, size, 2 * size] and cuts.count == -(-size // window)
+    lengths = set(np.diff(starts))
+    assert max(lengths) <= window and max(lengths) - min(lengths) <= 1
+    numbers = np.arange(2 * size)
+    assert (cuts.of(numbers) == np.searchsorted(starts, numbers, side="right") - 1).all()
+
+
+@pytest.mark.parametrize("window", [1, 7, 30, 1000])
+def test_an_epoch_has_each_once(window):
+    order = Order.of(Counted(30, window=window), 3, True)
+    for start in range(0, 120, 30):
+        assert sorted(n % 30 for n in order.indices(start, start + 30)) == list(range(30))
+
+
+def test_what_is_no_stream_is_one_line():
+    class Bare(Counted):
+        def read(self, position):
+            return iter(range(9))
+
+    with pytest.raises(UserError, match=r"Bare.read gives an example and the position after it; found 0"):
+        Bare(9)[0]
+    for size, window in ((0, 4), (9, 0), (-1, 4)):
+        with pytest.raises(UserError, match=r"source: Counted: .*: give a whole number from 1 up"):
+            OnwardRecords.__init__(Counted(9), size, window)
 
 
 def test_a_copy_begins_anew():

@@ -8,7 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmjax.core.errors import UnreachableError, UserError
@@ -19,6 +19,7 @@ from mmjax.data.types import BadRecordError
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")  # a name's; what a file is compressed with its first bytes say
 AT_ONCE = 1 << 20  # bytes
+PACKED = 1 << 16  # bytes that are unpacked at a time
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -39,7 +40,9 @@ def unpacked(files: OpenFiles, number: int) -> Iterator[io.BufferedReader[Any]]:
         if found is None:
             pass
         elif found[0] == "zstd":
-            broken, stream = _zstd(raw, path)
+            library = _zstandard(path)
+            begin = library.ZstdDecompressor().decompressobj
+            broken, stream = (*BROKEN, library.ZstdError), io.BufferedReader(_Pieces(_frames(raw, begin)), AT_ONCE)
         elif found[0] in ("gzip", "bzip2", "xz"):
             opener: Any = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[found[0]]
             stream = io.BufferedReader(opener(raw) if found[0] != "gzip" else opener(fileobj=raw), AT_ONCE)
@@ -69,6 +72,14 @@ def onward(stream: io.BufferedReader[Any]) -> Read:
     return read
 
 
+def _zstandard(path: str) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path} is compressed with zstd: pip install 'mmjax[zstd]'") from None
+    return zstandard
+
+
 class _Raw(io.RawIOBase):
     """A file of `OpenFiles`, which notices when it changes."""
 
@@ -92,10 +103,36 @@ class _Raw(io.RawIOBase):
         return len(found)
 
 
-def _zstd(raw: Any, path: str) -> tuple[tuple[type[Exception], ...], io.BufferedReader[Any]]:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path} is compressed with zstd: pip install 'mmjax[zstd]'") from None
-    reader: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return (*BROKEN, zstandard.ZstdError), io.BufferedReader(reader, AT_ONCE)
+class _Pieces(io.RawIOBase):
+    """Bytes that come in pieces."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        super().__init__()
+        self._pieces, self._held = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._held = piece
+        count = min(len(buffer), len(self._held))
+        buffer[:count], self._held = self._held[:count], self._held[count:]
+        return count
+
+
+def _frames(raw: Any, begin: Callable[[], Any]) -> Iterator[bytes]:
+    """What frames of zstd hold, one after another; `begin` gives what unpacks one. The library's own reader takes a file that
+    is cut for one that ends."""
+    packed, frame = raw.read(PACKED), None
+    while packed:
+        frame = frame or begin()
+        yield frame.decompress(packed)
+        packed = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+        packed = packed or raw.read(PACKED)
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")

@@ -23,7 +23,7 @@ from mmjax.data.images import printable
 from mmjax.data.once import warn_once
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.sources.web_dataset import IMAGES, Example
-from mmjax.data.splits import fingerprint, hash_split
+from mmjax.data.splits import fingerprint, hash_split, place_of
 from mmjax.data.types import BadRecordError, Record
 
 TRIED = 64  # examples that are asked for what fields they have
@@ -80,10 +80,10 @@ class Streamed(Fields):
         everything = StreamedRecords(self, files, tar, self.reading({}, root=root))
         looked = [found for held in everything.first(TRIED) if (found := everything.example(held)) is not None]
         if not looked:
-            raise UserError(f"Streamed.split={self.split!r}: there is no example in {self.path}")
+            raise UserError(f"Streamed.split={self.split!r}: there is no example in {self.path}{everything.reason()}")
         defaults = {f.default for f in dataclasses.fields(self) if f.name.endswith("_field")}
         reading = self.reading(self.found(_There(looked, defaults)), root=root)
-        return StreamedRecords(self, files, tar, reading, fingerprint(repr(held) for held in everything.first(TRIED)))
+        return StreamedRecords(self, files, tar, reading, fingerprint(repr(held[1:]) for held in everything.first(TRIED)))
 
 
 class StreamedRecords(OnwardRecords):
@@ -133,7 +133,16 @@ class StreamedRecords(OnwardRecords):
     def fingerprint(self) -> str:
         spec, files = self._spec, self._files
         there = (f"{files.name(number)} {size}" for number, (size, _) in enumerate(files.stamps))
-        return fingerprint([*there, self._begins, f"{spec.split} of {spec.fractions}", f"{len(self)} in {self.window}"])
+        return fingerprint([*there, self._begins, f"{spec.split} of {spec.fractions}", f"{len(self)} in {self.windows.window}"])
+
+    def reason(self) -> str:
+        """Why the first of its examples cannot be read, after a bracket; "" where there is none at all."""
+        for held in self.first(1):
+            try:
+                self._parsed(held)
+            except BadRecordError as error:
+                return f" that can be read ({error})"
+        return ""
 
     def example(self, held: Held) -> Mapping[str, Any] | None:
         """The fields of an example; None for one that cannot be read."""
@@ -175,12 +184,17 @@ class StreamedRecords(OnwardRecords):
                         read(member.data, member.size) if take else b"",
                     )  # where it is cut the next header is not there
 
+        met: set[int] = set()
         try:
             for key, group in itertools.groupby(wanted(), lambda found: found[0]):
                 found, where = list(group), f"{path} {printable(key)}"
                 parts = {extension: content for _, extension, content in found}
-                twice = BadRecordError(where, "it has an extension more than once") if len(parts) < len(found) else None
-                yield where, key, twice or parts
+                wrong = "it has an extension more than once" if len(parts) < len(found) else ""
+                wrong = (
+                    "its key stands in more than one place: sort the members by their names" if place_of(key) in met else wrong
+                )
+                met.add(place_of(key))
+                yield where, key, BadRecordError(where, wrong) if wrong else parts
         except TarError as error:
             raise UserError(f"{path}: {error}") from None
 
