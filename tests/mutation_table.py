@@ -127,7 +127,7 @@ MUTATIONS = (
              "max(start for start in self._starts if start <= window)",
              "max(start for start in self._starts if start <= window + 1)"),
     Mutation("held_one", "threads that read ahead make others begin anew",
-             "mmjax/data/onward.py", "tests/data/test_onward.py -k ahead",
+             "mmjax/data/onward.py", "tests/data/test_onward.py -k in_hand",
              "steps = max(data.prefetch, data.threads) + data.threads + 1", "steps = 0"),
     Mutation("stream_passed", "a run goes on with an example that it had",
              "mmjax/data/sources/streamed.py", "tests/data/test_source_streamed.py",

@@ -93,12 +93,13 @@ def test_threads_get_the_same():
     assert found == [number % 1000 for number in range(3000)]
 
 
-def test_what_was_read_ahead_is_in_hand():
-    """Threads read some steps before the others: none begins anew."""
+def test_what_threads_may_ask_for_at_once_is_in_hand():
+    """Nine steps of eight: those that are ready, those that threads are at, and one more."""
     data = Data(Source(1000, window=3), batch_size=8, threads=3, prefetch=5)
     dataset = built(data)
-    assert sorted(numbers(dataset.batches(), 30)) == sorted(range(240))
+    assert (dataset.onward[71]["n"], dataset.onward[0]["n"]) == (71, 0)
     assert dataset.onward.opened == [None]
+    assert sorted(numbers(dataset.batches(), 30)) == sorted(range(240))
 
 
 def test_a_window_is_shuffled_and_no_more():
