@@ -59,8 +59,49 @@ def read_map(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.n
     return _read(_fetched(path) if remote.is_address(path) else path, printable(path), max_pixels, _labels)
 
 
-def to_pil(image_HW3: np.ndarray) -> Image.Image:
+class Opened:
+    """An image that is decoded and still PIL's, RGB of 8 bits: a part of it need not go into an array and back. An array of it,
+    `np.asarray(opened)`, is what one would have been read.
+
+    Attributes:
+      image: PIL's.
+      shape, ndim, dtype, nbytes: as an array's.
+    """
+
+    ndim, dtype = 3, np.dtype(np.uint8)
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image, self.shape = image, (image.height, image.width, 3)
+
+    @property
+    def nbytes(self) -> int:
+        return 3 * self.image.width * self.image.height
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return from_pil(self.image)
+
+
+class _Leave(threading.local):
+    opened = False
+
+
+_leave = _Leave()
+
+
+@contextlib.contextmanager
+def left_opened(wanted: bool) -> Iterator[None]:
+    """While it lasts, images that this thread reads are `Opened` where they can be; not where it is not `wanted`."""
+    before, _leave.opened = _leave.opened, wanted
+    try:
+        yield
+    finally:
+        _leave.opened = before
+
+
+def to_pil(image_HW3: np.ndarray | Opened) -> Image.Image:
     """A PIL image from uint8 [H, W, 3]; half the time of `Image.fromarray`, which counts for tiny images."""
+    if isinstance(image_HW3, Opened):
+        return image_HW3.image
     height, width, _ = image_HW3.shape
     return Image.frombuffer("RGB", (width, height), np.ascontiguousarray(image_HW3), "raw", "RGB", 0, 1)
 
@@ -77,12 +118,12 @@ def pixels(record: Record, transform: str, field: str = "image") -> np.ndarray:
       UserError: there is none, or it is no longer uint8.
     """
     image = record.get(field)
-    if not isinstance(image, np.ndarray) or image.ndim != 3:
+    if not isinstance(image, np.ndarray | Opened) or image.ndim != 3:
         wanted = "an image" if field == "image" else f"an image {field!r}"
         raise UserError(f"transforms: {transform} needs {wanted}, and the source has none")
     if image.dtype != np.uint8:
         raise UserError(f"transforms: {transform} needs a uint8 image, not {image.dtype}: put it before Normalise")
-    return image
+    return image  # type: ignore[return-value]  # what is left opened goes to who asked for it alone
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -125,7 +166,9 @@ def _read(
                 check_pixels(image.height, image.width, max_pixels, name)
                 array = take(image, file, name)
                 orientation = _orientation(image)
-            return _upright(array, orientation)
+            if isinstance(array, Opened) and orientation == 1:
+                return array  # type: ignore[return-value]
+            return _upright(np.asarray(array), orientation)
     except (MemoryError, BadRecordError):
         raise
     except FileNotFoundError:
@@ -192,7 +235,8 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     image.load()
     clear = image.has_transparency_data
     if image.width * image.height <= BAND:
-        return from_pil(_opaque(image, clear))
+        whole = _opaque(image, clear)
+        return Opened(whole) if _leave.opened else from_pil(whole)  # type: ignore[return-value]
     rgb_HW3 = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):

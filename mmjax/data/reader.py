@@ -14,6 +14,7 @@ from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
+from mmjax.data.images import Opened, left_opened
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
@@ -101,6 +102,10 @@ class Reader:
         self.records = records
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
+        # What comes last, and can write where the batch has it, does so when records are stacked.
+        self._last = self.random[-1] if self.random and hasattr(self.random[-1], "into") else None
+        first = transforms[0] if transforms else None
+        self._opened = getattr(first, "opened", False) and getattr(first, "field", "") == "image"
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         # Numbers of what is read onward never come again.
         self._cache_bytes = 0 if isinstance(records, OnwardRecords) else cache_mb * 1_000_000
@@ -115,9 +120,9 @@ class Reader:
         bad: dict[str, str] = {}
         replaced_B = np.zeros(len(indices), bool)
         found = []
-        laid = _Laid(len(indices))
+        laid = _Laid(len(indices), self._last)
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
-            record, missed, replaced_B[row] = self._record(index, place, draws)
+            record, missed, replaced_B[row] = self._record(index, place, draws, last=False)
             found.append(laid(record, row))
             bad |= missed
         batch, lost = columns(found, indices, laid.whole)
@@ -148,22 +153,22 @@ class Reader:
             return error
         return None
 
-    def _record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str], bool]:
-        """As `record`, and whether another one stands in for it."""
+    def _record(self, index: int, place: int, draws: Draws, last: bool = True) -> tuple[Record, dict[str, str], bool]:
+        """As `record`, and whether another one stands in for it; without the `last` transform, for who runs it."""
         bad: dict[str, str] = {}
         away: set[str] = set()
         chosen = index
         partners = Partners(self.records, self.order, bad, index)
         for attempt in range(ATTEMPTS):
             try:
-                return self._transformed(chosen, draws.at(place), partners), bad, attempt > 0
+                return self._transformed(chosen, draws.at(place), partners, last), bad, attempt > 0
             except BadRecordError as error:
                 bad[error.path] = error.reason
                 _check_there(error, away)
                 chosen = self.order.replacement(index, attempt)
         raise _given_up(bad)
 
-    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
+    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners, last: bool) -> Record:
         record = whole = self._before_draws(index, rng, partners)
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple | list):
@@ -171,7 +176,7 @@ class Reader:
                     raise UserError(f"{key}: a record has no text of the several that one is drawn of")
                 record = {**record, key: texts[rng.integers(len(texts))]}
         drawn = record
-        for transform in self.random:
+        for transform in self.random if last or self._last is None else self.random[:-1]:
             record = transform(record, rng, partners)
         for name, key in self._copies.items():
             if key in record:  # all captions, unless a transform has written another text
@@ -183,10 +188,12 @@ class Reader:
         kept = self._kept.get(index)
         if kept is not None:
             return dict(kept)
-        record = self.records[index]
+        with left_opened(self._opened):
+            record = self.records[index]
         for transform in self.fixed:
             record = transform(record, rng, partners)
         if _size(record) * self.order.size <= self._cache_bytes:
+            record = {key: np.asarray(value) if isinstance(value, Opened) else value for key, value in record.items()}
             for value in record.values():
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # a transform that wrote into it would change every later epoch
@@ -271,16 +278,32 @@ class _Laid:
       whole: key -> [B, ...], of the keys whose arrays were laid for all records so far.
     """
 
-    def __init__(self, rows: int) -> None:
-        self._rows, self.whole = rows, dict[str, np.ndarray]()
+    def __init__(self, rows: int, last: Any = None) -> None:
+        """`last`: a transform that records have not been through, which writes what it makes where that is to be."""
+        self._rows, self._last, self.whole = rows, last, dict[str, np.ndarray]()
 
     def __call__(self, record: Record, row: int) -> Record:
         """The record with its large arrays as views of the batch's own. The first one gives their shapes and dtypes."""
+        key = getattr(self._last, "field", "")
+        value, whole = record.get(key), self.whole.get(key)
+        if (
+            whole is not None
+            and value is not None
+            and _is_pixels(value)
+            and value.shape == whole.shape[1:]
+            and whole.dtype == np.float32
+        ):
+            self._last.into(value, whole[row])
+            rest = self._laid({name: own for name, own in record.items() if name != key}, row, skip=key)
+            return {**rest, key: whole[row]}
+        return self._laid(record if self._last is None else self._last(record, None, None), row)
+
+    def _laid(self, record: Record, row: int, skip: str = "") -> Record:
         found = dict(record)
         for key, value in record.items():
             if row == 0 and isinstance(value, np.ndarray) and value.nbytes >= LARGE and value.dtype.isnative:
                 self.whole[key] = np.empty((self._rows, *value.shape), value.dtype)
-        for key in [*self.whole]:
+        for key in [one for one in self.whole if one != skip]:
             value, whole = record.get(key), self.whole[key]
             if isinstance(value, np.ndarray) and (value.shape, value.dtype) == (whole.shape[1:], whole.dtype):
                 whole[row] = value
@@ -290,9 +313,13 @@ class _Laid:
         return found
 
 
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+
+
 def _size(record: Record) -> int:
     """Bytes of its arrays, and a kilobyte for the rest."""
-    return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
+    return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray | Opened))
 
 
 @dataclasses.dataclass(frozen=True)

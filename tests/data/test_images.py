@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mmjax.data import BadRecordError, images
+from mmjax.data import BadRecordError, RandomCrop, images
 from mmjax.data.images import MAX_PIXELS, decode_image, printable, read_image, read_map
 
 
@@ -242,3 +242,23 @@ def test_memory_that_runs_out_is_no_bad_record(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         decode_image(file.getvalue(), "x")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_what_is_left_opened_has_the_same_pixels(tmp_path, mode):
+    """For a crop; of every orientation, of which only upright ones need not be turned."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)).convert(mode)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(path := tmp_path / f"{orientation}.png", exif=exif)
+        whole = read_image(path)
+        with images.left_opened(True):
+            found = read_image(path)
+        assert isinstance(found, images.Opened) == (orientation == 1)
+        assert (found.shape, found.ndim, found.dtype, found.nbytes) == (whole.shape, 3, np.uint8, whole.nbytes)
+        np.testing.assert_array_equal(np.asarray(found), whole)
+        crop = RandomCrop((4, 5), resample="bilinear")
+        parts = [crop({"image": x}, np.random.default_rng(2), ())["image"] for x in (whole, found)]
+        np.testing.assert_array_equal(*parts)
+        assert isinstance(read_image(path), np.ndarray)

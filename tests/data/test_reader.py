@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data import BadRecordError, Data
+from mmjax.data import BadRecordError, Data, Flip, Normalise, RandomCrop
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader, spaced
 
@@ -175,3 +175,45 @@ def test_views_of_the_users_array_are_copied_as_they_are_seen(how, side):
     for batch in (dataset.batch(0), next(iter(dataset.epoch()))):
         np.testing.assert_array_equal(batch["x"], expected)
         assert batch["x"].dtype.isnative and not np.shares_memory(batch["x"], whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Of noise; the third is no picture any more."""
+
+    odd: bool = False
+    classes: tuple[str, ...] = ()
+
+    def build(self):
+        return self
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).integers(0, 256, (160, 150, 3), np.uint8)
+        return {"image": image[:, : 150 - 10 * (self.odd and index == 2)]}
+
+    def texts(self):
+        return iter(())
+
+    def fingerprint(self):
+        return "pictures"
+
+
+@pytest.mark.parametrize("size", [(160, 150), (8, 9)])  # large, and as small as is stacked at the end
+def test_the_last_transform_writes_where_the_batch_has_it(size):
+    transforms = (RandomCrop(size, scale=(1.0, 1.0)), Flip(), Normalise((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    dataset = Data(Pictures(), transforms, batch_size=4, threads=0).build(None, 0)
+    batch = dataset.batch(3)
+    indices, places = dataset._reader.order.indices(12, 16), range(12, 16)
+    for row, (index, place) in enumerate(zip(indices, places, strict=True)):  # each by itself, in an array of its own
+        alone, _ = dataset._reader.record(index, place, dataset._reader.order.draws())
+        np.testing.assert_array_equal(batch["image"][row], alone["image"])
+    assert batch["image"].dtype == np.float32
+
+
+def test_a_picture_of_another_size_is_named_where_the_last_transform_writes_too():
+    dataset = Data(Pictures(odd=True), (Flip(), Normalise()), batch_size=6, threads=0).build(None, 0)
+    with pytest.raises(UserError, match="image"):
+        dataset.batch(0)

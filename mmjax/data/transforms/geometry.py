@@ -172,6 +172,7 @@ class RandomCrop:
       field: the image it moves.
     """
 
+    opened: ClassVar[bool] = True
     size: tuple[int, int]
     scale: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import NONE, over
-from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.images import Opened, from_pil, pixels, to_pil
 from mmjax.data.transforms.linear import linear
 from mmjax.data.types import Record
 
@@ -110,9 +110,9 @@ class Resized:
 
     def pixels(self, image_HW3: np.ndarray) -> np.ndarray:
         if image_HW3.shape[:2] == tuple(self.size):
-            return image_HW3
+            return np.asarray(image_HW3)
         if self.resample == LINEAR:
-            return linear(image_HW3, self.size)
+            return linear(np.asarray(image_HW3), self.size)
         return from_pil(to_pil(image_HW3).resize((self.size[1], self.size[0]), RESAMPLE[self.resample]))
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
@@ -133,6 +133,9 @@ class Cropped:
     width: int
 
     def pixels(self, image_HW3: np.ndarray) -> np.ndarray:
+        if isinstance(image_HW3, Opened):
+            box = (self.left, self.top, self.left + self.width, self.top + self.height)
+            return Opened(image_HW3.image.crop(box))  # type: ignore[return-value]  # goes on to `Resized`
         return image_HW3[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def plane(self, plane_HW: np.ndarray, outside: float) -> np.ndarray:
