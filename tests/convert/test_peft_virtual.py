@@ -96,7 +96,7 @@ def test_gradients_and_a_step(case, made, kind, tmp_path):
         return sum((found[n] * w).sum() for n, w in weights.items())
 
     architecture, mine = family_of(model).architecture(model), begun.of(params)
-    gradient = jax.grad(our_loss)(mine)
+    gradient = compiled(jax.grad(our_loss))(mine)
     paths = set(leaves_by_path(mine))
 
     def named(tree):
