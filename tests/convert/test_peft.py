@@ -18,7 +18,7 @@ FIRSTS = [
 ]
 EVERY = [(case, made) for case in CASES.values() for made in case.models if made.name != "FlavaForPreTraining"]
 BARE = ("llama",)  # without biases
-WHOLE = ("bert", "vit", "llama")
+WHOLE = ("gpt2", "vit", "llama")
 PAIRS = [(case, made, way) for case, made in FIRSTS for way in WAYS if not (way == "bitfit" and case.model_type in BARE)]
 OTHERS = [way for way in WAYS if way not in ("lora", "pissa")]  # peft writes no PiSSA that is not LoRA
 TURN = {case.model_type: OTHERS[n % len(OTHERS)] for n, (case, _) in enumerate(FIRSTS)}
