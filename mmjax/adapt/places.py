@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from mmjax.core.remember import once_each
 from mmjax.core.trees import leaves_by_path, match
 from mmjax.models import Multimodal
 from mmjax.nn.linear import Linear
@@ -48,7 +49,13 @@ class Place:
 
 
 def places_of(model: Multimodal) -> dict[str, Place]:
-    """Path -> place, of every kernel of a `Linear` and every learned table. The model is traced once, nothing computed."""
+    """Path -> place, of every kernel of a `Linear` and every learned table. Nothing is computed, and of equal models the model
+    is traced once."""
+    return dict(_places_of(model))
+
+
+@once_each
+def _places_of(model: Multimodal) -> dict[str, Place]:
     axes: dict[str, int] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

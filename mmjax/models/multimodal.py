@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, nearest, within
+from mmjax.core.remember import once_each
 from mmjax.core.types import Array, Params, Tokens
 from mmjax.models.decoders import DECODERS
 from mmjax.models.encoders import ENCODERS
@@ -166,5 +167,10 @@ def init_model(model: Multimodal, key: Array) -> tuple[Params, dict[str, Any]]:
 
 
 def param_shapes(model: Multimodal) -> Params:
-    """Shapes and dtypes of the parameters, nothing computed."""
+    """Shapes and dtypes of the parameters, nothing computed; of equal models the model is traced once."""
+    return jax.tree.map(lambda leaf: leaf, _param_shapes(model))  # dicts of the caller's own
+
+
+@once_each
+def _param_shapes(model: Multimodal) -> Params:
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

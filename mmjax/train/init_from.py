@@ -40,14 +40,13 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
     Raises:
       UserError: `init_from` is no run, or its parameters do not fit; data that a head cannot remember.
     """
-    state = setup.init()
     if not setup.experiment.init_from:
-        return remembered(setup, state, (), say)
-    return _taken(setup, state, run, say)
+        return remembered(setup, setup.init(), (), say)
+    return _taken(setup, run, say)
 
 
-def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], None]) -> State:
-    """The state with the parameters of `init_from`."""
+def _taken(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
+    """The state with the parameters of `init_from`. What does not fit is refused before any of the model's own is drawn."""
     e = setup.experiment
     source = Run(e.init_from)
     kept = Checkpoints(source.checkpoints, source.experiment().checkpoint, say, read_only=True)
@@ -62,14 +61,15 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
     there = source.experiment().model
     params, resized = resize_positions(wide(params), there, e.model)
     resized = [path for path in resized if not match_any(e.init_fresh, path)]
-    target = leaves_by_path(state.params)
+    shapes = setup.abstract.params
+    target = leaves_by_path(shapes)
     spare = [path for path in leaves_by_path(params) if is_adapter(path) and path not in target and not is_dropout(path)]
     if spare:
         say(f"init_from {source.name}: what adapted it is merged into its parameters ({len(spare)} arrays)")
         params = merged(there, params)
     params, poolers = with_poolers(params, there, e.model)
-    params, layers = some_layers(state.params, params, e.init_layers)
-    loaded, new, left = load_matching(state.params, params, e.init_fresh)
+    params, layers = some_layers(shapes, params, e.init_layers)
+    loaded, new, left = load_matching(shapes, params, e.init_fresh)
     loaded = {path: x for path, x in loaded.items() if not is_dropout(path)}  # which is training's alone, as the config says it
     new = [path for path in new if not path.endswith(f"/{SCALE}")]
     if stuck := [path for path in new if path in narrow]:
@@ -78,9 +78,10 @@ def _taken(setup: Setup, state: State, run: Run | None, say: Callable[[str], Non
             f"{e.frozen_dtype!r} has nothing to keep: name it in optimizer.train"
         )
     loaded, units = begun(source.experiment(), e, loaded)
-    _check_scales(loaded, target)
     _check_words(setup, source, list(loaded))
     _check_frozen(setup, new)
+    state = setup.init()
+    _check_scales(loaded, leaves_by_path(state.params))
     say(f"init_from {source.name} at step {step}: {_sorted_out('loaded', list(loaded))}")
     say(f"  {_sorted_out('new', new)}")
     say(f"  {_sorted_out('left over', left)}")

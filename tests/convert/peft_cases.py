@@ -75,7 +75,10 @@ WAYS = {
 def moved(params: Params, trained: Any, seed: int = 3) -> Params:
     """The parameters with what is trained somewhere else, as training would leave it."""
     rng = np.random.default_rng(seed)
-    own = map_with_path(lambda _, x: x + jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), trained.of(params))
+    # Added by NumPy, which compiles nothing for each shape.
+    own = map_with_path(
+        lambda _, x: jnp.asarray(np.asarray(x) + (0.2 * rng.normal(size=x.shape)).astype(np.float32)), trained.of(params)
+    )
     return trained.put(params, own)
 
 

@@ -57,7 +57,7 @@ def test_gradients_and_a_step(case, way, tmp_path):
         return sum((found[n][:, : w.shape[1]] * w).sum() for n, w in weights.items())
 
     mine = begun.of(params)
-    gradient = jax.grad(our_loss)(mine)
+    gradient = compiled(jax.grad(our_loss))(mine)
     architecture, paths = family_of(model).architecture(model), set(leaves_by_path(mine))
     ours = named(model, architecture, begun.put(params, gradient), paths)
     expected = {their_name(name): p for name, p in own.named_parameters() if p.requires_grad}

@@ -158,7 +158,9 @@ ACROSS = ["BlipForConditionalGeneration", "BlipForQuestionAnswering", "LlavaForC
 
 
 WAYS = [{"length_penalty": p, "early_stopping": e} for p in (0.6, 2.0) for e in (False, True, "never")]
-SEARCHED = [(ACROSS[2], {"num_beams": 4, **way}) for way in WAYS]
+# Two of them; `test_beams.py` holds every way to search and to end against `transformers`, on texts alone.
+LATE = [way for way in WAYS if (way["length_penalty"], way["early_stopping"]) not in ((0.6, "never"), (2.0, True))]
+SEARCHED = [pytest.param(ACROSS[2], {"num_beams": 4, **way}, marks=pytest.mark.slow if way in LATE else ()) for way in WAYS]
 
 
 @pytest.mark.parametrize(("name", "beams"), [*[(name, {"num_beams": n}) for name in ACROSS for n in (1, 4)], *SEARCHED])
