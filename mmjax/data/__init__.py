@@ -3,6 +3,7 @@
 A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
 """
 
+from mmjax.data.audio import Audio
 from mmjax.data.bins import Fill
 from mmjax.data.buckets import Buckets
 from mmjax.data.columns import COLUMNS
@@ -10,6 +11,7 @@ from mmjax.data.inspect import describe
 from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.packing import PACKINGS, Packed
 from mmjax.data.pipeline import Batches, Data, Dataset
+from mmjax.data.sound import Recording
 from mmjax.data.sources import (
     SOURCES,
     TFDS,
@@ -70,6 +72,7 @@ __all__ = [
     "Array",
     "ArrayRecord",
     "Arrow",
+    "Audio",
     "BadRecordError",
     "Balanced",
     "Batches",
@@ -107,6 +110,7 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "Record",
+    "Recording",
     "Records",
     "Resize",
     "ResizeShortest",

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.making import text_spec
-from mmjax.data.order import Draws
+from mmjax.data.order import PASS, Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import THREADS, spaced
 from mmjax.data.spans import Span
@@ -130,7 +130,7 @@ class _Seen:
 
 def _see(dataset: Dataset, index: int) -> _Seen:
     try:
-        record, bad, replaced = dataset._reader._record(index, index, Draws(0, "pass"))
+        record, bad, replaced = dataset._reader._record(index, index, Draws(0, PASS))
         if replaced:
             return _Seen(bad)
         batch, _ = dataset._columns([record])

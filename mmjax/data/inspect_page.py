@@ -16,7 +16,7 @@ from mmjax.data import html
 from mmjax.data.duplicates import BITS, NEAR, SIDE, Duplicates, Pair, Seen, duplicates, sample
 from mmjax.data.inspect import LONGEST, Lengths, Looked, array_said
 from mmjax.data.kinds import Lost
-from mmjax.data.order import Draws
+from mmjax.data.order import PASS, Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import spaced
 from mmjax.data.tokenizers import Tokenizer
@@ -265,6 +265,6 @@ def speed(dataset: Dataset, seconds: float) -> tuple[float, float]:
         bad = reader.unreadable_at(index)
         middle = time.perf_counter()
         if not bad:
-            dataset._columns([reader._record(index, index, Draws(0, "pass"))[0]])
+            dataset._columns([reader._record(index, index, Draws(0, PASS))[0]])
             whole, reading = whole + time.perf_counter() - middle, reading + middle - began
     return rate, min(1.0, reading / whole) if whole else 0.0

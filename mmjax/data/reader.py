@@ -12,9 +12,10 @@ import numpy as np
 
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
+from mmjax.data.audio import Hear, held
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
-from mmjax.data.order import Draws, Order
+from mmjax.data.order import PASS, Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
@@ -85,15 +86,19 @@ class Reader:
         cache_mb: int = 0,
         captions: Sequence[str] = ("text",),
         copies: Mapping[str, str] | None = None,
+        sounds: Sequence[Hear] = (),
     ) -> None:
         """Read `records` so.
 
         Args:
           captions: the keys of texts, which may be several in a tuple: one is drawn.
           copies: key -> the key of a text all of whose captions it gets.
+          sounds: what reads sounds, before the transforms; where one of them draws, only the record as it comes is kept.
         """
-        self.records = records
-        fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
+        self.records, self.sounds = records, tuple(sounds)
+        self._drawn_sounds = any(sound.random for sound in sounds)
+        known = () if self._drawn_sounds else transforms
+        fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), known))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         self._cache_bytes = cache_mb * 1_000_000
@@ -136,7 +141,7 @@ class Reader:
     def unreadable_at(self, index: int) -> BadRecordError | None:
         """What is wrong with a record that cannot be read; it is not transformed."""
         try:
-            self.records[index]
+            self._heard(self.records[index], index, None)
         except BadRecordError as error:
             return error
         return None
@@ -149,15 +154,16 @@ class Reader:
         partners = Partners(self.records, self.order, bad)
         for attempt in range(ATTEMPTS):
             try:
-                return self._transformed(chosen, draws.at(place), partners), bad, attempt > 0
+                return self._transformed(chosen, draws.at(place), partners, draws.training), bad, attempt > 0
             except BadRecordError as error:
                 bad[error.path] = error.reason
                 _check_there(error, away)
                 chosen = self.order.replacement(index, attempt)
         raise _given_up(bad)
 
-    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners) -> Record:
-        record = whole = self._before_draws(index, rng, partners)
+    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners, training: bool) -> Record:
+        record = self._before_draws(index, rng, partners)
+        record = whole = self._heard(record, index, rng if training else None) if self._drawn_sounds else record
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple | list):
                 if not texts:
@@ -177,6 +183,7 @@ class Reader:
         if kept is not None:
             return dict(kept)
         record = self.records[index]
+        record = record if self._drawn_sounds else self._heard(record, index, None)
         for transform in self.fixed:
             record = transform(record, rng, partners)
         if _size(record) * self.order.size <= self._cache_bytes:
@@ -184,6 +191,11 @@ class Reader:
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # a transform that wrote into it would change every later epoch
             self._kept[index] = dict(record)  # one of its own, which no later transform can change
+        return record
+
+    def _heard(self, record: Record, index: int, rng: np.random.Generator | None) -> Record:
+        for sound in self.sounds:
+            record = sound(record, rng, f"record {index}")
         return record
 
 
@@ -277,8 +289,8 @@ class _Laid:
 
 
 def _size(record: Record) -> int:
-    """Bytes of its arrays, and a kilobyte for the rest."""
-    return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
+    """Bytes of its arrays and sounds, and a kilobyte for the rest."""
+    return 1000 + held(record) + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +345,7 @@ class Stream:
         there = [place for place in places if place < self.reader.order.size]
         indices = there or [self.reader.order.size - 1]
         # The seed stays out of it: every run evaluates the same captions and crops.
-        rows = self.reader.stack(self.columns, indices, indices, Draws(0, "pass"))
+        rows = self.reader.stack(self.columns, indices, indices, Draws(0, PASS))
         filled = len(places) - len(indices)  # rows that only fill the batch up count nowhere
         batch = {key: np.concatenate([x, np.repeat(x[-1:], filled, axis=0)]) if filled else x for key, x in rows.batch.items()}
         replaced_B = np.concatenate([rows.replaced, np.repeat(rows.replaced[-1:], filled)])
