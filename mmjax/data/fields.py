@@ -24,8 +24,10 @@ from mmjax.data.splits import SPLITS
 from mmjax.data.types import BadRecordError, Record
 
 # What a record or a batch holds already.
-TAKEN = ("image", "audio", "image_id", "text", "text_pair", "label", "group", "name")
-TAKEN += ("text_mask", "text_segments", "index", "valid")
+TAKEN = (
+    *("image", "audio", "image_id", "text", "text_pair", "label", "group", "name"),
+    *("text_mask", "text_segments", "index", "valid"),
+)
 KINDS = ("image", "audio", "text", "text_pair", "label", "group")
 CHUNK = 1 << 20  # keys that are looked at together
 GROUPS = 2**31  # the numbers that groups have are below it
