@@ -138,13 +138,19 @@ def hear(sound: Recording, rate: int, seconds: float, channel: int | None = None
         raise BadRecordError(sound.where, "it has samples that are no finite numbers")
     clipped = _is_clipped(x_NC if channel is None else x_NC[:, channel, None])
     if own != rate:
-        x_N = _package("soxr").resample(x_N, own, rate, quality="HQ")
+        x_N = resampled(x_N, own, rate)
     skipped = (first - start) * rate // own
     x_N = x_N[skipped : skipped + wanted]
     if not len(x_N):
         raise BadRecordError(sound.where, f"it is empty at {rate} Hz: {whole} samples at {own} Hz")
     cut = round(whole * rate / own) > wanted
     return x_N, Heard(rate, whole / own, first / own, cut, bool(np.all(x_N == x_N[0])), clipped)
+
+
+def resampled(x_N: np.ndarray, old: float, new: float) -> np.ndarray:
+    """[n * new / old] float32 of samples [n] at the rate `old`, at the rate `new`. Raises `UserError` for a missing package."""
+    found: np.ndarray = _package("soxr").resample(x_N, old, new, quality="HQ")
+    return found
 
 
 def wav(x_N: np.ndarray, rate: int) -> bytes:

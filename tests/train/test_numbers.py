@@ -50,7 +50,16 @@ GIVEN = {  # of fields that have to be given
 }
 # Numbers of any sign, and those that count from the end or say "all that is left" by -1.
 ANY_SIGN = {
-    *("Class.ignore", "Number.mean", "Normalise.mean", "Dual.bias_init", "Task.weight", "ImageAugment.fill", "Fbank.mean"),
+    *(
+        "Class.ignore",
+        "Number.mean",
+        "Normalise.mean",
+        "Dual.bias_init",
+        "Task.weight",
+        "ImageAugment.fill",
+        "Fbank.mean",
+        "SpecAugment.fill",
+    ),
     *("ViT.take_layer", "ViT.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
     *(f"{source}.window" for source in ("Folder", "Manifest", "TFDS", "ArrayRecord", "Arrow", "Coco", "Parquet", "WebDataset")),
     *("Conll.word_column", "Conll.tag_column"),
