@@ -216,8 +216,8 @@ def _same(same: Duplicates, line: str) -> list[str]:
         f"<p>{html.said(line)}. Of two records that were not both looked at nothing is known. Equal: the same pixels, or the "
         f"same texts and files of sounds where there is no image. Near: perceptual hashes within {BITS} of 64 bits, and at "
         f"{SIDE} x {SIDE} pixels a mean difference of {NEAR:g} of 255 at most; {same.compared} pairs of near hashes were "
-        f"compared so{', and there were more' if same.stopped else ''}. Plain pictures may be near and have nothing to do with each "
-        "other; what is cropped, turned or mirrored is not found.</p>",
+        f"compared so{', and there were more' if same.stopped else ''}. Plain pictures may be near and have nothing to do with "
+        "each other; what is cropped, turned or mirrored is not found.</p>",
         f"<h3>Equal{_most(same.exact)}</h3>",
         *(_group(group) for group in same.exact[:SHOWN]),
         f"<h3>Near{_most(same.near)}</h3>",
