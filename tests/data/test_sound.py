@@ -145,7 +145,10 @@ def test_what_huggingface_has(tmp_path, value):
     np.testing.assert_allclose(x, tone(1.0, 16_000), atol=2**-15)
 
 
-@pytest.mark.parametrize("value", [None, 7, "", {}, {"array": [1, 2], "sampling_rate": 8}, {"array": [0.5]}])
+@pytest.mark.parametrize(
+    "value",
+    [None, 7, "", {}, {"array": [1, 2], "sampling_rate": 8}, {"array": [0.5]}, Recording(np.zeros(4, np.int16), "here", 8)],
+)
 def test_what_no_sound_is_made_of(value):
     with pytest.raises(BadRecordError, match=r"^here: a sound "):
         recording(value, "here")
