@@ -3,6 +3,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sounds import encoded, tone
 
 from mmjax.core.errors import UserError
@@ -53,6 +55,19 @@ def test_a_part_is_that_of_the_whole(own, at):
     first = round(about.start * 16_000)
     assert about.cut and len(x) == 16_000 and abs(about.start - at * (len(NOISE) / own - 1)) < 0.03
     np.testing.assert_allclose(x, whole[first : first + 16_000], atol=2e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from((7_999, 11_025, 16_000, 44_100)), st.integers(1, 30_000), st.floats(0.001, 1.0), st.floats(0.0, 1.0))
+def test_any_part_of_any_sound_is_that_of_the_whole(own, samples, seconds, at):
+    sound, whole = Recording(NOISE[:samples], "here", own), NOISE[:samples]
+    whole = whole if own == 16_000 else soxr.resample(whole, own, 16_000, quality="HQ")
+    wanted = round(seconds * 16_000)
+    x, about = hear(sound, 16_000, seconds, at=at) if len(whole) and wanted else (whole[:0], sound)
+    if len(x):
+        first = round(about.start * 16_000)
+        assert len(x) == min(wanted, len(whole)) and about.cut == (len(whole) > wanted) and (about.cut or not first)
+        np.testing.assert_allclose(x, whole[first : first + len(x)], atol=2e-5)
 
 
 def test_of_a_long_file_no_more_is_read_than_the_part(tmp_path, monkeypatch):
