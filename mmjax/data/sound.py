@@ -209,9 +209,11 @@ def _opened(sound: Recording) -> Any:
     library = _package("soundfile")
     try:
         file = library.SoundFile(_place(sound.source))
-    except (UnreachableError, UserError) as error:
+    except UnreachableError as error:
         raise BadRecordError(sound.where, str(error)) from error
-    except FileNotFoundError:
+    except UserError as error:
+        if not str(error).endswith(": no such file"):  # of an address
+            raise
         raise BadRecordError(sound.where, "no such file") from None
     except Exception as error:  # of libsndfile, and of a file's name
         there = not isinstance(sound.source, str) or remote.is_address(sound.source) or os.path.exists(sound.source)

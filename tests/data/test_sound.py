@@ -9,6 +9,7 @@ from sounds import encoded, tone
 
 from mmjax.core.errors import UserError
 from mmjax.data import BadRecordError, sound
+from mmjax.data.files import remote
 from mmjax.data.sound import Recording, hear, recording
 
 soundfile = pytest.importorskip("soundfile", reason="sounds are read by it: pip install 'mmjax[audio]'")
@@ -136,6 +137,21 @@ def test_what_is_no_sound(tmp_path, content):
     for value in (content, str(tmp_path / "a.wav")):
         with pytest.raises(BadRecordError, match="no sound that can be read"):
             hear(recording(value, "here"), 16_000, 1.0)
+
+
+def test_a_file_at_an_address_is_read_in_part(monkeypatch):
+    import fsspec
+
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file("/sounds/a.wav", encoded(np.tile(NOISE, 10), 44_100, subtype="FLOAT"))
+    read, own = [], remote.ranged
+    monkeypatch.setattr(remote, "ranged", lambda *args: read.append(args[2]) or own(*args))
+    x, about = hear(recording("a.wav", "", "memory://sounds"), 44_100, 1.0, at=0.5)
+    first = round(about.start * 44_100)
+    np.testing.assert_array_equal(x, np.tile(NOISE, 10)[first : first + 44_100])
+    assert sum(read) < 1_500_000, "of 5.3 MB"
+    with pytest.raises(BadRecordError, match=r"^memory://sounds/b\.wav: no such file$"):
+        hear(recording("b.wav", "", "memory://sounds"), 44_100, 1.0)
 
 
 def test_what_is_not_there(tmp_path):
