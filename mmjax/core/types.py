@@ -16,6 +16,8 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `image_map`     | [B, H, W] int32    | optional, a class for each pixel; below 0 = none (see `core.spatial`) |
 | `image_boxes`   | [B, N, 4] f32      | optional, left, top, right, bottom in pixels; -1 = no box             |
 | `image_points`  | [B, N, 2] f32      | optional, x and y in pixels; -1 = no point                            |
+| `audio`         | [B, N] f32         | a waveform, 1 the most a file holds, padded on the right              |
+| `audio_mask`    | [B, N] bool        | True = a real sample                                                 |
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |

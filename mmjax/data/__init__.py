@@ -3,6 +3,7 @@
 A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
 """
 
+from mmjax.data.audio import Audio
 from mmjax.data.bins import Fill
 from mmjax.data.buckets import Buckets
 from mmjax.data.columns import COLUMNS
@@ -11,6 +12,7 @@ from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.packing import PACKINGS, Packed
 from mmjax.data.pipeline import Batches, Data, Dataset
+from mmjax.data.sound import Recording
 from mmjax.data.sources import (
     SOURCES,
     TFDS,
@@ -44,6 +46,7 @@ from mmjax.data.transforms import (
     CenterCrop,
     ColourJitter,
     Flip,
+    Gain,
     GaussianBlur,
     Markers,
     NextSentence,
@@ -57,6 +60,9 @@ from mmjax.data.transforms import (
     ResizeShortest,
     ResizeWithin,
     Rotate,
+    Shift,
+    SoundNoise,
+    Speed,
     TrivialAugment,
 )
 from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
@@ -72,6 +78,7 @@ __all__ = [
     "Array",
     "ArrayRecord",
     "Arrow",
+    "Audio",
     "BadRecordError",
     "Balanced",
     "Batches",
@@ -90,6 +97,7 @@ __all__ = [
     "Fill",
     "Flip",
     "Folder",
+    "Gain",
     "GaussianBlur",
     "Grouped",
     "HideLabels",
@@ -110,14 +118,18 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "Record",
+    "Recording",
     "Records",
     "Resize",
     "ResizeShortest",
     "ResizeWithin",
     "Rotate",
     "Scenes",
+    "Shift",
+    "SoundNoise",
     "Source",
     "Span",
+    "Speed",
     "Squad",
     "Stamps",
     "Streamed",

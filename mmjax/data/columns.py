@@ -10,6 +10,7 @@ import numpy as np
 from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
+from mmjax.data.audio import Audio, refuse_unread
 from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
 from mmjax.data.making import MAKERS
 from mmjax.data.spans import Span
@@ -29,6 +30,7 @@ COLUMNS = {
     "array": Array,
     "tags": Tags,
     "span": Span,
+    "audio": Audio,
 }
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 GROUPS = 2**31  # the numbers that groups have are below it
@@ -178,7 +180,8 @@ def _made(specs: Mapping[str, Any]) -> set[str]:
 
 
 def inferred(key: str, value: Any, first: Record) -> Any:
-    """The column of a key that no spec names; None for what a batch does not hold."""
+    """The column of a key that no spec names; None for what a batch does not hold. Raises `UserError` for a sound."""
+    refuse_unread(key, value)
     if key == "text":
         return Text()
     if key == "text_pair":

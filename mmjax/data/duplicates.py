@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmjax.core.errors import UnreachableError
 from mmjax.data.fields import strings_of
 from mmjax.data.images import to_pil
 from mmjax.data.reader import THREADS, spread
+from mmjax.data.sound import Recording
 from mmjax.data.types import BadRecordError, Record, Records
 
 SIDE, LOW = 32, 8  # pixels of a side that are compared, and frequencies of it that are hashed
@@ -37,7 +39,7 @@ class Seen:
     Attributes:
       data: the name of its set of data.
       index: its number there.
-      digest: of its pixels, or of its texts where it has no image.
+      digest: of its pixels, or of its texts and its sound, as a file, where it has no image.
       name: of its class, "" for none.
       texts: its captions.
       small: uint8 [SIDE, SIDE, 3]; None without an image.
@@ -87,7 +89,7 @@ class Duplicates:
 
 def sample(data: str, records: Records, most: int) -> list[Seen]:
     """`most` evenly spaced records, or all where there are fewer, but for those that cannot be read or hold neither image nor
-    text."""
+    text nor a sound."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda index: _see(data, records, index), spread(records, most))
         return [one for one in found if one is not None]
@@ -159,7 +161,13 @@ def _see(data: str, records: Records, index: int) -> Seen | None:
         digest.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
         small = np.asarray(to_pil(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         return Seen(data, index, digest.digest(), _name(records, record), texts, small)
-    if not texts:
+    sound = record.get("audio")
+    if isinstance(sound, Recording):
+        try:
+            digest.update(hashlib.sha256(sound.encoded()).digest())
+        except (OSError, ValueError, UnreachableError):  # not there, or no file
+            return None
+    elif not texts:
         return None
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")

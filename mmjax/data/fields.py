@@ -18,13 +18,17 @@ from mmjax.data.files.kept import made_once
 from mmjax.data.files.remote import file_bytes, is_address, joined
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.levels import Window
+from mmjax.data.sound import recording
 from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS
 from mmjax.data.types import BadRecordError, Record
 
 # What a record or a batch holds already.
-TAKEN = ("image", "image_id", "text", "text_pair", "label", "group", "name", "text_mask", "text_segments", "index", "valid")
-KINDS = ("image", "text", "text_pair", "label", "group")
+TAKEN = (
+    *("image", "audio", "image_id", "text", "text_pair", "label", "group", "name"),
+    *("text_mask", "text_segments", "index", "valid"),
+)
+KINDS = ("image", "audio", "text", "text_pair", "label", "group")
 CHUNK = 1 << 20  # keys that are looked at together
 GROUPS = 2**31  # the numbers that groups have are below it
 Example = Mapping[str, Any]
@@ -41,13 +45,14 @@ class Fields:
       split: "all", or "train", "validation" or "test" by a hash of each example's key: adding examples moves no other.
       fractions: shares of train, validation and test.
       image_field: of the image: bytes of a file, HuggingFace's {"bytes", "path"}, or a path below `root`.
+      audio_field: of the sound, as `image_field`; the column `Audio` reads it.
       text_field: of the caption, or of a list of captions, of which the pipeline draws one each time.
       pair_field: of the second of two texts.
       label_field: of the class: a whole number, or one of `names`. Empty, NaN or negative is no class: -1.
       names: of the classes in label order, for data that does not say them itself.
       group_field: whose equal values make examples each other's positives.
       fields: record key -> a further field, whose value is passed on as it is: a string, a number, a list or an array.
-      root: folder that image paths are relative to; default: that of the data.
+      root: folder that paths of images and sounds are relative to; default: that of the data.
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
         itself gives, see `levels.to_bytes`.
       max_pixels: an image of more pixels counts as unreadable.
@@ -56,6 +61,7 @@ class Fields:
     split: str = "all"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"
+    audio_field: str = "audio"
     text_field: str = "text"
     pair_field: str = "text_pair"
     label_field: str = "label"
@@ -88,7 +94,7 @@ class Fields:
         `there` is asked with `in`, so that it may know more names than those it lists.
 
         Raises:
-          UserError: a field named here that is not there, or neither an image nor a text nor a further field.
+          UserError: a field named here that is not there, or neither an image, a sound, a text nor a further field.
         """
         name = type(self).__name__
         found = {}
@@ -102,7 +108,7 @@ class Fields:
         for key, field in self.fields.items():
             if field not in there:
                 raise UserError(f"{name}.fields.{key}={field!r} is no field of the data{nearest(field, there)}")
-        if "image" not in found and "text" not in found and not self.fields:
+        if not found.keys() & {"image", "audio", "text"} and not self.fields:
             raise UserError(
                 f"{name}: the data has neither {self.image_field!r} nor {self.text_field!r}; it has {', '.join(there)}"
             )
@@ -186,7 +192,7 @@ class Reading:
       found: kind -> field.
       fields: record key -> further field.
       names: of the classes.
-      root: the folder that image paths are relative to.
+      root: the folder that paths of images and sounds are relative to.
       window, max_pixels: as `Fields` has them.
     """
 
@@ -252,6 +258,8 @@ class Reading:
             return _laid_over(key, _passed_on(value, where))
         if key == "image":
             return self._image(value, where)
+        if key == "audio":
+            return recording(value, where, self.root)
         if key == "label":
             return self._label(value, where)
         if key == "group":

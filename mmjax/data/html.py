@@ -21,7 +21,7 @@ svg.p{image-rendering:pixelated;display:block;max-width:100%} .bar{background:#5
 .w{background:#fe9;padding:.4em .8em} .u{background:#f99} .s{color:#aaa} .k{border:1px solid #e5e5e5;margin:0 1px}
 """
 # Whatever a page may hold by mistake, a browser loads and runs nothing for it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 TINTS = ("#e22", "#2a2", "#24e", "#c80", "#a2c", "#0aa", "#888", "#d6a")
 
 

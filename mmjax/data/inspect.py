@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.inspect_sounds import sounds_in, told
 from mmjax.data.making import text_spec
-from mmjax.data.order import Draws
+from mmjax.data.order import PASS, Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import THREADS, spread
+from mmjax.data.sound import Heard
 from mmjax.data.spans import Span
 from mmjax.data.tags import Tags
 from mmjax.data.types import Record
@@ -55,6 +57,7 @@ class Looked:
       lengths: key of a text -> its lengths.
       padding: key of a text -> the share of padding in the batch of step 0.
       bad: path -> reason of what cannot be read.
+      heard: key of a sound -> what was read of each.
     """
 
     text: str
@@ -65,6 +68,7 @@ class Looked:
     lengths: Mapping[str, Lengths] = dataclasses.field(default_factory=dict)
     padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     bad: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    heard: Mapping[str, Sequence[Heard]] = dataclasses.field(default_factory=dict)
 
 
 def describe(dataset: Dataset) -> str:
@@ -75,8 +79,8 @@ def describe(dataset: Dataset) -> str:
 def look(dataset: Dataset) -> Looked:
     """Read a dataset as a pass over it would, all of its records or `MOST` evenly spaced ones, and the batch of step 0.
 
-    The lines say the size, classes, shapes, dtypes and ranges, the lengths of texts and what of them is cut or unknown, which
-    files cannot be read, and which records are unlike the first.
+    The lines say the size, classes, shapes, dtypes and ranges, the lengths of texts and what of them is cut or unknown, the
+    lengths of sounds, which files cannot be read, and which records are unlike the first.
     """
     indices = spread(dataset._reader.records, MOST)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -103,6 +107,10 @@ def look(dataset: Dataset) -> Looked:
         padding = {key: float(1 - rows.batch[f"{key}_mask"].mean()) for key in dataset.texts()}
     for key, own in lengths.items():
         lines += _said_of(key, own)
+    sounds = sounds_in(dataset._data.columns)
+    heard = {key: [one.heard[key] for one in seen if key in one.heard] for key in sounds}
+    for key, spec in sounds.items():
+        lines += told(key, heard[key], spec) if heard[key] else []
     lines.append(f"unreadable   {len(bad)} record(s)")
     lines += _named([f"{path}: {reason}" for path, reason in bad.items()])
     if unlike:
@@ -115,22 +123,24 @@ def look(dataset: Dataset) -> Looked:
         faults.insert(0, f"{many}; the first: {path} ({reason})")
     classes = {name: counts[label] for label, name in enumerate(dataset.classes)}
     found = ("\n".join(lines), tuple(faults), len(indices), classes, counts[-1] if dataset.classes else 0)
-    return Looked(*found, lengths, padding, bad)
+    return Looked(*found, lengths, padding, bad, heard)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """One record: what is wrong with it, its class, and of each text how many tokens it has, kept and unknown ones."""
+    """One record: what is wrong with it, its class, of each text how many tokens it has, kept and unknown ones, and its
+    sounds."""
 
     bad: dict[str, str]
     trouble: str = ""
     label: int | None = None
     texts: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+    heard: dict[str, Heard] = dataclasses.field(default_factory=dict)
 
 
 def _see(dataset: Dataset, index: int) -> _Seen:
     try:
-        record, bad, replaced = dataset._reader._record(index, index, Draws(0, "pass"))
+        record, bad, replaced = dataset._reader._record(index, index, Draws(0, PASS))
         if replaced:
             return _Seen(bad)
         batch, _ = dataset._columns([record])
@@ -142,7 +152,8 @@ def _see(dataset: Dataset, index: int) -> _Seen:
         kept, unknown = int(batch[f"{key}_mask"].sum()), int(tokenizer.unknown(batch[key], batch[f"{key}_mask"])[0])
         full = kept == most and not isinstance(text_spec(dataset._data.columns, key), Span)  # a full window is not cut
         texts[key] = (_length(dataset, record, key) if full else kept, kept, unknown)
-    return _Seen(bad, "", label, texts)
+    heard = {key: record[f"{key}_heard"] for key in sounds_in(dataset._data.columns)}
+    return _Seen(bad, "", label, texts, heard)
 
 
 def _counts(dataset: Dataset, seen: Sequence[_Seen]) -> Counter[int]:

@@ -15,10 +15,12 @@ from mmjax.core.spatial import image_of, over
 from mmjax.data import html
 from mmjax.data.duplicates import BITS, NEAR, SIDE, Duplicates, Pair, Seen, duplicates, sample
 from mmjax.data.inspect import LONGEST, Lengths, Looked, array_said
+from mmjax.data.inspect_sounds import card, sounds_in
 from mmjax.data.kinds import Lost
-from mmjax.data.order import Draws
+from mmjax.data.order import PASS, Draws
 from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import spread
+from mmjax.data.sound import Heard
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.transforms.colour import Normalise
 
@@ -74,6 +76,7 @@ def _section(name: str, dataset: Dataset, looked: Looked, seconds: float) -> str
         parts += [f"<h3>{len(looked.classes)} classes{more}</h3>", html.bars(shown)]
         parts.append(f"<p>{looked.bare} records have no class; {absent} classes have no record.</p>")
     parts += [_of_text(key, own, looked.padding.get(key)) for key, own in looked.lengths.items()]
+    parts += [_of_sound(key, own) for key, own in looked.heard.items() if own]
     parts.append(f"<h3>{len(looked.bad)} unreadable</h3>")
     bad = [f"<li>{html.said(path)}: {html.said(reason)}</li>" for path, reason in list(looked.bad.items())[:NAMED]]
     parts.append(f"<ul>{''.join(bad)}</ul>" + (f"<p>and {len(looked.bad) - NAMED} more</p>" if len(looked.bad) > NAMED else ""))
@@ -92,9 +95,19 @@ def _of_text(key: str, own: Lengths, padding: float | None) -> str:
     )
 
 
+def _of_sound(key: str, own: Sequence[Heard]) -> str:
+    """How long the sounds of one key are, and what is the matter with them."""
+    seconds = [one.seconds for one in own]
+    shares = [f"{np.mean(found):.1%}" for found in ([x.cut for x in own], [x.silent for x in own], [x.clipped for x in own])]
+    return (
+        f"<h3>Seconds of {html.said(key)}</h3>{html.histogram([int(one) for one in seconds])}<p>{min(seconds):.2f} to "
+        f"{max(seconds):.2f} a sound; {shares[0]} are cut, {shares[1]} silent, {shares[2]} clipped.</p>"
+    )
+
+
 def rows(dataset: Dataset, count: int) -> Iterator[tuple[int, Batch, Lost] | UserError]:
     """The first rows of the batch of step 0, one by one: number of the record, -1 for one that stands in for an
-    unreadable one, its arrays [1, ...] and what its texts lost."""
+    unreadable one, its arrays [1, ...] and what its texts and sounds lost."""
     reader, draws = dataset._reader, dataset._reader.order.draws()
     try:
         first = dataset._stream(dataset.batch_size, range(min(count, dataset.batch_size)), once=False).drawn(0)
@@ -117,11 +130,16 @@ def _cards(dataset: Dataset) -> Iterator[str]:
         index, batch, lost = row
         one = {key: value[0] for key, value in batch.items()}
         which = f"record {index}" if index >= 0 else "one that stands in for an unreadable record"
+        sounds = sounds_in(dataset._data.columns)
         shown = [f'<span class="n">{which}</span>', *(_image(dataset, key, one) for key in _images(one))]
-        left = set(one) - {f"{key}{end}" for key in dataset.texts() for end in ("", "_mask", "_segments")} - set(_images(one))
+        shown += [card(key, one[key], one[f"{key}_mask"], spec.rate) for key, spec in sounds.items()]
+        left = set(one) - {f"{key}{end}" for key in sounds for end in ("", "_mask")}
+        left -= {f"{key}{end}" for key in dataset.texts() for end in ("", "_mask", "_segments")} | set(_images(one))
         for key, (tokenizer, _) in dataset.texts().items():
             shown.append(_text(key, tokenizer, one[key][one[f"{key}_mask"]]))
         cut = [f"{lost.truncated} cut"] * bool(lost.truncated) + [f"{lost.unknown} unknown tokens"] * bool(lost.unknown)
+        cut += [f"a sound cut by {lost.cut_seconds:.2f} s"] * bool(lost.cut_sounds)
+        cut += ["a silent sound"] * bool(lost.silent) + ["a clipped sound"] * bool(lost.clipped)
         shown += [f'<div class="w">{", ".join(cut)}</div>'] * bool(cut)
         shown += [
             f"<div>{html.said(key)}: {html.said(_value(one[key], dataset.names.get(key, ())))}</div>" for key in sorted(left)
@@ -196,10 +214,10 @@ def _same(same: Duplicates, line: str) -> list[str]:
     return [
         "<h2>Duplicates</h2>",
         f"<p>{html.said(line)}. Of two records that were not both looked at nothing is known. Equal: the same pixels, or the "
-        f"same texts where there is no image. Near: perceptual hashes within {BITS} of 64 bits, and at {SIDE} x {SIDE} pixels "
-        f"a mean difference of {NEAR:g} of 255 at most; {same.compared} pairs of near hashes were compared so"
-        f"{', and there were more' if same.stopped else ''}. Plain pictures may be near and have nothing to do with each "
-        "other; what is cropped, turned or mirrored is not found.</p>",
+        f"same texts and files of sounds where there is no image. Near: perceptual hashes within {BITS} of 64 bits, and at "
+        f"{SIDE} x {SIDE} pixels a mean difference of {NEAR:g} of 255 at most; {same.compared} pairs of near hashes were "
+        f"compared so{', and there were more' if same.stopped else ''}. Plain pictures may be near and have nothing to do with "
+        "each other; what is cropped, turned or mirrored is not found.</p>",
         f"<h3>Equal{_most(same.exact)}</h3>",
         *(_group(group) for group in same.exact[:SHOWN]),
         f"<h3>Near{_most(same.near)}</h3>",
@@ -265,6 +283,6 @@ def speed(dataset: Dataset, seconds: float) -> tuple[float, float]:
         bad = reader.unreadable_at(index)
         middle = time.perf_counter()
         if not bad:
-            dataset._columns([reader._record(index, index, Draws(0, "pass"))[0]])
+            dataset._columns([reader._record(index, index, Draws(0, PASS))[0]])
             whole, reading = whole + time.perf_counter() - middle, reading + middle - began
     return rate, min(1.0, reading / whole) if whole else 0.0

@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """What texts lost on their way to a batch.
+    """What texts and sounds lost on their way to a batch.
 
     Attributes:
       truncated: texts that were cut.
@@ -32,6 +32,8 @@ class Lost:
       words: words with a tag that have no token: cut, or nothing to the tokenizer.
       answers: answers that no window of their passage holds whole.
       letters: answers that begin or end between a letter and its marks.
+      cut_sounds, cut_seconds: sounds that were cut, and how much of them is left out.
+      silent, clipped: sounds in which nothing is to be heard, and of which the loud parts are cut off (`sound.Heard`).
     """
 
     truncated: int = 0
@@ -40,6 +42,10 @@ class Lost:
     words: int = 0
     answers: int = 0
     letters: int = 0
+    cut_sounds: int = 0
+    cut_seconds: float = 0.0
+    silent: int = 0
+    clipped: int = 0
 
     def __add__(self, other: Lost) -> Lost:
         return Lost(*(getattr(self, one.name) + getattr(other, one.name) for one in dataclasses.fields(self)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.columns import Columns
-from mmjax.data.order import Draws
+from mmjax.data.order import PASS, Draws
 from mmjax.data.reader import Reader, spread
 
 LOOKED_AT = 1000  # records whose lengths say how long a text is on average
@@ -46,4 +46,4 @@ def lengths_of(mask_BT: np.ndarray) -> np.ndarray:
 def mean_length(reader: Reader, columns: Columns, key: str) -> float:
     """Of the texts of up to `LOOKED_AT` evenly spaced records, in tokens."""
     indices = spread(reader.records, LOOKED_AT)
-    return float(token_lengths(reader, columns, key, indices, indices, Draws(0, "pass")).mean())
+    return float(token_lengths(reader, columns, key, indices, indices, Draws(0, PASS)).mean())

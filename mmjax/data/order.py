@@ -16,6 +16,7 @@ from mmjax.data.turns import Blocks, InTurn, Onward, Shares, Shuffled, Stored, T
 from mmjax.data.types import Share
 
 ORDERS = ("records", "blocks", "stored")
+PASS = "pass"  # what random numbers of a pass over the records in order are for
 
 
 class Order:
@@ -128,9 +129,13 @@ class Draws:
 
     Philox is a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a place has the
     counters of its own, and setting one is five times cheaper than a new generator. Not to be shared between threads.
+
+    Attributes:
+      training: whether they are those of training, and not of a pass over the records in order.
     """
 
     def __init__(self, seed: int, purpose: str) -> None:
+        self.training = purpose != PASS
         self._bits = _philox(seed, purpose)
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state

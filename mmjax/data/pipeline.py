@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError, within
+from mmjax.data.audio import hearing
 from mmjax.data.batches import Batch, Batches
 from mmjax.data.bins import Fill
 from mmjax.data.columns import COLUMNS, OWN, Columns, Lost
@@ -24,7 +25,7 @@ from mmjax.data.fields import far
 from mmjax.data.kinds import ArrayColumn, ClassColumn, ClassesColumn, NumberColumn
 from mmjax.data.once import say_once, warn_once
 from mmjax.data.onward import OnwardRecords, hold
-from mmjax.data.order import Draws, Order
+from mmjax.data.order import PASS, Draws, Order
 from mmjax.data.packing import PACKINGS, Packing
 from mmjax.data.passages import Windows
 from mmjax.data.reader import Batching, Reader, Rows, Stream, spread
@@ -49,8 +50,8 @@ class Data:
     Attributes:
       source: where the records come from.
       transforms: applied to each record in this order.
-      columns: key of a record -> what becomes of it in a batch: a text by a named tokenizer, a class, several classes, a
-        number, an array. Keys that are not named here become what they look like (see `data.columns`).
+      columns: key of a record -> what becomes of it in a batch: a text by a named tokenizer, a sound, a class, several
+        classes, a number, an array. Keys that are not named here become what they look like (see `data.columns`).
       batch_size: rows of the global batch.
       max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
@@ -157,7 +158,7 @@ class Dataset:
       batch_size: rows of the global batch.
       fingerprint: hash of exactly which examples it holds.
       tokenizers: name -> what encodes texts; "" is that of texts which name no other.
-      lost: what texts lost among the batches taken so far: cut, and unknown tokens.
+      lost: what texts and sounds lost among the batches taken so far: cut, and unknown tokens.
       fill: how well rows of several texts were filled so far.
       together: the key whose equal values are in one training batch, see `Grouped`; "" for none.
       bad: path -> reason of the unreadable records met so far. Counted when a batch is taken, also one that a worker made;
@@ -191,8 +192,8 @@ class Dataset:
         drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
         self.together = self._lists(records, data)
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
-        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies)
-        first, bad = self._reader.record(0, 0, Draws(0, "pass"))
+        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, hearing(data.columns))
+        first, bad = self._reader.record(0, 0, Draws(0, PASS))
         named = with_names(data.columns, records)
         self._columns = Columns(first, tokenizers, data.max_length, named, tuple(records.classes), spare)
         self._classes = tuple(records.classes)
@@ -300,7 +301,7 @@ class Dataset:
     def try_records(self, most: int) -> Iterator[Batch]:
         """Batches of one of `most` evenly spaced records, uncounted. Raises `UserError` for one that cannot be."""
         for index in spread(self._reader.records, most):
-            record, _ = self._reader.record(index, index, Draws(0, "pass"))
+            record, _ = self._reader.record(index, index, Draws(0, PASS))
             yield self._columns([record])[0]
 
     def unreadable(self, most: int) -> dict[str, str]:

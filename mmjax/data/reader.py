@@ -12,15 +12,16 @@ import numpy as np
 
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
+from mmjax.data.audio import Hear, held
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.images import Opened, left_opened
+from mmjax.data.laid import Laid
 from mmjax.data.onward import OnwardRecords
-from mmjax.data.order import Draws, Order
+from mmjax.data.order import PASS, Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
-LARGE = 1 << 16  # bytes of an array that is laid where the batch has it as soon as it is made
 NUMBERS = 2**62  # that records without an end have
 AWAY = 3  # files in a row that storage does not give: it is not these that something is wrong with
 THREADS = 4  # that look for unreadable records: reading waits for the disk, decoding lets go of the interpreter
@@ -92,15 +93,19 @@ class Reader:
         cache_mb: int = 0,
         captions: Sequence[str] = ("text",),
         copies: Mapping[str, str] | None = None,
+        sounds: Sequence[Hear] = (),
     ) -> None:
         """Read `records` so.
 
         Args:
           captions: the keys of texts, which may be several in a tuple: one is drawn.
           copies: key -> the key of a text all of whose captions it gets.
+          sounds: what reads sounds, before the transforms; where one of them draws, only the record as it comes is kept.
         """
-        self.records = records
-        fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), transforms))
+        self.records, self.sounds = records, tuple(sounds)
+        self._drawn_sounds = any(sound.random for sound in sounds)
+        known = () if self._drawn_sounds else transforms
+        fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), known))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         # What comes last, and can write where the batch has it, does so when records are stacked.
         self._last = self.random[-1] if self.random and hasattr(self.random[-1], "into") else None
@@ -120,7 +125,7 @@ class Reader:
         bad: dict[str, str] = {}
         replaced_B = np.zeros(len(indices), bool)
         found = []
-        laid = _Laid(len(indices), self._last)
+        laid = Laid(len(indices), self._last)
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
             record, missed, replaced_B[row] = self._record(index, place, draws, last=False)
             found.append(laid(record, row))
@@ -148,7 +153,7 @@ class Reader:
     def unreadable_at(self, index: int) -> BadRecordError | None:
         """What is wrong with a record that cannot be read; it is not transformed."""
         try:
-            self.records[index]
+            self._heard(self.records[index], index, None)
         except BadRecordError as error:
             return error
         return None
@@ -161,15 +166,16 @@ class Reader:
         partners = Partners(self.records, self.order, bad, index)
         for attempt in range(ATTEMPTS):
             try:
-                return self._transformed(chosen, draws.at(place), partners, last), bad, attempt > 0
+                return self._transformed(chosen, draws.at(place), partners, draws.training, last), bad, attempt > 0
             except BadRecordError as error:
                 bad[error.path] = error.reason
                 _check_there(error, away)
                 chosen = self.order.replacement(index, attempt)
         raise _given_up(bad)
 
-    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners, last: bool) -> Record:
-        record = whole = self._before_draws(index, rng, partners)
+    def _transformed(self, index: int, rng: np.random.Generator, partners: Partners, training: bool, last: bool) -> Record:
+        record = self._before_draws(index, rng, partners)
+        record = whole = self._heard(record, index, rng if training else None) if self._drawn_sounds else record
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple | list):
                 if not texts:
@@ -190,6 +196,7 @@ class Reader:
             return dict(kept)
         with left_opened(self._opened):
             record = self.records[index]
+        record = record if self._drawn_sounds else self._heard(record, index, None)
         for transform in self.fixed:
             record = transform(record, rng, partners)
         if _size(record) * self.order.size <= self._cache_bytes:
@@ -198,6 +205,11 @@ class Reader:
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # a transform that wrote into it would change every later epoch
             self._kept[index] = dict(record)  # one of its own, which no later transform can change
+        return record
+
+    def _heard(self, record: Record, index: int, rng: np.random.Generator | None) -> Record:
+        for sound in self.sounds:
+            record = sound(record, rng, f"record {index}")
         return record
 
 
@@ -271,55 +283,9 @@ def _given_up(bad: dict[str, str]) -> UserError:
     return UserError(f"source: {ATTEMPTS} records drawn in a row cannot be read; the first: {path} ({reason})")
 
 
-class _Laid:
-    """The large arrays of a batch, filled row by row: while a record's are still in the processor's cache.
-
-    Attributes:
-      whole: key -> [B, ...], of the keys whose arrays were laid for all records so far.
-    """
-
-    def __init__(self, rows: int, last: Any = None) -> None:
-        """`last`: a transform that records have not been through, which writes what it makes where that is to be."""
-        self._rows, self._last, self.whole = rows, last, dict[str, np.ndarray]()
-
-    def __call__(self, record: Record, row: int) -> Record:
-        """The record with its large arrays as views of the batch's own. The first one gives their shapes and dtypes."""
-        key = getattr(self._last, "field", "")
-        value, whole = record.get(key), self.whole.get(key)
-        if (
-            whole is not None
-            and value is not None
-            and _is_pixels(value)
-            and value.shape == whole.shape[1:]
-            and whole.dtype == np.float32
-        ):
-            self._last.into(value, whole[row])
-            rest = self._laid({name: own for name, own in record.items() if name != key}, row, skip=key)
-            return {**rest, key: whole[row]}
-        return self._laid(record if self._last is None else self._last(record, None, None), row)
-
-    def _laid(self, record: Record, row: int, skip: str = "") -> Record:
-        found = dict(record)
-        for key, value in record.items():
-            if row == 0 and isinstance(value, np.ndarray) and value.nbytes >= LARGE and value.dtype.isnative:
-                self.whole[key] = np.empty((self._rows, *value.shape), value.dtype)
-        for key in [one for one in self.whole if one != skip]:
-            value, whole = record.get(key), self.whole[key]
-            if isinstance(value, np.ndarray) and (value.shape, value.dtype) == (whole.shape[1:], whole.dtype):
-                whole[row] = value
-                found[key] = whole[row]
-            else:  # unlike the first one's, which the columns say
-                del self.whole[key]
-        return found
-
-
-def _is_pixels(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
-
-
 def _size(record: Record) -> int:
-    """Bytes of its arrays, and a kilobyte for the rest."""
-    return 1000 + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray | Opened))
+    """Bytes of its arrays and sounds, and a kilobyte for the rest."""
+    return 1000 + held(record) + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray | Opened))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,7 +340,7 @@ class Stream:
         there = [place for place in places if place < self.reader.order.size]
         indices = there or [self.reader.order.size - 1]
         # The seed stays out of it: every run evaluates the same captions and crops.
-        rows = self.reader.stack(self.columns, indices, indices, Draws(0, "pass"))
+        rows = self.reader.stack(self.columns, indices, indices, Draws(0, PASS))
         filled = len(places) - len(indices)  # rows that only fill the batch up count nowhere
         batch = {key: np.concatenate([x, np.repeat(x[-1:], filled, axis=0)]) if filled else x for key, x in rows.batch.items()}
         replaced_B = np.concatenate([rows.replaced, np.repeat(rows.replaced[-1:], filled)])

@@ -17,6 +17,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.random import fold_name
 from mmjax.core.spatial import NONE
 from mmjax.core.types import Array
+from mmjax.nn.spec_augment import SpecAugment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ImageAugment:
         return angle, zoom, shift_2
 
 
-AUGMENTATIONS = {"image": ImageAugment}
+AUGMENTATIONS = {"image": ImageAugment, "spectrogram": SpecAugment}
 
 
 def source_positions(height: int, width: int, angle: Array, zoom: Array, shift_2: Array) -> tuple[Array, Array]:

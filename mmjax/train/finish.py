@@ -144,11 +144,23 @@ def data_troubles(setup: Setup) -> Iterator[str]:
                 f"data.{name}: {lost.unknown:,} of its tokens ({share:.1%}) are unknown to the tokenizer, so the model cannot "
                 "read what stood there; train the tokenizer on such texts, or use BPE, which knows every character"
             )
+        yield from _of_sounds(name, dataset)
         if dataset.fill.slots:
             yield _filled(name, dataset.fill) if dataset.packed else _bucketed(name, dataset)
         if dataset.bad:
             first, reason = next(iter(dataset.bad.items()))
             yield f"data.{name}: {len(dataset.bad):,} records could not be read and were replaced, first {first} ({reason})"
+
+
+def _of_sounds(name: str, dataset: Dataset) -> Iterator[str]:
+    lost = dataset.lost
+    if lost.cut_sounds:
+        left = f"{lost.cut_seconds:,.0f} s of them are left out"
+        yield f"data.{name}: {lost.cut_sounds:,} sounds were longer than the seconds of their column and were cut: {left}"
+    if lost.silent:
+        yield f"data.{name}: {lost.silent:,} sounds are silent where they were read: all samples are the same"
+    if lost.clipped:
+        yield f"data.{name}: {lost.clipped:,} sounds are clipped: their loud parts are cut off in the file, and are used so"
 
 
 def _filled(name: str, fill: Fill) -> str:

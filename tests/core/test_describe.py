@@ -19,6 +19,7 @@ from mmjax.models.encoders import ENCODERS
 from mmjax.models.fusion import FUSIONS
 from mmjax.models.heads import HEADS
 from mmjax.nn.augment import AUGMENTATIONS
+from mmjax.nn.spectrogram import SPECTROGRAMS
 from mmjax.objectives import OBJECTIVES
 from mmjax.objectives.mixing import MIXES
 from mmjax.parallel.mesh import Mesh
@@ -30,7 +31,7 @@ from mmjax.train.hooks import HOOKS
 from mmjax.train.weighting import WEIGHTINGS
 
 TABLES = (ENCODERS, DECODERS, FUSIONS, HEADS, AUGMENTATIONS, EVALUATORS, SOURCES, TRANSFORMS, TOKENIZERS, OBJECTIVES)
-LISTED = [cls for table in (*TABLES, WEIGHTINGS, OPTIMIZERS, HOOKS, MIXES) for cls in table.values()]
+LISTED = [cls for table in (*TABLES, WEIGHTINGS, OPTIMIZERS, HOOKS, MIXES, SPECTROGRAMS) for cls in table.values()]
 SINGLE = [Experiment, Task, Data, Mesh, Checkpoint, Log, Multimodal, Join, Options]
 
 

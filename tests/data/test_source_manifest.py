@@ -145,7 +145,10 @@ def test_a_field_of_no_name_is_left_out(tmp_path, lines):
 def test_what_cannot_be_left_out_is_named(csv):
     path = csv("image,text,de\na.png,a,b\n")
     for fields, message in (
-        ({"text_field": "", "image_field": ""}, "Manifest.text_field='' and image_field='': nothing is left to read"),
+        (
+            {"text_field": "", "image_field": "", "audio_field": ""},
+            "Manifest.text_field='' and image_field='' and audio_field='': nothing is left to read",
+        ),
         (
             {"text_field": "", "pair_field": "de"},
             "Manifest.pair_field='de' needs a text before it, and text_field='' reads none",

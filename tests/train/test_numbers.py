@@ -21,6 +21,7 @@ from mmjax.models.encoders import ENCODERS
 from mmjax.models.fusion import FUSIONS
 from mmjax.models.heads import HEADS
 from mmjax.nn.augment import AUGMENTATIONS
+from mmjax.nn.spectrogram import SPECTROGRAMS
 from mmjax.objectives import OBJECTIVES
 from mmjax.objectives.mixing import MIXES
 from mmjax.parallel.mesh import Mesh
@@ -29,7 +30,7 @@ from mmjax.train.hooks import HOOKS
 from mmjax.train.weighting import WEIGHTINGS
 
 TABLES = (COLUMNS, SOURCES, TRANSFORMS, TOKENIZERS, EVALUATORS, DECODERS, ENCODERS, FUSIONS, HEADS, AUGMENTATIONS, OBJECTIVES)
-TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS, MIXES, PACKINGS)
+TABLES += (OPTIMIZERS, HOOKS, WEIGHTINGS, MIXES, PACKINGS, SPECTROGRAMS)
 CLASSES = sorted({cls for table in TABLES for cls in table.values()} | {Data, Mesh, Checkpoint, Log, Task, Experiment}, key=str)
 GIVEN = {  # of fields that have to be given
     "at": (1,),
@@ -49,7 +50,16 @@ GIVEN = {  # of fields that have to be given
 }
 # Numbers of any sign, and those that count from the end or say "all that is left" by -1.
 ANY_SIGN = {
-    *("Class.ignore", "Number.mean", "Normalise.mean", "Dual.bias_init", "Task.weight", "ImageAugment.fill"),
+    *(
+        "Class.ignore",
+        "Number.mean",
+        "Normalise.mean",
+        "Dual.bias_init",
+        "Task.weight",
+        "ImageAugment.fill",
+        "Fbank.mean",
+        "SpecAugment.fill",
+    ),
     *("ViT.take_layer", "ViT.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
     *(f"{source}.window" for source in ("Folder", "Manifest", "TFDS", "ArrayRecord", "Arrow", "Coco", "Parquet", "WebDataset")),
     *("Streamed.window", "Conll.word_column", "Conll.tag_column"),

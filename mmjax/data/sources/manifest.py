@@ -20,6 +20,7 @@ from mmjax.data.fields import TAKEN
 from mmjax.data.files.kept import identities, made_once
 from mmjax.data.files.remote import file_bytes, is_address, joined, parent, stamps
 from mmjax.data.images import MAX_PIXELS, read_image, read_map
+from mmjax.data.sound import recording
 from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS
 from mmjax.data.tables.chosen import Chosen, choose
@@ -35,10 +36,11 @@ NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Examples listed in a file: image path, caption, class, in any combination that every line shares.
+    """Examples listed in a file: path of an image or a sound, caption, class, in any combination that every line shares.
 
-    A line's split is its field `split`; without one it is a hash of the image path (of the text where there are no images, of
-    the further `fields` where there is neither), so that all captions of an image stay together. Each class is split by itself
+    A line's split is its field `split`; without one it is a hash of the image path (of the path of the sound where there are no
+    images, of the text where there are no files, of the further `fields` where there is none of these), so that all captions of
+    an image stay together. Each class is split by itself
     (lines without one together): by chance where it is large, so that adding a line moves no other, and where it is small (less
     than 200 images with the default fractions) so that it is in every split; see `splits.share_out`. A class with too few lines
     for that is said.
@@ -52,12 +54,13 @@ class Manifest:
       path: the file, `.csv`, `.tsv` or `.jsonl`; like `root` and the paths in it on a disk or at an address (`gs://`, `s3://`).
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a file without a field `split`.
-      image_field: field of the image path; "", here and in the next four: none is read, whatever the file has.
+      image_field: field of the image path; "", here and in the next five: none is read, whatever the file has.
+      audio_field: field of the path of a sound, which the column `Audio` reads.
       text_field: field of the caption.
       label_field: field of the class.
       group_field: field whose equal values make examples each other's positives (whole numbers, or any strings).
       pair_field: field of the second of two texts.
-      root: folder that image paths are relative to; default: the folder of the file.
+      root: folder that paths of images and sounds are relative to; default: the folder of the file.
       separator: what parts the fields of a table, one character; "": a tab in `.tsv`, in `.csv` what its header shows.
       fields: record key -> a further field, whose value is passed on as it is: a string, a number or a list. In a table a
         column of nothing but numbers is one of numbers.
@@ -71,6 +74,7 @@ class Manifest:
     split: str = "train"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"
+    audio_field: str = "audio"
     text_field: str = "text"
     label_field: str = "label"
     group_field: str = "group"
@@ -117,14 +121,18 @@ class Manifest:
                 if key in TAKEN or (option == "maps" and key in self.fields):
                     raise UserError(f"Manifest.{option}.{key}: a record has a {key!r} already; give it another name")
 
-        if not (self.image_field or self.text_field or self.fields):
-            raise UserError("Manifest.text_field='' and image_field='': nothing is left to read; name one of them, or fields")
+        if not (self.image_field or self.audio_field or self.text_field or self.fields):
+            raise UserError(
+                "Manifest.text_field='' and image_field='' and audio_field='': nothing is left to read; "
+                "name one of them, or fields"
+            )
         if not self.text_field and self.pair_field not in ("", "text_pair"):
             raise UserError(f"Manifest.pair_field={self.pair_field!r} needs a text before it, and text_field='' reads none")
 
     def _asked(self) -> Asked:
         fields = {
             "image": self.image_field,
+            "audio": self.audio_field,
             "text": self.text_field,
             "text_pair": self.pair_field if self.text_field else "",
             "label": self.label_field,
@@ -187,7 +195,7 @@ def _stored(asked: Asked, sink: BinaryIO) -> tuple[About, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class ManifestRecords:
-    """The lines of one split; images and label maps are read when asked for.
+    """The lines of one split; images, sounds and label maps are read when asked for.
 
     Attributes:
       root: the folder that paths are relative to.
@@ -246,6 +254,8 @@ class ManifestRecords:
         record = self.example(index)
         if "image" in record:
             record["image"] = read_image(joined(self.root, record["image"]), self.window, self.max_pixels)
+        if "audio" in record:
+            record["audio"] = recording(record["audio"], "", self.root)
         for key in self.maps:
             if record[key] is None:  # nothing of this image is labelled
                 image = record.get("image")

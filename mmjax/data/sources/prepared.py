@@ -16,6 +16,7 @@ from PIL import Image
 from mmjax.core.errors import UserError
 from mmjax.data.files import remote
 from mmjax.data.images import MAX_PIXELS, decode_image, printable
+from mmjax.data.sound import Recording, recording
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
 
@@ -119,8 +120,8 @@ class Prepared:
 def example_of(record: Record, encoded: bytes | None = None) -> tuple[dict[str, Any], str]:
     """A record as values for `tf_example.example_bytes`, and how its image is held: "file", "png" or "" for none.
 
-    Texts, whole numbers and images are features that any reader of such files knows; other arrays are `.npy` files, and the
-    rest is JSON. The feature `mmjax` says which is which.
+    Texts, whole numbers, images and sounds, as their files, are features that any reader of such files knows; other arrays
+    are `.npy` files, and the rest is JSON. The feature `mmjax` says which is which.
 
     Args:
       encoded: the file of the record's `image`, if it is at hand. It is kept where decoding it gives the very pixels of the
@@ -139,6 +140,8 @@ def example_of(record: Record, encoded: bytes | None = None) -> tuple[dict[str, 
             kept = encoded if key == "image" and encoded is not None and _same(encoded, value) else None
             image = ("png" if kept is None else "file") if key == "image" else image
             kinds[key], values[key] = "image", _png(value) if kept is None else kept
+        elif isinstance(value, Recording):
+            kinds[key], values[key] = "sound", value.encoded()
         elif isinstance(value, np.ndarray | np.generic):
             kinds[key], values[key] = "array" if isinstance(value, np.ndarray) else "scalar", _npy(key, value)
         elif isinstance(value, str):
@@ -206,6 +209,8 @@ class Kept:
         if kind == "image":
             limit = sys.maxsize if self.max_pixels == MAX_PIXELS else self.max_pixels
             return decode_image(value, where, None, limit)
+        if kind == "sound":
+            return recording(value, where)
         if kind in ("array", "scalar"):
             array = np.load(io.BytesIO(value), allow_pickle=False)
             return array if kind == "array" else array[()]

@@ -27,6 +27,7 @@ from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
 
 IMAGES = "jpg;jpeg;png;webp;bmp;ppm;pgm;pbm;tif;tiff;gif"
+AUDIO = "wav;flac;ogg;oga;opus;mp3;aif;aiff"
 KEY = "__key__"
 TRIED = 64  # examples that are asked for what their JSON has
 
@@ -51,6 +52,7 @@ class WebDataset(Fields):
     path: str = setting(everyday=True, path=True)
     _: dataclasses.KW_ONLY
     image_field: str = IMAGES
+    audio_field: str = AUDIO
     text_field: str = "txt"
     label_field: str = "cls"
 

@@ -144,8 +144,8 @@ class _Choosing:
         return in_N[first_N]
 
     def related(self, places: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The group of each line of a split, as written, else by the label where there is no text, else by image and text; and
-        the number of its image."""
+        """The group of each line of a split, as written, else by the label where there is no text, else by image, sound
+        and text; and the number of its image."""
         keys = self.about.keys
         images = groups.firsts(self._keys(places, size, "image")[0]) if "image" in keys else None
         ids = None
@@ -158,6 +158,8 @@ class _Choosing:
             label_n = self.labels(places)
             return np.where(label_n >= 0, label_n, len(self.about.labels) + np.arange(size)), ids
         pairs = [] if images is None else [(images, np.arange(size))]
+        if "audio" in keys:
+            pairs.append((groups.firsts(self._keys(places, size, "audio")[0]), np.arange(size)))
         if "text" in keys:
             halves_2K, rows_K = self._keys(places, size, "text")
             pairs.append((rows_K[groups.firsts(halves_2K)], rows_K))
@@ -202,10 +204,11 @@ class _Choosing:
         import pyarrow.compute as pc
 
         keys = self.about.keys
-        if "image" in keys:
-            if self.about.kinds["image"] != JSON:
-                return list(pc.cast(self.table.column(batch, "image"), "binary").to_pylist())
-            return [value.encode("utf-8", "surrogatepass") for value in self.table.values(batch, "image")]
+        for key in ("image", "audio"):
+            if key in keys and self.about.kinds[key] != JSON:
+                return list(pc.cast(self.table.column(batch, key), "binary").to_pylist())
+            if key in keys:
+                return [value.encode("utf-8", "surrogatepass") for value in self.table.values(batch, key)]
         if "text" in keys:
             return list(pc.cast(self._json(batch, "text"), "binary").to_pylist())
         names = [key for key in keys if key.startswith("fields.")]

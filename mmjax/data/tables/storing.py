@@ -17,7 +17,7 @@ from mmjax.data.tables.rows import Checking, Row
 from mmjax.data.tables.stored import FLOAT, INT, JSON, ROWS, STRING, STRINGS, About
 from mmjax.data.tables.table import Table, open_table
 
-PLAIN = ("image", "text", "text_pair", "group")  # stored as they are
+PLAIN = ("image", "audio", "text", "text_pair", "group")  # stored as they are
 TYPES = {str: STRING, int: INT, float: FLOAT, list: STRINGS, tuple: STRINGS}
 
 
@@ -27,7 +27,7 @@ class Asked:
 
     Attributes:
       path: the file.
-      fields: "image", "text", "text_pair", "label", "group" -> the name in the file; what is not read is not there.
+      fields: "image", "audio", "text", "text_pair", "label", "group" -> the name in the file; what is not read is not there.
       further, maps: record key -> the name in the file.
       separator: of a table.
     """
@@ -100,7 +100,7 @@ class _Storing:
         order = sorted(range(len(labels)), key=labels.__getitem__)
         rank = np.empty(len(labels), np.int64)
         rank[order] = np.arange(len(labels))
-        own = [key for key in (*PLAIN[:3], "label", "group", "split") if key in first and (key != "label" or labels)]
+        own = [key for key in (*PLAIN[:-1], "label", "group", "split") if key in first and (key != "label" or labels)]
         return About(
             rows=self.rows,
             keys=(*own, *self.further, *self.maps),
@@ -121,7 +121,7 @@ class _Storing:
 
     def _keys(self) -> list[str]:
         assert self.checking.first is not None
-        own = [key for key in (*PLAIN[:3], "label", "group", "split") if key in self.checking.first]
+        own = [key for key in (*PLAIN[:-1], "label", "group", "split") if key in self.checking.first]
         return [*own, *self.further, *self.maps]
 
     def _careful(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from mmjax.data.transforms.automatic import RandAugment, TrivialAugment
 from mmjax.data.transforms.colour import ColourJitter, GaussianBlur, Noise, Normalise, RandomErasing
 from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
 from mmjax.data.transforms.markers import Markers
+from mmjax.data.transforms.sounds import Gain, Shift, SoundNoise, Speed
 from mmjax.data.transforms.text import Caption, NextSentence
 
 TRANSFORMS = {
@@ -25,6 +26,10 @@ TRANSFORMS = {
     "caption": Caption,
     "next_sentence": NextSentence,
     "markers": Markers,
+    "sound_noise": SoundNoise,
+    "gain": Gain,
+    "shift": Shift,
+    "speed": Speed,
 }
 
 __all__ = [
@@ -33,6 +38,7 @@ __all__ = [
     "CenterCrop",
     "ColourJitter",
     "Flip",
+    "Gain",
     "GaussianBlur",
     "Markers",
     "NextSentence",
@@ -46,5 +52,8 @@ __all__ = [
     "ResizeShortest",
     "ResizeWithin",
     "Rotate",
+    "Shift",
+    "SoundNoise",
+    "Speed",
     "TrivialAugment",
 ]
