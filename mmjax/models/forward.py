@@ -20,7 +20,7 @@ from mmjax.core.spatial import image_of, over
 from mmjax.core.stacked import is_stacked
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
-from mmjax.models.multimodal import Multimodal, join_inputs
+from mmjax.models.multimodal import Multimodal, init_model, join_inputs
 from mmjax.models.parts import declared, gather, key_of, one_token
 from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.nn.narrow import SCALE
@@ -346,6 +346,16 @@ class BoundForward:
                 made = jax.tree.map(lambda x: checkpoint_name(jax.lax.stop_gradient(x), TAUGHT), made)
             self._memory[key] = (inputs, made)
         return self._memory[key][1]
+
+
+def whole_shapes(model: Multimodal) -> Params:
+    """Shapes and dtypes of the parameters, with those of what modules keep beside them; nothing is computed."""
+
+    def made() -> Params:
+        params, kept = init_model(model, jax.random.key(0))
+        return {**params, VARIABLES: kept} if kept else params
+
+    return jax.eval_shape(made)
 
 
 def spliced_tokens(model: Multimodal, params: Params, batch: Mapping[str, Any], decoder: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.errors import UserError
@@ -71,7 +72,7 @@ def max_pool(x_BHWC: Array, window: int, stride: int, padding: int) -> Array:
     """[B, H, W, C] -> [B, H', W', C]: the largest of each window, padding left out, as PyTorch's `MaxPool2d`."""
     check_size(x_BHWC, (window, window), (padding, padding))
     around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    lowest = jnp.asarray(-jnp.inf, x_BHWC.dtype)
+    lowest = np.asarray(-np.inf, x_BHWC.dtype)  # known as what it is, so that the derivative is
     return jax.lax.reduce_window(x_BHWC, lowest, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), around)
 
 

@@ -28,6 +28,7 @@ class _Fields(nn.Module):
 
     block: str = "bottleneck"
     activation: str = "relu"
+    inner_activation: str = "relu"
     norm: str = "batch"
     groups: int = setting(least=1, default=32)
     norm_epsilon: float = setting(least=0, default=1e-5)
@@ -39,12 +40,12 @@ class _Fields(nn.Module):
 
 
 class ConvNorm(_Fields):
-    """A convolution without bias, its norm, and where `active` the activation: [B, H, W, C] -> [B, H', W', features]."""
+    """A convolution without bias, its norm, and an activation where one is named: [B, H, W, C] -> [B, H', W', features]."""
 
     features: int = 64
     kernel: int = 3
     stride: int = 1
-    active: bool = True
+    then: str = ""
 
     @nn.compact
     def __call__(self, x_BHWC: Array, valid_B: Array | None) -> Array:
@@ -56,7 +57,7 @@ class ConvNorm(_Fields):
         else:
             norm = GroupNorm(self.groups, self.norm_epsilon, name="norm")
         x_BHWC = norm(x_BHWC, valid_B)
-        return activation(self.activation)(x_BHWC) if self.active else x_BHWC
+        return activation(self.then)(x_BHWC) if self.then else x_BHWC
 
 
 class ResidualBlock(_Fields):
@@ -77,10 +78,11 @@ class ResidualBlock(_Fields):
             steps = [(inside, 1, strides[0]), (inside, 3, strides[1]), (self.features, 1, 1)]
         y_BHWC = x_BHWC
         for number, (features, kernel, stride) in enumerate(steps, 1):
-            part = {"features": features, "kernel": kernel, "stride": stride, "active": number < len(steps)}
+            then = self.inner_activation if number < len(steps) else ""
+            part = {"features": features, "kernel": kernel, "stride": stride, "then": then}
             y_BHWC = ConvNorm(**told, **part, name=f"conv_{number}")(y_BHWC, valid_B)
         if projects(x_BHWC.shape[-1], self.features, self.stride):
-            part = {"features": self.features, "kernel": 1, "stride": self.stride, "active": False}
+            part = {"features": self.features, "kernel": 1, "stride": self.stride}
             x_BHWC = ConvNorm(**told, **part, name="shortcut")(x_BHWC, valid_B)
         return activation(self.activation)(y_BHWC + x_BHWC)
 
@@ -123,7 +125,8 @@ class ResNet(_Fields):
       block: `basic` or `bottleneck`.
       stem_width: channels after the first convolution.
       channels: of the image.
-      activation: as in `nn.activation`.
+      activation: of the stem, and of what a block gives, as in `nn.activation`.
+      inner_activation: within blocks, where HuggingFace's has a ReLU whatever its `hidden_act` says.
       norm: `batch`, or `group`: the groups of an example alone, without statistics.
       groups: of `norm="group"`.
       norm_epsilon: added to the variance.
@@ -158,7 +161,7 @@ class ResNet(_Fields):
         self._check()
         check_image(image, self.channels, mask)
         told = self._told()
-        stem = ConvNorm(**told, features=self.stem_width, kernel=7, stride=2, name="stem")
+        stem = ConvNorm(**told, features=self.stem_width, kernel=7, stride=2, then=self.activation, name="stem")
         x_BHWC = max_pool(stem(constrain_batch(image), valid), window=3, stride=2, padding=1)
         for number, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             part = {"features": width, "stride": 2 if number or self.reduce_first else 1, "depth": depth}
