@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mmjax.convert.bert import labels
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert
-from mmjax.convert.layout import Count, Kernel, Row, Vector, linear
+from mmjax.convert.layout import Count, Kernel, Row, Vector, linear, norm
 from mmjax.convert.vit import IMAGE
 from mmjax.models import Multimodal
 from mmjax.models.encoders import ResNet
@@ -13,9 +15,7 @@ from mmjax.models.heads import Classifier
 
 KEPT = "variables/statistics"  # where the running statistics are
 
-BACKBONE: dict[str, ConfigField] = {
-    name: Inert("of a backbone") for name in ("out_features", "out_indices", "stage_names")
-}
+BACKBONE: dict[str, ConfigField] = {name: Inert("of a backbone") for name in ("out_features", "out_indices", "stage_names")}
 FIELDS: dict[str, ConfigField] = {
     "num_channels": Honoured(3, (f"{IMAGE}.channels",)),
     "embedding_size": Honoured(64, (f"{IMAGE}.stem_width",)),
@@ -31,16 +31,15 @@ FIELDS: dict[str, ConfigField] = {
 
 def _convolved(theirs: str, ours: str, depth: int = 0, first: int = 0) -> list[Row]:
     """The rows of a convolution with its norm and what that keeps."""
-    place = {"depth": depth, "first": first}
     t, kept = f"{theirs}.normalization", f"{KEPT}/{ours}/norm"
-    return [
-        Row(f"{theirs}.convolution.weight", (f"{ours}/convolve/kernel",), Kernel(), **place),
-        Row(f"{t}.weight", (f"{ours}/norm/scale",), Vector(), **place),
-        Row(f"{t}.bias", (f"{ours}/norm/bias",), Vector(), **place),
-        Row(f"{t}.running_mean", (f"{kept}/mean",), Vector(), **place),
-        Row(f"{t}.running_var", (f"{kept}/variance",), Vector(), **place),
-        Row(f"{t}.num_batches_tracked", (f"{kept}/batches",), Count(), **place),
+    rows = [
+        Row(f"{theirs}.convolution.weight", (f"{ours}/convolve/kernel",), Kernel(), depth),
+        *norm(t, f"{ours}/norm", depth=depth),
+        Row(f"{t}.running_mean", (f"{kept}/mean",), Vector(), depth),
+        Row(f"{t}.running_var", (f"{kept}/variance",), Vector(), depth),
+        Row(f"{t}.num_batches_tracked", (f"{kept}/batches",), Count(), depth),
     ]
+    return [dataclasses.replace(row, first=first) for row in rows]
 
 
 def _stage(theirs: str, ours: str, image: ResNet, number: int) -> list[Row]:

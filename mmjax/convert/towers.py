@@ -46,8 +46,8 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
                 architecture = family.architecture(born)
                 config = family.config(born) | {"architectures": [architecture]}
                 check_exact(family, born, config, architecture)
-            except (UserError, StopIteration, KeyError, TypeError):  # it lacks what the family's fields are about
-                continue
+            except (UserError, StopIteration, KeyError, TypeError, AttributeError):
+                continue  # it lacks what the family's fields are about
             return born.copy(huggingface=freeze({**born.huggingface, "architectures": [architecture]})), architecture
     return None
 

@@ -89,8 +89,8 @@ class BoundForward:
       part: [] int32, which micro-batch of the step this is: each has dropout of its own. Augmentation is an example's own.
       embedded: (fusion, modality) -> [B, E], embeddings of this batch that are known already.
       teachers: name -> what is known of a teacher, and its parameters.
-      still: the parts of the parameters that nothing trains (`encoders_image`): an encoder among them that keeps variables reads
-        them as in an evaluation, and draws nothing.
+      still: the parts of the parameters that nothing trains (`encoders_image`): an encoder among them that keeps variables
+        reads them as in an evaluation, and draws nothing.
 
     Attributes:
       gave: head -> the shape of what it gave, for each head that was run.
@@ -142,7 +142,7 @@ class BoundForward:
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
         if inputs is None and modality in self._tokens:
             return self._tokens[modality]
-        source = {**self.batch, **(inputs or {})}
+        source: Batch = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
         call = type(self._part_named("encoders", modality)).__call__
@@ -239,8 +239,8 @@ class BoundForward:
             raise UserError("with_(train=True): an evaluation has no random key; leave it out")
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
         changed = {**(inputs or {}), **(views or {})}
-        batch, more = {**self.batch, **changed}, {"teachers": self._teachers, "still": self._still}
-        other = BoundForward(self._model, given, batch, rng, self._part, **more)
+        batch, known = {**self.batch, **changed}, (self._teachers, self._still)
+        other = BoundForward(self._model, given, batch, rng, self._part, None, *known)
         other._seen = (self._seen - {*(inputs or {})}) | {*(views or {})}
         other._teaches = self._teaches
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix

@@ -11,7 +11,7 @@ from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.cached import CachedClassifier
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
-from mmjax.models.encoders import TextTransformer, ViT
+from mmjax.models.encoders import ConvNeXt, ResNet, TextTransformer, ViT
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
 from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
@@ -32,6 +32,8 @@ def every_part():
         encoders={
             "image": ViT(image_size=(8, 8), patch=(4, 4), cls_token=True, embed_norm=True, **size),
             "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", extra_tokens=1, mask_token=True, **size, **gated),
+            "photo": ResNet(widths=(8, 12), depths=(2, 2), stem_width=8),
+            "sketch": ConvNeXt(widths=(8, 12), depths=(1, 2), response_norm=True, final_norm=True),
             "text": TextTransformer(segments=2, embed_norm=True, norm_placement="post", **text),
             "title": TextTransformer(embed_width=4, positions="rotary", **text, **gated),
         },
@@ -56,6 +58,7 @@ def every_part():
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
             "grade": OrdinalClassifier(classes=5),
+            "drawn": Classifier(input="sketch", pool_norm=True),
             "remembers": CachedClassifier(classes=4, size=6, width=8),
         },
         unread={"head.bias": (4,)},

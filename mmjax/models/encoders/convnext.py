@@ -120,8 +120,8 @@ class ConvNeXt(_Fields):
         ends = np.cumsum((0, *self.depths))
         rates = np.linspace(0.0, self.drop_path, ends[-1]).tolist()
         for number, width in enumerate(self.widths):
-            part = {"features": width, "reduce": number > 0, "rates": tuple(rates[ends[number] : ends[number + 1]])}
-            x_BHWC = _Stage(**self._told(), **part, name=f"stage_{number}")(x_BHWC)
+            own = {"features": width, "reduce": number > 0, "rates": tuple(rates[ends[number] : ends[number + 1]])}
+            x_BHWC = _Stage(**self._told() | own, name=f"stage_{number}")(x_BHWC)
         if self.final_norm:
             x_BHWC = Norm(epsilon=self.norm_epsilon, name="final_norm")(x_BHWC)
         return rastered(x_BHWC)

@@ -68,7 +68,7 @@ class ResidualBlock(_Fields):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x_BHWC: Array, own: None, valid_B: Array | None) -> Array:
+    def __call__(self, x_BHWC: Array, nothing: None, valid_B: Array | None) -> Array:
         x_BHWC = constrain_batch(x_BHWC)
         inside, told = self.features // REDUCTION, self._told()
         if self.block == "basic":
@@ -79,11 +79,11 @@ class ResidualBlock(_Fields):
         y_BHWC = x_BHWC
         for number, (features, kernel, stride) in enumerate(steps, 1):
             then = self.inner_activation if number < len(steps) else ""
-            part = {"features": features, "kernel": kernel, "stride": stride, "then": then}
-            y_BHWC = ConvNorm(**told, **part, name=f"conv_{number}")(y_BHWC, valid_B)
+            own = told | {"features": features, "kernel": kernel, "stride": stride, "then": then}
+            y_BHWC = ConvNorm(**own, name=f"conv_{number}")(y_BHWC, valid_B)
         if projects(x_BHWC.shape[-1], self.features, self.stride):
-            part = {"features": self.features, "kernel": 1, "stride": self.stride}
-            x_BHWC = ConvNorm(**told, **part, name="shortcut")(x_BHWC, valid_B)
+            own = told | {"features": self.features, "kernel": 1, "stride": self.stride}
+            x_BHWC = ConvNorm(**own, name="shortcut")(x_BHWC, valid_B)
         return activation(self.activation)(y_BHWC + x_BHWC)
 
 
@@ -164,8 +164,8 @@ class ResNet(_Fields):
         stem = ConvNorm(**told, features=self.stem_width, kernel=7, stride=2, then=self.activation, name="stem")
         x_BHWC = max_pool(stem(constrain_batch(image), valid), window=3, stride=2, padding=1)
         for number, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            part = {"features": width, "stride": 2 if number or self.reduce_first else 1, "depth": depth}
-            stage = _Stage(**told, **part, unroll=self.unroll, remat=self.remat, name=f"stage_{number}")
+            own = told | {"features": width, "stride": 2 if number or self.reduce_first else 1, "depth": depth}
+            stage = _Stage(**own, unroll=self.unroll, remat=self.remat, name=f"stage_{number}")
             x_BHWC = stage(x_BHWC, valid)
         return rastered(x_BHWC)
 

@@ -42,8 +42,8 @@ CONFIG = {
     "torch_dtype": "float32",
     **LABELS,
 }
-SIZES = {"hidden_sizes": [8, 12, 16], "depths": [2, 1, 2], "num_stages": 3, "image_size": 32}
-STAGES = {"hidden_sizes": [8, 12], "depths": [1, 3], "num_stages": 2}
+SIZES = {"hidden_sizes": [8, 12], "depths": [1, 2], "num_stages": 2, "image_size": 32}
+STAGES = {"hidden_sizes": [8, 12, 4], "depths": [1, 2, 1], "num_stages": 3}
 BASE = Made("ConvNextModel", pooled)
 CLASSES = Made("ConvNextForImageClassification", {"classes": "logits"})
 
@@ -62,8 +62,8 @@ CONVNEXT = Case(
             {
                 "num_channels": 4,
                 "patch_size": 3,
-                "hidden_sizes": [12, 8, 16],
-                "depths": [1, 1, 2],
+                "hidden_sizes": [12, 16],
+                "depths": [3, 1],
                 "hidden_act": "relu",
                 "layer_norm_eps": 1e-1,
                 "layer_scale_init_value": 0.0,
@@ -74,7 +74,7 @@ CONVNEXT = Case(
     inert=((CLASSES, {"image_size": 64, "out_features": ["stage1"], "out_indices": [1]}),),
     untried=("stage_names", "num_stages"),  # both are made of the others, or refused
     mistakes=(
-        ({"num_stages": 2}, r"num_stages=2 is not supported here with depths=\[2, 1, 2\] and hidden_sizes=\[8, 12, 16\]"),
+        ({"num_stages": 3}, r"num_stages=3 is not supported here with depths=\[1, 2\] and hidden_sizes=\[8, 12\]"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not supported here"),
         ({"architectures": ["ConvNextBackbone"]}, "architectures='ConvNextBackbone' is not supported for convnext"),
     ),
@@ -92,25 +92,18 @@ CONVNEXT = Case(
     silent=SILENT,
 )
 
+CLASSES_V2 = Made("ConvNextV2ForImageClassification", {"classes": "logits"})
 CONVNEXT_V2 = dataclasses.replace(
     CONVNEXT,
     model_type="convnextv2",
-    models=(
-        Made("ConvNextV2Model", pooled),
-        Made("ConvNextV2ForImageClassification", {"classes": "logits"}, {**STAGES, "num_labels": 5}),
-    ),
-    honoured=tuple(
-        (
-            Made("ConvNextV2ForImageClassification", {"classes": "logits"}),
-            {name: value for name, value in changes.items() if name != "layer_scale_init_value"},
-        )
-        for _, changes in CONVNEXT.honoured
-    ),
-    training=tuple((Made("ConvNextV2ForImageClassification", {"classes": "logits"}), rates) for _, rates in CONVNEXT.training),
-    inert=tuple((Made("ConvNextV2ForImageClassification", {"classes": "logits"}), changes) for _, changes in CONVNEXT.inert),
-    mistakes=(({"num_stages": 2}, r"num_stages=2 is not supported here with depths=\[2, 1, 2\]"),),
+    models=(Made("ConvNextV2Model", pooled), CLASSES_V2.of({**STAGES, "num_labels": 5})),
+    honoured=(),  # the same table, but for `layer_scale_init_value`
+    elsewhere=tuple(name for _, changes in CONVNEXT.honoured for name in changes if name != "layer_scale_init_value"),
+    training=tuple((CLASSES_V2, rates) for _, rates in CONVNEXT.training),
+    inert=tuple((CLASSES_V2, changes) for _, changes in CONVNEXT.inert),
+    mistakes=(({"num_stages": 3}, r"num_stages=3 is not supported here with depths=\[1, 2\]"),),
     layers=Layers(Made("ConvNextV2Model", pooled), stages, ours=our_stages),
-    gradient=Made("ConvNextV2ForImageClassification", {"classes": "logits"}, STAGES),
+    gradient=CLASSES_V2.of(STAGES),
     steps=False,
     published=(  # facebook/convnextv2-tiny-1k-224
         Published(
