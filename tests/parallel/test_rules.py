@@ -12,6 +12,7 @@ from mmjax.models import Multimodal, param_shapes
 from mmjax.models.cached import CachedClassifier
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import ConvNeXt, ResNet, TextTransformer, ViT
+from mmjax.models.forward import whole_shapes
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
 from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
@@ -32,8 +33,6 @@ def every_part():
         encoders={
             "image": ViT(image_size=(8, 8), patch=(4, 4), cls_token=True, embed_norm=True, **size),
             "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", extra_tokens=1, mask_token=True, **size, **gated),
-            "photo": ResNet(widths=(8, 12), depths=(2, 2), stem_width=8),
-            "sketch": ConvNeXt(widths=(8, 12), depths=(1, 2), response_norm=True, final_norm=True),
             "text": TextTransformer(segments=2, embed_norm=True, norm_placement="post", **text),
             "title": TextTransformer(embed_width=4, positions="rotary", **text, **gated),
         },
@@ -58,10 +57,18 @@ def every_part():
             "words": TokenClassifier(classes=32, tied_to="text"),
             "tags": TokenClassifier(classes=4, input="cross"),
             "grade": OrdinalClassifier(classes=5),
-            "drawn": Classifier(input="sketch", pool_norm=True),
             "remembers": CachedClassifier(classes=4, size=6, width=8),
         },
         unread={"head.bias": (4,)},
+    )
+
+
+def every_convolution():
+    """What has running statistics, or other names of its own."""
+    small = {"widths": (8, 12), "depths": (1, 2)}
+    return Multimodal(
+        encoders={"photo": ResNet(stem_width=8, **small), "sketch": ConvNeXt(response_norm=True, final_norm=True, **small)},
+        heads={"drawn": Classifier(input="sketch", pool_norm=True)},
     )
 
 
@@ -82,6 +89,8 @@ ADAPTED = [
 @functools.cache
 def shapes(name):
     """Of every part with all that adapters could put beside its kernels."""
+    if name == "every convolution":
+        return whole_shapes(every_convolution())
     if name != "every part":
         return param_shapes(load_config(name).model)
     model, leaves = every_part(), {}
@@ -93,14 +102,15 @@ def shapes(name):
     return jax.eval_shape(lambda: narrowed(jax.tree.map(lambda x: jax.numpy.zeros(x.shape), nested(leaves)), places, "int8"))
 
 
-@pytest.mark.parametrize("name", ["every part", *shipped_configs()])
+@pytest.mark.parametrize("name", ["every part", "every convolution", *shipped_configs()])
 def test_every_parameter_matches_exactly_one_row(name):
     wrong = {path: rows(path) for path in leaves_by_path(shapes(name)) if len(rows(path)) != 1}
     assert wrong == {}
 
 
 def test_every_row_is_used_and_every_fusion_is_tried():
-    used = {row for path in leaves_by_path(shapes("every part")) for at in (path, f"ema/{path}") for row in rows(at)}
+    paths = [*leaves_by_path(shapes("every part")), *leaves_by_path(shapes("every convolution"))]
+    used = {row for path in paths for at in (path, f"ema/{path}") for row in rows(at)}
     assert [RULES[i][0] for i in range(len(RULES)) if i not in used] == []
     assert {type(f) for f in every_part().fusions.values()} == set(FUSIONS.values())
 
@@ -116,7 +126,7 @@ def test_the_name_of_a_part_decides_nothing(name):
             assert rows(named) == rows(other) and spec(named, shape, AXES) == spec(other, shape, AXES), named
 
 
-@pytest.mark.parametrize("name", ["every part", *shipped_configs()])
+@pytest.mark.parametrize("name", ["every part", "every convolution", *shipped_configs()])
 def test_every_row_fits_its_parameters_rank(name):
     for path, x in leaves_by_path(shapes(name)).items():
         assert len(RULES[rows(path)[0]][1]) == x.ndim - ("/layers/" in path), path
