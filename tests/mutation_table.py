@@ -299,7 +299,7 @@ MUTATIONS = (
              'split_rngs={"params": True, "dropout": False}'),
     Mutation("dropout_scale", "what dropout keeps is not scaled up",
              "mmjax/nn/mlp.py", "tests/nn/test_mlp*.py tests/nn/test_stack*.py",
-             "jax.numpy.where(keep, x / (1.0 - rate),",
+             "jax.numpy.where(keep, x / jax.numpy.asarray(1.0 - rate, x.dtype),",
              "jax.numpy.where(keep, x,"),
     Mutation("take_layer", "layers counted from the end are one too early",
              "mmjax/nn/stack.py", "tests/nn/test_stack*.py",

@@ -20,6 +20,7 @@ from mmjax.models.heads import Classifier
 from mmjax.parallel.mesh import Mesh, use_mesh
 from mmjax.train import SGD, AdamW, Checkpoint, Task
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.trained import check_whole_batches
 
 STEPS, RATE = 20, 5e-3
 PLAIN = {"learning_rate": RATE, "schedule": "constant", "clip_norm": 0.0, "no_decay": ()}
@@ -137,3 +138,4 @@ def test_micro_batches_are_refused_where_they_would_be_normalised_apart():
     twice = dataclasses.replace(OPTIMIZERS["sgd"][0], accumulate=2)
     with pytest.raises(UserError, match=r"optimizer.accumulate=2 and model.encoders.image.norm='batch': each micro-batch"):
         tiny.prepared(made(optimizer=twice))
+    check_whole_batches(made().model, frozenset({"encoders_image"}), 2)  # nothing of it is trained
