@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import tiny
 
+from mmjax.adapt import Bottleneck, LoRA, adapted
+from mmjax.adapt.adaptation import trained_patterns
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
-from mmjax.models.encoders import ConvNeXt
+from mmjax.models import Multimodal
+from mmjax.models.encoders import ConvNeXt, ResNet
+from mmjax.models.forward import BoundForward
 from mmjax.models.fusion import Dual
 from mmjax.train.optimizer import NO_DECAY
 
@@ -66,6 +70,25 @@ def test_later_blocks_are_skipped_more_often():
         assert abs(skipped.mean() - rate) < 0.15
         if number == 3:
             np.testing.assert_allclose(moved[~skipped], 2 * (run(own, None) - none)[~skipped], rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_act_in_its_feed_forward_layers_and_a_resnet_has_none():
+    model = Multimodal(encoders={"image": ConvNeXt(**{**SMALL, "depths": (1, 1)}, layer_scale=1.0)})
+    params = {"encoders_image": drawn(model.encoders["image"])}
+
+    @jax.jit
+    def run(params):
+        return BoundForward(model, params, {"image": IMAGE[:2]}).encode("image").embeddings
+
+    plain = run(params)
+    for method, leaf in ((LoRA(r=2), "lora_b"), (Bottleneck(r=2), "bottleneck_up")):
+        added = adapted(model, params, {"*/stage_1/layers/mlp/down/kernel": method}, KEY)
+        np.testing.assert_allclose(run(added), plain, rtol=1e-6, atol=1e-6)
+        moved = map_with_path(lambda path, x, leaf=leaf: x + 1.0 if path.endswith(leaf) else x, added)
+        assert np.abs(run(moved) - plain).max() > 0.01, leaf
+    bare = Multimodal(encoders={"image": ResNet(widths=(8,), depths=(1,))})
+    with pytest.raises(UserError, match="adapt: 'all-linear' matches no kernel; only linear layers are adapted"):
+        trained_patterns(bare, {"all-linear": LoRA(r=2)})
 
 
 @pytest.mark.parametrize(

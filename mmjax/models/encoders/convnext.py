@@ -12,6 +12,7 @@ from mmjax.core.config import setting, spec_fields
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import check_image, rastered
+from mmjax.nn.bottleneck import after_branch
 from mmjax.nn.convolution import Convolution
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
@@ -46,12 +47,13 @@ class ConvNeXtBlock(_Fields):
         pad = (SIDE // 2, SIDE // 2)
         y_BHWC = Convolution(C, (SIDE, SIDE), padding=pad, groups=C, name="convolve")(x_BHWC)
         y_BTC = Norm(epsilon=self.norm_epsilon, name="norm")(y_BHWC).reshape(B, H * W, C)
-        mlp = Mlp(EXPANSION * C, self.activation, response_norm=self.response_norm, name="mlp")
-        y_BTC = mlp(y_BTC)
+        y_BTC = Mlp(EXPANSION * C, self.activation, response_norm=self.response_norm, name="mlp")(y_BTC)
         if self.layer_scale:
             scale = self.param("mlp_layer_scale", nn.initializers.constant(self.layer_scale), (C,))
             y_BTC = y_BTC * scale.astype(y_BTC.dtype).reshape(1, 1, -1)
-        return x_BHWC + dropout(self, y_BTC.reshape(B, H, W, C), 0.0 if rate is None else rate, whole=True)
+        x_BTC = x_BHWC.reshape(B, H * W, C)
+        y_BTC = after_branch(self, "mlp", y_BTC, lambda: y_BTC + x_BTC)
+        return (x_BTC + dropout(self, y_BTC, 0.0 if rate is None else rate, whole=True)).reshape(B, H, W, C)
 
 
 class _Stage(_Fields):
