@@ -81,9 +81,10 @@ def test_adapters_act_in_its_feed_forward_layers_and_a_resnet_has_none():
         return BoundForward(model, params, {"image": IMAGE[:2]}).encode("image").embeddings
 
     plain = run(params)
-    for method, leaf in ((LoRA(r=2), "lora_b"), (Bottleneck(r=2), "bottleneck_up")):
-        added = adapted(model, params, {"*/stage_1/layers/mlp/down/kernel": method}, KEY)
-        np.testing.assert_allclose(run(added), plain, rtol=1e-6, atol=1e-6)
+    methods = {"*/stage_1/layers/mlp/down/kernel": Bottleneck(r=2), "*/stage_0/*/up/kernel": LoRA(r=2)}
+    added = adapted(model, params, methods, KEY)
+    np.testing.assert_allclose(run(added), plain, rtol=1e-6, atol=1e-6)
+    for leaf in ("lora_b", "bottleneck_up"):
         moved = map_with_path(lambda path, x, leaf=leaf: x + 1.0 if path.endswith(leaf) else x, added)
         assert np.abs(run(moved) - plain).max() > 0.01, leaf
     bare = Multimodal(encoders={"image": ResNet(widths=(8,), depths=(1,))})
@@ -106,7 +107,7 @@ def test_what_cannot_be_is_refused(fields, message):
 
 def test_images_and_captions_are_learned_with_a_convolutional_tower():
     model = tiny.small_model()
-    image = ConvNeXt(**{**SMALL, "depths": (1, 1)}, layer_scale=1.0, drop_path=0.1, final_norm=True)
+    image = ConvNeXt(widths=(8,), depths=(2,), patch=(2, 2), layer_scale=1.0, drop_path=0.1, final_norm=True)
     model = model.copy(encoders={**model.encoders, "image": image}, fusions={"dual": Dual(width=16, project=("image",))})
     made = tiny.experiment(model=model, tasks=tiny.tasks("contrastive"), evaluate={})
     _, _, losses = tiny.states(made, steps=12)

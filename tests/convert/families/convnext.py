@@ -102,7 +102,7 @@ CONVNEXT_V2 = dataclasses.replace(
     training=tuple((CLASSES_V2, rates) for _, rates in CONVNEXT.training),
     inert=tuple((CLASSES_V2, changes) for _, changes in CONVNEXT.inert),
     mistakes=(({"num_stages": 3}, r"num_stages=3 is not supported here with depths=\[1, 2\]"),),
-    layers=Layers(Made("ConvNextV2Model", pooled), stages, ours=our_stages),
+    layers=None,  # the stages are ConvNeXt's
     gradient=CLASSES_V2.of(STAGES),
     steps=False,
     published=(  # facebook/convnextv2-tiny-1k-224

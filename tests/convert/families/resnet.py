@@ -2,6 +2,7 @@
 
 import numpy as np
 from cases import PIXELS, Case, Layers, Made, Published, given
+from parity import compiled
 
 from families.listed import linear
 from families.vit import LABELS
@@ -29,9 +30,12 @@ def our_stages(model, params, batch):
     keep = lambda module, name: type(module).__name__ == "_Stage" and name == "__call__"  # noqa: E731
     known = {"params": {k: x for k, x in params.items() if k != "variables"}, **params.get("variables", {})}
     parts = {"": batch["image"]}
-    apply = model.copy(dtype="float32").apply
-    _, made = apply(known, "image", parts, method="encode", capture_intermediates=keep, mutable=["intermediates"])
-    own = made["intermediates"]["encoders_image"]
+
+    def run(known):
+        apply = model.copy(dtype="float32").apply
+        return apply(known, "image", parts, method="encode", capture_intermediates=keep, mutable=["intermediates"])[1]
+
+    own = compiled(run)(known)["intermediates"]["encoders_image"]
     return {"image": [own[f"stage_{n}"]["__call__"][0] for n in range(len(own))]}
 
 
