@@ -58,6 +58,10 @@ def _matched(pattern: str, method: Any, places: Mapping[str, Place]) -> dict[str
     if pattern == ALL_LINEAR:
         if method.slot != "kernel":
             raise UserError(f"adapt: {ALL_LINEAR!r} names kernels, which {type(method).__name__} does not change: name a tower")
+        if not inner(places):  # of convolutions alone
+            raise UserError(
+                f"adapt: {ALL_LINEAR!r} matches no kernel; only linear layers are adapted, and the model has none inside"
+            )
         return dict.fromkeys(inner(places), slice(None))
     plain, some = split_layers(pattern)
     # Words are adapted where someone says so, not where "encoders_text/*" does.

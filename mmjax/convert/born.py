@@ -12,7 +12,8 @@ from mmjax.convert.towers import no_ids, same_class
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 
-UNLIKE = (UserError, StopIteration, KeyError, TypeError)  # of a family whose fields are about parts that a model lacks
+# Of a family whose fields are about parts that a model lacks.
+UNLIKE = (UserError, StopIteration, KeyError, TypeError, AttributeError)
 ROOMS = ("encoders", "fusions", "decoders")
 Found = tuple[Multimodal, list[str]]  # a class as our model, and in what another differs from it
 

@@ -29,6 +29,7 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `group`         | [B] int32          | examples with an equal group are each other's positives              |
 | `index`         | [B] int32          | row in the global batch: the source of per-example randomness        |
 | `valid`         | [B] bool           | False = padding of the last evaluation batch, must not count         |
+| `image_valid`   | [B] bool           | optional, False = a row without an image, in no statistic of a batch  |
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def batches(run, theirs):
         out["image"] = np.moveaxis(processor(pictures(), return_tensors="np")["pixel_values"], 1, -1)
         encoder = model.encoders["image"]
         for batch in (ours, out):
-            if encoder.images > 1:
+            if getattr(encoder, "images", 1) > 1:
                 batch["image"] = np.stack([batch["image"], batch["image"][::-1]], 1)
             if run.case.model_type == "flava":
                 rows, columns = (side // patch for side, patch in zip(run.size, encoder.patch, strict=True))

@@ -145,7 +145,7 @@ def experiment(
         data={
             "train": Data(
                 source,
-                (*transforms(size), *[Pair()] * (size is not None and model.encoders["image"].images > 1)),
+                (*transforms(size), *[Pair()] * (size is not None and getattr(model.encoders["image"], "images", 1) > 1)),
                 batch_size=8,
                 max_length=room(model) + places,
                 columns={"answer": Text()} if answers else {},

@@ -11,7 +11,8 @@ from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.cached import CachedClassifier
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
-from mmjax.models.encoders import TextTransformer, ViT
+from mmjax.models.encoders import ConvNeXt, ResNet, TextTransformer, ViT
+from mmjax.models.forward import whole_shapes
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
 from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
 from mmjax.parallel.mesh import Mesh
@@ -62,6 +63,15 @@ def every_part():
     )
 
 
+def every_convolution():
+    """What has running statistics, or other names of its own."""
+    small = {"widths": (8, 12), "depths": (1, 2)}
+    return Multimodal(
+        encoders={"photo": ResNet(stem_width=8, **small), "sketch": ConvNeXt(response_norm=True, final_norm=True, **small)},
+        heads={"drawn": Classifier(input="sketch", pool_norm=True)},
+    )
+
+
 ADAPTED = [
     {"all-linear": LoRA(dora=True, init="pissa", r=1), "*/words/table": LoRA(r=2)},
     {"*logits/kernel": LoRA(dropout=0.1, dora=True, init="pissa", r=1)},
@@ -79,6 +89,8 @@ ADAPTED = [
 @functools.cache
 def shapes(name):
     """Of every part with all that adapters could put beside its kernels."""
+    if name == "every convolution":
+        return whole_shapes(every_convolution())
     if name != "every part":
         return param_shapes(load_config(name).model)
     model, leaves = every_part(), {}
@@ -90,14 +102,15 @@ def shapes(name):
     return jax.eval_shape(lambda: narrowed(jax.tree.map(lambda x: jax.numpy.zeros(x.shape), nested(leaves)), places, "int8"))
 
 
-@pytest.mark.parametrize("name", ["every part", *shipped_configs()])
+@pytest.mark.parametrize("name", ["every part", "every convolution", *shipped_configs()])
 def test_every_parameter_matches_exactly_one_row(name):
     wrong = {path: rows(path) for path in leaves_by_path(shapes(name)) if len(rows(path)) != 1}
     assert wrong == {}
 
 
 def test_every_row_is_used_and_every_fusion_is_tried():
-    used = {row for path in leaves_by_path(shapes("every part")) for at in (path, f"ema/{path}") for row in rows(at)}
+    paths = [*leaves_by_path(shapes("every part")), *leaves_by_path(shapes("every convolution"))]
+    used = {row for path in paths for at in (path, f"ema/{path}") for row in rows(at)}
     assert [RULES[i][0] for i in range(len(RULES)) if i not in used] == []
     assert {type(f) for f in every_part().fusions.values()} == set(FUSIONS.values())
 
@@ -113,7 +126,7 @@ def test_the_name_of_a_part_decides_nothing(name):
             assert rows(named) == rows(other) and spec(named, shape, AXES) == spec(other, shape, AXES), named
 
 
-@pytest.mark.parametrize("name", ["every part", *shipped_configs()])
+@pytest.mark.parametrize("name", ["every part", "every convolution", *shipped_configs()])
 def test_every_row_fits_its_parameters_rank(name):
     for path, x in leaves_by_path(shapes(name)).items():
         assert len(RULES[rows(path)[0]][1]) == x.ndim - ("/layers/" in path), path
