@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from mmjax.convert import processor
 from mmjax.convert.born import born, with_head
 from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, in_units, prepare, text_tokenizer
 from mmjax.convert.family import explicit
-from mmjax.convert.huggingface import COMPANIONS, describe_model, family_of, read_model, write_model
+from mmjax.convert.huggingface import (
+    COMPANIONS,
+    describe_model,
+    family_of,
+    read_model,
+    write_model,
+    written_variables,
+)
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
 from mmjax.convert.towers import towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
+from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
@@ -35,7 +44,7 @@ from mmjax.train import Experiment
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.measured import measured
 from mmjax.train.run import AVERAGED, FINISHED, Run, environment
-from mmjax.train.state import State
+from mmjax.train.state import State, together
 
 logger = logging.getLogger("mmjax")
 EXTRACTS = ("BertForQuestionAnswering", "RobertaForQuestionAnswering")
@@ -136,7 +145,7 @@ def save_hf(model: Multimodal, params: Params, path: str | Path, companions: str
     Raises:
       UserError: no HuggingFace class is this model, and in what the nearest differs; `path` holds files already.
     """
-    model, params = born(model), merged(model, params)
+    model, params = born(model), _merged(model, params)
     if companions is None:
         return write_model(model, params, Path(path))
     return write_model(model, params, Path(path), functools.partial(copy_companions, Path(companions)))
@@ -208,14 +217,14 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     run = Run(source)
     model, params = load_run(run)
     e, tokenizer, sizes = run.experiment(), *_texts_and_sizes(run)
-    own: Params = merged(model, {name: tree for name, tree in params.items() if name != VARIABLES})
-    left = [f"{VARIABLES}.{name}" for name in params.get(VARIABLES, {})]
+    own: Params = _merged(model, params)
     ended = any((run.path / name).is_file() for name in (FINISHED, AVERAGED))
     if (step := run.saved_steps()[-1]) < e.steps and not ended:
         logger.warning("mmjax: %s has come to step %d of %d: this is an unfinished run's model", run.name, step, e.steps)
     whole = prepared(run, model)
     if whole is not None:
         firsts = {part.replace(".", "_", 1) for part in whole.left}
+        own, left = _without(own, written_variables(whole.model, whole.architecture))
         own = {name: tree for name, tree in own.items() if name not in firsts}
         own = in_units(whole, dict(resize_positions(own, model, whole.model)[0]))
         companions = functools.partial(_write_companions, run, whole.model, whole.architecture, model)
@@ -233,7 +242,23 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
                 alone = with_ids(family_of(alone), alone, tower.architecture, tokenizer)
             companions = functools.partial(_write_companions, run, alone, tower.architecture, model)
             write_model(alone, tower.params, folder / modality, companions)
+    written = {path for tower in found.values() for path in written_variables(tower.model, tower.architecture)}
+    left = _without(own, written)[1]
     return {modality: tower.architecture for modality, tower in found.items()} | {"left": ", ".join([*spare, *left])}
+
+
+def _merged(model: Multimodal, params: Params) -> Params:
+    """The parameters without adapters, with what modules keep beside them."""
+    own = merged(model, {name: tree for name, tree in params.items() if name != VARIABLES})
+    return {**own, VARIABLES: params[VARIABLES]} if VARIABLES in params else own
+
+
+def _without(params: Params, written: Collection[str]) -> tuple[Params, list[str]]:
+    """The parameters with those of the variables that are written; and of the others the collections, `variables.NAME`."""
+    leaves = leaves_by_path(params)
+    left = [path for path in leaves if path.startswith(f"{VARIABLES}/") and path not in written]
+    names = dict.fromkeys(".".join(path.split("/")[:2]) for path in left)
+    return nested({path: leaf for path, leaf in leaves.items() if path not in left}), list(names)
 
 
 def load_run(run: Run, mesh: jax.sharding.Mesh | None = None) -> tuple[Multimodal, Params]:
@@ -281,7 +306,9 @@ def save_params(run: Run, params: Params) -> None:
     """Checkpoint 0 of a run that has its config.json: parameters, with which nothing was trained yet."""
     none: dict[str, Any] = {}
     watch = {"mean": jnp.zeros((), jnp.float32), "good": jnp.zeros((), jnp.int32)}
-    state = State(jnp.zeros((), jnp.int32), params, none, none, none, jnp.asarray(np.zeros(2, np.uint32)), watch)
+    own = {name: tree for name, tree in params.items() if name != VARIABLES}
+    kept = together(params.get(VARIABLES, {}), {})
+    state = State(jnp.zeros((), jnp.int32), own, none, none, none, jnp.asarray(np.zeros(2, np.uint32)), watch, kept)
     checkpoints = Checkpoints(run.checkpoints, run.experiment().checkpoint)
     checkpoints.save(0, state, {}, to_json(run.experiment()))
     checkpoints.wait()

@@ -3,6 +3,7 @@
 from mmjax.convert.bert import BERT
 from mmjax.convert.blip import BLIP
 from mmjax.convert.clip import CLIP, CLIP_TEXT, CLIP_VISION
+from mmjax.convert.convnext import CONVNEXT, CONVNEXT_V2
 from mmjax.convert.deit import DEIT
 from mmjax.convert.dinov2 import DINOV2
 from mmjax.convert.family import Family
@@ -10,6 +11,7 @@ from mmjax.convert.flava import FLAVA
 from mmjax.convert.gpt2 import GPT2
 from mmjax.convert.llama import LLAMA
 from mmjax.convert.llava import LLAVA
+from mmjax.convert.resnet import RESNET
 from mmjax.convert.roberta import ROBERTA
 from mmjax.convert.siglip import SIGLIP
 from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
@@ -23,12 +25,15 @@ FAMILIES: dict[str, Family] = {
     "clip": CLIP,
     "clip_text_model": CLIP_TEXT,
     "clip_vision_model": CLIP_VISION,
+    "convnext": CONVNEXT,
+    "convnextv2": CONVNEXT_V2,
     "deit": DEIT,
     "dinov2": DINOV2,
     "flava": FLAVA,
     "gpt2": GPT2,
     "llama": LLAMA,
     "llava": LLAVA,
+    "resnet": RESNET,
     "roberta": ROBERTA,
     "siglip": SIGLIP,
     "siglip_text_model": SIGLIP_TEXT,

@@ -264,7 +264,7 @@ class Family:
 # What an exported model may differ in from the one its config.json builds: it changes no output. What `max_scale` holds a scale
 # at is written as the scale.
 FREE = (
-    *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale"),
+    *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale", "norm_momentum"),
     *("dropout", "embed_dropout", "attention_dropout", "drop_path"),
 )
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")

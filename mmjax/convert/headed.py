@@ -12,7 +12,8 @@ from mmjax.convert.family import Family, explicit
 from mmjax.convert.huggingface import build_model, family_of, match_names, tensors
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
-from mmjax.models import Multimodal, param_shapes
+from mmjax.models import Multimodal
+from mmjax.models.forward import whole_shapes
 
 CLASSES = ("classifier.weight", "classifier.out_proj.weight", "score.weight")  # of heads, whose rows are the classes
 
@@ -55,7 +56,7 @@ def _filled(family: Family, model: Multimodal, params: Params, other: Multimodal
     rows = family.rows(other, named)
     files, _ = match_names(family, [name for row in rows for name in row.names()], tuple(shapes))
     leaves: dict[str, Any] = {
-        path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves_by_path(param_shapes(other)).items()
+        path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in leaves_by_path(whole_shapes(other)).items()
     }
     empty = set(leaves) - set(family.constants)
     for row in rows:

@@ -18,14 +18,15 @@ from mmjax.convert.card import model_card
 from mmjax.convert.config_json import check_types, unknown_fields
 from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import Family, check_exact, explicit, freeze, get, put
-from mmjax.convert.layout import Row, Table
+from mmjax.convert.layout import Count, Row, Table
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core import quiet, strict_json
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.trees import leaves_by_path, map_with_path, nested
 from mmjax.core.types import Params
-from mmjax.models import Multimodal, param_shapes
+from mmjax.models import Multimodal
+from mmjax.models.forward import VARIABLES, whole_shapes
 
 # Beside the weights: what belongs to the tokenizer and to the image or feature extractor.
 COMPANIONS = re.compile(
@@ -187,11 +188,12 @@ def match_names(
 def _read_params(
     folder: Path, family: Family, model: Multimodal, rows: list[Row], files: Mapping[str, str], weights: Weights, put: Put
 ) -> Params:
-    shapes = {path: leaf.shape for path, leaf in leaves_by_path(param_shapes(model)).items()}
+    whole = leaves_by_path(whole_shapes(model))
+    shapes = {path: leaf.shape for path, leaf in whole.items()}
     held: dict[str, Any] = {}
     for row in rows:
         own = [shapes[path][1:] if row.depth else shapes[path] for path in row.ours]
-        buffers = [_aligned(shapes[path]) for path in row.ours]
+        buffers = [_aligned(shapes[path], whole[path].dtype) for path in row.ours]
         for layer, name in enumerate(row.names()):
             if name not in files:
                 raise UserError(f"{folder}: tensor {name!r} is missing, which {model.huggingface['architectures'][0]} needs")
@@ -211,11 +213,11 @@ def _read_params(
     return nested(held)
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Float32, not initialised, at a multiple of 64 bytes: on the CPU JAX then takes it as it is, without a copy."""
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Numbers of 32 bits, not initialised, at a multiple of 64 bytes: on the CPU JAX then takes it as it is, without a copy."""
     raw = np.empty(4 * math.prod(shape) + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+    return raw[start : start + 4 * math.prod(shape)].view(dtype).reshape(shape)
 
 
 def _on_device(_: str, x: np.ndarray) -> jax.Array:
@@ -292,12 +294,21 @@ def write_model(
     dtype = str(config.pop("torch_dtype", None) or config.get("dtype") or "float32")
     config["dtype"] = dtype
     plan, read = tensors(model, params)
+    dtypes = {name: "int64" for row in rows if isinstance(row.layout, Count) for name in row.names()}
+    kinds = {name: dtypes.get(name, dtype) for name, _ in plan}
     with staged_folder(target) as folder:
         companions(folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").write_text(model_card(architecture, config, model))
-        write_weights(folder, [(name, shape, dtype) for name, shape in plan], lambda name: read(name).astype(np.dtype(dtype)))
+        whole = [(name, shape, kinds[name]) for name, shape in plan]
+        write_weights(folder, whole, lambda name: read(name).astype(np.dtype(kinds[name])))
     return architecture
+
+
+def written_variables(model: Multimodal, architecture: str) -> frozenset[str]:
+    """The paths of what modules keep that a class has tensors for (`variables/statistics/...`)."""
+    paths = (path for row in family_of(model).rows(model, architecture) for path in row.ours)
+    return frozenset(path for path in paths if path.startswith(f"{VARIABLES}/"))
 
 
 def _held_scales(model: Multimodal, params: Params) -> Params:

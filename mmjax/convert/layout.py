@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmjax.core.errors import UserError
+
 
 class Layout(Protocol):
     """The turn of one tensor, without the layer dim. `out_dim` is the dim of the HuggingFace tensor along which several of
@@ -116,6 +118,40 @@ class Patches:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A convolution [out, in, height, width] <-> [height, width, in, out]."""
+
+    out_dim: int = 0
+
+    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return x.transpose(2, 3, 1, 0)
+
+    def theirs(self, x: np.ndarray) -> np.ndarray:
+        return x.transpose(3, 2, 0, 1)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[3], shape[2], shape[0], shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """How many there were: [] int64 <-> [] int32, whatever dtype the weights have."""
+
+    out_dim: int = 0
+
+    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if x.dtype.kind not in "iu" or not 0 <= int(x) < 2**31:
+            raise UserError(f"a count of {x} ({x.dtype}) cannot be kept: it must be a whole number below {2**31}")
+        return x.astype(np.int32)
+
+    def theirs(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(np.int64)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One HuggingFace tensor (or one a layer) and the parameters of ours that it holds.
 
@@ -124,6 +160,7 @@ class Row:
       ours: the path of the parameter, or several that lie one after another along the layout's `out_dim`.
       layout: how they lie.
       depth: layers of the stack; 0 where it is in none.
+      first: the number that the stack's first layer has there.
       copies: further tensors of the class, of the same shape, that no forward pass reads. What a file has under these names
         is kept in `Multimodal.unread`; a model that came without them writes this tensor in their place.
     """
@@ -133,10 +170,12 @@ class Row:
     layout: Layout
     depth: int = 0
     copies: tuple[str, ...] = ()
+    first: int = 0
 
     def names(self) -> list[str]:
         """Its name, or one a layer."""
-        return [self.theirs.replace("{l}", str(layer)) for layer in range(self.depth)] if self.depth else [self.theirs]
+        numbers = range(self.first, self.first + self.depth)
+        return [self.theirs.replace("{l}", str(number)) for number in numbers] if self.depth else [self.theirs]
 
     def split(self, x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """The HuggingFace tensor as our arrays, of these shapes (without the layer dim).

@@ -23,6 +23,7 @@ from mmjax.models import Multimodal
 FILE = "preprocessor_config.json"
 NESTED_FILE = "processor_config.json"  # as transformers 5 saves a whole processor; what it nests comes before FILE
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # PIL's filters by their number
+STRETCHED = 384  # pixels from which ConvNeXt's processor does not crop
 STEPS = {PadSquare: 0, Resize: 1, ResizeShortest: 1, ResizeWithin: 1, CenterCrop: 2, Normalise: 3}
 
 PROCESSORS = {
@@ -31,6 +32,9 @@ PROCESSORS = {
     "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "convnextv2": "ConvNextImageProcessor",
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
@@ -66,6 +70,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {**_EVERY, "size": 224, "resample": 2},
     "DeiTImageProcessor": {**_EVERY, "size": 256, "do_center_crop": True, "crop_size": 224},
     "BitImageProcessor": {**_EVERY, **_CLIP_STATISTICS, **_CLIP},
+    "ConvNextImageProcessor": {**_EVERY, "size": 384, "default_to_square": False, "crop_pct": 224 / 256},
     "CLIPImageProcessor": {**_EVERY, **_CLIP_STATISTICS, **_CLIP},
     "SiglipImageProcessor": {**_EVERY, "size": {"height": 224, "width": 224}, "default_to_square": False},
     "BlipImageProcessor": {**_EVERY, **_CLIP_STATISTICS, "size": 384},
@@ -96,7 +101,7 @@ def image_transforms(folder: Path) -> tuple[Any, ...]:
             raise settings.wrong("image_mean", "is no colour to pad with (do_pad=true)")
         steps.append(PadSquare((red, green, blue)))
     if settings.flag("do_resize"):
-        steps.append(_resize(settings))
+        steps += _resize_by_share(settings) if kind == "ConvNextImageProcessor" else [_resize(settings)]
     if kind != "ViltImageProcessor" and settings.flag("do_center_crop"):  # ViLT's reads the field and does not crop
         steps.append(CenterCrop(settings.rectangle("crop_size"), pad=True))
     if kind not in ("LlavaImageProcessor", "ViltImageProcessor") and settings.flag("do_pad"):
@@ -127,6 +132,8 @@ def write_processor(folder: Path, transforms: Sequence[Any], model_type: str) ->
     kind = PROCESSORS[model_type]
     if kind == "ViltImageProcessor" and not any(isinstance(step, ResizeWithin) for step in steps):
         kind = "ViTImageProcessor"  # ViLT's own can resize in one way only
+    if kind == "ConvNextImageProcessor":
+        kind = "BitImageProcessor"  # ConvNeXt's own makes square images only, and crops as their side says
     fields: dict[str, Any] = {
         "image_processor_type": kind,
         "do_convert_rgb": True,
@@ -257,11 +264,29 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _resize(settings: _Settings) -> Resize | ResizeShortest | ResizeWithin:
+def _resample(settings: _Settings) -> str:
     number = settings.values["resample"]
     if type(number) is not int or not 0 <= number < len(RESAMPLE):
         raise settings.wrong("resample", f"is not one of PIL's filters, 0 to {len(RESAMPLE) - 1}")
-    resample = RESAMPLE[number]
+    return RESAMPLE[number]
+
+
+def _resize_by_share(settings: _Settings) -> list[Any]:
+    """ConvNeXt's: images of a small side are the middle of larger ones, of which `crop_pct` is left; others are stretched."""
+    sides = settings.sides("size", square=False)
+    if sides.keys() != {"shortest_edge"}:
+        raise settings.wrong("size", "is not supported by ConvNeXt's processor: give shortest_edge")
+    side, resample = sides["shortest_edge"], _resample(settings)
+    if side >= STRETCHED:
+        return [Resize((side, side), resample)]
+    larger = int(side / settings.number("crop_pct"))
+    if larger < 1:
+        raise settings.wrong("crop_pct", f"leaves nothing of an image of {side}")
+    return [ResizeShortest(larger, resample), CenterCrop((side, side), pad=True)]
+
+
+def _resize(settings: _Settings) -> Resize | ResizeShortest | ResizeWithin:
+    resample = _resample(settings)
     sides = settings.sides("size", square=settings.flag("default_to_square"))
     if settings.kind == "ViltImageProcessor":
         if "shortest_edge" not in sides:

@@ -19,7 +19,7 @@ from mmjax.core.trees import match_any
 from mmjax.core.types import Params
 from mmjax.data import Normalise, Tokenizer
 from mmjax.models import Multimodal
-from mmjax.models.forward import FLOAT32
+from mmjax.models.forward import FLOAT32, VARIABLES
 from mmjax.parallel.rules import place
 from mmjax.train.classes import names_of
 from mmjax.train.teacher import Known, Normalised, kept_params
@@ -67,9 +67,10 @@ def _images(model: Multimodal, folder: Path) -> dict[str, Normalised]:
 
 def _read(folder: Path, mesh: jax.sharding.Mesh, dtype: str, parts: Collection[str]) -> Params:
     def put(path: str, x: np.ndarray) -> Any:
-        if path.split("/")[0] not in parts:
+        if path.split("/")[0] not in (*parts, VARIABLES):
             return None
-        return place(mesh, path, x if match_any(FLOAT32, path) else x.astype(np.dtype(dtype)))
+        same = match_any(FLOAT32, path) or path.startswith(f"{VARIABLES}/")
+        return place(mesh, path, x if same else x.astype(np.dtype(dtype)))
 
     _, params, _ = read_model(folder, put)
-    return kept_params({name: tree for name, tree in params.items() if name in parts}, {}, dtype)
+    return kept_params({name: tree for name, tree in params.items() if name in parts}, params.get(VARIABLES, {}), dtype)

@@ -12,6 +12,8 @@ from mmjax.convert.family import Family, check_exact, explicit, freeze, parts
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
+from mmjax.models.encoders import ResNet
+from mmjax.models.forward import VARIABLES
 from mmjax.models.heads import Classifier
 
 # HuggingFace's defaults are the ids of the published model's tokenizer; ours goes with its own.
@@ -68,7 +70,9 @@ def towers(model: Multimodal, params: Params) -> tuple[dict[str, Tower], list[st
         for alone, extra in _forms(modality, encoder):
             same = same_class(alone)
             if same is not None:
-                own = {f"encoders_{modality}": params[f"encoders_{modality}"], **extra}
+                room = f"encoders_{modality}"
+                kept = {name: {room: tree[room]} for name, tree in params.get(VARIABLES, {}).items() if room in tree}
+                own = {room: params[room], **extra, **({VARIABLES: kept} if kept else {})}
                 found[modality] = Tower(same[0], own, same[1])
                 break
     return found, sorted(parts(model) - {f"encoders.{modality}" for modality in found})
@@ -77,6 +81,8 @@ def towers(model: Multimodal, params: Params) -> tuple[dict[str, Tower], list[st
 def _forms(modality: str, encoder: Any) -> list[tuple[Multimodal, dict[str, Any]]]:
     """What the tower may be written as: by itself, or with a pooled vector that is the last token's."""
     bare = Multimodal(encoders={modality: encoder})
+    if isinstance(encoder, ResNet):  # whose class always has the mean beside the grid
+        return [(Multimodal({modality: encoder}, heads={"pooler": Classifier(classes=0, input=modality)}), {})]
     if modality != "text":
         return [(bare, {})]
     pooler = Classifier(classes=encoder.width, input=modality, pool="last")

@@ -7,7 +7,7 @@ it), so the order in which objectives ask changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,13 +20,14 @@ from mmjax.core.spatial import image_of, over
 from mmjax.core.stacked import is_stacked
 from mmjax.core.trees import leaves_by_path, map_with_path, match_any
 from mmjax.core.types import Array, Batch, Params, Tokens
-from mmjax.models.multimodal import Multimodal, join_inputs
+from mmjax.models.multimodal import Multimodal, init_model, join_inputs
 from mmjax.models.parts import declared, gather, key_of, one_token
 from mmjax.models.teaching import TAUGHT, Teaching
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.mesh import platform
 
 LENGTHS = "lengths"  # the part that says how long each of several texts in a row is, see `core.packed`
+VALID = "valid"  # the part, and the key of a batch, that says which rows count
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
 # Parameters that are used in float32 whatever the compute dtype.
 FLOAT32 = (
@@ -88,6 +89,8 @@ class BoundForward:
       part: [] int32, which micro-batch of the step this is: each has dropout of its own. Augmentation is an example's own.
       embedded: (fusion, modality) -> [B, E], embeddings of this batch that are known already.
       teachers: name -> what is known of a teacher, and its parameters.
+      still: the parts of the parameters that nothing trains (`encoders_image`): an encoder among them that keeps variables reads
+        them as in an evaluation, and draws nothing.
 
     Attributes:
       gave: head -> the shape of what it gave, for each head that was run.
@@ -103,6 +106,7 @@ class BoundForward:
         part: Array | None = None,
         embedded: Mapping[tuple[str, str], Array] | None = None,
         teachers: Mapping[str, tuple[Teaching, Params]] | None = None,
+        still: Collection[str] = (),
     ):
         self.batch = batch
         self.train = rng is not None
@@ -117,6 +121,7 @@ class BoundForward:
         self._part = part
         self._embedded = embedded or {}
         self._teachers = teachers or {}
+        self._still = still
         self._teaches = ""  # `teachers.NAME` of the forward of one
         self._prefix, self._writes = "", self.train
         self._written: list[dict[str, Array]] = []
@@ -140,11 +145,15 @@ class BoundForward:
         source = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
-        parts = self._parts("encoders", modality, modality, type(self._part_named("encoders", modality)).__call__, source)
+        call = type(self._part_named("encoders", modality)).__call__
+        if self.train and VALID in declared(call) and VALID in source:
+            source = self._with_rows(key_of(modality, VALID), source)
+        parts, room = self._parts("encoders", modality, modality, call, source), f"encoders_{modality}"
+        still = room in self._still and any(room in kept for kept in self._variables.values())
 
         def compute() -> Tokens:
             seen = {part: self._cast(self._moved(key_of(modality, part), source)) for part in parts}
-            return self._apply("encode", f"encode/{modality}/{key}", modality, seen)
+            return self._apply("encode", f"encode/{modality}/{key}", modality, seen, still=still)
 
         return self._once(("encode", modality, key), parts, compute)
 
@@ -230,7 +239,8 @@ class BoundForward:
             raise UserError("with_(train=True): an evaluation has no random key; leave it out")
         given = self._given if params is None else dict(params) | {VARIABLES: self._variables}
         changed = {**(inputs or {}), **(views or {})}
-        other = BoundForward(self._model, given, {**self.batch, **changed}, rng, self._part, teachers=self._teachers)
+        batch, more = {**self.batch, **changed}, {"teachers": self._teachers, "still": self._still}
+        other = BoundForward(self._model, given, batch, rng, self._part, **more)
         other._seen = (self._seen - {*(inputs or {})}) | {*(views or {})}
         other._teaches = self._teaches
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
@@ -276,6 +286,11 @@ class BoundForward:
             raise UserError(f"model.{field}.{name}: {kind} reads one {modality} a row, and data.packing puts several into one")
         return gather(modality, wanted, source)
 
+    def _with_rows(self, key: str, source: Batch) -> Batch:
+        """The batch with the rows that count for a modality: those of the batch, and of them those that have it (`key`)."""
+        rows = [source[name] for name in (VALID, key) if name in source]
+        return {**source, key: rows[0] if len(rows) == 1 else self._once(("rows", key), rows, lambda: rows[0] & rows[1])}
+
     def _cast(self, x: Array) -> Array:
         return x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
@@ -302,11 +317,11 @@ class BoundForward:
 
         return self._once(("view", image), taken, compute)[key]
 
-    def _apply(self, method: str, name: str, *args: Any) -> Any:
+    def _apply(self, method: str, name: str, *args: Any, still: bool = False) -> Any:
         name = f"{self._prefix}{name}"
-        rngs = None if self._rng is None else {"dropout": self._dropout(self._rng, name)}
+        rngs = None if self._rng is None or still else {"dropout": self._dropout(self._rng, name)}
         known = {"params": self._params, **self._variables}
-        if not self._variables or not self.train:
+        if not self._variables or not self.train or still:
             return self._model.apply(known, *args, method=method, rngs=rngs)
         mutable = list(self._variables)
         given, made = self._model.apply(known, *args, method=method, rngs=rngs, mutable=mutable)
@@ -332,6 +347,16 @@ class BoundForward:
                 made = jax.tree.map(lambda x: checkpoint_name(jax.lax.stop_gradient(x), TAUGHT), made)
             self._memory[key] = (inputs, made)
         return self._memory[key][1]
+
+
+def whole_shapes(model: Multimodal) -> Params:
+    """Shapes and dtypes of the parameters, with those of what modules keep beside them; nothing is computed."""
+
+    def made() -> Params:
+        params, kept = init_model(model, jax.random.key(0))
+        return {**params, VARIABLES: kept} if kept else params
+
+    return jax.eval_shape(made)
 
 
 def spliced_tokens(model: Multimodal, params: Params, batch: Mapping[str, Any], decoder: str) -> int:

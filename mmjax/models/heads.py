@@ -33,10 +33,11 @@ class Classifier(nn.Module):
       input: name of the encoder or fusion that feeds it; `dual:image` is one modality's embedding in a fusion's shared space.
       pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
       heads: of attention pooling.
+      pool_norm: normalise what is pooled (ConvNeXt).
       hidden_width: width of one hidden layer; 0 for none.
       activation: of the hidden layer (BERT's pooler is `tanh`).
       normed_width: width of a further hidden layer, with a norm and then GELU (ViLT's answers); 0 for none.
-      norm_epsilon: of that norm.
+      norm_epsilon: of these norms.
       parts: N sequences one after another are pooled and projected each on its own, then concatenated (NLVR2's two images).
       bias: whether the last layer has one.
       dropout: rate of dropout before the last layer, on when training.
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
     input: str = "image"
     pool: str = "mean"
     heads: int = setting(least=1, default=8)
+    pool_norm: bool = False
     hidden_width: int = setting(least=0, default=0)
     activation: str = "tanh"
     normed_width: int = setting(least=0, default=0)
@@ -58,6 +60,8 @@ class Classifier(nn.Module):
     def __call__(self, tokens: Tokens, table: Array | None = None) -> Array:
         _one_input(tokens, self.input)
         x_BD = Pool(self.pool, self.heads, name="pool")(split(tokens, self.parts))
+        if self.pool_norm:
+            x_BD = Norm(epsilon=self.norm_epsilon, name="pool_norm")(x_BD)
         if self.hidden_width:
             x_BD = activation(self.activation)(Linear(self.hidden_width, name="project")(x_BD))
         x_BD = x_BD.reshape(tokens.mask.shape[0], -1)

@@ -101,3 +101,21 @@ def rejoin(tokens: Tokens, parts: int) -> Tokens:
     joined = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:]), tokens)
     places = tuple(n * tokens.mask.shape[1] + place for n in range(parts) for place in tokens.virtual)
     return joined if parts == 1 else dataclasses.replace(joined, grid=None, virtual=places)
+
+
+def check_image(image: Array, channels: int, mask: Array | None) -> None:
+    """Raises `UserError` for what a convolutional encoder cannot read."""
+    if image.ndim != 4 or image.shape[-1] != channels:
+        raise UserError(f"channels={channels}: use images [B, H, W, {channels}], found {image.shape}")
+    if mask is not None:
+        raise UserError(
+            "a mask of the image: convolutions read over its edge, so images padded to one size would count as larger ones; "
+            "use Resize or RandomCrop to one size, or a ViT"
+        )
+
+
+def rastered(x_BHWD: Array) -> Tokens:
+    """A grid of features as tokens [B, H W, D] in reading order."""
+    B, H, W, D = x_BHWD.shape
+    places_BT = jnp.broadcast_to(jnp.arange(H * W, dtype=jnp.int32)[None], (B, H * W))
+    return Tokens(x_BHWD.reshape(B, H * W, D), jnp.ones((B, H * W), bool), places_BT, grid=(H, W, 0))

@@ -75,7 +75,8 @@ def resize_positions(params: Params, old: Multimodal, new: Multimodal) -> tuple[
 
 def resized_model(model: Multimodal, sizes: Mapping[str, tuple[int, int]]) -> Multimodal:
     """The model whose parts over a modality's images are made for images of these sizes, by modality."""
-    encoders = {name: part.copy(image_size=sizes[name]) if name in sizes else part for name, part in model.encoders.items()}
+    sized = {name for name, part in model.encoders.items() if name in sizes and hasattr(part, "image_size")}  # others take any
+    encoders = {name: part.copy(image_size=sizes[name]) if name in sized else part for name, part in model.encoders.items()}
     decoders = {}
     for name, part in model.decoders.items():
         painted = getattr(part, "writes", "") if hasattr(part, "image_size") else ""

@@ -39,3 +39,26 @@ class Norm(nn.Module):
         centred = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation of [B, T, F] (Woo 2023, "ConvNeXt V2", algorithm 1), in float32 whatever the dtype of x.
+
+    Each channel of an example is weighted by its length over all T places, relative to the mean of the channels' lengths; then
+    scaled, shifted and added to x. Both parameters begin at 0, which gives x.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x_BTF: Array) -> Array:
+        width = x_BTF.shape[-1]
+        scale, bias = (
+            self.param(name, nn.initializers.zeros, (width,)).astype(jnp.float32).reshape(1, 1, -1) for name in ("scale", "bias")
+        )
+        x = x_BTF.astype(jnp.float32)
+        square_B1F = jnp.sum(jnp.square(x), axis=1, keepdims=True)
+        # The root's derivative at 0 is infinite, and where nothing responds nothing is to be learned.
+        length_B1F = jnp.where(square_B1F > 0, jnp.sqrt(jnp.where(square_B1F > 0, square_B1F, 1.0)), 0.0)
+        relative = length_B1F / (jnp.mean(length_B1F, axis=-1, keepdims=True) + self.epsilon)
+        return (scale * (x * relative) + bias + x).astype(x_BTF.dtype)

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.core.stacked import Run, in_parts, is_stacked, layers_of, segments
+from mmjax.core.stacked import Run, in_parts, is_stacked, joined, layers_of, segments
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
 from mmjax.nn.bottleneck import after_branch
@@ -34,6 +34,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "cheap": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mixed", "mlp_up"),
     "lean": jax.checkpoint_policies.save_only_these_names("qkv"),
 }
+CONVOLVED = ("none", "full")  # of stages of convolutions: nothing, or every block
 
 
 class StackFields(nn.Module):
@@ -295,15 +296,8 @@ class Stack(StackFields):
                 return block.cached(carry, mask, context, positions, cache, index)
             return _both(block(carry, *rest), bool(self.taps))
 
-        loop = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 4) if keep else nn.broadcast,
-            length=last - first,
-            unroll=last - first if self.unroll else 1,
-            data_transform=functools.partial(_later, first) if first else None,
-        )
+        taken = (0, *[nn.broadcast] * 4) if keep else nn.broadcast
+        loop = _loop(layer, last - first, self.unroll, taken, functools.partial(_later, first) if first else None)
         if (first, last) == (0, self.depth):
             return loop
         return nn.map_variables(loop, "params", functools.partial(_taken, (first, last)))
@@ -323,6 +317,49 @@ class Stack(StackFields):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
         if self.rotary and (self.head_width or self.width // self.heads) % 2:
             raise UserError(f"rotary positions need an even head width, found {self.head_width or self.width // self.heads}")
+
+
+def run_layers(owner: nn.Module, block: nn.Module, depth: int, unroll: bool, x: Array, own: Any, *shared: Any) -> Array:
+    """x after `depth` layers of one kind other than a Transformer's: `block`, called `layers`, takes (x, own, *shared).
+
+    Args:
+      owner: whose part the block is.
+      own: arrays [L, ...] of which each layer is given its own, or None.
+      shared: what all layers are given.
+    """
+
+    def layer(block: Any, carry: Array, own: Any, *rest: Any) -> tuple[Array, None]:
+        return block(carry, own, *rest), None
+
+    loop = _loop(layer, depth, unroll, (0, *[nn.broadcast] * len(shared)), None)
+    given = {} if owner.is_initializing() else owner.variables["params"]["layers"]
+    if any(map(is_stacked, jax.tree.leaves(given, is_leaf=is_stacked))):  # some layers are frozen: one loop over all of them
+        loop = nn.map_variables(loop, "params", _whole)
+    return loop(block, x, own, *shared)[0]
+
+
+def check_convolved(widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    """Raises `UserError` unless stages of convolutions have a width and a depth each."""
+    if len(widths) != len(depths) or not widths:
+        raise UserError(f"widths={widths} and depths={depths}: give one of each for every stage")
+
+
+def _loop(layer: Any, length: int, unroll: bool, in_axes: Any, transform: Any) -> Any:
+    """The scan over layers: what modules keep is stacked as their parameters are."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "statistics": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if unroll else 1,
+        data_transform=transform,
+    )
+
+
+def _whole(params: Any) -> Any:
+    """Parameters in parts, joined."""
+    return jax.tree.map(lambda leaf: joined(leaf.parts) if is_stacked(leaf) else leaf, params, is_leaf=is_stacked)
 
 
 def _taken(run: Run, params: Any) -> Any:

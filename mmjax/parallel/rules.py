@@ -85,6 +85,12 @@ def _adapters_of(pattern: str, spec: P) -> list[tuple[str, P]]:
 RULES: tuple[tuple[str, P], ...] = (
     *OWN,
     *(row for own in OWN for row in _adapters_of(*own)),
+    # convolutions [.., height, width, C / groups, C'], and what batch normalisation keeps
+    ("*/convolve/kernel", P(None, None, None, "fsdp")),
+    ("*/convolve/bias", P(None)),
+    ("*/norm/mean", P(None)),
+    ("*/norm/variance", P(None)),
+    ("*/norm/batches", P()),
     ("*/lora_scale", P()),
     ("*/lora_dropout", P()),
     # virtual tokens [n, D] and how many come before them; keys and values of a prefix [.., n, G, K]

@@ -33,7 +33,7 @@ from mmjax.train.step import make_step, task_losses
 from mmjax.train.teacher import Known
 from mmjax.train.teachers import Foreign, known_teachers, no_foreign, read_teachers, teachings
 from mmjax.train.text_rows import check_buckets, check_packed
-from mmjax.train.trained import Trained
+from mmjax.train.trained import Trained, check_whole_batches
 
 # What a step is compiled for: the streams it trains on, and of each the tokens of its texts where these are in buckets, else 0.
 Kind = tuple[tuple[str, ...], tuple[int, ...]]
@@ -244,6 +244,8 @@ def set_up(
     teachers = known_teachers(experiment, run, foreign) if only is None else {}
     check_buckets(experiment, datasets, teachers)
     abstract = abstract_state(experiment, mesh, task_shapes(experiment, datasets), teachers)
+    still = experiment.updating.trained(abstract.params).still(abstract.params)
+    check_whole_batches(experiment.model, still, experiment.optimizer.accumulate)
     return Setup(experiment, mesh, tokenizers, datasets, abstract, teachers=teachers)
 
 

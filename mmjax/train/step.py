@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,19 +57,20 @@ def forwards_of(
     part: Array | None = None,
     embedded: Mapping[str, Any] | None = None,
     teachers: Teachers | None = None,
+    still: Collection[str] = (),
 ) -> dict[str, BoundForward]:
     """The model bound to the batch of each stream: one forward each, so a modality is encoded once for all its tasks.
 
     Args:
       rng: the step's key; None when not training.
-      part, embedded: as `BoundForward` takes them, the latter by stream.
+      part, embedded, still: as `BoundForward` takes them, `embedded` by stream.
       teachers: by name; their parameters are among the variables.
     """
     bound = with_variables(params, variables.get("model", {}))
     taught = {name: (teaching, variables[TEACHERS][name]) for name, teaching in (teachers or {}).items()}
     keys = {name: None if rng is None else _stream_key(rng, name) for name in batches}
     return {
-        name: BoundForward(model, bound, rows, keys[name], part, (embedded or {}).get(name), taught)
+        name: BoundForward(model, bound, rows, keys[name], part, (embedded or {}).get(name), taught, still)
         for name, rows in batches.items()
     }
 
@@ -102,7 +103,8 @@ def make_step(
 
         def values(own: Params) -> tuple[dict[str, Array], tuple[Metrics, Variables]]:
             params, parts = trained.bind(own, state.params), optimizer.accumulate
-            losses, variables = accumulated(model, tasks, params, batches, rng, parts, state.variables, teachers)
+            still = trained.still(state.params)
+            losses, variables = accumulated(model, tasks, params, batches, rng, parts, state.variables, teachers, still)
             return {name: mean(loss.sum, loss.count) for name, loss in losses.items()}, (_flatten(losses), variables)
 
         losses, vjp, (metrics, variables) = jax.vjp(values, own, has_aux=True)
@@ -131,6 +133,7 @@ def accumulated(
     parts: int,
     variables: Variables | None = None,
     teachers: Teachers | None = None,
+    still: Collection[str] = (),
 ) -> tuple[dict[str, Loss], Variables]:
     """Losses of the whole batch, computed in `parts` micro-batches whose activations are not held together; and the variables
     that modules and objectives have written.
@@ -145,9 +148,9 @@ def accumulated(
     what each use makes of it is averaged, whole numbers taken from the last. Objectives' variables go from one micro-batch to
     the next.
     """
-    variables = variables or {}
+    variables, bound = variables or {}, functools.partial(forwards_of, model, params, teachers=teachers, still=still)
     if parts == 1:
-        forwards = forwards_of(model, params, batches, rng, variables, teachers=teachers)
+        forwards = bound(batches, rng, variables)
         losses, kept = _kept_apart(losses_of(tasks, forwards, rng, variables), variables.get("tasks", {}))
         return losses, _settled(variables, _written(forwards), kept)
     compared = {name: task for name, task in tasks.items() if getattr(task.objective, "embeds_only", False)}
@@ -156,7 +159,7 @@ def accumulated(
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(TAUGHT))
     def one(carry: tuple[Any, Any], micro: tuple[Array, Batches]) -> tuple[Any, Any]:
         (total, kept), (part, batch) = carry, micro
-        forwards = forwards_of(model, params, batch, rng, variables, part, teachers=teachers)
+        forwards = bound(batch, rng, variables, part)
         losses, kept = _kept_apart(losses_of(added, forwards, rng, {"tasks": kept}), kept)
         embedded = _embeddings(compared, forwards)
         return (losses if total is None else jax.tree.map(jnp.add, total, losses), kept), (embedded, _written(forwards))
@@ -167,7 +170,7 @@ def accumulated(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (losses, kept), (embedded, written) = jax.lax.scan(one, (zeros, kept), micro)
     joined = jax.tree.map(_join, embedded)
-    forwards = forwards_of(model, params, batches, rng, variables, embedded=joined, teachers=teachers)
+    forwards = bound(batches, rng, variables, embedded=joined)
     others, more = _kept_apart(losses_of(compared, forwards, rng, variables), variables.get("tasks", {}))
     losses |= others
     written = {path: _combined(list(steps)) for path, steps in written.items()}

@@ -45,6 +45,12 @@ class Trained:
         """The frozen ones."""
         return self._picked(params, lambda path, leaf: _some(leaf, _gaps(self.layers[path], leaf.shape[0])), trained=False)
 
+    def still(self, params: Params) -> frozenset[str]:
+        """The parts of the model (`encoders_image`, the first names of paths) of which nothing is trained."""
+        if self.whole is None:
+            return frozenset()
+        return frozenset(params) - {path.split("/")[0] for path in (*self.whole, *self.layers)}
+
     def bind(self, own: Params, params: Params) -> Params:
         """Parameters for a forward pass that is differentiated by `own`, the trained ones: the frozen ones are those of
         `params`, and a leaf of both kinds is `Stacked`."""
@@ -146,6 +152,17 @@ def trained_of(train: Sequence[str], freeze: Sequence[str], params: Params) -> T
     if leaves and not whole and not layers:
         raise UserError(f"optimizer.freeze={tuple(freeze)} with train={tuple(train)} leaves nothing to train")
     return Trained(frozenset(whole), layers)
+
+
+def check_whole_batches(model: Any, still: frozenset[str], parts: int) -> None:
+    """Raises UserError where a batch comes in `parts` micro-batches and an encoder normalises by it: the loss, and what is kept
+    of the batch, would be others. One of which nothing is trained (`still`) does not."""
+    for name, encoder in model.encoders.items():
+        if parts > 1 and getattr(encoder, "in_batch", False) and f"encoders_{name}" not in still:
+            raise UserError(
+                f"optimizer.accumulate={parts} and model.encoders.{name}.norm={encoder.norm!r}: each micro-batch would be "
+                "normalised by itself and not by the batch; use accumulate=1, norm='group', or freeze the encoder"
+            )
 
 
 def _some(leaf: Any, runs: Sequence[Run]) -> Any:

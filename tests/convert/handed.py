@@ -32,6 +32,7 @@ from mmjax.train import train
 from mmjax.train.run import Run
 
 WAYS = ("own", "imported", "resized")
+SIDE = 32  # pixels a side, of images of which the config says nothing
 LARGER = 20  # pixels a side, of images that the config does not expect; whole patches of 4
 
 
@@ -116,7 +117,7 @@ def hand_over(case: Case, made: Made, way: str, home: Path) -> Handed:
         model = load_model(start)
     size, places = None, 0
     if "image" in model.encoders:
-        side = image_config(hf.config).image_size
+        side = getattr(image_config(hf.config), "image_size", SIDE)
         size = (LARGER, LARGER) if way == "resized" else tuple(side if isinstance(side, list | tuple) else (side, side))
         model = resized_model(model, {"image": size})
         places = places_of(model, size)

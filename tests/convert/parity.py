@@ -21,7 +21,7 @@ from mmjax.convert.family import SHARED
 from mmjax.core.config import leaves
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
-from mmjax.models.forward import BoundForward
+from mmjax.models.forward import VARIABLES, BoundForward
 
 
 def randomise(model: torch.nn.Module, sd: float = 0.2, seed: int = 0) -> torch.nn.Module:
@@ -31,6 +31,13 @@ def randomise(model: torch.nn.Module, sd: float = 0.2, seed: int = 0) -> torch.n
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * sd + (1.0 if norms.search(name) else 0.0))
+        for name, b in model.named_buffers():  # of batch normalisation
+            if name.endswith("running_mean"):
+                b.copy_(torch.randn(b.shape, generator=generator) * sd)
+            elif name.endswith("running_var"):
+                b.copy_(torch.rand(b.shape, generator=generator) + 0.5)
+            elif name.endswith("num_batches_tracked"):
+                b.fill_(7)
     return model.eval()
 
 
@@ -110,7 +117,10 @@ def check_gradient(
     """Both gradients of one loss, tensor by tensor: the difference is within 1e-4 of the global norm. Returns ours."""
     hf.zero_grad()
     their_loss.backward()
-    value, gradient = compiled(jax.value_and_grad(our_loss))(params)
+    own = {name: tree for name, tree in params.items() if name != VARIABLES}
+    kept = {name: tree for name, tree in params.items() if name == VARIABLES}
+    value, gradient = compiled(jax.value_and_grad(lambda own: our_loss({**own, **kept})))(own)
+    gradient = {**gradient, **kept}
     assert_close(value, their_loss)
     theirs = {name: p.grad.numpy() for name, p in hf.named_parameters() if p.grad is not None}
     ours = hf_named(model, gradient, hf)
@@ -155,14 +165,14 @@ def map_completely(
     """A public checkpoint's tensor names and shapes: each is used or known to carry nothing, none is missing, shapes agree."""
     from mmjax.convert.huggingface import build_model, match_names
     from mmjax.core.trees import leaves_by_path
-    from mmjax.models import param_shapes
+    from mmjax.models.forward import whole_shapes
 
     family, model, _ = build_model({**config, "model_type": model_type, "architectures": [architecture]})
     rows = family.rows(model, architecture)
     expected = [name for row in rows for name in (*row.names(), *row.copies)]
     files, unused = match_names(family, expected, tuple(listed), family.unread(model, architecture))
     assert not unused, unused
-    shapes = {path: leaf.shape for path, leaf in leaves_by_path(param_shapes(model)).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(whole_shapes(model)).items()}
     for row in rows:
         own = [shapes[path][1:] if row.depth else shapes[path] for path in row.ours]
         for name in row.names():
@@ -179,7 +189,7 @@ def part(
     key, first = (compute, name, repr(spec)), (name,) if name else ()
     if key not in PARTS:
         PARTS[key] = compiled(lambda params, *args: compute(model, params, *first, *args))
-    own = {name: tree for name, tree in params.items() if name.replace("_", ".", 1).startswith(names)}
+    own = {name: tree for name, tree in params.items() if name == VARIABLES or name.replace("_", ".", 1).startswith(names)}
     return PARTS[key](own, *args)
 
 

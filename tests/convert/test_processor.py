@@ -33,6 +33,7 @@ from mmjax.data.transforms import PadSquare, ResizeShortest, ResizeWithin
 rng = np.random.default_rng(0)
 IMAGES = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in ((37, 23), (19, 41), (8, 9), (30, 30))]
 VIT, CLIP, VILT, LLAVA = "ViTImageProcessor", "CLIPImageProcessor", "ViltImageProcessor", "LlavaImageProcessor"
+CONVNEXT = "ConvNextImageProcessor"
 STATISTICS = {"image_mean": [0.1, 0.5, 0.8], "image_std": [0.2, 0.25, 0.3]}
 
 
@@ -96,6 +97,9 @@ CASES = [
     (VILT, {"size": 40, "size_divisor": 8}),
     (VILT, {"size": {"shortest_edge": 24}, "size_divisor": 4, "do_center_crop": True, "crop_size": 9, "resample": 2}),
     (VILT, {"do_resize": False}),
+    (CONVNEXT, {"size": 16, "crop_pct": 0.7, "resample": 2}),
+    (CONVNEXT, {"size": {"shortest_edge": 30}, "do_center_crop": True, "crop_size": 9}),
+    (CONVNEXT, {"size": {"shortest_edge": 385}, "crop_pct": 0.5}),
 ]
 
 
@@ -157,7 +161,8 @@ def test_the_class_by_its_other_names(fields, tmp_path):
 
 def test_every_model_type_has_the_class_that_huggingface_has(tmp_path):
     save(tmp_path)
-    for model_type in ("vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "blip", "flava", "llava", "vilt"):
+    types = ("vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "blip", "flava", "llava", "vilt")
+    for model_type in (*types, "resnet", "convnext", "convnextv2"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")).__name__ == PROCESSORS[model_type] + "Pil"
 
@@ -211,6 +216,12 @@ def test_a_whole_processor_saved_by_transformers_5(tmp_path, tokenizers):
         ),
         ({"image_processor_type": VILT, "size_divisor": 0}, "size_divisor=0 is not a whole number from 1 up"),
         ({"image_processor_type": CLIP, "use_square_size": True}, "use_square_size=true is not supported"),
+        (
+            {"image_processor_type": CONVNEXT, "size": {"height": 9, "width": 9}},
+            'size={"height": 9, "width": 9} is not supported by ConvNeXt',
+        ),
+        ({"image_processor_type": CONVNEXT, "size": 9, "crop_pct": 0}, "crop_pct=0 is not a positive number"),
+        ({"image_processor_type": CONVNEXT, "size": 9, "crop_pct": 10}, "crop_pct=10 leaves nothing of an image of 9"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(fields, message, tmp_path):
@@ -239,6 +250,7 @@ WRITTEN = [
     ("dinov2", (Resize((20, 20), "nearest"), CenterCrop((16, 15)), NORMALISE)),
     ("llava", (PadSquare((25, 127, 204)), ResizeShortest(16), CenterCrop((16, 16)), NORMALISE)),
     ("vilt", (ResizeWithin(24, 39, 8), NORMALISE)),
+    ("resnet", (ResizeShortest(20, "bilinear"), CenterCrop((16, 12)), NORMALISE)),
     ("siglip", (Flip(1.0), Resize((16, 16)), ColourJitter(1.0), Rotate(90), NORMALISE, Caption())),
 ]
 

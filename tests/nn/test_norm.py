@@ -5,7 +5,7 @@ import pytest
 from pytorch import torch
 
 from mmjax.core.errors import UserError
-from mmjax.nn.norm import Norm
+from mmjax.nn.norm import Norm, ResponseNorm
 
 X, SCALE, BIAS = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 3, 8), (8,), (8,)))
 
@@ -52,3 +52,14 @@ def test_a_constant_row_has_a_finite_value_and_gradient():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(UserError, match="norm='batchnorm': use one of layernorm, rmsnorm"):
         Norm("batchnorm").init(jax.random.key(0), X)
+
+
+def test_the_response_norm_is_algorithm_1s_and_finite_where_nothing_responds():
+    scale, bias = SCALE, BIAS
+    y = ResponseNorm().apply({"params": {"scale": scale, "bias": bias}}, X)
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    np.testing.assert_allclose(y, scale * (X * length / (length.mean(-1, keepdims=True) + 1e-6)) + bias + X, rtol=1e-5, atol=1e-6)
+    params = ResponseNorm().init(jax.random.key(0), X)
+    np.testing.assert_array_equal(ResponseNorm().apply(params, X), X)
+    gradient = jax.grad(lambda x: jnp.sum(ResponseNorm().apply({"params": {"scale": scale, "bias": bias}}, x)))
+    assert np.isfinite(gradient(jnp.zeros((2, 3, 8)))).all()

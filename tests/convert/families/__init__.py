@@ -3,12 +3,14 @@
 from families.bert import BERT
 from families.blip import BLIP
 from families.clip import CLIP, CLIP_TEXT, CLIP_VISION
+from families.convnext import CONVNEXT, CONVNEXT_V2
 from families.deit import DEIT
 from families.dinov2 import DINOV2
 from families.flava import FLAVA
 from families.gpt2 import GPT2
 from families.llama import LLAMA
 from families.llava import LLAVA
+from families.resnet import RESNET
 from families.roberta import ROBERTA
 from families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
 from families.vilt import VILT
@@ -19,7 +21,7 @@ CASES = {
     case.model_type: case
     for case in (
         *(BERT, ROBERTA, GPT2, LLAMA),
-        *(VIT, DEIT, DINOV2, VIT_MAE),
+        *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
         *(VILT, BLIP, LLAVA, FLAVA),
     )
