@@ -13,9 +13,7 @@ from mmjax.models.heads import Classifier
 
 KEPT = "variables/statistics"  # where the running statistics are
 
-BACKBONE: dict[str, ConfigField] = {
-    name: Inert("of a backbone") for name in ("out_features", "out_indices", "stage_names")
-}
+BACKBONE: dict[str, ConfigField] = {name: Inert("of a backbone") for name in ("out_features", "out_indices", "stage_names")}
 FIELDS: dict[str, ConfigField] = {
     "num_channels": Honoured(3, (f"{IMAGE}.channels",)),
     "embedding_size": Honoured(64, (f"{IMAGE}.stem_width",)),

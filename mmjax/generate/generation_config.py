@@ -16,6 +16,9 @@ from mmjax.generate.settings import Settings
 SILENT = (
     *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "use_cache", "return_dict_in_generate"),
     *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "cache_config"),
+    # Of Whisper: the numbers of its tokens, which the tokenizer writes before a text, and of heads that time words.
+    *("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "prev_sot_token_id", "alignment_heads"),
+    *("max_initial_timestamp_index", "median_filter_width"),
     *("cache_implementation", "disable_compile", "compile_config", "low_memory", "token_healing"),
 )
 # Values with which a setting that there is not here changes nothing.
@@ -30,6 +33,7 @@ NEUTRAL: dict[str, Any] = {
     "remove_invalid_values": False,
     "renormalize_logits": False,
     "guidance_scale": 1.0,
+    "return_timestamps": False,
 }
 
 

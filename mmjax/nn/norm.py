@@ -54,7 +54,8 @@ class ResponseNorm(nn.Module):
     def __call__(self, x_BTF: Array) -> Array:
         width = x_BTF.shape[-1]
         scale, bias = (
-            self.param(name, nn.initializers.zeros, (width,)).astype(jnp.float32).reshape(1, 1, -1) for name in ("scale", "bias")
+            self.param(name, nn.initializers.zeros, (width,)).astype(jnp.float32).reshape(1, 1, -1)
+            for name in ("scale", "bias")
         )
         x = x_BTF.astype(jnp.float32)
         square_B1F = jnp.sum(jnp.square(x), axis=1, keepdims=True)

@@ -52,7 +52,7 @@ class StackFields(nn.Module):
       norm_epsilon: added to the variance.
       norm_placement: `pre` (GPT-2, ViT) or `post` (BERT).
       qkv_bias: whether queries, keys and values have biases.
-      key_bias: whether keys have theirs where queries and values have (in Whisper they have not: none changes what is computed).
+      key_bias: whether keys have theirs where queries and values have (Whisper's have not: none changes an output).
       bias: whether every other projection has one.
       mlp_bias: biases of the feed-forward layer where they differ from `bias` (None: the same).
       layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.

@@ -79,8 +79,8 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.predictor import Predictor
 
     index = Index(own.index) if own.index else None
-    check_run(words[0], own.text)
-    kind, inputs, failed = "text" if own.text else "image", listed(words[1:], own.text), 0
+    kind = check_run(words[0], own.text)
+    inputs, failed = listed(words[1:], kind), 0
     asked = Asked(
         classes=_classes(own.classes),
         template=own.template,

@@ -58,7 +58,9 @@ def test_the_response_norm_is_algorithm_1s_and_finite_where_nothing_responds():
     scale, bias = SCALE, BIAS
     y = ResponseNorm().apply({"params": {"scale": scale, "bias": bias}}, X)
     length = np.linalg.norm(X, axis=1, keepdims=True)
-    np.testing.assert_allclose(y, scale * (X * length / (length.mean(-1, keepdims=True) + 1e-6)) + bias + X, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        y, scale * (X * length / (length.mean(-1, keepdims=True) + 1e-6)) + bias + X, rtol=1e-5, atol=1e-6
+    )
     params = ResponseNorm().init(jax.random.key(0), X)
     np.testing.assert_array_equal(ResponseNorm().apply(params, X), X)
     gradient = jax.grad(lambda x: jnp.sum(ResponseNorm().apply({"params": {"scale": scale, "bias": bias}}, x)))

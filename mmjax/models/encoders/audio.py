@@ -19,7 +19,6 @@ from mmjax.nn.position import Table, sinusoids
 from mmjax.nn.spectrogram import SPECTROGRAMS, LogMel
 from mmjax.nn.stack import StackFields
 
-
 gelu = activation("gelu")  # after both convolutions, whatever the layers have
 
 
@@ -55,9 +54,8 @@ class AudioTransformer(StackFields):
         parts = self.front({"": audio} if mask is None else {"": audio, "mask": mask})
         x_BTF, seen = parts[""], parts.get("mask") if self.mask_padding else None
         mask_BT = jnp.ones(x_BTF.shape[:2], bool) if seen is None else seen
-        along = {"features": self.width, "kernel": (1, 3), "padding": (0, 1)}
-        x_B1TD = gelu(Convolution(**along, name="convolve_first")(x_BTF[:, None]))
-        x_BTD = gelu(Convolution(**along, stride=(1, 2), name="convolve_second")(x_B1TD))[:, 0]
+        x_B1TD = gelu(Convolution(self.width, (1, 3), (1, 1), (0, 1), name="convolve_first")(x_BTF[:, None]))
+        x_BTD = gelu(Convolution(self.width, (1, 3), (1, 2), (0, 1), name="convolve_second")(x_B1TD))[:, 0]
         mask_BT = mask_BT[:, ::2]
         x_BTD = self._placed(x_BTD)
         x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)

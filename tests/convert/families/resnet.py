@@ -42,9 +42,9 @@ BASIC = {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "d
 
 
 def normed(name, width):
-    return {
-        f"{name}.normalization.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")
-    } | {f"{name}.normalization.num_batches_tracked": ()}
+    return {f"{name}.normalization.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")} | {
+        f"{name}.normalization.num_batches_tracked": ()
+    }
 
 
 def convolved(name, out, inside, side):
