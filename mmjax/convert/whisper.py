@@ -63,6 +63,7 @@ FIELDS: dict[str, ConfigField] = {
     "mask_feature_prob": AUGMENTED,
     "mask_feature_length": AUGMENTED,
     "mask_feature_min_masks": AUGMENTED,
+    "init_std": Inert("only initialises"),
     "median_filter_width": Inert("of times of words, which are no output here"),
     "suppress_tokens": Inert("how texts are written; generation_config.json says it"),
     "begin_suppress_tokens": Inert("how texts are written; generation_config.json says it"),
