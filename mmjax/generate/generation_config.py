@@ -43,25 +43,30 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: a file that is no JSON object.
     """
+    return settings(said(folder))
+
+
+def said(folder: Path) -> dict[str, Any]:
+    """All that the file holds; {} without one. Raises `UserError` for a file that is no JSON object."""
     file = folder / "generation_config.json"
     try:
-        said = strict_json.read(file)
+        found = strict_json.read(file)
     except FileNotFoundError:
-        return {}, {}
-    if not isinstance(said, dict):
-        raise UserError(f"{file}: it holds {type(said).__name__}, not an object")
-    return settings(said)
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: it holds {type(found).__name__}, not an object")
+    return found
 
 
-def settings(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of what a file says. `max_length` counts the prompt, and is no setting here; 20 is what nobody chose."""
     known = {field.name for field in dataclasses.fields(Settings)} - {"seed"}
-    own = {name: value for name, value in said.items() if name in known and value is not None}
+    own = {name: value for name, value in file.items() if name in known and value is not None}
     if not own.get("do_sample") and own.get("temperature") == 0:  # which is how some say that nothing is drawn
         del own["temperature"]
     rest = {
         name: value
-        for name, value in said.items()
+        for name, value in file.items()
         if name not in (*known, *SILENT)
         and not name.startswith("_")
         and value is not None

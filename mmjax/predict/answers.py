@@ -126,6 +126,7 @@ class Asked:
       template: makes the text of such a class; "" for those of the run's own `ZeroShot`, or the name alone.
       question: asked of each image, or of each passage; "" for none.
       pair: the second of two texts; "" for none.
+      spoken: `language` and `task` of speech, see `Predictor.generate`.
       top_k: so many classes; 0 for all.
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
       new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
@@ -138,6 +139,7 @@ class Asked:
     template: str = ""
     question: str = ""
     pair: str = ""
+    spoken: Mapping[str, str] = dataclasses.field(default_factory=dict)
     top_k: int = 5
     threshold: float | None = None
     new_tokens: int = 0
@@ -208,6 +210,8 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     questions = put if any(put) else None
     if questions and not all(put):
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
+    if asked.spoken and kind != "audio":
+        raise UserError(f"{ask.work.path} reads {kind}s here: --language and --task are of sounds")
     if kind == "audio":
         return _heard(ask, some, given, asked)
     images, texts = (given, questions) if kind == "image" else (None, given)
@@ -254,7 +258,7 @@ def _heard(ask: Predictor, some: list[Input], given: list[Listened], asked: Aske
     if ask.classifies() and not asked.decoder:
         rows = ask.classify(sounds=given, top_k=asked.top_k, threshold=asked.threshold)
         return [{"classes": row, **length} for row, length in zip(rows, lengths, strict=True)]
-    settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
+    settings: dict[str, Any] = {**asked.spoken, **({"max_new_tokens": asked.new_tokens} if asked.new_tokens else {})}
     numbers = [one.number for one in some]
     own = ask.generate(sounds=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)
     cut = [{} if one.ended else {"cut": True} for one in own]

@@ -168,6 +168,8 @@ class Predictor(TokenAnswers):
         stream: bool = False,
         numbers: Sequence[int] | None = None,
         sounds: Any = None,
+        language: str = "",
+        task: str = "",
         **settings: Any,
     ) -> Any:
         """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one, what is said
@@ -184,6 +186,8 @@ class Predictor(TokenAnswers):
             and `score`: its log-likelihood, which beams divide by its length to the power of `length_penalty`.
           stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
           numbers: of the prompts, on which what is drawn depends beside the seed; None for 0, 1, 2, ...
+          language, task: of a model of several languages (Whisper): "en", and `transcribe` or `translate`; "" for the language
+            that each sound is heard to be in, and to transcribe it.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the run's
             own evaluator of that decoder (`Captions`, `Answers`), or else of the generation_config.json that came with the
             weights. An end is the tokenizer's own where nothing says another, and `max_new_tokens` 20, or what there is room
@@ -194,6 +198,10 @@ class Predictor(TokenAnswers):
         """
         beside = _given(image=images, audio=sounds)
         name, texts = self._decoder(decoder), as_prompts(prompts)
+        if texts is None and "audio" in beside:
+            texts, beside["audio"] = self._begun(name, beside["audio"], language, task)
+        elif language or task:
+            raise UserError(f"language={language!r}, task={task!r}: these are said of sounds, and without a prompt")
         return self._go_on(name, texts, beside, logits_processor, details, stream, settings, numbers)
 
     def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
@@ -351,6 +359,22 @@ class Predictor(TokenAnswers):
     def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
         return made.batch(self.work, images, texts, pairs, sounds)
+
+    def _begun(self, decoder: str, sounds: list[Any], language: str, task: str) -> tuple[list[Any] | None, list[Any]]:
+        """The tokens by which the text of each sound begins, None where all begin alike; and the sounds, listened to."""
+        work, speech = self.work, self.work.speech
+        if speech is None:
+            if language or task:
+                raise UserError(
+                    f"{work.path}: language={language!r}, task={task!r}: its texts all begin alike; leave these out"
+                )
+            return None, sounds
+        speech.check(work.path, language, task)
+        start = work.prompt(None)[0]
+        heard = [made.listened(work, sound) for sound in sounds]
+        batch = self._batch(None, None, sounds=heard)
+        spoken = [language] * len(heard) if language else speech.heard(decoder, start, batch, self._rows)
+        return [speech.opening(start, one, task) for one in spoken], heard
 
     def _beside(self, given: Mapping[str, list[Any]], texts: Any) -> dict[str, np.ndarray]:
         """What encoders read of the inputs of each modality, and of texts."""

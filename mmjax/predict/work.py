@@ -32,6 +32,7 @@ from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
+from mmjax.predict.speech import Speech
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 from mmjax.train.measured import Measured, brought, measured
@@ -64,6 +65,7 @@ class Work:
       pairs: whether its texts are pairs; None where nothing says so.
       measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
+      speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       hears: how a sound is made ready; None where nothing says so.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
@@ -93,6 +95,7 @@ class Work:
     measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
     fields: tuple[str, str] = ("text", "text_pair")
     hears: Audio | None = None
+    speech: Speech | None = None
 
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
@@ -228,6 +231,7 @@ def open_work(path: str | Path) -> Work:
             "several": _several(model),
             "measured": brought(model),
             "hears": sound_column(folder, model),
+            "speech": Speech.of(generation_config.said(folder)),
         }
         return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False))
     e, tokenizers = run.experiment(), run.tokenizers()
@@ -244,6 +248,7 @@ def open_work(path: str | Path) -> Work:
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
+    how["speech"] = None if e.data else Speech.of(generation_config.said(run.path / COMPANION_FOLDER))
     sound = None if data is None else data.columns.get("audio")
     how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
     how["reading"] = column if isinstance(column, Span) else None
