@@ -87,12 +87,9 @@ def recording(value: Any, where: str, root: str = "") -> Recording:
       BadRecordError: anything else.
     """
     if isinstance(value, Recording):
-        return value
+        return value if not isinstance(value.source, np.ndarray) else _of_samples(value.source, value.rate, value.where)
     if isinstance(value, Mapping) and "array" in value:
-        samples, rate = np.asarray(value["array"]), value.get("sampling_rate")
-        if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or not isinstance(rate, int | np.integer) or rate < 1:
-            raise BadRecordError(where, "a sound as an array is of floats, with its sampling_rate beside it")
-        return Recording(samples, where, int(rate))
+        return _of_samples(np.asarray(value["array"]), value.get("sampling_rate"), where)
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
@@ -102,6 +99,17 @@ def recording(value: Any, where: str, root: str = "") -> Recording:
         return Recording(path, printable(path))
     said = f"{value!r:.60}" if isinstance(value, str | int | float | None) else type(value).__name__
     raise BadRecordError(where, f"a sound is the bytes of a file or a path, not {said}")
+
+
+def _of_samples(samples: np.ndarray, rate: Any, where: str) -> Recording:
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+        said = f"{samples.ndim} dims of {samples.dtype}"
+        raise BadRecordError(where, f"a sound as an array is floats of which 1 is the most, [n] or [n, channels], not {said}")
+    if not isinstance(rate, int | np.integer) or isinstance(rate, bool) or rate < 1:
+        raise BadRecordError(
+            where, f"a sound as an array has its rate beside it, in Hz, a whole number from 1 up, not {rate!r}"
+        )
+    return Recording(samples, where, int(rate))
 
 
 def hear(sound: Recording, rate: int, seconds: float, channel: int | None = None, at: float = 0.0) -> tuple[np.ndarray, Heard]:
@@ -201,9 +209,11 @@ def _opened(sound: Recording) -> Any:
     library = _package("soundfile")
     try:
         file = library.SoundFile(_place(sound.source))
-    except (UnreachableError, UserError) as error:
+    except UnreachableError as error:
         raise BadRecordError(sound.where, str(error)) from error
-    except FileNotFoundError:
+    except UserError as error:
+        if not str(error).endswith(": no such file"):  # of an address
+            raise
         raise BadRecordError(sound.where, "no such file") from None
     except Exception as error:  # of libsndfile, and of a file's name
         there = not isinstance(sound.source, str) or remote.is_address(sound.source) or os.path.exists(sound.source)

@@ -53,6 +53,8 @@ PACKAGES = (
     "numpy",
     "pillow",
     "simplejpeg",
+    "soundfile",
+    "soxr",
 )
 # Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.
 FORMAT = 3

@@ -3,10 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sounds import encoded, tone
 
 from mmjax.core.errors import UserError
 from mmjax.data import BadRecordError, sound
+from mmjax.data.files import remote
 from mmjax.data.sound import Recording, hear, recording
 
 soundfile = pytest.importorskip("soundfile", reason="sounds are read by it: pip install 'mmjax[audio]'")
@@ -53,6 +56,19 @@ def test_a_part_is_that_of_the_whole(own, at):
     first = round(about.start * 16_000)
     assert about.cut and len(x) == 16_000 and abs(about.start - at * (len(NOISE) / own - 1)) < 0.03
     np.testing.assert_allclose(x, whole[first : first + 16_000], atol=2e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from((7_999, 11_025, 16_000, 44_100)), st.integers(1, 30_000), st.floats(0.001, 1.0), st.floats(0.0, 1.0))
+def test_any_part_of_any_sound_is_that_of_the_whole(own, samples, seconds, at):
+    sound, whole = Recording(NOISE[:samples], "here", own), NOISE[:samples]
+    whole = whole if own == 16_000 else soxr.resample(whole, own, 16_000, quality="HQ")
+    wanted = round(seconds * 16_000)
+    x, about = hear(sound, 16_000, seconds, at=at) if len(whole) and wanted else (whole[:0], sound)
+    if len(x):
+        first = round(about.start * 16_000)
+        assert len(x) == min(wanted, len(whole)) and about.cut == (len(whole) > wanted) and (about.cut or not first)
+        np.testing.assert_allclose(x, whole[first : first + len(x)], atol=2e-5)
 
 
 def test_of_a_long_file_no_more_is_read_than_the_part(tmp_path, monkeypatch):
@@ -123,6 +139,21 @@ def test_what_is_no_sound(tmp_path, content):
             hear(recording(value, "here"), 16_000, 1.0)
 
 
+def test_a_file_at_an_address_is_read_in_part(monkeypatch):
+    import fsspec
+
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file("/sounds/a.wav", encoded(np.tile(NOISE, 10), 44_100, subtype="FLOAT"))
+    read, own = [], remote.ranged
+    monkeypatch.setattr(remote, "ranged", lambda *args: read.append(args[2]) or own(*args))
+    x, about = hear(recording("a.wav", "", "memory://sounds"), 44_100, 1.0, at=0.5)
+    first = round(about.start * 44_100)
+    np.testing.assert_array_equal(x, np.tile(NOISE, 10)[first : first + 44_100])
+    assert sum(read) < 1_500_000, "of 5.3 MB"
+    with pytest.raises(BadRecordError, match=r"^memory://sounds/b\.wav: no such file$"):
+        hear(recording("b.wav", "", "memory://sounds"), 44_100, 1.0)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(BadRecordError, match=r"gone\.wav: no such file$"):
         hear(recording("gone.wav", "", str(tmp_path)), 16_000, 1.0)
@@ -145,7 +176,10 @@ def test_what_huggingface_has(tmp_path, value):
     np.testing.assert_allclose(x, tone(1.0, 16_000), atol=2**-15)
 
 
-@pytest.mark.parametrize("value", [None, 7, "", {}, {"array": [1, 2], "sampling_rate": 8}, {"array": [0.5]}])
+@pytest.mark.parametrize(
+    "value",
+    [None, 7, "", {}, {"array": [1, 2], "sampling_rate": 8}, {"array": [0.5]}, Recording(np.zeros(4, np.int16), "here", 8)],
+)
 def test_what_no_sound_is_made_of(value):
     with pytest.raises(BadRecordError, match=r"^here: a sound "):
         recording(value, "here")

@@ -43,6 +43,8 @@ def test_widths_are_drawn_evenly():
     time_BT = hidden(SpecAugment(1, 4, 0, 0, 1.0, -9.0), None).all(axis=2)
     counts = np.bincount(time_BT.sum(1), minlength=5)
     assert len(counts) == 5 and (abs(counts - B / 5) < 4 * np.sqrt(B * 0.16)).all()
+    short_BT = hidden(SpecAugment(1, 4, 0, 0, 1.0, -9.0), jnp.asarray(np.arange(T)[None] < np.full((B, 1), 8)))[..., 0]
+    np.testing.assert_array_equal(short_BT.sum(1), time_BT.sum(1), "none of it lies in the padding")
 
 
 def test_bands_go_through_all_real_frames():

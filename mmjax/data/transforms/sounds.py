@@ -140,7 +140,7 @@ def _files(folder: str) -> tuple[str, ...]:
     """Files of sounds at any depth, sorted. Raises `UserError` where there are none."""
     if not os.path.isdir(folder):
         raise UserError(f"SoundNoise.noises={folder!r}: no such folder")
-    found = tuple(sorted(images(Path(folder), Path(folder), SOUNDS)))
+    found = tuple(sorted(file.removeprefix("./") for file in images(Path(folder), Path(folder), SOUNDS)))
     if not found:
         raise UserError(f"SoundNoise.noises={folder!r}: no sounds in it ({', '.join(SOUNDS)})")
     return found
