@@ -18,7 +18,7 @@ from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import made, numbers, painting, writing
+from mmjax.predict import made, numbers, openings, painting, writing
 from mmjax.predict.heads import check_pairs, check_read, class_names, classifying, reads
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.shares import shares
@@ -198,10 +198,8 @@ class Predictor(TokenAnswers):
         """
         beside = _given(image=images, audio=sounds)
         name, texts = self._decoder(decoder), as_prompts(prompts)
-        if texts is None and "audio" in beside:
-            texts, beside["audio"] = self._begun(name, beside["audio"], language, task)
-        elif language or task:
-            raise UserError(f"language={language!r}, task={task!r}: these are said of sounds, and without a prompt")
+        begun, beside = openings.begun(self.work, name, texts, beside, language, task, self._beside, self._rows)
+        texts = texts if begun is None else begun
         return self._go_on(name, texts, beside, logits_processor, details, stream, settings, numbers)
 
     def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
@@ -359,22 +357,6 @@ class Predictor(TokenAnswers):
     def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
         return made.batch(self.work, images, texts, pairs, sounds)
-
-    def _begun(self, decoder: str, sounds: list[Any], language: str, task: str) -> tuple[list[Any] | None, list[Any]]:
-        """The tokens by which the text of each sound begins, None where all begin alike; and the sounds, listened to."""
-        work, speech = self.work, self.work.speech
-        if speech is None:
-            if language or task:
-                raise UserError(
-                    f"{work.path}: language={language!r}, task={task!r}: its texts all begin alike; leave these out"
-                )
-            return None, sounds
-        speech.check(work.path, language, task)
-        start = work.prompt(None)[0]
-        heard = [made.listened(work, sound) for sound in sounds]
-        batch = self._batch(None, None, sounds=heard)
-        spoken = [language] * len(heard) if language else speech.heard(decoder, start, batch, self._rows)
-        return [speech.opening(start, one, task) for one in spoken], heard
 
     def _beside(self, given: Mapping[str, list[Any]], texts: Any) -> dict[str, np.ndarray]:
         """What encoders read of the inputs of each modality, and of texts."""
