@@ -27,6 +27,7 @@ from mmjax.convert.huggingface import (
     write_model,
     written_variables,
 )
+from mmjax.convert.sounds import write_extractor
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
 from mmjax.convert.towers import towers
@@ -34,7 +35,7 @@ from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.core.types import Params
-from mmjax.data import Tokenizer
+from mmjax.data import Audio, Tokenizer
 from mmjax.models import Multimodal
 from mmjax.models.forward import VARIABLES
 from mmjax.models.resize import resize_positions, resized_model
@@ -300,6 +301,9 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
         processor.write_processor(folder, data.transforms, model.huggingface["model_type"])
         if tokenizer is not None:
             processor.write_splicing(folder, model, tokenizer)
+    sound = None if data is None else data.columns.get("audio")
+    if isinstance(sound, Audio) and "audio" in model.encoders:
+        write_extractor(folder, sound, model)
 
 
 def save_params(run: Run, params: Params) -> None:

@@ -18,6 +18,7 @@ from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
 from mmjax.convert.vit_mae import VIT_MAE
+from mmjax.convert.whisper import WHISPER
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -41,4 +42,5 @@ FAMILIES: dict[str, Family] = {
     "vilt": VILT,
     "vit": VIT,
     "vit_mae": VIT_MAE,
+    "whisper": WHISPER,
 }

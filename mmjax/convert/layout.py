@@ -134,6 +134,22 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel1D:
+    """A convolution along time [out, in, width] <-> [1, width, in, out]."""
+
+    out_dim: int = 0
+
+    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return x.transpose(2, 1, 0)[None]
+
+    def theirs(self, x: np.ndarray) -> np.ndarray:
+        return x[0].transpose(2, 1, 0)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[3], shape[2], shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
 class Count:
     """How many there were: [] int64 <-> [] int32, whatever dtype the weights have."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,23 +28,24 @@ def context_of(forward: Any, decoder: str, text: str, batch: Batch) -> Batch:
     return batch if spec.context else {}
 
 
-def begun(batch: Batch, key: str, bos: int, eos: int) -> tuple[Array, Array]:
+def begun(batch: Batch, key: str, opening: Sequence[int], eos: int) -> tuple[Array, Array]:
     """([B, T] int32, [B, 1] int32): the token ids of a key, padded on the right, and how many of them are a prompt: all but the
-    end. A row without any, and every row where `key` is "", is the first token alone."""
+    end. A row without any, and every row where `key` is "", is what comes before each text alone, the `opening`."""
+    rows, first_1T = batch["valid"].shape[0], jnp.asarray([opening], jnp.int32)
     if not key:
-        ids_B1 = jnp.full((batch["valid"].shape[0], 1), bos, jnp.int32)
-        return ids_B1, jnp.ones_like(ids_B1)
+        return jnp.broadcast_to(first_1T, (rows, len(opening))), jnp.full((rows, 1), len(opening), jnp.int32)
     ids_BT = batch[key]
     count_B1 = jnp.sum(batch[f"{key}_mask"].astype(jnp.int32), axis=1, keepdims=True)
     last_B1 = jnp.take_along_axis(ids_BT, jnp.maximum(count_B1 - 1, 0), axis=1)
     count_B1 = count_B1 - ((last_B1 == eos) & (count_B1 > 1)).astype(jnp.int32)
-    first = jnp.arange(ids_BT.shape[1])[None] == 0
-    return jnp.where((count_B1 == 0) & first, bos, ids_BT), jnp.maximum(count_B1, 1)
+    own = min(len(opening), ids_BT.shape[1])
+    whole_1T = jnp.pad(first_1T[:, :own], ((0, 0), (0, ids_BT.shape[1] - own)))
+    return jnp.where(count_B1 == 0, whole_1T, ids_BT), jnp.where(count_B1 == 0, own, count_B1)
 
 
-def prompts(batch: Batch, key: str, bos: int, eos: int, pad: int) -> tuple[Array, Array]:
+def prompts(batch: Batch, key: str, opening: Sequence[int], eos: int, pad: int) -> tuple[Array, Array]:
     """([B, T] int32, [B, T] bool): what `begun` gives, padded on the left."""
-    ids_BT, count_B1 = begun(batch, key, bos, eos)
+    ids_BT, count_B1 = begun(batch, key, opening, eos)
     length = ids_BT.shape[1]
     from_BT = jnp.arange(length)[None] - (length - count_B1)
     mask_BT = from_BT >= 0

@@ -85,14 +85,14 @@ class Ranking:
     def _scores(self, evaluation: Evaluation, params: Params, texts: list[str]) -> dict[str, np.ndarray]:
         """`score` [N, K] float32, the log-likelihood of each candidate, `label` [N] and `index` [N]."""
         tokenizer = evaluation.tokenizer("ranking", self.text)
-        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        opening, eos = tokenizer.opening, tokenizer.eos_id
         id_KS, count_K = self._tokens(evaluation, texts)
 
         def score(forward: Any, batch: Batch) -> dict[str, Array]:
             looks = context_of(forward, self.decoder, self.text, batch)
             names = forward.spec(f"decoders.{self.decoder}").context if looks else ()
             context = {name: forward.tokens(name) for name in names}
-            ids_BP, begin_B1 = begun(batch, self.prompt, bos, eos)
+            ids_BP, begin_B1 = begun(batch, self.prompt, opening, eos)
 
             def of_one(candidate: tuple[Array, Array]) -> Array:
                 """[B] float32"""
@@ -116,14 +116,15 @@ class Ranking:
         return rows
 
     def _tokens(self, evaluation: Evaluation, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """([K, S] int32, [K] int32): the ids of each candidate without the first token, and how many they are."""
+        """([K, S] int32, [K] int32): the ids of each candidate without those before every text, and how many they are."""
         tokenizer, length = evaluation.tokenizer("ranking", self.text), evaluation.length(self.text)
         found = tokenizer.encode(texts, length)
         for text, cut in zip(texts, found.get("truncated", np.zeros(len(texts), bool)), strict=True):
             if cut:
                 raise UserError(f"candidate {text!r} is longer than {length} tokens")
         rows = [ids[mask] for ids, mask in zip(found["ids"], found["mask"], strict=True)]
-        rows = [row[1:] if row[:1] == tokenizer.bos_id else row for row in rows]
+        first = len(tokenizer.opening)
+        rows = [row[first:] if tuple(row[:first]) == tokenizer.opening else row for row in rows]
         id_KS = np.full((len(rows), max(map(len, rows))), tokenizer.pad_id, np.int32)
         for own, row in zip(id_KS, rows, strict=True):
             own[: len(row)] = row

@@ -95,7 +95,7 @@ class Written:
         """What is written of each example, as `generate.Texts` has it: `ids` [N, max_new_tokens] int32, `lengths` [N] int32,
         `scores` [N] float32 and `ended` [N] bool; and its `index`, `references`, `prompt` and `prompt_mask`."""
         tokenizer = evaluation.tokenizer(self._key(), self.text)
-        bos, eos, pad = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
+        opening, eos, pad = tokenizer.opening, tokenizer.eos_id, tokenizer.pad_id
         ends = self.settings.eos_token_id or (eos,)
 
         def write(forward: Any, batch: Batch) -> dict[str, Array]:
@@ -108,7 +108,7 @@ class Written:
             if batch[self.references].dtype != jnp.uint8 or batch[self.references].ndim != 3:
                 raise UserError(f"references={self.references!r} is no column of Strings in data.{self.data}")
             context = context_of(forward, self.decoder, self.text, batch)
-            ids_BT, mask_BT = prompts(batch, self.prompt, bos, eos, pad)
+            ids_BT, mask_BT = prompts(batch, self.prompt, opening, eos, pad)
             found = self._checked(forward, context, ids_BT, mask_BT)
             size = forward.spec(f"decoders.{self.decoder}").vocab_size
             rules = Rules(self.settings, ends, pad, tables(self.settings.stop_strings, tokenizer, size))

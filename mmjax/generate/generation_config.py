@@ -16,6 +16,9 @@ from mmjax.generate.settings import Settings
 SILENT = (
     *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "use_cache", "return_dict_in_generate"),
     *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "cache_config"),
+    # Of Whisper: the numbers of its tokens, which the tokenizer writes before a text, and of heads that time words.
+    *("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "prev_sot_token_id", "alignment_heads"),
+    *("max_initial_timestamp_index", "median_filter_width"),
     *("cache_implementation", "disable_compile", "compile_config", "low_memory", "token_healing"),
 )
 # Values with which a setting that there is not here changes nothing.
@@ -30,6 +33,7 @@ NEUTRAL: dict[str, Any] = {
     "remove_invalid_values": False,
     "renormalize_logits": False,
     "guidance_scale": 1.0,
+    "return_timestamps": False,
 }
 
 
@@ -39,25 +43,30 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: a file that is no JSON object.
     """
+    return settings(said(folder))
+
+
+def said(folder: Path) -> dict[str, Any]:
+    """All that the file holds; {} without one. Raises `UserError` for a file that is no JSON object."""
     file = folder / "generation_config.json"
     try:
-        said = strict_json.read(file)
+        found = strict_json.read(file)
     except FileNotFoundError:
-        return {}, {}
-    if not isinstance(said, dict):
-        raise UserError(f"{file}: it holds {type(said).__name__}, not an object")
-    return settings(said)
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: it holds {type(found).__name__}, not an object")
+    return found
 
 
-def settings(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of what a file says. `max_length` counts the prompt, and is no setting here; 20 is what nobody chose."""
     known = {field.name for field in dataclasses.fields(Settings)} - {"seed"}
-    own = {name: value for name, value in said.items() if name in known and value is not None}
+    own = {name: value for name, value in file.items() if name in known and value is not None}
     if not own.get("do_sample") and own.get("temperature") == 0:  # which is how some say that nothing is drawn
         del own["temperature"]
     rest = {
         name: value
-        for name, value in said.items()
+        for name, value in file.items()
         if name not in (*known, *SILENT)
         and not name.startswith("_")
         and value is not None

@@ -149,6 +149,8 @@ class BoundForward:
         if self.train and VALID in declared(call) and VALID in source:
             source = self._with_rows(key_of(modality, VALID), source)
         parts, room = self._parts("encoders", modality, modality, call, source), f"encoders_{modality}"
+        if hasattr(self._part_named("encoders", modality), "front"):
+            source, parts = self._fronted(modality, parts, source)
         still = room in self._still and any(room in kept for kept in self._variables.values())
 
         def compute() -> Tokens:
@@ -290,6 +292,13 @@ class BoundForward:
         """The batch with the rows that count for a modality: those of the batch, and of them those that have it (`key`)."""
         rows = [source[name] for name in (VALID, key) if name in source]
         return {**source, key: rows[0] if len(rows) == 1 else self._once(("rows", key), rows, lambda: rows[0] & rows[1])}
+
+    def _fronted(self, modality: str, parts: dict[str, Array], source: Batch) -> tuple[Batch, dict[str, Array]]:
+        """A batch, and a modality's parts of it, as the encoder's front gives them: features of a sound, say, in float32."""
+        front = self._part_named("encoders", modality).front
+        with within(f"model.encoders.{modality}"):
+            made = self._once(("front", modality), parts, lambda: front(parts))
+        return {**source, **{key_of(modality, part): x for part, x in made.items()}}, made
 
     def _cast(self, x: Array) -> Array:
         return x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -29,6 +29,7 @@ class Attention(nn.Module):
     head_width: int
     kv_heads: int = 0  # 0: as many as `heads`
     qkv_bias: bool = True
+    key_bias: bool = True
     bias: bool = True
     causal: bool = False
     rotary: bool = False
@@ -88,7 +89,8 @@ class Attention(nn.Module):
 
     def _keys(self, source_BSD: Array, heads: int, positions_BT: Array | None, first: bool) -> Kept:
         """Keys and values, with the prefix before them where these are the first."""
-        k, v = (Linear((heads, self.head_width), use_bias=self.qkv_bias, name=name) for name in "kv")
+        biases = {"k": self.qkv_bias and self.key_bias, "v": self.qkv_bias}
+        k, v = (Linear((heads, self.head_width), use_bias=has, name=name) for name, has in biases.items())
         k_BSGK, v_BSGK = k(source_BSD), v(source_BSD)
         if self.rotary:
             assert positions_BT is not None

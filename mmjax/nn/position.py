@@ -77,6 +77,19 @@ def sincos_1d(length: int, width: int) -> np.ndarray:
     return _sincos(np.arange(length, dtype=np.float64), width)
 
 
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """[length, D] float32: the same with the longest wavelength at 10000 itself (Whisper's, tensor2tensor's).
+
+    Raises:
+      UserError: an odd width, or one of 2, which has a single wavelength.
+    """
+    if width % 2 or width < 4:
+        raise UserError(f"width={width}: sinusoids need an even width of 4 or more")
+    frequencies = np.exp(-np.log(10000.0) / (width // 2 - 1) * np.arange(width // 2, dtype=np.float64))
+    angles = np.arange(length, dtype=np.float64)[:, None] * frequencies[None]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
 def sincos_2d(height: int, width_patches: int, width: int) -> np.ndarray:
     """[height * width_patches, D] float32: half of the dims for the row, half for the column (Chen 2021, MoCo v3).
 

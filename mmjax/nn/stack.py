@@ -52,6 +52,7 @@ class StackFields(nn.Module):
       norm_epsilon: added to the variance.
       norm_placement: `pre` (GPT-2, ViT) or `post` (BERT).
       qkv_bias: whether queries, keys and values have biases.
+      key_bias: whether keys have theirs where queries and values have (Whisper's have not: none changes an output).
       bias: whether every other projection has one.
       mlp_bias: biases of the feed-forward layer where they differ from `bias` (None: the same).
       layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.
@@ -78,6 +79,7 @@ class StackFields(nn.Module):
     norm_epsilon: float = setting(least=0, default=1e-6)
     norm_placement: str = "pre"
     qkv_bias: bool = True
+    key_bias: bool = True
     bias: bool = True
     mlp_bias: bool | None = None
     layer_scale: float = setting(least=0, default=0.0)
@@ -155,6 +157,7 @@ class Block(StackFields):
             head_width=self.head_width or self.width // self.heads,
             kv_heads=self.kv_heads,
             qkv_bias=self.qkv_bias,
+            key_bias=self.key_bias,
             bias=self.bias,
             causal=causal,
             rotary=rotary,

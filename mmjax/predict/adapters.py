@@ -210,14 +210,14 @@ class _ByRow(Predictor):
     def extract(self, *args: Any, **kwargs: Any) -> Any:
         raise UserError("rows(...).extract: passages come in windows, and each row has one adapter; use adapters[NAME]")
 
-    def _batch(self, images: Any, texts: Any, pairs: Any = None) -> dict[str, np.ndarray]:
-        batch = super()._batch(images, texts, pairs)
+    def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
+        batch = super()._batch(images, texts, pairs, sounds)
         self._check_count(len(next(iter(batch.values()))))
         return batch
 
-    def _go_on(self, name: str, prompts: Any, images: Any, *rest: Any, **more: Any) -> Any:
-        self._check_count(next((len(own) for own in (prompts, images) if own is not None), 1))
-        return super()._go_on(name, prompts, images, *rest, **more)
+    def _go_on(self, name: str, prompts: Any, beside: Mapping[str, list[Any]], *rest: Any, **more: Any) -> Any:
+        self._check_count(next((len(own) for own in (prompts, *beside.values()) if own is not None), 1))
+        return super()._go_on(name, prompts, beside, *rest, **more)
 
     def score(self, prompts: Any, *rest: Any, **more: Any) -> list[dict[str, Any]]:
         self._check_count(len(as_texts(prompts) or []))

@@ -16,16 +16,21 @@ from mmjax.core.errors import UserError
 from mmjax.data.files import walk
 from mmjax.data.files.remote import is_address
 from mmjax.data.images import printable, to_pil
+from mmjax.data.sound import SOUNDS
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.tables.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
+from mmjax.predict.made import Listened, listened
 from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.work import Made
+from mmjax.predict.writing import NAMES
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
+FILES = {"image": EXTENSIONS, "audio": SOUNDS}  # what may be given as files, and how their names end
 LONGEST_NAME = 256  # bytes of a file's name; a longer text is none
 BESIDE = ("question", "text_pair")  # fields of a manifest that go with an input
+Ready = Made | Listened | BadRecordError
 TEXTS_AT_ONCE = 8  # batches of texts among which those of a length are put together
 
 
@@ -48,41 +53,48 @@ class Input:
     line: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
-def check_run(path: str, text: bool) -> None:
-    """Before any input is looked at: whether a run, or a HuggingFace folder, is at a path, and reads what it is to be given.
+def check_run(path: str, text: bool) -> str:
+    """Before any input is looked at: whether a run, or a HuggingFace folder, is at a path, and what it reads of what is given:
+    `text`, `image` or `audio`.
 
     Raises:
-      UserError: nothing is there, or what `mmjax.load_model` raises; images for a model that has no encoder of images.
+      UserError: nothing is there, or what `mmjax.load_model` raises; files for a model that reads neither images nor sounds.
     """
     if not is_address(path) and not Path(path).exists():
         raise UserError(f"{path}: there is no run, and no HuggingFace folder")
-    if not text and "image" not in load_model(path).encoders:
-        raise UserError(f"{path} reads texts and no image: add --text")
+    if text:
+        return "text"
+    encoders = load_model(path).encoders
+    found = next((kind for kind in FILES if kind in encoders), None)
+    if found is None:
+        raise UserError(f"{path} reads texts, and neither images nor sounds: add --text")
+    return found
 
 
-def listed(inputs: Sequence[str], text: bool) -> list[Input]:
-    """The inputs that words name: image files, those of folders in the order of their paths, and those of manifests line by
-    line: `image`, a path from the manifest's own folder, and its `question`. With `text`: texts, and a manifest's `text`, with
-    its `question` about it, or the `text_pair` that is the second of two.
+def listed(inputs: Sequence[str], kind: str) -> list[Input]:
+    """The inputs that words name: files of images or sounds, those of folders in the order of their paths, and those of
+    manifests line by line: `image` or `audio`, a path from the manifest's own folder, and its `question`. Of the kind `text`:
+    texts, and a manifest's `text`, with its `question` about it, or the `text_pair` that is the second of two.
 
     Raises:
-      UserError: a folder without images, a manifest that is not there, cannot be read or whose lines have no such field; with
+      UserError: a folder without any, a manifest that is not there, cannot be read or whose lines have no such field; with
         `text` a file of another kind, whose name would be taken for the text.
     """
     found: list[Input] = []
+    text = kind == "text"
     for one in inputs:
         path = Path(one)
         manifest = path.suffix.lower() in MANIFESTS
         if manifest and (not text or not set(one) & set(" \n\t")):  # a text may end so, a word like that is a file's name
-            found += _lines(one, "text" if text else "image")
+            found += _lines(one, kind)
         elif text and len(one) < LONGEST_NAME and path.is_file():
             raise UserError(
                 f"{one}: with --text a file is a manifest ({', '.join(MANIFESTS)}) whose lines have a 'text', not this"
             )
         elif not text and path.is_dir():
-            own = [Input(os.path.join(one, name.removeprefix("./"))) for name in walk.images(path, path, EXTENSIONS)]
+            own = [Input(os.path.join(one, name.removeprefix("./"))) for name in walk.images(path, path, FILES[kind])]
             if not own:
-                raise UserError(f"{one}: no image in this folder ({', '.join(EXTENSIONS)})")
+                raise UserError(f"{one}: no {NAMES.get(kind, kind)} in this folder ({', '.join(FILES[kind])})")
             found += own
         else:
             found.append(Input(one))
@@ -99,7 +111,7 @@ def _lines(path: str, field: str) -> Iterator[Input]:
         for name, text in beside.items():
             if not isinstance(text, str):
                 raise UserError(f"{path}:{number}: its {name!r} is {text!r}, no string")
-        given = os.path.join(os.path.dirname(path), given) if field == "image" else given
+        given = os.path.join(os.path.dirname(path), given) if field in FILES else given
         yield Input(given, beside["question"], beside["text_pair"], line=values)
     if not number:
         raise UserError(f"{path}: it has no lines")
@@ -114,6 +126,7 @@ class Asked:
       template: makes the text of such a class; "" for those of the run's own `ZeroShot`, or the name alone.
       question: asked of each image, or of each passage; "" for none.
       pair: the second of two texts; "" for none.
+      spoken: `language` and `task` of speech, see `Predictor.generate`.
       top_k: so many classes; 0 for all.
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
       new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
@@ -126,6 +139,7 @@ class Asked:
     template: str = ""
     question: str = ""
     pair: str = ""
+    spoken: Mapping[str, str] = dataclasses.field(default_factory=dict)
     top_k: int = 5
     threshold: float | None = None
     new_tokens: int = 0
@@ -141,7 +155,7 @@ def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) ->
     `max_new_tokens` has `cut`.
 
     Args:
-      kind: what the inputs are, `image` or `text`; a file that is no image is an answer with an `error`.
+      kind: what the inputs are, `image`, `audio` or `text`; a file that cannot be read is an answer with an `error`.
 
     Raises:
       UserError: a model that does nothing of that.
@@ -152,13 +166,13 @@ def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) ->
 def each(
     ask: Predictor, inputs: Sequence[Input], kind: str, said: Callable[[list[Input], list[Any]], list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    """What `said` gives of each input, with the input's name, in order; a file that is no image has an `error`.
+    """What `said` gives of each input, with the input's name, in order; a file that cannot be read has an `error`.
 
     Args:
-      said: (inputs, their pixels or texts) -> an answer for each.
+      said: (inputs, their pixels, sounds or texts) -> an answer for each.
     """
     size = ask.batch_size * (TEXTS_AT_ONCE if kind == "text" else 1)
-    ready = ((one, one.given) for one in inputs) if kind == "text" else _made(ask, inputs)
+    ready = ((one, one.given) for one in inputs) if kind == "text" else _made(ask, inputs, kind)
     while some := list(itertools.islice(ready, size)):
         good = [(one, given) for one, given in some if not isinstance(given, BadRecordError)]
         known = iter(said([one for one, _ in good], [given for _, given in good]) if good else ())
@@ -167,16 +181,17 @@ def each(
             yield {**name, "error": given.reason} if isinstance(given, BadRecordError) else {**name, **next(known)}
 
 
-def _made(ask: Predictor, inputs: Sequence[Input]) -> Iterator[tuple[Input, Made | BadRecordError]]:
-    """Each image as the run's transforms make it, or why it could not be read; so many batches ahead, whatever their number."""
+def _made(ask: Predictor, inputs: Sequence[Input], kind: str) -> Iterator[tuple[Input, Ready]]:
+    """Each image or sound made ready as the run's own are, or why it could not be read; so many batches ahead, whatever their
+    number."""
 
-    def make(one: Input) -> Made | BadRecordError:
+    def make(one: Input) -> Ready:
         try:
-            return Made(ask.work.pixels(one.given))
+            return listened(ask.work, one.given) if kind == "audio" else Made(ask.work.pixels(one.given))
         except BadRecordError as error:
             return error
 
-    waiting: deque[tuple[Input, Future[Made | BadRecordError]]] = deque()
+    waiting: deque[tuple[Input, Future[Ready]]] = deque()
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "mmjax-predict")
     try:
         for one in inputs:
@@ -195,6 +210,10 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     questions = put if any(put) else None
     if questions and not all(put):
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
+    if asked.spoken and kind != "audio":
+        raise UserError(f"{ask.work.path} reads {kind}s here: --language and --task are of sounds")
+    if kind == "audio":
+        return _heard(ask, some, given, asked)
     images, texts = (given, questions) if kind == "image" else (None, given)
     shown: list[dict[str, Any]] = [{"question": one} if any(each.question for each in some) else {} for one in put]
     if kind == "text" and ask.extracts() and not (asked.classes or asked.decoder):
@@ -226,6 +245,24 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     )
     cut = [{} if one.ended else {"cut": True} for one in written]
     return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
+
+
+def _heard(ask: Predictor, some: list[Input], given: list[Listened], asked: Asked) -> list[dict[str, Any]]:
+    """Classes of sounds, or what is said in them; of one longer than the run hears, `seconds` and how many were `heard`."""
+    if any(one.question for one in some) or asked.question or asked.classes or asked.pair:
+        raise UserError(f"{ask.work.path} reads sounds: --question, --classes and --pair are of images and texts")
+    lengths = [
+        {"seconds": round(one.heard.seconds, 3), "heard": len(one.waveform) / one.heard.rate} if one.heard.cut else {}
+        for one in given
+    ]
+    if ask.classifies() and not asked.decoder:
+        rows = ask.classify(sounds=given, top_k=asked.top_k, threshold=asked.threshold)
+        return [{"classes": row, **length} for row, length in zip(rows, lengths, strict=True)]
+    settings: dict[str, Any] = {**asked.spoken, **({"max_new_tokens": asked.new_tokens} if asked.new_tokens else {})}
+    numbers = [one.number for one in some]
+    own = ask.generate(sounds=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)
+    cut = [{} if one.ended else {"cut": True} for one in own]
+    return [{"transcript": one.text.strip(), **short, **length} for one, short, length in zip(own, cut, lengths, strict=True)]
 
 
 def _pairs(

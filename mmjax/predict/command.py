@@ -24,6 +24,8 @@ class Options:
       text: the inputs are texts, to be classified, searched for entities or answers, or gone on with.
       question: asked of each image, or of each passage where the inputs are texts.
       pair: the second of two texts, of which each input is the first.
+      language: of the speech, "en" for instance, where the weights know several; without it, as each sound is heard.
+      task: `transcribe`, or `translate` (into English).
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.
       decoder: which writes; where one alone does it need not be said.
@@ -42,6 +44,8 @@ class Options:
     text: bool = setting(everyday=True, default=False)
     question: str = setting(everyday=True, default="")
     pair: str = setting(everyday=True, default="")
+    language: str = ""
+    task: str = ""
     classes: str = setting(everyday=True, default="")
     template: str = ""
     decoder: str = setting(metavar="NAME", default="")
@@ -79,13 +83,14 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.predictor import Predictor
 
     index = Index(own.index) if own.index else None
-    check_run(words[0], own.text)
-    kind, inputs, failed = "text" if own.text else "image", listed(words[1:], own.text), 0
+    kind = check_run(words[0], own.text)
+    inputs, failed = listed(words[1:], kind), 0
     asked = Asked(
         classes=_classes(own.classes),
         template=own.template,
         question=own.question,
         pair=own.pair,
+        spoken={name: value for name, value in (("language", own.language), ("task", own.task)) if value},
         top_k=own.top_k,
         threshold=own.threshold,
         new_tokens=own.max_new_tokens,

@@ -52,11 +52,11 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.answers import check_run, each, listed
     from mmjax.predict.predictor import Predictor
 
-    kind, failed = "text" if own.text else "image", 0
+    failed = 0
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(new_index(own.out))
-        check_run(words[0], own.text)
-        inputs = listed(words[1:], own.text)
+        kind = check_run(words[0], own.text)
+        inputs = listed(words[1:], kind)
         tick = stack.enter_context(progress(len(inputs), own.out))
         ask = Predictor(words[0], own.batch_size)
         new.about = identity(ask, kind)
@@ -75,8 +75,9 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
 
 
 def vectors(ask: Any, kind: str, some: Sequence[Any]) -> np.ndarray:
-    """[N, E] float32 of unit length, of images or of texts. Raises `UserError` for NaN, which is near to nothing."""
-    found: np.ndarray = ask.embed_image(list(some)) if kind == "image" else ask.embed_text(list(some))
+    """[N, E] float32 of unit length, of images, sounds or texts. Raises `UserError` for NaN, which is near to nothing."""
+    embed = {"image": ask.embed_image, "audio": ask.embed_audio, "text": ask.embed_text}[kind]
+    found: np.ndarray = embed(list(some))
     if not np.isfinite(found).all():
         raise UserError(f"{ask.work.path}: among the vectors of {len(some)} {kind}s one holds NaN or infinity")
     return found

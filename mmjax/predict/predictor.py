@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.types import BadRecordError
 from mmjax.evaluate.zero_shot import class_vectors
 from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
-from mmjax.predict import numbers, painting, writing
+from mmjax.predict import made, numbers, openings, painting, writing
 from mmjax.predict.heads import check_pairs, check_read, class_names, classifying, reads
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.shares import shares
@@ -76,11 +75,12 @@ class Predictor(TokenAnswers):
         template: str | Sequence[str] = (),
         threshold: float | None = None,
         pairs: Any = None,
+        sounds: Any = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts: what is classified, as many of both where the head reads both.
+          images, texts, sounds: what is classified, as many of each that the head reads.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -103,9 +103,9 @@ class Predictor(TokenAnswers):
             logits_NC, names, outcome = self._nearest(images, tuple(classes), template), tuple(classes), "one"
         else:
             name = self._head(head)
-            check_read(self.work, name, images, texts)
+            check_read(self.work, name, images, texts, sounds)
             check_pairs(self.work, texts, pairs)
-            batch = self._batch(images, texts, pairs)
+            batch = self._batch(images, texts, pairs, sounds)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), batch)
             outcome = self.work.outcome(name)
             names = class_names(self.work, name, logits_NC.shape[-1] + (outcome == "ordered"))
@@ -150,6 +150,10 @@ class Predictor(TokenAnswers):
         """[N, E] float32 of unit length, in the space that texts share with images."""
         return self._embed("text", self._batch(None, texts))
 
+    def embed_audio(self, sounds: Any) -> np.ndarray:
+        """[N, E] float32 of unit length, in the space that sounds share with others."""
+        return self._embed("audio", self._batch(None, None, sounds=sounds))
+
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """[images, texts] float32: the cosines of all pairs."""
         return self.embed_image(images) @ self.embed_text(texts).T
@@ -163,21 +167,27 @@ class Predictor(TokenAnswers):
         details: bool = False,
         stream: bool = False,
         numbers: Sequence[int] | None = None,
+        sounds: Any = None,
+        language: str = "",
+        task: str = "",
         **settings: Any,
     ) -> Any:
-        """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one.
+        """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one, what is said
+        in a sound.
 
         With `num_return_sequences` above 1 a list of texts of each prompt, of beams the best first.
 
         Args:
           prompts: texts that are gone on with, or questions where the decoder reads the text by an encoder; None for none.
-          images: as many, where the decoder looks at them.
+          images, sounds: as many, where the decoder looks at them, or listens.
           logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
           decoder: which writes; "" for the only one that writes texts.
           details: give `predict.writing.Written` for each text: `text`, `ids`, `ended` (False where `max_new_tokens` cut it),
             and `score`: its log-likelihood, which beams divide by its length to the power of `length_penalty`.
           stream: give an iterator over the pieces of the one text of the one prompt, each as soon as it is written.
           numbers: of the prompts, on which what is drawn depends beside the seed; None for 0, 1, 2, ...
+          language, task: of a model of several languages (Whisper): "en", and `transcribe` or `translate`; "" for the language
+            that each sound is heard to be in, and to transcribe it.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the run's
             own evaluator of that decoder (`Captions`, `Answers`), or else of the generation_config.json that came with the
             weights. An end is the tokenizer's own where nothing says another, and `max_new_tokens` 20, or what there is room
@@ -186,8 +196,11 @@ class Predictor(TokenAnswers):
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
-        texts, images = as_prompts(prompts), as_list(images)
-        return self._go_on(self._decoder(decoder), texts, images, logits_processor, details, stream, settings, numbers)
+        beside = _given(image=images, audio=sounds)
+        name, texts = self._decoder(decoder), as_prompts(prompts)
+        begun, beside = openings.begun(self.work, name, texts, beside, language, task, self._beside, self._rows)
+        texts = texts if begun is None else begun
+        return self._go_on(name, texts, beside, logits_processor, details, stream, settings, numbers)
 
     def chat(self, messages: Any, details: bool = False, stream: bool = False, **settings: Any) -> Any:
         """What the model says next in a conversation, put into words by the tokenizer's own template.
@@ -200,7 +213,7 @@ class Predictor(TokenAnswers):
           UserError: a tokenizer without a template; as `generate`.
         """
         rows = writing.conversations(self.work, messages)
-        found = self._go_on(self._decoder(""), rows, None, None, details, stream, settings)
+        found = self._go_on(self._decoder(""), rows, {}, None, details, stream, settings)
         return found[0] if isinstance(messages[0], dict) and not stream else found
 
     def score(self, prompts: Any, continuations: Any, images: Any = None, decoder: str = "") -> list[dict[str, Any]]:
@@ -216,11 +229,11 @@ class Predictor(TokenAnswers):
           UserError: a decoder that reads the prompt by an encoder is given it as `generate` is, and its text is the
             continuation alone; else as `generate`; a continuation of no tokens.
         """
-        work, name = self.work, self._decoder(decoder)
-        texts, after, images = as_texts(prompts), as_texts(continuations), as_list(images)
+        work, name, beside = self.work, self._decoder(decoder), _given(image=images)
+        texts, after = as_texts(prompts), as_texts(continuations)
         if texts is None or after is None or len(texts) != len(after):
             raise UserError(f"{len(texts or [])} prompts and {len(after or [])} continuations: give as many of both")
-        return writing.scored(work, name, texts, after, images, self._batch, self._rows)
+        return writing.scored(work, name, texts, after, beside, self._beside, self._rows)
 
     def writes(self) -> bool:
         """Whether a decoder writes texts."""
@@ -267,7 +280,7 @@ class Predictor(TokenAnswers):
         self,
         name: str,
         prompts: Any,
-        images: Any,
+        beside: Mapping[str, list[Any]],
         processor: Any,
         details: bool,
         stream: bool,
@@ -284,10 +297,11 @@ class Predictor(TokenAnswers):
         known = work.settings(name)
         s = settings_of({**known, **{name: value for name, value in given.items() if value is not None}})
         said = any(own.get("max_new_tokens") is not None for own in (known, given))
-        ready = writing.ready(work, name, prompts, images, s.max_new_tokens if said else 1, self._batch)
+        ready = writing.ready(work, name, prompts, beside, s.max_new_tokens if said else 1, self._beside)
         if not said:  # nobody has: as many as there is room for, then
-            room = ready.room - max(map(len, ready.prompts))
-            s = dataclasses.replace(s, max_new_tokens=min(s.max_new_tokens, room))
+            longest = max(map(len, ready.prompts))
+            new = max(1, work.most - longest) if work.most else s.max_new_tokens
+            s = dataclasses.replace(s, max_new_tokens=min(new, ready.room - longest))
         if numbers is not None and len(numbers) != len(ready.prompts):
             raise UserError(f"{len(ready.prompts)} prompts and {len(numbers)} numbers: give one each")
         if stream:
@@ -340,31 +354,13 @@ class Predictor(TokenAnswers):
             f"{room} {', '.join(parts)}" for room in ("encoders", "fusions", "decoders", "heads") if (parts := getattr(m, room))
         )
 
-    def _batch(self, images: Any, texts: Any, pairs: Any = None) -> dict[str, np.ndarray]:
+    def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
         """What encoders read, one row an input."""
-        images, texts, pairs = as_list(images), as_texts(texts), as_texts(pairs)
-        if images is None and texts is None:
-            raise UserError("give images, texts, or both")
-        if images is not None and texts is not None and len(images) != len(texts):
-            raise UserError(f"{len(images)} images and {len(texts)} texts: give as many of both")
-        batch: dict[str, np.ndarray] = {}
-        if images is not None:
-            try:
-                made = [self.work.pixels(image) for image in images]
-            except BadRecordError as error:
-                raise UserError(str(error)) from None
-            if len(sizes := {one.shape for one in made}) > 1:
-                raise UserError(
-                    f"{self.work.path}: images of {len(sizes)} sizes after its transforms, which have no Resize: {sizes}"
-                )
-            batch["image"] = np.stack(made)
-        if texts is not None:
-            found, cut = self.work.texts(texts, pairs)
-            if any(cut):
-                logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), found["ids"].shape[1])
-            batch |= {"text": found["ids"], "text_mask": found["mask"]}
-            batch |= {} if pairs is None else {"text_segments": found["segments"]}
-        return batch
+        return made.batch(self.work, images, texts, pairs, sounds)
+
+    def _beside(self, given: Mapping[str, list[Any]], texts: Any) -> dict[str, np.ndarray]:
+        """What encoders read of the inputs of each modality, and of texts."""
+        return self._batch(given.get("image"), texts, None, given.get("audio"))
 
     def _program(self, key: Any, run: Callable[..., Any], donated: tuple[int, ...] = ()) -> Callable[..., Any]:
         """The compiled function of a key; made when first asked for."""
@@ -387,3 +383,8 @@ class Predictor(TokenAnswers):
             out = program(self._given, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *given)
+
+
+def _given(**inputs: Any) -> dict[str, list[Any]]:
+    """Modality -> a list of what is given of it, of those that are."""
+    return {name: own for name, some in inputs.items() if (own := as_list(some)) is not None}

@@ -17,9 +17,10 @@ from mmjax.convert.api import COMPANION_FOLDER, has_tokenizer, run_at
 from mmjax.convert.export import text_tokenizer
 from mmjax.convert.family import get
 from mmjax.convert.processor import NoProcessorError
+from mmjax.convert.sounds import sound_column
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
-from mmjax.data import Tokenizer
+from mmjax.data import Audio, Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.data.making import text_spec
 from mmjax.data.passages import Layout
@@ -31,6 +32,7 @@ from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
+from mmjax.predict.speech import Speech
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 from mmjax.train.measured import Measured, brought, measured
@@ -55,6 +57,7 @@ class Work:
       templates: those by which the run's own `ZeroShot` makes texts of classes; () where it has none.
       paints: the objective by which it learned to paint what is hidden of an image; None where it did not.
       writes: settings of generation that came with it, by name; `unwritten`: what else its generation_config.json asks for.
+      most: tokens of a prompt and of what follows it, by the same file; 0 where it does not say.
       evaluated: decoder -> the settings with which the run's own evaluator writes; of several evaluators those of the first.
       reading: how questions about passages become windows, as its data has it; None where nothing says so.
       impossible: whether its own evaluator says of passages that they have no answer.
@@ -62,6 +65,8 @@ class Work:
       pairs: whether its texts are pairs; None where nothing says so.
       measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
+      speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
+      hears: how a sound is made ready; None where nothing says so.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
     """
 
@@ -80,6 +85,7 @@ class Work:
     paints: MaskedImage | None = None
     writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unwritten: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    most: int = 0
     evaluated: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     questions: frozenset[str] = frozenset()
     reading: Span | None = None
@@ -88,6 +94,8 @@ class Work:
     pairs: bool | None = None
     measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
     fields: tuple[str, str] = ("text", "text_pair")
+    hears: Audio | None = None
+    speech: Speech | None = None
 
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
@@ -160,14 +168,14 @@ class Work:
             raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
         first = self._first()
         if text is None:
-            return [self.tokenizer.bos_id if first is None else first]
+            return list(self.tokenizer.opening) if first is None else [first]
         if self.trained:  # what `encode` adds at the end is not part of a text that goes on
             ids = self.tokenizer.whole(text)
             ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids
         else:
             ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
             ids = ids if first is None else [first, *ids[1:-1]]
-        return list(ids) or [self.tokenizer.bos_id]
+        return list(ids) or list(self.tokenizer.opening)
 
     def _first(self) -> int | None:
         """The token with which HuggingFace's class begins each text, whatever its tokenizer writes; None where that stays."""
@@ -217,23 +225,32 @@ def open_work(path: str | Path) -> Work:
         tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None
         alone = Experiment(model=model, data={}, tasks={}, steps=0)
         own, rest = generation_config.read(folder)
-        given = (_came_with(path), from_huggingface(alone), 0)
-        says: dict[str, Any] = {"several": _several(model), "measured": brought(model)}
-        return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False), unwritten=rest)
+        given = (_came_with(path, model), from_huggingface(alone), 0)
+        says: dict[str, Any] = {
+            **_asked(rest, tokenizer),
+            "several": _several(model),
+            "measured": brought(model),
+            "hears": sound_column(folder, model),
+            "speech": Speech.of(generation_config.said(folder)),
+        }
+        return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False))
     e, tokenizers = run.experiment(), run.tokenizers()
     data = e.asked_data()
     names = run.classes() or from_huggingface(e)
-    transforms = _came_with(path) if data is None else tuple(data.transforms)
+    transforms = _came_with(path, model) if data is None else tuple(data.transforms)
     tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
     own, rest = generation_config.read(run.path / COMPANION_FOLDER)
     column = None if data is None else text_spec(data.columns, "text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
-    how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), "unwritten": rest}
+    how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), **_asked(rest, tokenizer)}
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
+    how["speech"] = None if e.data else Speech.of(generation_config.said(run.path / COMPANION_FOLDER))
+    sound = None if data is None else data.columns.get("audio")
+    how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
     how["reading"] = column if isinstance(column, Span) else None
     read = run.about_data().get(next((task.data for task in e.tasks.values()), ""), {}).get("shapes", {})
     how["pairs"] = "text_segments" in read and how["reading"] is None if read else None
@@ -280,8 +297,23 @@ def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[s
     return named if end is None else {**named, "eos_token_id": end}
 
 
-def _came_with(path: str | Path) -> tuple[Any, ...] | None:
+def _asked(rest: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What generation_config.json asks for beside settings: how long a text may be, with its prompt, and what is not done.
+
+    The tokens by which old files begin a text (Whisper's) may be those that the tokenizer begins it with.
+    """
+    left, most = dict(rest), rest.get("max_length", 0)
+    left.pop("max_length", None)
+    begun = [token for _, token in left.get("forced_decoder_ids", ())]
+    if tokenizer is not None and begun == list(tokenizer.opening[1:]):
+        left.pop("forced_decoder_ids", None)
+    return {"most": most if isinstance(most, int) else 0, "unwritten": left}
+
+
+def _came_with(path: str | Path, model: Multimodal) -> tuple[Any, ...] | None:
     """The transforms of the image processor in the folder; None where there is none."""
+    if "image" not in model.encoders:
+        return None
     try:
         return image_transforms(path)
     except NoProcessorError:

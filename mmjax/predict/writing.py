@@ -23,6 +23,8 @@ from mmjax.objectives.losses import cross_entropy
 from mmjax.predict.work import Work
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
+DOES = {"image": "looks at", "audio": "listens to"}
+NAMES = {"audio": "sound"}
 PLACE = "place"  # of a batch, [B] int32: which of all prompts a row is
 Rows = list[list[int]]
 
@@ -91,33 +93,36 @@ def ready(
     work: Work,
     decoder: str,
     prompts: Sequence[Any] | None,
-    images: Sequence[Any] | None,
+    beside: Mapping[str, Sequence[Any]],
     new: int,
     batch_of: Callable[[Any, Any], dict[str, np.ndarray]],
 ) -> Writing:
-    """Prompts and images as a decoder takes them.
+    """Prompts, and what a decoder looks at or listens to, as it takes them.
 
     Args:
       prompts: texts, or the token ids of each; None for the first token alone.
+      beside: `image`, `audio` -> the inputs of it.
       new: how many tokens will follow, at least.
-      batch_of: (images, texts) -> what encoders read.
+      batch_of: (such inputs, texts) -> what encoders read.
 
     Raises:
       UserError: images where it looks at none, or none where it does; a prompt that does not fit, or another number of them.
     """
     spec, forward = work.model.decoders[decoder], BoundForward(work.model, work.params, {})
     read = {one for context in spec.context for one in forward.modalities(context)}
-    if ("image" in read) != (images is not None):
-        raise UserError(
-            f"decoders.{decoder} {'looks at an image, and there is none' if 'image' in read else 'looks at no image'}"
-        )
+    for modality, does in DOES.items():
+        if (modality in read) != (modality in beside):
+            thing = f"{'an' if modality[0] in 'aeiou' else 'a'} {NAMES.get(modality, modality)}"
+            said = f"{does} {thing}, and there is none" if modality in read else f"{does} no {NAMES.get(modality, modality)}"
+            raise UserError(f"decoders.{decoder} {said}")
     asked = prompts if "text" in read else None
     if "text" in read and asked is None:
         raise UserError(f"decoders.{decoder} answers a question: give one a prompt")
-    batch = batch_of(images, asked) if read else {}
+    batch = batch_of(beside, asked) if read else {}
     count = len(next(iter(batch.values()))) if batch else len([""] if prompts is None else prompts)
     if prompts is not None and len(prompts) != count:
-        raise UserError(f"{count} images and {len(prompts)} prompts: give as many of both")
+        what = " and ".join(NAMES.get(one, one) + "s" for one in beside) or "texts"
+        raise UserError(f"{count} {what} and {len(prompts)} prompts: give as many of both")
     tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
     texts = [None] * count if prompts is None or asked is not None else list(prompts)
     rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one), spec, tokens) for one in texts]
@@ -244,14 +249,14 @@ def scored(
     decoder: str,
     prompts: Sequence[str],
     continuations: Sequence[str],
-    images: Sequence[Any] | None,
+    beside: Mapping[str, Sequence[Any]],
     batch_of: Callable[[Any, Any], dict[str, np.ndarray]],
     rows_of: Callable[..., Any],
 ) -> list[dict[str, Any]]:
     """See `Predictor.score`."""
     forward = BoundForward(work.model, work.params, {})
     asked = any("text" in forward.modalities(context) for context in work.model.decoders[decoder].context)
-    begun = ready(work, decoder, prompts, images, 0, batch_of)
+    begun = ready(work, decoder, prompts, beside, 0, batch_of)
     texts = [after if asked else prompt + after for prompt, after in zip(prompts, continuations, strict=True)]
     wholes, starts = [], []
     for prompt, text, own in zip(prompts, texts, begun.prompts, strict=True):

@@ -16,6 +16,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
+from mmjax.data import Audio
 from mmjax.evaluate.evaluation import data_of
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
@@ -67,6 +68,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
             _check_head(use, heads[use.head], setup)
     known_shapes = {} if run is None else {name: about.get("shapes", {}) for name, about in run.about_data().items()}
     _check_columns(setup, run)
+    _check_rates(setup.experiment)
     lines += [*unread, *_warm_up(setup.experiment), *_unmoved(setup), *_other_sizes(setup, evaluators, known_shapes)]
     lines += _weights(setup) + _mirrored(setup) + _unread_keys(setup) + _textless(setup) + _files(setup)
     return dataclasses.replace(setup, notes=tuple(_table(setup) + lines))
@@ -127,6 +129,18 @@ def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -
     rooms = {f"{room}_{name}": f"{room}.{name}" for room in ROOMS for name in getattr(model, room)}
     firsts = {path.split("/")[0] for path in read}
     return [place for first, place in rooms.items() if first not in firsts and any(p.startswith(f"{first}/") for p in paths)]
+
+
+def _check_rates(experiment: Experiment) -> None:
+    """Raises UserError where an encoder would take the sounds of some data for slower or faster ones."""
+    for name, data in experiment.data.items():
+        for key, column in data.columns.items():
+            front = getattr(experiment.model.encoders.get(key), "spectrogram", None)
+            if isinstance(column, Audio) and front is not None and front.rate != column.rate:
+                raise UserError(
+                    f"data.{name}.columns.{key}.rate={column.rate}: model.encoders.{key}.spectrogram reads rate={front.rate}; "
+                    "give both the same"
+                )
 
 
 def _check_columns(setup: Setup, run: Run | None) -> None:

@@ -31,6 +31,7 @@ class Tokenizer:
       eos_id: ends a sequence ([SEP] where there is no other).
       mask_id: of the masked token, or None.
       special_ids: all special tokens, ascending.
+      opening: ids that come before each text, of which the rest is gone on with: of Whisper's several.
       begins, ends: ids that `encode` adds, for a tokenizer that does not write them by itself: GPT-2's writes neither a first
         nor a last token, Llama's no last one. () where it does: what ends by itself (BERT, CLIP, T5) is left as it is.
     """
@@ -49,6 +50,7 @@ class Tokenizer:
         self.special_ids: tuple[int, ...] = tuple(sorted(set(huggingface.all_special_ids)))
         begun, ended = _writes(huggingface)
         self.begins: tuple[int, ...] = () if begun or ended else (self.bos_id,)
+        self.opening: tuple[int, ...] = begun or (self.bos_id,)
         self.ends: tuple[int, ...] = () if ended else (self.eos_id,)
         self._spaced: bool | None = None  # whether words are given the space before them; found out when first asked
         self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
@@ -284,15 +286,15 @@ def whole_letters(text: str) -> str:
     return HALVES.sub("\ufffd", text)
 
 
-def _writes(huggingface: Any) -> tuple[bool, bool]:
-    """Whether a tokenizer writes special tokens before a text, and after it."""
+def _writes(huggingface: Any) -> tuple[tuple[int, ...], bool]:
+    """The special tokens that a tokenizer writes before a text, and whether it writes some after it."""
     for text in ("a", "1", "."):  # the first that it has tokens for
         whole, alone = (huggingface(text, add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False))
         for start in range(len(whole) - len(alone) + 1 if alone else 0):
             if whole[start : start + len(alone)] == alone:
-                return start > 0, start + len(alone) < len(whole)
-    written = huggingface.num_special_tokens_to_add() > 0
-    return written, written
+                return tuple(whole[:start]), start + len(alone) < len(whole)
+    whole = huggingface("", verbose=False)["input_ids"]  # of a tokenizer without letters: what it writes around nothing
+    return tuple(whole[:1]), len(whole) > 0
 
 
 def _byte_letters() -> dict[str, int]:

@@ -16,6 +16,7 @@ from families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
 from families.vilt import VILT
 from families.vit import VIT
 from families.vit_mae import VIT_MAE
+from families.whisper import WHISPER
 
 CASES = {
     case.model_type: case
@@ -23,6 +24,6 @@ CASES = {
         *(BERT, ROBERTA, GPT2, LLAMA),
         *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
-        *(VILT, BLIP, LLAVA, FLAVA),
+        *(VILT, BLIP, LLAVA, FLAVA, WHISPER),
     )
 }

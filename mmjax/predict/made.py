@@ -1,0 +1,98 @@
+"""What is given, made ready for the encoders: one row an input."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import numpy as np
+
+from mmjax.core.errors import UserError
+from mmjax.data.audio import Hear
+from mmjax.data.sound import Heard
+from mmjax.data.types import BadRecordError
+from mmjax.predict.inputs import as_list, as_texts
+from mmjax.predict.work import Work
+
+logger = logging.getLogger("mmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listened:
+    """A sound as the run's column makes it.
+
+    Attributes:
+      waveform: [n] float32, without padding.
+      heard: what of it that is.
+    """
+
+    waveform: np.ndarray
+    heard: Heard
+
+
+def listened(work: Work, sound: Any) -> Listened:
+    """A path, the bytes of a file, or `{"array", "sampling_rate"}`, from its start; what was listened to already stays.
+
+    Raises:
+      BadRecordError: a file that is no sound.
+      UserError: something else; a run that says nothing of how sounds are made ready.
+    """
+    if isinstance(sound, Listened):
+        return sound
+    if work.hears is None:
+        raise UserError(f"{work.path}: nothing in it says how a sound is made ready (preprocessor_config.json is not there)")
+    given = os.fspath(sound) if isinstance(sound, os.PathLike) else sound
+    record = Hear("audio", work.hears)({"audio": given}, None, "a sound")
+    return Listened(record["audio"], record["audio_heard"])
+
+
+def batch(work: Work, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
+    """Batch key -> [N, ...], of images, texts and sounds, as many of each that is given.
+
+    Raises:
+      UserError: none of them, or not as many; one that cannot be read.
+    """
+    images, texts, pairs, sounds = as_list(images), as_texts(texts), as_texts(pairs), as_list(sounds)
+    given = {"images": images, "texts": texts, "sounds": sounds}
+    counts = {name: len(own) for name, own in given.items() if own is not None}
+    if not counts:
+        raise UserError("give images, texts or sounds, or several of them")
+    if len(set(counts.values())) > 1:
+        raise UserError(f"{' and '.join(f'{count} {name}' for name, count in counts.items())}: give as many of each")
+    found: dict[str, np.ndarray] = {}
+    try:
+        found |= {} if images is None else {"image": _stacked(work, images)}
+        found |= {} if sounds is None else _padded(work, sounds)
+    except BadRecordError as error:
+        raise UserError(str(error)) from None
+    if texts is not None:
+        own, cut = work.texts(texts, pairs)
+        if any(cut):
+            logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), own["ids"].shape[1])
+        found |= {"text": own["ids"], "text_mask": own["mask"]}
+        found |= {} if pairs is None else {"text_segments": own["segments"]}
+    return found
+
+
+def _stacked(work: Work, images: list[Any]) -> np.ndarray:
+    made = [work.pixels(image) for image in images]
+    if len(sizes := {one.shape for one in made}) > 1:
+        raise UserError(f"{work.path}: images of {len(sizes)} sizes after its transforms, which have no Resize: {sizes}")
+    return np.stack(made)
+
+
+def _padded(work: Work, sounds: list[Any]) -> dict[str, np.ndarray]:
+    own = [listened(work, sound) for sound in sounds]
+    assert work.hears is not None
+    x_BN = np.zeros((len(own), work.hears.samples), np.float32)
+    mask_BN = np.zeros(x_BN.shape, bool)
+    for row, one in enumerate(own):
+        x_BN[row, : len(one.waveform)], mask_BN[row, : len(one.waveform)] = one.waveform, True
+    if cut := [one.heard for one in own if one.heard.cut]:
+        logger.warning(
+            "mmjax: of %d of %d sounds no more than the first %g s are heard; the longest has %.0f s",
+            len(cut), len(own), work.hears.seconds, max(one.seconds for one in cut),
+        )  # fmt: skip
+    return {"audio": x_BN, "audio_mask": mask_BN}
