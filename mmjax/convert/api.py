@@ -293,7 +293,7 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     family, tokenizer = family_of(model), text_tokenizer(e, run.tokenizers())
     if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)
-        write_generation(folder, architecture, family.config(explicit(model)), family)
+        write_generation(folder, architecture, family.config(explicit(model)), family, tokenizer)
     data = e.asked_data()
     if data is not None and "image" in model.encoders:
         for name in ("preprocessor_config.json", "processor_config.json"):

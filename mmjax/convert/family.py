@@ -161,6 +161,7 @@ class Family:
       ends_with_sep: whether its classes end what they write with `sep_token_id` (BLIP).
       first_token: (config field, its default) of the token with which its classes begin what they write, over the tokenizer's
         first one, whose last they leave away (BLIP); None where a prompt stays as the tokenizer gives it.
+      starts_apart: whether its classes are told by `decoder_start_token_id`, and what follows it, how a text begins (Whisper).
       pools_at_end: whether its classes find a text's vector by `eos_token_id` (CLIP).
       any_size: whether its classes resize positions to the image they are given, whatever `image_size` says.
     """
@@ -185,6 +186,7 @@ class Family:
     reads: tuple[str, ...] = ("input_ids", "attention_mask")
     ends_with_sep: bool = False
     first_token: tuple[str, int] | None = None
+    starts_apart: bool = False
     pools_at_end: bool = False
     any_size: bool = False
 

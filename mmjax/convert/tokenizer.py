@@ -22,7 +22,7 @@ from mmjax.models import Multimodal
 
 # Classes that write texts: those that continue one, and those that begin anew after an image.
 CONTINUE = ("GPT2LMHeadModel", "LlamaForCausalLM", "LlavaForConditionalGeneration")
-GENERATE = (*CONTINUE, "BlipForConditionalGeneration", "BlipForQuestionAnswering")
+GENERATE = (*CONTINUE, "BlipForConditionalGeneration", "BlipForQuestionAnswering", "WhisperForConditionalGeneration")
 LAST_BY_PADDING = ("GPT2ForSequenceClassification", "LlamaForSequenceClassification")  # read the last id that is not padding
 LARGEST = 2  # an eos_token_id that CLIP's classes do not look for: they take the largest id, as files of theirs once meant
 
@@ -38,6 +38,8 @@ def with_ids(family: Family, model: Multimodal, architecture: str, tokenizer: To
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     if family.ends_with_sep:
         ids["sep_token_id"] = tokenizer.eos_id
+    if family.starts_apart:
+        ids["decoder_start_token_id"] = tokenizer.opening[0]
     for group in family.texts:
         for name, value in ids.items():
             place = f"{group}.{name}" if group else name
@@ -75,14 +77,17 @@ def text_part(model: Multimodal) -> Any:
     return next((part for part in parts if hasattr(part, "vocab_size")), None)
 
 
-def write_generation(folder: Path, architecture: str, config: Mapping[str, Any], family: Family) -> None:
-    """generation_config.json of a class that generates: what is there, with the ids that config.json says."""
+def write_generation(folder: Path, architecture: str, config: Mapping[str, Any], family: Family, tokenizer: Tokenizer) -> None:
+    """generation_config.json of a class that generates: what is there, with the ids that config.json says; and those by which
+    the tokenizer begins each text, where the class is told them (a Whisper of several languages would choose one itself)."""
     if architecture not in GENERATE:
         return
     group = family.texts[0] if family.texts else ""
     file = folder / "generation_config.json"
     said = json.loads(file.read_text()) if file.is_file() else {}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    if family.starts_apart:
+        said["forced_decoder_ids"] = [[place, token] for place, token in enumerate(tokenizer.opening) if place]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", *["decoder_start_token_id"] * family.starts_apart):
         value = get(config, f"{group}.{name}" if group else name, None)
         if value is not None:
             said[name] = value

@@ -114,6 +114,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 WHISPER = Family(
     model_type="whisper",
     texts=("",),
+    starts_apart=True,
     models={"WhisperForConditionalGeneration": _generation, "WhisperForAudioClassification": _classification},
     fields=FIELDS,
     rows=_rows,
