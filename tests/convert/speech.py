@@ -57,7 +57,7 @@ def save(folder, languages=(), kind="WhisperForConditionalGeneration", seed=0, *
     model = randomise(getattr(transformers, kind)(config))
     if hasattr(model, "generation_config") and model.generation_config is not None:
         own = {"no_timestamps_token_id": ids["notimestamps"], "is_multilingual": bool(languages), "return_timestamps": False}
-        own |= {"max_length": 20, "suppress_tokens": [7, 9], "begin_suppress_tokens": [end]}
+        own |= {"max_length": 12, "suppress_tokens": [7, 9], "begin_suppress_tokens": [end]}
         if languages:
             own["lang_to_id"] = {f"<|{one}|>": words.convert_tokens_to_ids(f"<|{one}|>") for one in languages}
             own["task_to_id"] = {one: words.convert_tokens_to_ids(f"<|{one}|>") for one in ("translate", "transcribe")}
