@@ -139,7 +139,7 @@ MUTATIONS = (
              "front.rate != column.rate", "front.rate < column.rate"),
     Mutation("length_unasked", "what generation_config.json says of a text's length is not followed",
              "mmjax/predict/predictor.py", "tests/convert/test_whisper.py -k texts_are",
-             "max(1, work.most - longest) if work.most else", "max(1, work.most - longest) if work.most > 10**6 else"),
+             "work.new_tokens(longest) or s.max_new_tokens", "s.max_new_tokens"),
     Mutation("window_at_once", "each window is shuffled alike",
              "mmjax/data/turns.py", "tests/data/test_onward.py -k shuffled",
              "Permutation(self._windows.start(window + 1) - start, self._bits(window))",

@@ -300,7 +300,7 @@ class Predictor(TokenAnswers):
         ready = writing.ready(work, name, prompts, beside, s.max_new_tokens if said else 1, self._beside)
         if not said:  # nobody has: as many as there is room for, then
             longest = max(map(len, ready.prompts))
-            new = max(1, work.most - longest) if work.most else s.max_new_tokens
+            new = work.new_tokens(longest) or s.max_new_tokens
             s = dataclasses.replace(s, max_new_tokens=min(new, ready.room - longest))
         if numbers is not None and len(numbers) != len(ready.prompts):
             raise UserError(f"{len(ready.prompts)} prompts and {len(numbers)} numbers: give one each")

@@ -46,13 +46,8 @@ class Speech:
 
     def opening(self, start: int, language: str, task: str) -> list[int]:
         """The tokens before a text."""
-        own = self.tasks.get(task or TASKS[0])
-        return [
-            start,
-            self.languages[language],
-            *([] if own is None else [own]),
-            *([] if self.untimed is None else [self.untimed]),
-        ]
+        rest = (self.tasks.get(task or TASKS[0]), self.untimed)
+        return [start, self.languages[language], *(token for token in rest if token is not None)]
 
     def heard(self, decoder: str, start: int, batch: Mapping[str, np.ndarray], rows_of: Callable[..., Any]) -> list[str]:
         """The likeliest language of each sound: of the tokens after the first, as `transformers` asks for it."""

@@ -97,6 +97,13 @@ class Work:
     hears: Audio | None = None
     speech: Speech | None = None
 
+    def new_tokens(self, prompt: int) -> int:
+        """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does not
+        say. A Whisper's does not count how a text begins."""
+        family = FAMILIES.get(self.model.huggingface.get("model_type", ""))
+        begun = 0 if family is not None and family.starts_apart else prompt
+        return max(1, self.most - begun) if self.most else 0
+
     def outcome(self, head: str) -> str:
         """What the logits of a head say: `one` class, `several`, each by itself, or an `ordered` one."""
         return self.outcomes.get(head, "several" if self.several else "one")
