@@ -98,8 +98,8 @@ class Work:
     speech: Speech | None = None
 
     def new_tokens(self, prompt: int) -> int:
-        """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does not
-        say. A Whisper's does not count how a text begins."""
+        """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does
+        not say. A Whisper's does not count how a text begins."""
         family = FAMILIES.get(self.model.huggingface.get("model_type", ""))
         begun = 0 if family is not None and family.starts_apart else prompt
         return max(1, self.most - begun) if self.most else 0
