@@ -53,5 +53,12 @@ class Laid:
         return found
 
 
+def says(transform: Any, name: str) -> bool:
+    """Whether a transform has an attribute by which its `__call__` may be done otherwise: of the very class whose that is. What
+    a class of the user's makes of it is its own."""
+    owners = [next((one for one in type(transform).__mro__ if each in vars(one)), None) for each in (name, "__call__")]
+    return owners[0] is not None and owners[0] is owners[1] and bool(getattr(transform, name))
+
+
 def _is_pixels(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3

@@ -16,7 +16,7 @@ from mmjax.data.audio import Hear, held
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.images import Opened, left_opened
-from mmjax.data.laid import Laid
+from mmjax.data.laid import Laid, says
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import PASS, Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
@@ -108,9 +108,8 @@ class Reader:
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), known))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         # What comes last, and can write where the batch has it, does so when records are stacked.
-        self._last = self.random[-1] if self.random and hasattr(self.random[-1], "into") else None
-        first = transforms[0] if transforms else None
-        self._opened = getattr(first, "opened", False) and getattr(first, "field", "") == "image"
+        self._last = self.random[-1] if self.random and says(self.random[-1], "into") else None
+        self._opened = bool(transforms) and says(transforms[0], "opened") and getattr(transforms[0], "field", "") == "image"
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         # Numbers of what is read onward never come again.
         self._cache_bytes = 0 if isinstance(records, OnwardRecords) else cache_mb * 1_000_000

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmjax.core.errors import UserError
-from mmjax.data import BadRecordError, Data, Flip, Normalise, RandomCrop
+from mmjax.data import BadRecordError, Data, Flip, Folder, Normalise, RandomCrop
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader, spaced
 
@@ -217,3 +218,29 @@ def test_a_picture_of_another_size_is_named_where_the_last_transform_writes_too(
     dataset = Data(Pictures(odd=True), (Flip(), Normalise()), batch_size=6, threads=0).build(None, 0)
     with pytest.raises(UserError, match="image"):
         dataset.batch(0)
+
+
+class Darker(Normalise):
+    """A user's, made of ours."""
+
+    def __call__(self, record, rng, records):
+        return {"image": super().__call__(record, rng, records)["image"] - 3}
+
+
+class Corner(RandomCrop):
+    """Another."""
+
+    def __call__(self, record, rng, records):
+        return {"image": np.array(record["image"][:8, :9])}
+
+
+def test_a_transform_made_of_ours_does_what_it_says(tmp_path):
+    ours = Data(Pictures(), (Flip(0.0), Normalise()), batch_size=4, threads=0).build(None, 0).batch(0)["image"]
+    theirs = Data(Pictures(), (Flip(0.0), Darker()), batch_size=4, threads=0).build(None, 0).batch(0)["image"]
+    np.testing.assert_array_equal(theirs, ours - 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    for number in range(8):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.png")
+    data = Data(Folder(str(tmp_path), "all"), (Corner((8, 9)), Normalise()), batch_size=4, threads=0)
+    np.testing.assert_allclose(data.build(None, 0).batch(0)["image"][0], pixels[:8, :9] / 127.5 - 1, atol=1e-6)
