@@ -10,13 +10,13 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda x: x,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, section 2
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "tanh": jax.numpy.tanh,
+    "linear": lambda x: x,
 }
 
 

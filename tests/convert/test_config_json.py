@@ -65,6 +65,17 @@ def test_an_unknown_field_is_told_and_a_silent_one_is_not(tmp_path, caplog):
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 31}
 TEXT = SMALL | {"max_position_embeddings": 12}
 IMAGE = {name: value for name, value in SMALL.items() if name != "vocab_size"} | {"image_size": 8, "patch_size": 4}
+WHISPER = {
+    "vocab_size": 31,
+    "d_model": 16,
+    "num_mel_bins": 8,
+    "max_source_positions": 6,
+    "max_target_positions": 12,
+    **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")},
+    **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos")},
+}
 TIED = {
     "bert": ("BertForMaskedLM", TEXT),
     "roberta": ("RobertaForMaskedLM", TEXT),
@@ -81,6 +92,7 @@ TIED = {
             "image_token_index": 30,
         },
     ),
+    "whisper": ("WhisperForConditionalGeneration", WHISPER | {"decoder_start_token_id": 2}),
 }
 
 

@@ -22,7 +22,10 @@ WHOLE = ("bert", "vit", "llama")
 PAIRS = [
     (case, way)
     for case in CASES.values()
-    if case.gradient and not case.loss and case.model_type != "flava"  # peft 0.21 opens no FlavaForPreTraining
+    if case.gradient
+    and not case.loss
+    and case.model_type != "flava"  # peft 0.21 opens no FlavaForPreTraining
+    and case.model_type not in ("resnet", "convnext", "convnextv2")  # which have no attention
     for way in (("lora", "dora", "ia3", "bitfit", "norms") if case.model_type in WHOLE else ("lora",))
     if (case.model_type, way) != ("llama", "bitfit")
 ]

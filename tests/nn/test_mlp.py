@@ -17,6 +17,7 @@ PARAMS = {
     for name, shape in {"up": (4, 6), "gate": (4, 6), "down": (6, 4)}.items()
 }
 TORCH = {
+    "linear": lambda x: x,
     "gelu": lambda x: F.gelu(x),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),

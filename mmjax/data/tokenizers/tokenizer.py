@@ -293,7 +293,9 @@ def _writes(huggingface: Any) -> tuple[tuple[int, ...], bool]:
         for start in range(len(whole) - len(alone) + 1 if alone else 0):
             if whole[start : start + len(alone)] == alone:
                 return tuple(whole[:start]), start + len(alone) < len(whole)
-    whole = huggingface("", verbose=False)["input_ids"]  # of a tokenizer without letters: what it writes around nothing
+    whole = huggingface("", add_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]  # of a tokenizer without letters: what it writes around nothing
     return tuple(whole[:1]), len(whole) > 0
 
 
