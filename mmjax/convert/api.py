@@ -18,6 +18,7 @@ from mmjax.adapt import merged
 from mmjax.convert import processor
 from mmjax.convert.born import born, with_head
 from mmjax.convert.export import Whole, class_names, head_outcomes, image_sizes, in_units, prepare, text_tokenizer
+from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import explicit
 from mmjax.convert.huggingface import (
     COMPANIONS,
@@ -281,6 +282,15 @@ def copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
+def generation_folder(run: Run, model: Multimodal) -> Path:
+    """Where a run has the generation_config.json that came with its weights: of a Whisper's also the run that it began from."""
+    own, began = run.path / COMPANION_FOLDER, run.experiment().init_from
+    kind = FAMILIES.get(model.huggingface.get("model_type", ""))
+    if own.is_dir() or not began or kind is None or not kind.starts_apart or (before := run_at(began)) is None:
+        return own
+    return before.path / COMPANION_FOLDER
+
+
 def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Multimodal, folder: Path) -> None:
     """The tokenizer and the image processor: those of the run's own data, else those that came with its weights.
 
@@ -291,6 +301,8 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     if came_with.is_dir():
         copy_companions(came_with, folder)
     family, tokenizer = family_of(model), text_tokenizer(e, run.tokenizers())
+    if (said := generation_folder(run, model) / "generation_config.json").is_file():
+        shutil.copyfile(said, folder / said.name)
     if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)
         write_generation(folder, architecture, family.config(explicit(model)), family, tokenizer)

@@ -76,7 +76,8 @@ def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
     if (tokens := -(-(column.samples // front.hop) // 2)) != encoder.max_length:
         raise UserError(
             f"columns.audio.seconds={column.seconds:g} are {tokens} tokens, and HuggingFace's class reads exactly "
-            f"encoders.audio.max_length={encoder.max_length}: train with max_length={tokens}"
+            f"encoders.audio.max_length={encoder.max_length}: train with max_length={tokens}, "
+            "and of other weights with init_fresh=('encoders_audio/fixed_position/table',)"
         )
     said = {
         "feature_extractor_type": KIND,

@@ -47,6 +47,8 @@ class Audio:
     def check(self) -> None:
         """Raises `UserError` for a number out of range, an unknown start, or rows without a sample."""
         check_ranges(self)
+        if not isinstance(self.rate, int):
+            raise UserError(f"rate={self.rate!r}: give a whole number of samples a second")
         if self.start not in STARTS:
             raise UserError(f"start={self.start!r}: use one of {', '.join(STARTS)}")
         if self.samples < 1:

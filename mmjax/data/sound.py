@@ -26,6 +26,7 @@ from mmjax.data.types import BadRecordError
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 LEAST = 1.0 / 64  # seconds that are read before a part and after it, so that it is resampled as a part of the whole
 FULL = 1 - 2.0**-14  # of what a file can hold: from here up a sample is at the limit
+MOST_CHANNELS = 256  # an array of more has its channels first
 FLAT = 4  # samples in a row at the limit: a wave that touches it does so for fewer
 STREAMED = 0x7FFFF000  # bytes of a WAV from here up: written by what could not go back and say how many there are
 LENIENT = 0.5  # seconds that an MP3 may end too early, whose length is an estimate where the file does not say it
@@ -98,7 +99,8 @@ def recording(value: Any, where: str, root: str = "") -> Recording:
         path = remote.joined(root, value)
         return Recording(path, printable(path))
     said = f"{value!r:.60}" if isinstance(value, str | int | float | None) else type(value).__name__
-    raise BadRecordError(where, f"a sound is the bytes of a file or a path, not {said}")
+    wanted = 'the bytes of a file, a path, or {"array": floats, "sampling_rate": Hz}'
+    raise BadRecordError(where, f"a sound is {wanted}, not {said}")
 
 
 def _of_samples(samples: np.ndarray, rate: Any, where: str) -> Recording:
@@ -109,6 +111,8 @@ def _of_samples(samples: np.ndarray, rate: Any, where: str) -> Recording:
         raise BadRecordError(
             where, f"a sound as an array has its rate beside it, in Hz, a whole number from 1 up, not {rate!r}"
         )
+    if samples.ndim == 2 and samples.shape[1] > MOST_CHANNELS:
+        raise BadRecordError(where, f"a sound as an array is [n, channels], and this is {list(samples.shape)}: turn it")
     return Recording(samples, where, int(rate))
 
 

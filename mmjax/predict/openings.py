@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.convert import FAMILIES
 from mmjax.core.errors import UserError
 from mmjax.predict.made import listened
 from mmjax.predict.work import Work
@@ -33,6 +34,9 @@ def begun(
       UserError: a language or a task that the model has not, or where it is said of what is no sound.
     """
     sounds, said = beside.get("audio"), f"language={language!r}, task={task!r}"
+    family = FAMILIES.get(work.model.huggingface.get("model_type", ""))
+    if sounds is not None and prompts is not None and family is not None and family.starts_apart:
+        raise UserError(f"{work.path}: what it writes of a sound begins with tokens of its own; leave the prompt out")
     if (language or task) and (sounds is None or prompts is not None):
         raise UserError(f"{said}: these are said of sounds, and without a prompt")
     if (language or task) and work.speech is None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmjax.convert import FAMILIES, image_transforms, load
-from mmjax.convert.api import COMPANION_FOLDER, has_tokenizer, run_at
+from mmjax.convert.api import COMPANION_FOLDER, generation_folder, has_tokenizer, run_at
 from mmjax.convert.export import text_tokenizer
 from mmjax.convert.family import get
 from mmjax.convert.processor import NoProcessorError
@@ -248,7 +248,7 @@ def open_work(path: str | Path) -> Work:
     tokenizer = text_tokenizer(e, tokenizers) or tokenizers.get("")
     shapes = [about.get("shapes", {}).get("image") for about in run.about_data().values()]
     shape = next((tuple(found) for found in shapes if found), None)
-    own, rest = generation_config.read(run.path / COMPANION_FOLDER)
+    own, rest = generation_config.read(generation_folder(run, model))
     column = None if data is None else text_spec(data.columns, "text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), **_asked(rest, tokenizer)}

@@ -112,8 +112,9 @@ def ready(
     read = {one for context in spec.context for one in forward.modalities(context)}
     for modality, does in DOES.items():
         if (modality in read) != (modality in beside):
-            thing = f"{'an' if modality[0] in 'aeiou' else 'a'} {NAMES.get(modality, modality)}"
-            said = f"{does} {thing}, and there is none" if modality in read else f"{does} no {NAMES.get(modality, modality)}"
+            thing = NAMES.get(modality, modality)
+            one = f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+            said = f"{does} {one}, and there is none" if modality in read else f"{does} no {thing}"
             raise UserError(f"decoders.{decoder} {said}")
     asked = prompts if "text" in read else None
     if "text" in read and asked is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mmjax.core.errors import UserError, within
+from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.spatial import image_of
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
@@ -132,7 +132,12 @@ def unread_parts(model: Multimodal, paths: Iterable[str], read: Iterable[str]) -
 
 
 def _check_rates(experiment: Experiment) -> None:
-    """Raises UserError where an encoder would take the sounds of some data for slower or faster ones."""
+    """Raises UserError where an encoder would take the sounds of some data for slower or faster ones; and for an augmentation
+    of what no encoder reads."""
+    for name in experiment.model.augment:
+        if name not in experiment.model.encoders:
+            known = experiment.model.encoders
+            raise UserError(f"model.augment.{name}: there is no such encoder{nearest(name, known)}; it has {', '.join(known)}")
     for name, data in experiment.data.items():
         for key, column in data.columns.items():
             front = getattr(experiment.model.encoders.get(key), "spectrogram", None)

@@ -126,6 +126,14 @@ def test_a_transcriber_is_handed_over(english, tmp_path, capsys, one_device):
     assert [one["transcript"] for one in ours] == theirs and [one["audio"] for one in ours] == files
     said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert (said["chunk_length"], said["feature_size"]) == (1, 16)
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())  # what came with the weights goes on
+    assert (written["suppress_tokens"], written["max_length"], written["is_multilingual"]) == ([7, 9], 12, False)
+    ask = mmjax.Predictor(tmp_path / "run")
+    assert ask.work.new_tokens(2) == 12 and ask.work.settings("caption")["suppress_tokens"] == [7, 9]
+    with pytest.raises(UserError, match="begins with tokens of its own; leave the prompt out"):
+        ask.generate("hello", sounds=files[0])
+    with pytest.raises(UserError, match=r"is \[n, channels\], and this is \[2, 9000\]: turn it"):
+        ask.generate(sounds={"array": np.zeros((2, 9000), np.float32), "sampling_rate": RATE})
 
 
 def test_a_classifier_of_sounds_is_handed_over(tmp_path, capsys, one_device):
