@@ -3,15 +3,18 @@
 A record goes source -> transforms -> pipeline; `types.py` says what a record is, `pipeline.py` what a batch is.
 """
 
+from mmjax.data.arrays import Array, Number, Pixels
 from mmjax.data.audio import Audio
+from mmjax.data.batches import Batches
 from mmjax.data.bins import Fill
 from mmjax.data.buckets import Buckets
+from mmjax.data.classes import Class, Classes
 from mmjax.data.columns import COLUMNS
+from mmjax.data.dataset import Dataset
 from mmjax.data.inspect import describe
-from mmjax.data.kinds import Array, Class, Classes, Number, Pixels
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.packing import PACKINGS, Packed
-from mmjax.data.pipeline import Batches, Data, Dataset
+from mmjax.data.pipeline import Data
 from mmjax.data.sound import Recording
 from mmjax.data.sources import (
     SOURCES,

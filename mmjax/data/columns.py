@@ -10,8 +10,10 @@ import numpy as np
 from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
+from mmjax.data.arrays import Array, Number, Pixels
 from mmjax.data.audio import Audio, refuse_unread
-from mmjax.data.kinds import Array, Class, Classes, Column, Lost, Number, Pixels
+from mmjax.data.classes import Class, Classes
+from mmjax.data.kinds import Column, Lost
 from mmjax.data.making import MAKERS
 from mmjax.data.spans import Span
 from mmjax.data.strings import Strings

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.errors import UserError
+from mmjax.data.batches import Batch
+from mmjax.data.dataset import Dataset
 from mmjax.data.inspect_sounds import sounds_in, told
 from mmjax.data.making import text_spec
 from mmjax.data.order import PASS, Draws
-from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import THREADS, spread
 from mmjax.data.sound import Heard
 from mmjax.data.spans import Span

@@ -13,12 +13,13 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import image_of, over
 from mmjax.data import html
+from mmjax.data.batches import Batch
+from mmjax.data.dataset import Dataset
 from mmjax.data.duplicates import BITS, NEAR, SIDE, Duplicates, Pair, Seen, duplicates, sample
 from mmjax.data.inspect import LONGEST, Lengths, Looked, array_said
 from mmjax.data.inspect_sounds import card, sounds_in
 from mmjax.data.kinds import Lost
 from mmjax.data.order import PASS, Draws
-from mmjax.data.pipeline import Batch, Dataset
 from mmjax.data.reader import spread
 from mmjax.data.sound import Heard
 from mmjax.data.tokenizers import Tokenizer

@@ -210,8 +210,8 @@ class _ByRow(Predictor):
     def extract(self, *args: Any, **kwargs: Any) -> Any:
         raise UserError("rows(...).extract: passages come in windows, and each row has one adapter; use adapters[NAME]")
 
-    def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
-        batch = super()._batch(images, texts, pairs, sounds)
+    def _batch(self, given: Mapping[str, Any], pairs: Any = None) -> dict[str, np.ndarray]:
+        batch = super()._batch(given, pairs)
         self._check_count(len(next(iter(batch.values()))))
         return batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core.errors import UserError
@@ -43,10 +44,10 @@ def reads(work: Work, head: str) -> set[str]:
     return {one for name in ((said,) if isinstance(said, str) else said) for one in forward.modalities(name)}
 
 
-def check_read(work: Work, head: str, images: Any, texts: Any, sounds: Any = None) -> None:
-    """Raises UserError where a head reads something else than what is given."""
+def check_read(work: Work, head: str, inputs: Mapping[str, Any]) -> None:
+    """Raises UserError where a head reads something else than what is given of each modality; None is nothing."""
     own = reads(work, head)
-    given = {name for name, some in (("image", images), ("text", texts), ("audio", sounds)) if some is not None}
+    given = {name for name, some in inputs.items() if some is not None}
     if given and own != given:
         tip = {"text": " (--question, of an image)", "image": ""}
         wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(own))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,20 @@ def listened(work: Work, sound: Any) -> Listened:
     return Listened(record["audio"], record["audio_heard"])
 
 
-def batch(work: Work, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> dict[str, np.ndarray]:
-    """Batch key -> [N, ...], of images, texts and sounds, as many of each that is given.
+def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, np.ndarray]:
+    """Batch key -> [N, ...].
+
+    Args:
+      given: `image`, `text`, `audio` -> as many inputs of each, or one; None where none are given of it.
+      pairs: second texts, as many.
 
     Raises:
       UserError: none of them, or not as many; one that cannot be read.
     """
-    images, texts, pairs, sounds = as_list(images), as_texts(texts), as_texts(pairs), as_list(sounds)
-    given = {"images": images, "texts": texts, "sounds": sounds}
-    counts = {name: len(own) for name, own in given.items() if own is not None}
+    images, sounds = as_list(given.get("image")), as_list(given.get("audio"))
+    texts, pairs = as_texts(given.get("text")), as_texts(pairs)
+    named = {"images": images, "texts": texts, "sounds": sounds}
+    counts = {name: len(own) for name, own in named.items() if own is not None}
     if not counts:
         raise UserError("give images, texts or sounds, or several of them")
     if len(set(counts.values())) > 1:

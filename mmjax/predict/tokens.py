@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.predict import entities, spans
 from mmjax.predict.heads import chosen, extracting, tagging
 from mmjax.predict.inputs import as_texts
-from mmjax.predict.work import Work
+from mmjax.predict.running import Running
 
 
-class TokenAnswers(abc.ABC):
+class TokenAnswers(Running):
     """The part of `Predictor` that asks heads which say something of each token of a text."""
-
-    work: Work
-
-    @abc.abstractmethod
-    def _rows(self, key: Any, ask: Any, batch: Any, bound: bool = True) -> Any: ...
-
-    @abc.abstractmethod
-    def _can(self) -> str: ...
 
     def tags(self) -> bool:
         """Whether a head says a tag for each token of a text."""

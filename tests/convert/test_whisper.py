@@ -68,7 +68,7 @@ def test_the_language_is_heard_or_said(tmp_path):
     ask, inputs = mmjax.Predictor(tmp_path / "hf"), features(extractor, sounds)
     heard = model.detect_language(inputs, generation_config=model.generation_config).tolist()
     names = [ask.work.speech.opening(0, "en", "")[0], *ask.work.speech.languages]
-    own = ask.work.speech.heard("caption", model.config.decoder_start_token_id, ask._batch(None, None, sounds=files), ask._rows)
+    own = ask.work.speech.heard("caption", model.config.decoder_start_token_id, ask._batch({"audio": files}), ask._rows)
     assert [ask.work.speech.languages[one] for one in own] == heard and len(names) == 4
     for language, task in (("", ""), ("zh", "translate")):
         more = {"language": language, "task": task} if language else {"task": "transcribe"}
