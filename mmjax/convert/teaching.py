@@ -19,7 +19,8 @@ from mmjax.core.trees import match_any
 from mmjax.core.types import Params
 from mmjax.data import Normalise, Tokenizer
 from mmjax.models import Multimodal
-from mmjax.models.forward import FLOAT32, VARIABLES
+from mmjax.models.casting import FLOAT32
+from mmjax.models.forward import VARIABLES
 from mmjax.parallel.rules import place
 from mmjax.train.classes import names_of
 from mmjax.train.teacher import Known, Normalised, kept_params

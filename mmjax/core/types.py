@@ -35,7 +35,7 @@ config's: these are what the shipped parts use, and the fields of objectives and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -87,6 +87,15 @@ class Tokens:
         runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
         own = jax.tree.map(lambda x: jnp.concatenate([x[:, run[0] : run[-1] + 1] for run in runs], axis=1), self)
         return dataclasses.replace(own, virtual=())
+
+    def where(self, has_B: Array) -> Tokens:
+        """Itself in the rows that have it; in the others zeros, which no mask shows."""
+
+        def kept(x: Array) -> Array:
+            return jnp.where(has_B.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+        taps = {layer: kept(x) for layer, x in self.taps.items()}
+        return dataclasses.replace(self, embeddings=kept(self.embeddings), mask=kept(self.mask), taps=taps)
 
     def alone(self, who: str) -> Tokens:
         """Itself, where each row is one example.
@@ -230,6 +239,11 @@ class Forward(Protocol):
           views: as `inputs`, of what encoders see, as `view` gives it: augmented already, and not once more. Modules write
             their variables from it as from the batch itself.
         """
+        ...
+
+    def complete(self, ask: Callable[[Forward], Any] | None = None) -> Array | None:
+        """[B] bool: the rows that have all the modalities that were read so far, or that `ask` reads of this model; of a fusion
+        of all its modalities, any that it can do with. None where no row lacks anything."""
         ...
 
     def teacher(self, name: str) -> Forward:

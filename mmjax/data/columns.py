@@ -13,7 +13,8 @@ from mmjax.data import kinds, texts
 from mmjax.data.arrays import Array, Number, Pixels
 from mmjax.data.audio import Audio, refuse_unread
 from mmjax.data.classes import Class, Classes
-from mmjax.data.kinds import Column, Lost
+from mmjax.data.kinds import Arrays, Column, Lost
+from mmjax.data.lacking import LACKS, VALID, Lacks, lacks, spread_out
 from mmjax.data.making import MAKERS
 from mmjax.data.spans import Span
 from mmjax.data.strings import Strings
@@ -94,6 +95,7 @@ class Columns:
         self._loose = self._named | {key for key, column in self._columns.items() if getattr(column, "dtype", "") == "float32"}
         if not self._columns:
             raise UserError(f"source: a record has nothing for a batch to hold; its keys are {', '.join(first) or 'none'}")
+        self._optional = self._shapes(first)
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -137,18 +139,43 @@ class Columns:
         lost = Lost()
         for key, column in self._columns.items():
             with within(f"columns.{key}" if key in self._named else ""):
-                values = None if whole is None else whole.get(key)
-                arrays, own = column([record[key] for record in records] if values is None else values, records)
+                if key in self._optional:
+                    arrays, own = self._some(key, column, records)
+                else:
+                    values = None if whole is None else whole.get(key)
+                    arrays, own = column([record[key] for record in records] if values is None else values, records)
             batch |= arrays
             lost += own
         if "group" not in batch and ("text" in self._columns or "label" in self._columns):
             batch["group"] = self._groups(records, batch, range(len(records)) if places is None else places)
         return batch, lost
 
+    def _shapes(self, first: Record) -> dict[str, Arrays]:
+        """Key that records may lack -> the arrays of one that has it. Raises `UserError` for one that is no modality."""
+        own = first.get(LACKS)
+        found = {}
+        for key in own.optional if isinstance(own, Lacks) else ():
+            if key not in self._columns:
+                raise UserError(f"optional: {key!r} makes nothing of a batch; give it a column, or leave it out of optional")
+            found[key] = self._columns[key]([first[key]], [first])[0]
+            if key not in found[key]:
+                made = ", ".join(found[key])
+                raise UserError(f"optional: the column of {key!r} makes {made}; what may be lacking is a modality")
+        return found
+
+    def _some(self, key: str, column: Column, records: Sequence[Record]) -> tuple[Arrays, Lost]:
+        """What a column makes of the records that have its key; zeros for the others."""
+        has_B = np.array([key not in lacks(record) for record in records])
+        own = [record for record, has in zip(records, has_B, strict=True) if has]
+        rows, lost = column([record[key] for record in own], own) if own else ({}, Lost())
+        return {**spread_out(rows, self._optional[key], has_B), f"{key}_{VALID}": has_B}, lost
+
     def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray], places: Sequence[int]) -> np.ndarray:
         """[B, 2] int32 from the texts, [B] from the labels where there are none."""
         if "text" in self._columns:
-            return np.stack([texts.text_group(record["text"]) for record in records])
+            # A record without a text is a group of its own.
+            own = (texts.text_group(record.get("text", f"\0{place}")) for record, place in zip(records, places, strict=True))
+            return np.stack(list(own))
         label = batch["label"]
         classes: np.ndarray = label if label.ndim == 1 else np.full(len(records), -1, np.int32)
         # What has no class is a group of its own, numbered from the far end, where no class is.
@@ -156,8 +183,10 @@ class Columns:
 
     def _check(self, record: Record) -> None:
         """Raises `UserError` for a record that is unlike the first in what no spec leaves open."""
-        for key in (*self._columns, *self._taken):
-            if key not in record:
+        gone = lacks(record)
+        taken = self._taken - {one for key in gone for one in getattr(self._columns.get(key), "taken", ())}
+        for key in (*self._columns, *taken):
+            if key not in record and key not in gone:
                 raise UserError(f"source: a record lacks {key!r}, unlike the first record")
         for key, value in record.items():
             here = kinds.kind(value)

@@ -15,6 +15,7 @@ from mmjax.data.batches import Batch, Batches
 from mmjax.data.bins import Fill
 from mmjax.data.classes import ClassColumn, ClassesColumn
 from mmjax.data.columns import OWN, Columns, Lost
+from mmjax.data.lacking import LOOKED, find_stand_ins
 from mmjax.data.once import say_once, warn_once
 from mmjax.data.onward import OnwardRecords, hold
 from mmjax.data.order import PASS, Draws, Order
@@ -79,8 +80,10 @@ class Dataset:
         drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
         self.together = self._lists(records, data)
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
-        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, hearing(data.columns))
-        first, bad = self._reader.record(0, 0, Draws(0, PASS))
+        lacking = find_stand_ins(data.optional, spread(records, LOOKED), records.__getitem__)
+        sounds = hearing(data.columns)
+        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, sounds, lacking)
+        first, bad = self._reader.record(0, 0, Draws(0, PASS), whole=True)
         named = with_names(data.columns, records)
         self._columns = Columns(first, tokenizers, data.max_length, named, tuple(records.classes), spare)
         self._classes = tuple(records.classes)
@@ -259,6 +262,10 @@ class Dataset:
     def _packed(self, data: Data) -> Batching:
         """What puts texts together by their lengths."""
         with within("packing"):
+            if data.optional:
+                raise UserError(
+                    f"rows of a text that may be lacking are not packed; leave it away, or optional={data.optional}"
+                )
             packing: Batching = data.packing.build(self._reader, self._columns, data.batch_size)
         held = packing.shapes(self._first)
         if rest := [name for name in self._first if name not in (*held, *OWN, "group")]:

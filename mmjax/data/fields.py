@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.core.config import children, has_children, setting
+from mmjax.core.config import children, has_children, is_spec, replace, setting
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import over
 from mmjax.data import splits
 from mmjax.data.files.kept import made_once
 from mmjax.data.files.remote import file_bytes, is_address, joined
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
+from mmjax.data.lacking import is_nothing
 from mmjax.data.levels import Window
 from mmjax.data.sound import recording
 from mmjax.data.spelling import nearest
@@ -56,6 +57,7 @@ class Fields:
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
         itself gives, see `levels.to_bytes`.
       max_pixels: an image of more pixels counts as unreadable.
+      optional: keys of a record that an example may lack: its field is missing, null or empty; `Data.optional` comes to them.
     """
 
     split: str = "all"
@@ -71,6 +73,7 @@ class Fields:
     root: str | None = setting(path=True, default=None)
     window: tuple[float, float] | None = None
     max_pixels: int = setting(least=1, default=MAX_PIXELS)
+    optional: tuple[str, ...] = ()
 
     def check_fields(self, own: Sequence[str] = ()) -> None:
         """`own`: the splits that the data has itself, instead of those by a hash.
@@ -124,7 +127,8 @@ class Fields:
         """
         own = self.names or names
         source = type(self).__name__
-        return Reading(source, dict(found), dict(self.fields), own, self.root or root, self.window, self.max_pixels)
+        rest = (own, self.root or root, self.window, self.max_pixels, frozenset(self.optional))
+        return Reading(source, dict(found), dict(self.fields), *rest)
 
     def kept(self, keys: Iterable[str] | np.ndarray) -> np.ndarray | None:
         """Places of the examples that are in the split, int64; None for all.
@@ -169,6 +173,18 @@ def far(spec: Any) -> Iterator[str]:
         yield from far(child) if has_children(child) else ()
 
 
+def with_optional(source: Any, keys: Sequence[str]) -> Any:
+    """A source that leaves out what an example lacks of these keys; so do those within it."""
+    if not keys or not has_children(source):
+        return source
+    for name, child in children(source).items():
+        if has_children(child) and (changed := with_optional(child, keys)) is not child:
+            source = replace(source, name, changed)
+    if is_spec(source) and "optional" in children(source):
+        source = replace(source, "optional", tuple(dict.fromkeys((*source.optional, *keys))))
+    return source
+
+
 def load_places(split: Path | None) -> np.ndarray | None:
     """The places of the examples in a split, mapped into memory. Raises `UserError` where the file is gone."""
     try:
@@ -193,7 +209,7 @@ class Reading:
       fields: record key -> further field.
       names: of the classes.
       root: the folder that paths of images and sounds are relative to.
-      window, max_pixels: as `Fields` has them.
+      window, max_pixels, optional: as `Fields` has them.
     """
 
     source: str
@@ -203,6 +219,7 @@ class Reading:
     root: str
     window: Window | None
     max_pixels: int
+    optional: frozenset[str] = frozenset()
 
     def has(self, key: str) -> bool:
         """Whether records have a key."""
@@ -230,6 +247,8 @@ class Reading:
         """
         record: Record = {}
         for key, field in (*self.found.items(), *self.fields.items()):
+            if key in self.optional and is_nothing(example.get(field)):
+                continue
             if field not in example:
                 raise BadRecordError(where, f"it has no {field!r}")
             record[key] = self._value(key, example[field], f"{where} {field}")

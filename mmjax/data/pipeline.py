@@ -17,7 +17,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.data.columns import COLUMNS
 from mmjax.data.corpus import corpus
 from mmjax.data.dataset import Dataset
-from mmjax.data.fields import far
+from mmjax.data.fields import far, with_optional
 from mmjax.data.once import warn_once
 from mmjax.data.packing import PACKINGS
 from mmjax.data.sources import SOURCES
@@ -39,6 +39,8 @@ class Data:
       transforms: applied to each record in this order.
       columns: key of a record -> what becomes of it in a batch: a text by a named tokenizer, a sound, a class, several
         classes, a number, an array. Keys that are not named here become what they look like (see `data.columns`).
+      optional: keys of the modalities that a record may lack: it has no such key there, or None, "" or an empty list. The
+        batch holds zeros then, and `KEY_valid` [B] bool says which rows have it; encoders, fusions and losses go by that.
       batch_size: rows of the global batch.
       max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
@@ -60,6 +62,7 @@ class Data:
     source: Any = setting(SOURCES, everyday=True)
     transforms: tuple[Any, ...] = setting(TRANSFORMS, default=())
     columns: Mapping[str, Any] = setting(COLUMNS, default_factory=dict)
+    optional: tuple[str, ...] = ()
     batch_size: int = setting(everyday=True, default=128)
     max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
@@ -75,7 +78,7 @@ class Data:
     def open(self, name: str = "") -> Records:
         """The records of the source; `name` as in `build`, which raises the same."""
         with within(f"data.{name}" if name else ""):
-            records: Records = self.source.build()
+            records: Records = with_optional(self.source, self.optional).build()
             if not len(records):
                 raise UserError(f"source: {self.source!r} has no records")
             return records
@@ -131,4 +134,6 @@ class Data:
           opened: gives the records of the source, where somebody keeps them.
         """
         with within(f"data.{name}" if name else ""):
-            yield from corpus(self.columns, self.transforms, tokenizer, opened or self.source.build)
+            yield from corpus(
+                self.columns, self.transforms, tokenizer, opened or with_optional(self.source, self.optional).build
+            )

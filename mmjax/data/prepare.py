@@ -17,7 +17,7 @@ from typing import Any
 
 from mmjax.core.config import CLASS, children, class_name, is_spec, to_json
 from mmjax.core.errors import UnreachableError, UserError, within
-from mmjax.data.fields import strings_of
+from mmjax.data.fields import strings_of, with_optional
 from mmjax.data.pipeline import Data
 from mmjax.data.sources.array_record import write_array_record
 from mmjax.data.sources.prepared import ABOUT, Prepared, example_of, unreadable_of
@@ -98,7 +98,7 @@ def prepare(data: Data, name: str, out: str | Path, shards: int = 0, only: int |
         disk.
     """
     with within(f"data.{name}"):
-        records = data.source.build()
+        records = with_optional(data.source, data.optional).build()
         if hasattr(records, "shares") and records.shares():
             kind = type(data.source).__name__
             raise UserError(f"source: {kind} draws some records more often than others: prepare what it draws from, each alone")

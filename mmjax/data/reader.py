@@ -16,6 +16,7 @@ from mmjax.data.audio import Hear, held
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.images import Opened, left_opened
+from mmjax.data.lacking import Lacking
 from mmjax.data.laid import Laid, says
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import PASS, Draws, Order
@@ -94,6 +95,7 @@ class Reader:
         captions: Sequence[str] = ("text",),
         copies: Mapping[str, str] | None = None,
         sounds: Sequence[Hear] = (),
+        lacking: Lacking | None = None,
     ) -> None:
         """Read `records` so.
 
@@ -101,14 +103,16 @@ class Reader:
           captions: the keys of texts, which may be several in a tuple: one is drawn.
           copies: key -> the key of a text all of whose captions it gets.
           sounds: what reads sounds, before the transforms; where one of them draws, only the record as it comes is kept.
+          lacking: what is done about keys that a record may lack.
         """
-        self.records, self.sounds = records, tuple(sounds)
+        self.records, self.sounds, self.lacking = records, tuple(sounds), lacking or Lacking({})
         self._drawn_sounds = any(sound.random for sound in sounds)
         known = () if self._drawn_sounds else transforms
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), known))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         # What comes last, and can write where the batch has it, does so when records are stacked.
-        self._last = self.random[-1] if self.random and says(self.random[-1], "into") else None
+        last = self.random[-1] if self.random and says(self.random[-1], "into") else None
+        self._last = None if getattr(last, "field", "") in self.lacking.stand_ins else last
         self._opened = bool(transforms) and says(transforms[0], "opened") and getattr(transforms[0], "field", "") == "image"
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         # Numbers of what is read onward never come again.
@@ -127,17 +131,19 @@ class Reader:
         laid = Laid(len(indices), self._last)
         for row, (index, place) in enumerate(zip(indices, places, strict=True)):
             record, missed, replaced_B[row] = self._record(index, place, draws, last=False)
-            found.append(laid(record, row))
+            found.append(laid(self.lacking.stripped(record), row))
             bad |= missed
         batch, lost = columns(found, indices, laid.whole)
         return Rows(batch, replaced_B, lost, bad)
 
-    def record(self, index: int, place: int, draws: Draws) -> tuple[Record, dict[str, str]]:
+    def record(self, index: int, place: int, draws: Draws, whole: bool = False) -> tuple[Record, dict[str, str]]:
         """The record as the transforms leave it, or the one that stands in for it; and path -> reason of unreadable ones.
 
-        Unreadable ones are also those that a transform asked for, which others have stood in for.
+        Unreadable ones are also those that a transform asked for, which others have stood in for. `whole`: with what stands in
+        for keys that it lacks.
         """
-        return self._record(index, place, draws)[:2]
+        record, bad, _ = self._record(index, place, draws)
+        return record if whole else self.lacking.stripped(record), bad
 
     def unreadable(self, most: int) -> dict[str, str]:
         """Path -> reason of what cannot be read, of all records or, where there are more than `most`, of that many of them.
@@ -152,7 +158,7 @@ class Reader:
     def unreadable_at(self, index: int) -> BadRecordError | None:
         """What is wrong with a record that cannot be read; it is not transformed."""
         try:
-            self._heard(self.records[index], index, None)
+            self._heard(self.lacking.filled(self.records[index]), index, None)
         except BadRecordError as error:
             return error
         return None
@@ -162,7 +168,7 @@ class Reader:
         bad: dict[str, str] = {}
         away: set[str] = set()
         chosen = index
-        partners = Partners(self.records, self.order, bad, index)
+        partners = Partners(self.records, self.order, bad, index, self.lacking)
         for attempt in range(ATTEMPTS):
             try:
                 return self._transformed(chosen, draws.at(place), partners, draws.training, last), bad, attempt > 0
@@ -194,7 +200,7 @@ class Reader:
         if kept is not None:
             return dict(kept)
         with left_opened(self._opened):
-            record = self.records[index]
+            record = self.lacking.filled(self.records[index])
         record = record if self._drawn_sounds else self._heard(record, index, None)
         for transform in self.fixed:
             record = transform(record, rng, partners)
@@ -218,9 +224,9 @@ class Partners:
     Whatever else the records show can be asked of it too.
     """
 
-    def __init__(self, records: Records, order: Order, bad: dict[str, str], index: int) -> None:
+    def __init__(self, records: Records, order: Order, bad: dict[str, str], index: int, lacking: Lacking) -> None:
         """`bad` takes path -> reason of those that cannot be read; `index` is that of the record that is transformed."""
-        self._records, self._order, self._bad, self._own = records, order, bad, index
+        self._records, self._order, self._bad, self._own, self._lacking = records, order, bad, index, lacking
         self._count = NUMBERS if isinstance(records, OnwardRecords) else len(records)
 
     @property
@@ -236,7 +242,7 @@ class Partners:
         away: set[str] = set()
         for attempt in range(ATTEMPTS):
             try:
-                return self._records[chosen]
+                return self._lacking.filled(self._records[chosen])
             except BadRecordError as error:
                 met[error.path] = error.reason
                 self._bad[error.path] = error.reason

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Batch, Forward, Params
+from mmjax.objectives.lacking import counting
 
 HostBatch = dict[str, np.ndarray]
 logger = logging.getLogger("mmjax")
@@ -266,12 +267,12 @@ class Evaluation:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def program(self, fn: Callable[..., Any]) -> Callable[[Params, Batch, Array], Any]:
-        """`fn` as it is compiled: of the parameters, a batch and its number."""
+        """`fn` as it is compiled: of the parameters, a batch and its number; rows that lack what it reads are not `valid`."""
 
         def run(params: Params, batch: Batch, number: Array) -> Any:
             # A record's place in the pass, whatever batch it came in: what is drawn for it by `index` is its own then.
             batch = {**batch, "index": number * batch["index"].shape[0] + batch["index"]}
-            return fn(self._bind(params, batch), batch, jax.random.key(self._seed))
+            return counting(fn, self._bind(params, batch), batch, jax.random.key(self._seed))
 
         return run
 

@@ -13,8 +13,9 @@ from mmjax.core.stacked import apart
 from mmjax.core.types import Array, Batch, Params, Tokens
 from mmjax.generate.written import Written
 from mmjax.models import Multimodal
+from mmjax.models.casting import cast_params, compute_dtype
 from mmjax.models.encoders.text import slots_before
-from mmjax.models.forward import BoundForward, cast_params, compute_dtype
+from mmjax.models.forward import BoundForward
 from mmjax.nn.cache import write
 
 

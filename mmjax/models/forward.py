@@ -7,6 +7,7 @@ it), so the order in which objectives ask changes nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -17,50 +18,16 @@ from jax.ad_checkpoint import checkpoint_name
 from mmjax.core.errors import UserError, nearest, within
 from mmjax.core.random import example_keys, fold_name
 from mmjax.core.spatial import image_of, over
-from mmjax.core.stacked import is_stacked
-from mmjax.core.trees import leaves_by_path, map_with_path, match_any
+from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array, Batch, Params, Tokens
+from mmjax.models.casting import cast_params, compute_dtype
 from mmjax.models.multimodal import Multimodal, init_model, join_inputs
 from mmjax.models.parts import declared, gather, key_of, one_token
 from mmjax.models.teaching import TAUGHT, Teaching
-from mmjax.nn.narrow import SCALE
-from mmjax.parallel.mesh import platform
 
 LENGTHS = "lengths"  # the part that says how long each of several texts in a row is, see `core.packed`
 VALID = "valid"  # the part, and the key of a batch, that says which rows count
 VARIABLES = "variables"  # beside the parameters, what modules keep that no gradient makes
-# Parameters that are used in float32 whatever the compute dtype.
-FLOAT32 = (
-    *("*/norm/scale", "*/norm/bias", "*/*_norm/scale", "*/*_norm/bias"),
-    *("*/scale_logit", "*/bias_logit", "*/mix", "*/cache_keys"),
-    *(f"*/{SCALE}", "*/lora_scale", "*/lora_dropout", "*/dora_magnitude"),
-)
-
-
-def compute_dtype(dtype: str) -> jnp.dtype:
-    """The dtype activations are computed in.
-
-    Raises:
-      UserError: neither `auto`, `float32` nor `bfloat16`.
-    """
-    if dtype == "auto":
-        dtype = "float32" if platform() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.dtype={dtype!r}: use auto, float32 or bfloat16")
-    return jnp.dtype(dtype)
-
-
-def cast_params(params: Params, dtype: jnp.dtype) -> Params:
-    """Parameters in the compute dtype, all but norms' and learned scalars'; and kernels that are kept narrower, which the layer
-    that uses them widens, one at a time."""
-
-    def cast(path: str, leaf: Any) -> Any:  # a leaf in parts has the one name
-        narrow = path.endswith("/kernel") and all(x.dtype.itemsize < dtype.itemsize for x in jax.tree.leaves(leaf))
-        if narrow or match_any(FLOAT32, path):
-            return leaf
-        return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), leaf)
-
-    return map_with_path(cast, params, is_leaf=is_stacked)
 
 
 def augmented(
@@ -125,6 +92,8 @@ class BoundForward:
         self._teaches = ""  # `teachers.NAME` of the forward of one
         self._prefix, self._writes = "", self.train
         self._written: list[dict[str, Array]] = []
+        self.lacking = any(key_of(modality, VALID) in batch for modality in model.encoders)
+        self._complete: list[Array] = []  # where rows may lack modalities, of what was read: bool [B], the rows that have it
         self._tokens: Mapping[str, Tokens] = {}
         self._seen: frozenset[str] = frozenset()  # keys of the batch that are augmented already
         self._memory: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -140,12 +109,16 @@ class BoundForward:
         return self._given
 
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
+        return self._noted(self._encoded(modality, inputs, key))
+
+    def _encoded(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
         if inputs is None and modality in self._tokens:
             return self._tokens[modality]
         source: Batch = {**self.batch, **(inputs or {})}
         if modality not in source:
             raise UserError(f"the batch has no {modality!r}{nearest(modality, source)}; it has {', '.join(source)}")
         call = type(self._part_named("encoders", modality)).__call__
+        has_B = None if modality in (inputs or {}) else source.get(key_of(modality, VALID))
         if self.train and VALID in declared(call) and VALID in source:
             source = self._with_rows(key_of(modality, VALID), source)
         parts, room = self._parts("encoders", modality, modality, call, source), f"encoders_{modality}"
@@ -155,7 +128,8 @@ class BoundForward:
 
         def compute() -> Tokens:
             seen = {part: self._cast(self._moved(key_of(modality, part), source)) for part in parts}
-            return self._apply("encode", f"encode/{modality}/{key}", modality, seen, still=still)
+            tokens: Tokens = self._apply("encode", f"encode/{modality}/{key}", modality, seen, still=still)
+            return tokens if has_B is None else tokens.where(has_B)
 
         return self._once(("encode", modality, key), parts, compute)
 
@@ -167,13 +141,13 @@ class BoundForward:
     def tokens(self, name: str, key: str = "") -> Tokens:
         name, _, layer = name.partition(":")
         if layer and name in self._model.fusions:
-            return one_token(self.embed(layer, name, key=key))
+            return one_token(self.embed(layer, name, key=key), self._encoded(layer).mask.any(axis=1) if self.lacking else None)
         if layer:
             return self.tokens(name, key).tapped(layer, f"{name}:{layer}")
         if name in self._model.encoders:
             return self.encode(name)
         fusion = self._part_named("fusions", name, self._model.encoders)
-        return self.fuse(name, {modality: self.encode(modality) for modality in fusion.modalities}, key=key)
+        return self.fuse(name, {modality: self._encoded(modality) for modality in fusion.modalities}, key=key)
 
     def embed(self, modality: str, fusion: str = "dual", inputs: Mapping[str, Array] | None = None, key: str = "") -> Array:
         if inputs is None and not key and (fusion, modality) in self._embedded:
@@ -186,7 +160,9 @@ class BoundForward:
 
     def fuse(self, fusion: str, tokens: Mapping[str, Tokens], key: str) -> Tokens:
         taken = dict(tokens)
-        return self._once(("fuse", fusion, key), taken, lambda: self._apply("fuse", f"fuse/{fusion}/{key}", fusion, taken))
+        return self._noted(
+            self._once(("fuse", fusion, key), taken, lambda: self._apply("fuse", f"fuse/{fusion}/{key}", fusion, taken))
+        )
 
     def decode(
         self, decoder: str, inputs: Mapping[str, Array], context: Mapping[str, Tokens] | None = None, key: str = ""
@@ -199,6 +175,8 @@ class BoundForward:
             )
         parts = self._parts("decoders", decoder, module.writes, type(module).decode, inputs)
         taken = dict(context or {})
+        for one in taken.values():
+            self._noted(one)
 
         def compute() -> Array:
             return self._apply("decode", f"decode/{decoder}/{key}", decoder, parts, taken).astype(jnp.float32)
@@ -245,6 +223,7 @@ class BoundForward:
         other = BoundForward(self._model, given, batch, rng, self._part, None, *known)
         other._seen = (self._seen - {*(inputs or {})}) | {*(views or {})}
         other._teaches = self._teaches
+        other._complete = self._complete
         other.gave, other._writes, other._prefix = self.gave, False, f"{self._prefix}{key}/" if key else self._prefix
         if views and params is None and self._writes and other.train:  # a use like the step's own
             other._writes, other._written = True, self._written
@@ -263,6 +242,28 @@ class BoundForward:
                 self.taught[name] = BoundForward(teaching.model, params, teaching.batch(self.batch, self.view))
             self.taught[name]._teaches = f"teachers.{name}"
         return self.taught[name]
+
+    def complete(self, ask: Callable[[BoundForward], Any] | None = None) -> Array | None:
+        """[B] bool: the rows that have all that was read so far, or all that `ask` reads of this model; of a fusion of all its
+        modalities, any that it can do with. None where no row lacks anything.
+
+        `ask` is traced apart: of what it computes, only which rows these are is kept.
+        """
+        if not self.lacking:
+            return None
+        found = self._complete
+        if ask is not None:
+            other = self.with_()
+            found = other._complete = []
+            ask(other)
+        size = next(self.batch[key].shape[0] for m in self._model.encoders if (key := key_of(m, VALID)) in self.batch)
+        own = [has_B for has_B in found if has_B.shape[0] == size]  # prompts are other rows
+        return functools.reduce(jnp.logical_and, own, jnp.ones((size,), bool))
+
+    def _noted(self, tokens: Tokens) -> Tokens:
+        if self.lacking:
+            self._complete.append(jnp.any(tokens.mask, axis=1))
+        return tokens
 
     def used(self) -> set[str]:
         """The modalities that were read so far, by an encoder or by the decoder that writes them."""

@@ -84,9 +84,9 @@ def take(x: Array, places_BK: Array | None) -> Array:
     return jnp.take_along_axis(x, places_BK.reshape(*places_BK.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-def one_token(x_BE: Array) -> Tokens:
-    """A vector an example as a sequence of one: [B, E] -> Tokens [B, 1, E]."""
-    return Tokens(x_BE[:, None], jnp.ones((x_BE.shape[0], 1), bool))
+def one_token(x_BE: Array, has_B: Array | None = None) -> Tokens:
+    """A vector an example as a sequence of one: [B, E] -> Tokens [B, 1, E]; `has_B`: which rows have it, all where None."""
+    return Tokens(x_BE[:, None], jnp.ones((x_BE.shape[0], 1), bool) if has_B is None else has_B[:, None])
 
 
 def split(tokens: Tokens, parts: int) -> Tokens:

@@ -14,6 +14,11 @@ from mmjax.nn.norm import Norm
 POOLS = ("cls", "last", "mean", "rest", "cls_rest", "attention")
 
 
+def there(tokens: Tokens) -> Array:
+    """[B] bool: the rows that have any token."""
+    return jnp.any(tokens.mask, axis=1)
+
+
 class Pool(nn.Module):
     """[B, T, D] -> [B, D].
 

@@ -35,7 +35,7 @@ class Contrastive:
     """Bring the modalities of an example together, and push other examples of the batch away.
 
     Examples of an equal `group` are positives of each other. The loss is summed over examples; that of three modalities is
-    the mean of the losses of their three pairs.
+    the mean over their three pairs. An example counts in each pair of which it has both.
 
     Attributes:
       kind: `softmax`, averaged over both directions (CLIP: Radford 2021, fig. 3) and over an example's positives (L_out of
@@ -61,6 +61,7 @@ class Contrastive:
 
     in_batch: ClassVar[bool] = True
     embeds_only: ClassVar[bool] = True
+    by_modality: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.one_of("contrastive.kind", self.kind, ("softmax", "sigmoid"))
@@ -79,8 +80,8 @@ class Contrastive:
         pairs = list(itertools.combinations(self.modalities, 2))
         losses = [self._pair(forward, batch, pair) for pair in pairs]
         metrics = {name: value for loss in losses for name, value in loss.metrics.items()}
-        total = functools.reduce(jnp.add, [loss.sum for loss in losses])
-        return Loss(total / len(pairs), losses[0].count, metrics)
+        total, count = (functools.reduce(jnp.add, own) for own in zip(*((one.sum, one.count) for one in losses), strict=True))
+        return Loss(total / len(pairs), count / len(pairs), metrics)
 
     def _pair(self, forward: Forward, batch: Batch, pair: tuple[str, str]) -> Loss:
         a_BE, b_BE = (forward.embed(modality, self.fusion) for modality in pair)
@@ -97,7 +98,7 @@ class Contrastive:
         return self.exchange == "ring" or PLAIN_COPIES * 4 * size // devices * size >= PLAIN_BYTES
 
     def _plain(self, pair: tuple[str, str], a_BE: Array, b_BE: Array, scale: Array, bias: Array | None, batch: Batch) -> Loss:
-        valid_B = valid_rows(batch, a_BE.shape[0])
+        valid_B = valid_rows(batch, a_BE.shape[0], *pair)
         positive_BB = constrain_batch(positive_pairs(batch, valid_B, self.group))
         logits_BB = constrain_batch(scale * similarity(a_BE, b_BE))
         if bias is None:
@@ -111,7 +112,7 @@ class Contrastive:
 
     def _ring(self, pair: tuple[str, str], a_BE: Array, b_BE: Array, scale: Array, bias: Array | None, batch: Batch) -> Loss:
         ring, bias = Ring(self.kind, self.label_smoothing, self.tile), jnp.zeros_like(scale) if bias is None else bias
-        valid_B = valid_rows(batch, a_BE.shape[0])
+        valid_B = valid_rows(batch, a_BE.shape[0], *pair)
         group_B = groups(batch, self.group, a_BE.shape[0])
         a_BE, b_BE = a_BE.astype(jnp.float32), b_BE.astype(jnp.float32)
         total, there, back = ring_loss(ring, a_BE, b_BE, scale, bias, group_B, valid_B)

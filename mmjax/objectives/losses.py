@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -11,10 +13,14 @@ from mmjax.core.types import Array, Batch
 EXCLUDED = -1e30  # a logit that no softmax sees; finite, so that a row with nothing left stays free of NaN
 
 
-def valid_rows(batch: Batch, size: int) -> Array:
-    """[B] bool: the rows that count, all of them when the batch has no `valid`."""
-    valid_B = batch.get("valid")
-    return jnp.ones((size,), bool) if valid_B is None else valid_B
+def valid_rows(batch: Batch, size: int, *modalities: str) -> Array:
+    """[B] bool: the rows that count, all of them when the batch has no `valid`; of them those that have all the modalities.
+
+    What a row of the data may lack, `MODALITY_valid` says. An objective that names no modalities is given a batch whose rows
+    are `valid` where they have what it reads (`objectives.lacking`).
+    """
+    found = [batch[key] for key in ("valid", *(f"{name}_valid" for name in modalities)) if key in batch]
+    return functools.reduce(jnp.logical_and, found) if found else jnp.ones((size,), bool)
 
 
 def counted(values: Array, mask: Array) -> tuple[Array, Array]:

@@ -69,7 +69,7 @@ class MaskedImage:
                 f"masked_image.patch={self.patch}: an image has {wanted} patches x pixels, {self.decoder} has {found}"
             )
         error_BP = jnp.mean(jnp.square(painted_BPX - target_BPX), axis=-1)
-        valid_B = valid_rows(forward.batch, error_BP.shape[0])
+        valid_B = valid_rows(forward.batch, error_BP.shape[0], self.modality)
         return Loss(*counted(error_BP, hidden_BP & valid_B[:, None])), painted_BPX
 
     def choose(self, noise_BP: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from mmjax.core.random import fold_name
 from mmjax.core.types import Array, Forward
 from mmjax.objectives import routes
 
-PARTS = ("mask", "keep", "added")  # of a modality: what an encoder reads beside it, and what is not mixed
+PARTS = ("mask", "keep", "added", "valid")  # of a modality: what an encoder reads beside it, and what is not mixed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from mmjax.core.types import Batch, Params
 from mmjax.generate import Rules, decode
 from mmjax.generate.settings import Settings
 from mmjax.models import Multimodal, param_shapes
+from mmjax.models.casting import cast_params
 from mmjax.models.decoders import writes_texts
-from mmjax.models.forward import BoundForward, cast_params, spliced_tokens
+from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.models.parts import example_of, key_of
 from mmjax.parallel.mesh import batch_sharding
 from mmjax.parallel.rules import shardings

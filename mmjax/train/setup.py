@@ -18,7 +18,8 @@ from mmjax.core.types import Batch, Params
 from mmjax.data import Dataset, Text, Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.evaluate.evaluation import Evaluation, encoded
-from mmjax.models.forward import LENGTHS, BoundForward, compute_dtype
+from mmjax.models.casting import compute_dtype
+from mmjax.models.forward import LENGTHS, BoundForward
 from mmjax.models.teaching import Teaching
 from mmjax.nn.stack import StackFields
 from mmjax.parallel.mesh import batch_sharding, batch_ways, replicated

@@ -18,6 +18,7 @@ from mmjax.core.types import Array, Batch, Loss, Params
 from mmjax.models.forward import BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.teaching import TAUGHT, Teaching
+from mmjax.objectives.lacking import counting
 from mmjax.parallel.mesh import constrain_batch
 from mmjax.train.experiment import Task
 from mmjax.train.optimizer import Optimizer
@@ -187,7 +188,7 @@ def losses_of(
             forward = forwards[task.data]
             rest = (variables["tasks"][name],) if hasattr(task.objective, "init_variables") else ()
             with within(f"tasks.{name}"):
-                loss = task.objective(forward, forward.batch, fold_name(rng, f"objective/{name}"), *rest)
+                loss = counting(task.objective, forward, forward.batch, fold_name(rng, f"objective/{name}"), *rest)
                 check_loss(type(task.objective).__name__, loss, *rest)
                 losses[name] = loss
     return losses

@@ -11,7 +11,8 @@ import jax
 from mmjax.core.config import from_json, setting, to_json
 from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Params
-from mmjax.models.forward import VARIABLES, cast_params
+from mmjax.models.casting import cast_params
+from mmjax.models.forward import VARIABLES
 from mmjax.models.multimodal import Multimodal, init_model
 
 DTYPES = ("bfloat16", "float32")

@@ -12,9 +12,10 @@ from mmjax.core.stacked import Stacked
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Tokens
 from mmjax.models import Multimodal, param_shapes
+from mmjax.models.casting import cast_params, compute_dtype
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer, ViT
-from mmjax.models.forward import BoundForward, cast_params, compute_dtype
+from mmjax.models.forward import BoundForward
 from mmjax.models.fusion import Concatenate, Cross, Dual, SingleStream, Weighted
 from mmjax.models.heads import Classifier, TokenClassifier
 from mmjax.models.multimodal import init_model

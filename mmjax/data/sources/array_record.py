@@ -34,7 +34,7 @@ from mmjax.data.types import BadRecordError, Record
 TRIED = 64  # records that are asked for what fields they have
 OPTIONS = "readahead_buffer_size:0"  # records are read one by one, by any thread
 BUFFER = 1 << 15  # bytes
-CHOSEN = ("path", "fractions", "max_pixels")  # what can be said of records that were written whole
+CHOSEN = ("path", "fractions", "max_pixels", "optional")  # what can be said of records that were written whole
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:

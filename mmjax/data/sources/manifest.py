@@ -68,6 +68,7 @@ class Manifest:
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
         itself gives, see `levels.to_bytes`.
       max_pixels: an image of more pixels counts as unreadable.
+      optional: which of `image`, `audio` and `text` a line may lack (no field, null, empty); `Data.optional` comes to them.
     """
 
     path: str = setting(everyday=True, path=True)
@@ -85,6 +86,7 @@ class Manifest:
     maps: Mapping[str, str] = dataclasses.field(default_factory=dict)
     window: tuple[float, float] | None = None
     max_pixels: int = setting(least=1, default=MAX_PIXELS)
+    optional: tuple[str, ...] = ()
 
     def build(self) -> ManifestRecords:
         """Records with the keys that the file has, and `group`.
@@ -139,7 +141,8 @@ class Manifest:
             "group": self.group_field,
         }
         fields = {key: field for key, field in fields.items() if field}
-        return Asked(self.path, fields, dict(self.fields), dict(self.maps), self.separator)
+        optional = tuple(key for key in ("image", "audio", "text") if key in self.optional)
+        return Asked(self.path, fields, dict(self.fields), dict(self.maps), self.separator, optional)
 
     def _check_named(self, asked: Asked, about: About) -> None:
         for key, field in asked.fields.items():
@@ -242,7 +245,7 @@ class ManifestRecords:
                 found["label"] = about.rank[value] if value >= 0 else -1
                 if value >= 0:
                     found["name"] = self.classes[found["label"]]
-            else:
+            elif value is not None:
                 found[room] = value
         found |= {"group": int(chosen.groups[index]), **further}
         return found if chosen.image_ids is None else {**found, "image_id": int(chosen.image_ids[index])}
@@ -284,7 +287,7 @@ class ManifestRecords:
             columns = [self.table.values(batch, key) for key in keys]
             for values in zip(*columns, strict=True):
                 for value in values:
-                    yield from (value,) if isinstance(value, str) else value
+                    yield from (value,) if isinstance(value, str) else value or ()
 
     def texts_of(self, key: str) -> Iterator[str]:
         """The texts of one of the `fields`."""
@@ -301,7 +304,7 @@ class ManifestRecords:
         """See `types.Records`. Raises `UserError` for a key that no record has."""
         if key not in self.examples[0]:
             raise UserError(f"{key!r} is in no record{nearest(key, self.examples[0])}")
-        return [example[key] for example in self.examples]
+        return [example.get(key) for example in self.examples]
 
     def fingerprint(self) -> str:
         return self.chosen.digest

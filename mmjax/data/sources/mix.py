@@ -45,6 +45,7 @@ class Mix:
     Attributes:
       sources: by names of your own.
       weights: how often each comes; () for each record as often as any other.
+      optional: keys that a source, or some of its records, may lack; `Data.optional` comes to them.
 
     Usage:
 
@@ -53,6 +54,7 @@ class Mix:
 
     sources: Mapping[str, Any] = setting(PARTS)
     weights: Mapping[str, float] = setting(above=0, default_factory=dict)
+    optional: tuple[str, ...] = ()
 
     def build(self) -> MixRecords:
         """Open all of them.
@@ -71,7 +73,7 @@ class Mix:
                 if not len(parts[name]):
                     raise UserError(f"{source!r} has no records")
         firsts = {name: _first(name, records) for name, records in parts.items()}
-        keys = _common(firsts)
+        keys = _common(firsts, frozenset(self.optional))
         named = [name for name, records in parts.items() if records.classes]
         if "label" in keys and 0 < len(named) < len(parts):
             bare = next(name for name in parts if name not in named)
@@ -79,7 +81,7 @@ class Mix:
         self._say_how_often({name: len(records) for name, records in parts.items()})
         weights = tuple(float(self.weights[name]) for name in parts) if self.weights else ()
         own = tuple(frozenset(first.keys() & OWN) for first in firsts.values())
-        return MixRecords(tuple(parts), tuple(parts.values()), weights, keys, own)
+        return MixRecords(tuple(parts), tuple(parts.values()), weights, keys, own, frozenset(self.optional))
 
     def _check_weights(self) -> None:
         for name, weight in self.weights.items():
@@ -123,6 +125,7 @@ class MixRecords:
     weights: tuple[float, ...]
     keys: frozenset[str]
     own: tuple[frozenset[str], ...]
+    optional: frozenset[str] = frozenset()
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -144,7 +147,7 @@ class MixRecords:
     def __getitem__(self, index: int, /) -> Record:
         part, place = self._place(index)
         record = self.parts[part][place]
-        lacking = self.keys - record.keys()
+        lacking = self.keys - record.keys() - self.optional
         if lacking:
             raise BadRecordError(
                 f"{self.names[part]}[{place}]", f"it has no {min(lacking)!r}, as its source's first record has"
@@ -153,7 +156,7 @@ class MixRecords:
         if "label" in found and self.classes:
             label, own = found["label"], self._labels[part]
             found["label"] = own[label] if 0 <= label < len(own) else min(label, -1)
-        return found | self._positives(part, place, record)
+        return found | self._positives(index, part, place, record)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The source of a record, and its number there."""
@@ -165,7 +168,7 @@ class MixRecords:
         part, place = self._place(index)
         return image_file(self.parts[part], place)
 
-    def _positives(self, part: int, place: int, record: Record) -> Record:
+    def _positives(self, index: int, part: int, place: int, record: Record) -> Record:
         """What a record is a positive of: of classified data the class, which the batch takes from the label; else what its
         source says, apart from what others say; where only some sources say it, of the rest the same texts."""
         found: Record = {}
@@ -173,7 +176,7 @@ class MixRecords:
             if "group" in self.own[part]:
                 found["group"] = np.array([part + 1, int(record["group"]), 0], np.int32)
             else:
-                texts = record["text"]
+                texts = record.get("text", f"\0{index}")  # one without a text is a group of its own
                 found["group"] = np.array([0, *text_group(texts if isinstance(texts, str) else "\n".join(texts))], np.int32)
         if any("image_id" in own for own in self.own):
             found["image_id"] = int(record["image_id"] if "image_id" in self.own[part] else place) * len(self.parts) + part
@@ -213,9 +216,11 @@ def _first(name: str, records: Records) -> Record:
     raise UserError(f"Mix.sources.{name}: none of its first records can be read; the first: {trouble}")
 
 
-def _common(firsts: Mapping[str, Record]) -> frozenset[str]:
-    """The keys of all sources' records but `OWN`. Raises `UserError` where one has a key that another has not."""
+def _common(firsts: Mapping[str, Record], optional: frozenset[str]) -> frozenset[str]:
+    """The keys of all sources' records but `OWN`. Raises `UserError` where one has a key that another has not, unless it is
+    `optional`."""
     every = set.intersection(*(set(record) for record in firsts.values())) - OWN
+    every |= optional & {key for record in firsts.values() for key in record}
     for name, record in firsts.items():
         for key in record.keys() - OWN - every:
             has = next(other for other, own in firsts.items() if key not in own)

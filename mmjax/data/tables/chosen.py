@@ -190,31 +190,47 @@ class _Choosing:
             if kind == STRINGS:
                 own = pc.cast(column.flatten(), "binary").to_pylist()
             elif kind == JSON or key == "group":
-                own = [one for value in self.table.values(batch, key) for one in _spelled(value)]
+                values = self.table.values(batch, key)
+                none = () if key == "text" else (None,)
+                own = [one for value in values for one in (none if value is None else _spelled(value))]
             else:
                 own = pc.cast(column, "binary").to_pylist()
+            # What a line lacks is no other line's: a key of its own, which no text of UTF-8 is.
+            own = [b"\xfe%d" % (at + n) if one is None else one for n, one in enumerate(own)] if None in own else own
             at = groups.hashed(own, halves_2K, at)
         return halves_2K, rows_K
 
     def _lengths(self, batch: Any) -> list[int]:
-        return [1 if isinstance(value, str) else len(value) for value in self.table.values(batch, "text")]
+        values = self.table.values(batch, "text")
+        return [1 if isinstance(value, str) else 0 if value is None else len(value) for value in values]
 
     def _split_keys(self, batch: Any) -> list[bytes]:
-        """What the split of a line goes by."""
-        import pyarrow.compute as pc
-
+        """What the split of a line goes by: its image, without one its sound, without either its text, else the rest."""
+        found: list[bytes | None] = [None] * batch.num_rows
+        for key in ("image", "audio", "text"):
+            if key in self.about.keys and None in found:
+                found = [one if one is not None else own for one, own in zip(found, self._told_by(batch, key), strict=True)]
+        if None not in found:
+            return found  # type: ignore[return-value]
         keys = self.about.keys
-        for key in ("image", "audio"):
-            if key in keys and self.about.kinds[key] != JSON:
-                return list(pc.cast(self.table.column(batch, key), "binary").to_pylist())
-            if key in keys:
-                return [value.encode("utf-8", "surrogatepass") for value in self.table.values(batch, key)]
-        if "text" in keys:
-            return list(pc.cast(self._json(batch, "text"), "binary").to_pylist())
         names = [key for key in keys if key.startswith("fields.")]
         columns = [self.table.values(batch, key) for key in names]
         own = [key.partition(".")[2] for key in names]
-        return [json.dumps(dict(zip(own, values, strict=True))).encode() for values in zip(*columns, strict=True)]
+        rest = [json.dumps(dict(zip(own, values, strict=True))).encode() for values in zip(*columns, strict=True)]
+        return [one if one is not None else other for one, other in zip(found, rest, strict=True)]
+
+    def _told_by(self, batch: Any, key: str) -> list[bytes | None]:
+        """The values of an image, a sound or a text, as bytes; None where a line lacks it."""
+        import pyarrow.compute as pc
+
+        column = self.table.column(batch, key)
+        if key == "text":
+            told = pc.cast(self._json(batch, key), "binary").to_pylist()
+            return [None if lacking else one for one, lacking in zip(told, column.is_null().to_pylist(), strict=True)]
+        if self.about.kinds[key] != JSON:
+            return list(pc.cast(column, "binary").to_pylist())
+        values = self.table.values(batch, key)
+        return [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
 
     def labels(self, places: np.ndarray | None) -> np.ndarray:
         """int64 [n], -1 for no class."""

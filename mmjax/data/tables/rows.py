@@ -41,14 +41,23 @@ class Checking:
       labelled: the label of the first line that has one.
     """
 
-    def __init__(self, path: str, fields: Mapping[str, str], further: Mapping[str, str], maps: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        further: Mapping[str, str],
+        maps: Mapping[str, str],
+        optional: Sequence[str] = (),
+    ) -> None:
         """Check the lines of a file.
 
         Args:
           fields: name in the file for each of "image", "audio", "text", "text_pair", "label" and "group" that is read.
           further: record key -> name in the file, of values that pass as they are.
           maps: record key -> name in the file, of paths.
+          optional: keys that a line may lack, None then.
         """
+        self.optional = tuple(optional)
         self.path, self.fields, self.further, self.maps = path, fields, further, maps
         self.first: Row | None = None
         self.labelled: str | int | None = None
@@ -62,6 +71,7 @@ class Checking:
         """
         where = f"{self.path}:{line}"
         row = _row(where, dict(values), self.fields, bool(self.further))
+        row |= {key: None for key in self.optional if key in self.fields and key not in row}
         row["further"] = {key: _further(where, values, key, field) for key, field in self.further.items()}
         row["maps"] = {key: _map(where, values, key, field) for key, field in self.maps.items()}
         self.first = self.first or row

@@ -30,6 +30,7 @@ class Asked:
       fields: "image", "audio", "text", "text_pair", "label", "group" -> the name in the file; what is not read is not there.
       further, maps: record key -> the name in the file.
       separator: of a table.
+      optional: keys that a line may lack.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Asked:
     further: Mapping[str, str]
     maps: Mapping[str, str]
     separator: str
+    optional: tuple[str, ...] = ()
 
     @property
     def written(self) -> bool:
@@ -72,7 +74,7 @@ def store(asked: Asked, sink: BinaryIO) -> tuple[About, np.ndarray]:
 class _Storing:
     def __init__(self, asked: Asked, sink: BinaryIO, kinds: dict[str, str]) -> None:
         self.asked, self.kinds = asked, kinds
-        self.checking = Checking(asked.path, asked.fields, asked.further, asked.maps)
+        self.checking = Checking(asked.path, asked.fields, asked.further, asked.maps, asked.optional)
         self.sink, self.layout, self.rows = sink, [(0, 0, 0, 0)], 0
         self.codes: dict[str | int, int] = {}
         self.counts: list[int] = []
@@ -101,6 +103,7 @@ class _Storing:
         rank = np.empty(len(labels), np.int64)
         rank[order] = np.arange(len(labels))
         own = [key for key in (*PLAIN[:-1], "label", "group", "split") if key in first and (key != "label" or labels)]
+        own = [key for key in own if key not in self.asked.optional or self.kinds.get(key)]
         return About(
             rows=self.rows,
             keys=(*own, *self.further, *self.maps),
@@ -188,7 +191,7 @@ class _Storing:
     def _quick(self, table: Table) -> dict[str, Any] | None:
         """The columns of a block, where it need not be read line by line."""
         first = self.checking.first
-        if first is None or ("label" in first and self.checking.labelled is None):
+        if first is None or ("label" in first and self.checking.labelled is None) or self.asked.optional:
             return None
         types: dict[str, Any] = {}
         for key, field in {**self.asked.fields, "split": "split", **self.further, **self.maps}.items():

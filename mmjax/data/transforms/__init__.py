@@ -2,6 +2,7 @@
 
 from mmjax.data.transforms.automatic import RandAugment, TrivialAugment
 from mmjax.data.transforms.colour import ColourJitter, GaussianBlur, Noise, Normalise, RandomErasing
+from mmjax.data.transforms.dropout import ModalityDropout
 from mmjax.data.transforms.geometry import CenterCrop, Flip, PadSquare, RandomCrop, Resize, ResizeShortest, ResizeWithin, Rotate
 from mmjax.data.transforms.markers import Markers
 from mmjax.data.transforms.sounds import Gain, Shift, SoundNoise, Speed
@@ -26,6 +27,7 @@ TRANSFORMS = {
     "caption": Caption,
     "next_sentence": NextSentence,
     "markers": Markers,
+    "modality_dropout": ModalityDropout,
     "sound_noise": SoundNoise,
     "gain": Gain,
     "shift": Shift,
@@ -41,6 +43,7 @@ __all__ = [
     "Gain",
     "GaussianBlur",
     "Markers",
+    "ModalityDropout",
     "NextSentence",
     "Noise",
     "Normalise",

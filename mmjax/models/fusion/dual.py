@@ -15,7 +15,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.linear import Linear
-from mmjax.nn.pool import Pool
+from mmjax.nn.pool import Pool, there
 
 
 class Dual(nn.Module):
@@ -69,7 +69,7 @@ class Dual(nn.Module):
 
     def __call__(self, tokens: Mapping[str, Tokens]) -> Tokens:
         embedded = jnp.stack([self.embed(m, tokens[m]) for m in sorted(tokens)], axis=1)
-        return Tokens(embedded, jnp.ones(embedded.shape[:2], bool))
+        return Tokens(embedded, jnp.stack([there(tokens[m]) for m in sorted(tokens)], axis=1))
 
     def embed(self, modality: str, tokens: Tokens) -> Array:
         """[B, E] float32 of unit length."""
