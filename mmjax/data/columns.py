@@ -155,6 +155,9 @@ class Columns:
         own = first.get(LACKS)
         found = {}
         for key in own.optional if isinstance(own, Lacks) else ():
+            if key not in first:
+                known = ", ".join(name for name in first if name != LACKS)
+                raise UserError(f"optional: none of the records that were looked at has {key!r}; their keys are {known}")
             if key not in self._columns:
                 raise UserError(f"optional: {key!r} makes nothing of a batch; give it a column, or leave it out of optional")
             found[key] = self._columns[key]([first[key]], [first])[0]

@@ -39,19 +39,23 @@ class Lacking:
 
     Attributes:
       stand_ins: key -> the value, of a record that has it, by which one that lacks it goes through the transforms.
+      optional: all keys that a record may lack; those that a transform writes have no stand-in.
     """
 
     stand_ins: Mapping[str, Any]
+    optional: tuple[str, ...] = ()
 
     def filled(self, record: Record) -> Record:
         """A record as its source gives it, with something under each key. Raises `UserError` for a key that is taken."""
-        for key in (LACKS, *(f"{key}_{VALID}" for key in self.stand_ins)) if self.stand_ins else ():
+        if not self.optional:
+            return record
+        for key in (LACKS, *(f"{key}_{VALID}" for key in self.optional)):
             if key in record:
                 raise UserError(f"source: a record has {key!r}, which data.optional gives; call it otherwise")
         gone = frozenset(key for key in self.stand_ins if is_nothing(record.get(key)))
         own = {key: value for key, value in record.items() if key not in gone}
         kept = {key: self.stand_ins[key] for key in gone}
-        return {**own, **kept, LACKS: Lacks(tuple(self.stand_ins), gone)} if self.stand_ins else record
+        return {**own, **kept, LACKS: Lacks(self.optional, gone)}
 
     @staticmethod
     def stripped(record: Record) -> Record:
@@ -61,19 +65,18 @@ class Lacking:
 
 
 def find_stand_ins(optional: Sequence[str], indices: Sequence[int], read: Callable[[int], Record]) -> Lacking:
-    """For each key the value of the first record that has it.
+    """For each key the value of the first record that has it; a key that none has is one that a transform writes, or nobody.
 
     Args:
       indices: of the records to look at.
       read: gives a record as its source does.
 
     Raises:
-      UserError: a key given twice, or one that none of them has.
+      UserError: a key given twice.
     """
     if isinstance(optional, str) or len(set(optional)) < len(optional):
         raise UserError(f"optional={optional!r}: give a tuple of keys, each once")
     found: dict[str, Any] = {}
-    seen: dict[str, None] = {}
     for index in indices if optional else ():
         if len(found) == len(optional):
             break
@@ -81,12 +84,8 @@ def find_stand_ins(optional: Sequence[str], indices: Sequence[int], read: Callab
             record = read(index)
         except BadRecordError:
             continue
-        seen |= dict.fromkeys(record)
         found |= {key: record[key] for key in optional if key not in found and not is_nothing(record.get(key))}
-    if missing := [key for key in optional if key not in found]:
-        keys = ", ".join(seen)
-        raise UserError(f"optional: of {len(indices)} records that were looked at none has {missing[0]!r}; their keys: {keys}")
-    return Lacking({key: found[key] for key in optional})
+    return Lacking({key: found[key] for key in optional if key in found}, tuple(optional))
 
 
 def is_nothing(value: Any) -> bool:

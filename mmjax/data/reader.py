@@ -112,7 +112,7 @@ class Reader:
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         # What comes last, and can write where the batch has it, does so when records are stacked.
         last = self.random[-1] if self.random and says(self.random[-1], "into") else None
-        self._last = None if getattr(last, "field", "") in self.lacking.stand_ins else last
+        self._last = None if getattr(last, "field", "") in self.lacking.optional else last
         self._opened = bool(transforms) and says(transforms[0], "opened") and getattr(transforms[0], "field", "") == "image"
         self.order, self._captions, self._copies = order, tuple(captions), dict(copies or {})
         # Numbers of what is read onward never come again.

@@ -8,7 +8,7 @@ from typing import Any
 from mmjax.core.errors import UserError
 from mmjax.models.forward import BoundForward
 from mmjax.models.heads import TokenClassifier
-from mmjax.predict.inputs import as_texts
+from mmjax.predict.inputs import as_list, as_texts
 from mmjax.predict.work import Work
 
 
@@ -44,11 +44,16 @@ def reads(work: Work, head: str) -> set[str]:
     return {one for name in ((said,) if isinstance(said, str) else said) for one in forward.modalities(name)}
 
 
+def suits(work: Work, read: set[str], given: set[str]) -> bool:
+    """Whether these modalities are what is read, or as much of it as an input needs to have."""
+    return bool(given) and given <= read and read - given <= {*work.optional}
+
+
 def check_read(work: Work, head: str, inputs: Mapping[str, Any]) -> None:
     """Raises UserError where a head reads something else than what is given of each modality; None is nothing."""
     own = reads(work, head)
     given = {name for name, some in inputs.items() if some is not None}
-    if given and own != given:
+    if given and not suits(work, own, given):
         tip = {"text": " (--question, of an image)", "image": ""}
         wanted = " and ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}{tip.get(one, '')}" for one in sorted(own))
         raise UserError(f"heads.{head} reads {wanted}; it was given {' and '.join(sorted(given))}")
@@ -56,7 +61,7 @@ def check_read(work: Work, head: str, inputs: Mapping[str, Any]) -> None:
 
 def check_pairs(work: Work, texts: Any, pairs: Any) -> None:
     """Raises UserError where second texts are missing, are not as many, or are more than a run was trained on."""
-    first, second = as_texts(texts) or [], as_texts(pairs)
+    first, second = [one for one in as_list(texts) or () if one is not None], as_texts(pairs)
     if second is not None and len(first) != len(second):
         raise UserError(f"{len(first)} texts and {len(second)} pairs: give as many of both")
     if second is None and work.pairs and first:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.audio import Hear
+from mmjax.data.lacking import VALID
 from mmjax.data.sound import Heard
 from mmjax.data.types import BadRecordError
 from mmjax.predict.inputs import as_list, as_texts
@@ -59,13 +60,14 @@ def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, 
     Raises:
       UserError: none of them, or not as many; one that cannot be read.
     """
+    given, has = _without_none(work, given)
     images, sounds = as_list(given.get("image")), as_list(given.get("audio"))
     texts, pairs = as_texts(given.get("text")), as_texts(pairs)
     named = {"images": images, "texts": texts, "sounds": sounds}
     counts = {name: len(own) for name, own in named.items() if own is not None}
     if not counts:
         raise UserError("give images, texts or sounds, or several of them")
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1 and not has:
         raise UserError(f"{' and '.join(f'{count} {name}' for name, count in counts.items())}: give as many of each")
     found: dict[str, np.ndarray] = {}
     try:
@@ -79,7 +81,54 @@ def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, 
             logger.warning("mmjax: %d of %d texts were cut to %d tokens", sum(cut), len(cut), own["ids"].shape[1])
         found |= {"text": own["ids"], "text_mask": own["mask"]}
         found |= {} if pairs is None else {"text_segments": own["segments"]}
+    return _with_none(work, found, has)
+
+
+def _without_none(work: Work, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Inputs without those that are None in a list, and of each modality that may be lacking which rows have it, bool [N].
+
+    Raises:
+      UserError: another number of each; a row without anything.
+    """
+    lists = {name: as_list(some) for name, some in given.items() if some is not None}
+    if not any(name in work.model.encoders for name in work.optional) or not lists:
+        return dict(given), {}
+    sizes = {name: len(own or ()) for name, own in lists.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            f"{' and '.join(f'{size} {name}' for name, size in sizes.items())}: give as many of each, None for none"
+        )
+    size = next(iter(sizes.values()))
+    has = {name: np.array([one is not None for one in lists.get(name) or [None] * size]) for name in work.optional}
+    there = np.any([[one is not None for one in own or ()] for own in lists.values()], axis=0)
+    if not there.all():
+        raise UserError(f"input {int(np.flatnonzero(~there)[0])}: nothing is given of it")
+    kept = {name: [one for one in own or () if one is not None] for name, own in lists.items()}
+    return {name: own for name, own in kept.items() if own}, has
+
+
+def _with_none(work: Work, found: dict[str, np.ndarray], has: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With zeros in the rows that lack a modality, and `MODALITY_valid`."""
+    for name, has_B in has.items():
+        own = {key: x for key, x in found.items() if key == name or key.startswith(f"{name}_")} or _shapes(work, name)
+        for key, x in own.items():
+            found[key] = np.zeros((len(has_B), *x.shape[1:]), x.dtype)
+            if len(x):
+                found[key][has_B] = x
+        found[f"{name}_{VALID}"] = has_B
     return found
+
+
+def _shapes(work: Work, modality: str) -> dict[str, np.ndarray]:
+    """Batch key -> an array of no rows, of a modality that no input has."""
+    if modality == "text":
+        length = work.length()
+        return {"text": np.zeros((0, length), np.int32), "text_mask": np.zeros((0, length), bool)}
+    if modality == "audio" and work.hears is not None:
+        return {"audio": np.zeros((0, work.hears.samples), np.float32), "audio_mask": np.zeros((0, work.hears.samples), bool)}
+    if modality == "image" and work.shape is not None:
+        return {"image": np.zeros((0, *work.shape), np.float32)}
+    raise UserError(f"{work.path}: nothing in it says the size of {modality!r}, which is not given: give it with the others")
 
 
 def _stacked(work: Work, images: list[Any]) -> np.ndarray:

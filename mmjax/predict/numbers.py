@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mmjax.predict.heads import reads
+from mmjax.predict.heads import reads, suits
 from mmjax.predict.work import Work
 
 
 def measuring(work: Work, given: set[str]) -> list[str]:
     """The heads that say one number of each input, and read just these modalities."""
-    return [head for head in work.measured if head in work.model.heads and reads(work, head) == given]
+    return [head for head in work.measured if head in work.model.heads and suits(work, reads(work, head), given)]
 
 
 def found(

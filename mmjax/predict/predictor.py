@@ -13,7 +13,7 @@ from mmjax.evaluate.zero_shot import class_vectors
 from mmjax.models.forward import BoundForward
 from mmjax.objectives.class_prompts import check_templates
 from mmjax.predict import numbers, painting
-from mmjax.predict.heads import check_pairs, check_read, class_names, classifying, reads
+from mmjax.predict.heads import check_pairs, check_read, class_names, classifying, reads, suits
 from mmjax.predict.shares import shares
 from mmjax.predict.spaces import Spaces
 from mmjax.predict.tokens import TokenAnswers
@@ -61,7 +61,8 @@ class Predictor(Spaces, Writer, TokenAnswers):
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts, sounds: what is classified, as many of each that the head reads.
+          images, texts, sounds: what is classified, as many of each that the head reads; of a modality that the run's data
+            says may be lacking (`Data.optional`) None, for all of them or in the list for some.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -111,7 +112,7 @@ class Predictor(Spaces, Writer, TokenAnswers):
     def reads(self, given: set[str]) -> bool:
         """Whether the head that classifies, or one that says numbers, reads just these modalities."""
         own = self._heads() if self.classifies() else []
-        return bool(numbers.measuring(self.work, given)) or any(reads(self.work, head) == given for head in own)
+        return bool(numbers.measuring(self.work, given)) or any(suits(self.work, reads(self.work, head), given) for head in own)
 
     def _nearest(self, images: Any, classes: tuple[str, ...], template: str | Sequence[str]) -> np.ndarray:
         """[N, C]: cosines times the learned scale."""

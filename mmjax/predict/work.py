@@ -25,6 +25,7 @@ from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.data.making import text_spec
 from mmjax.data.passages import Layout
 from mmjax.data.spans import Span
+from mmjax.data.transforms import ModalityDropout
 from mmjax.evaluate import SpanAnswers, ZeroShot
 from mmjax.evaluate.written import Written
 from mmjax.generate import Settings, generation_config
@@ -68,6 +69,7 @@ class Work:
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       hears: how a sound is made ready; None where nothing says so.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
+      optional: the modalities that an input may lack, as the run's data has it.
     """
 
     path: str
@@ -96,6 +98,7 @@ class Work:
     fields: tuple[str, str] = ("text", "text_pair")
     hears: Audio | None = None
     speech: Speech | None = None
+    optional: tuple[str, ...] = ()
 
     def new_tokens(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does
@@ -139,7 +142,8 @@ class Work:
             )
         record: dict[str, Any] = {"image": _pixels(image)}
         for transform in self.transforms:
-            if hasattr(transform, "texts"):  # writes captions of a class, which a new image has not
+            # What writes captions of a class, which a new image has not; and what leaves out what is there.
+            if hasattr(transform, "texts") or isinstance(transform, ModalityDropout):
                 continue
             record = transform(record, np.random.default_rng(0), ())
         made: np.ndarray = record["image"]
@@ -256,6 +260,7 @@ def open_work(path: str | Path) -> Work:
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
     how["speech"] = None if e.data else Speech.of(generation_config.said(run.path / COMPANION_FOLDER))
+    how["optional"] = () if data is None else tuple(name for name in data.optional if name in model.encoders)
     sound = None if data is None else data.columns.get("audio")
     how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
     how["reading"] = column if isinstance(column, Span) else None

@@ -106,7 +106,7 @@ def test_groups_of_rows_without_a_text_are_their_own(folder):
 def test_what_a_record_may_not_lack_is_refused(folder):
     with pytest.raises(UserError, match="audio is there, and the first line has none"):
         Manifest(str(folder / "rows.jsonl"), split="all").build()
-    with pytest.raises(UserError, match="none has 'video'; their keys"):
+    with pytest.raises(UserError, match="none of the records that were looked at has 'video'"):
         built(data(Manifest(str(folder / "rows.jsonl"), split="all"), optional=(*KEYS, "video")))
     with pytest.raises(UserError, match=r"optional=\('image', 'image'\): give a tuple of keys, each once"):
         built(data(Manifest(str(folder / "rows.jsonl"), split="all", optional=KEYS), optional=("image", "image")))
