@@ -17,6 +17,7 @@ from mmjax.evaluate.retrieval import Retrieval
 from mmjax.evaluate.segmentation import Segmentation
 from mmjax.evaluate.span_answers import SpanAnswers
 from mmjax.evaluate.tip_adapter import TipAdapter
+from mmjax.evaluate.transcripts import Transcripts
 from mmjax.evaluate.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type] = {
@@ -37,6 +38,7 @@ EVALUATORS: dict[str, type] = {
     "tip_adapter": TipAdapter,
     "entities": Entities,
     "span_answers": SpanAnswers,
+    "transcripts": Transcripts,
 }
 
 __all__ = [
@@ -59,5 +61,6 @@ __all__ = [
     "Segmentation",
     "SpanAnswers",
     "TipAdapter",
+    "Transcripts",
     "ZeroShot",
 ]

@@ -71,6 +71,9 @@ class Tokenizer(Protocol):
     @property
     def pad_id(self) -> int: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids, without the special tokens."""
         ...

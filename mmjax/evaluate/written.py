@@ -85,7 +85,7 @@ class Written:
             rest = {"references": list(references[n]), "log_likelihood": float(rows["scores"][n])}
             found.append({"index": int(rows["index"][n]), **asked, "text": text, **rest})
         evaluation.keep(found)
-        self._show(found)
+        show(self._key(), self.data, found[: self.samples])
         metrics: dict[str, float] = {}
         for name in self.scores:
             metrics |= SCORES[name]([one["text"] for one in found], [one["references"] for one in found])
@@ -99,14 +99,7 @@ class Written:
         ends = self.settings.eos_token_id or (eos,)
 
         def write(forward: Any, batch: Batch) -> dict[str, Array]:
-            if self.references not in batch:
-                raise UserError(
-                    f"data={self.data!r} has no {self.references!r}, which texts are held against: give the data "
-                    f"columns={{{self.references!r}: Strings(of={self.text!r})}}, or Strings() where records have it; it has "
-                    f"{', '.join(batch)}"
-                )
-            if batch[self.references].dtype != jnp.uint8 or batch[self.references].ndim != 3:
-                raise UserError(f"references={self.references!r} is no column of Strings in data.{self.data}")
+            check_references(batch, self.references, self.text, self.data)
             context = context_of(forward, self.decoder, self.text, batch)
             ids_BT, mask_BT = prompts(batch, self.prompt, opening, eos, pad)
             found = self._checked(forward, context, ids_BT, mask_BT)
@@ -147,15 +140,28 @@ class Written:
         places_B = jnp.sum(((ids_BT == spec.place) & mask_BT).astype(jnp.int32), axis=1)
         return {"places": places_B, "wanted": jnp.full_like(places_B, wanted)}
 
-    def _show(self, found: Sequence[dict[str, Any]]) -> None:
-        """Log some of the texts."""
-        if not is_main():
-            return
-        for one in found[: self.samples]:
-            asked = f" after {one['prompt']!r}" if "prompt" in one else ""
-            said = f"{one['text']!r}; people: {', '.join(map(repr, one['references']))}"
-            logger.info("%s of data.%s, record %d%s: %s", self._key(), self.data, one["index"], asked, said)
-
     def _key(self) -> str:
         """What this evaluation is called in what is said, and where its program is kept."""
         return type(self).__name__.lower()
+
+
+def check_references(batch: Batch, references: str, text: str, data: str) -> None:
+    """Raises UserError where data has no column of `Strings` under the key `references`, for texts of `text` to be held
+    against."""
+    if references not in batch:
+        raise UserError(
+            f"data={data!r} has no {references!r}, which texts are held against: give the data columns={{{references!r}: "
+            f"Strings(of={text!r})}}, or Strings() where records have it; it has {', '.join(batch)}"
+        )
+    if batch[references].dtype != jnp.uint8 or batch[references].ndim != 3:
+        raise UserError(f"references={references!r} is no column of Strings in data.{data}")
+
+
+def show(who: str, data: str, found: Sequence[dict[str, Any]]) -> None:
+    """Log some texts."""
+    if not is_main():
+        return
+    for one in found:
+        asked = f" after {one['prompt']!r}" if "prompt" in one else ""
+        said = f"{one['text']!r}; people: {', '.join(map(repr, one['references']))}"
+        logger.info("%s of data.%s, record %d%s: %s", who, data, one["index"], asked, said)

@@ -8,6 +8,7 @@ from mmjax.objectives.alignment import Alignment
 from mmjax.objectives.causal_lm import CausalLM
 from mmjax.objectives.classification import Classification
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.ctc import CTC
 from mmjax.objectives.distil_logits import DistilLogits
 from mmjax.objectives.distil_text import DistilText
 from mmjax.objectives.distil_tokens import DistilTokens
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal_lm": CausalLM,
     "classification": Classification,
     "contrastive": Contrastive,
+    "ctc": CTC,
     "distil_logits": DistilLogits,
     "distil_text": DistilText,
     "distil_tokens": DistilTokens,

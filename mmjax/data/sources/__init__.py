@@ -13,6 +13,7 @@ from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.mix import Mix
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
+from mmjax.data.sources.spoken import Spoken
 from mmjax.data.sources.squad import Squad
 from mmjax.data.sources.stamps import Stamps
 from mmjax.data.sources.streamed import Streamed
@@ -28,6 +29,7 @@ SOURCES = {
     "grouped": Grouped,
     "hide_labels": HideLabels,
     "mix": Mix,
+    "spoken": Spoken,
     "squad": Squad,
     "streamed": Streamed,
     "subset": Subset,
@@ -49,6 +51,7 @@ __all__ = [
     "Mix",
     "Parquet",
     "Scenes",
+    "Spoken",
     "Squad",
     "Stamps",
     "Streamed",

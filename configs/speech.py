@@ -1,0 +1,49 @@
+"""Spoken digits, letter by letter: a recogniser from scratch, asked about voices that it never heard.
+
+    mmjax train speech
+
+espeak-ng speaks the texts (`apt-get install espeak-ng`, and `pip install 'mmjax[audio,texts]'`) into the folder `spoken`.
+"""
+
+from mmjax.data import Audio, Characters, Data, Gain, Shift, SoundNoise, Speed, Spoken, Strings
+from mmjax.evaluate import Transcripts
+from mmjax.models import Multimodal
+from mmjax.models.encoders import AudioTransformer
+from mmjax.models.heads import TokenClassifier
+from mmjax.nn.spec_augment import SpecAugment
+from mmjax.objectives import CTC
+from mmjax.train import AdamW, Checkpoint, Experiment, Task
+
+LETTERS = 21  # 15 of the names of the digits, the space, and 5 special tokens
+SECONDS = 2.5
+SOUNDS = {"train": 12_000, "validation": 400, "test": 1000}
+
+
+def data(split: str) -> Data:
+    columns = {"audio": Audio(seconds=SECONDS, start="first")}
+    augment = (Speed((0.85, 0.9, 1.0, 1.1, 1.15)), Shift(0.1), Gain((-12, 6)), SoundNoise((10, 40), probability=0.7))
+    return Data(
+        Spoken(split, SOUNDS[split]),
+        augment if split == "train" else (),
+        columns if split == "train" else {**columns, "references": Strings(of="text", rows=1)},
+        batch_size=32 if split == "train" else 100,
+    )
+
+
+def experiment() -> Experiment:
+    audio = AudioTransformer(width=144, depth=4, heads=4, max_length=125, unroll=True)
+    return Experiment(
+        model=Multimodal(
+            encoders={"audio": audio},
+            heads={"ctc": TokenClassifier(classes=LETTERS, input="audio", transform=False)},
+            augment={"audio": SpecAugment(time_width=20, frequency_width=20)},
+        ),
+        data={split: data(split) for split in SOUNDS},
+        tokenizer=Characters(),
+        tasks={"ctc": Task(CTC(special_ids=(2, 3)))},
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=200, weight_decay=0.01, ema=0.99),
+        steps=1500,
+        evaluate={"transcripts": Transcripts()},
+        evaluate_every=250,
+        checkpoint=Checkpoint(every=250, best="transcripts/word_error_rate", mode="min"),
+    )
