@@ -275,7 +275,8 @@ class Objective(Protocol):
 
     One that reads texts of its own (prompts of classes) has a field `label` and a method `bound(own, data, encode)`, called at
     set-up with the names of the data's classes, what the data is called, and what makes ids of texts: it gives the objective
-    that steps call, and `notes` of it are said to the user.
+    that steps call, and `notes` of it are said to the user. One that leaves examples out has `told`: metric -> what is said,
+    once, after the share that the metric has when it is first above 0.
     """
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -81,7 +82,7 @@ class Transcripts:
         kept = [n for n, own in enumerate(written) if own]
         if not kept:
             raise UserError(f"data={data!r} has no example with a text in {references!r}: scores need at least one")
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "index": int(rows["index"][n]),
                 "text": text_of(tokenizer, rows["ids"][n][: rows["lengths"][n]]),

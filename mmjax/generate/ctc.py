@@ -1,7 +1,7 @@
 """Texts read from the frames of a sound: the likeliest class of each, or the likeliest text by prefix beam search.
 
-Both are exact float32 programs over whole batches, compiled with the model. Legend: B rows, T frames, V classes, N beams. A text
-has no more letters than there are frames, so that ids are [B, T].
+Both are float32 programs over whole batches, compiled with the model. A text has no more letters than there are frames, so that
+ids are [B, T]. Legend: B rows, T frames, V classes, N beams.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mmjax.core.types import Array
 from mmjax.generate.texts import Texts
 
 NEVER = -1e30  # log(0)
+State = tuple[Array, Array, Array, Array]  # of beams, see `_next`
 
 
 def transcribed(logits_BTV: Array, frames_BT: Array, blank_id: int, beams: int = 1) -> Texts:
@@ -48,7 +49,7 @@ def transcribed(logits_BTV: Array, frames_BT: Array, blank_id: int, beams: int =
 
 def _greedy(log_p_BTV: Array, frames_BT: Array, blank_id: int) -> Texts:
     """Runs of a class become one, and blanks are dropped."""
-    (B, T), best_BT = frames_BT.shape, jnp.argmax(log_p_BTV, axis=-1).astype(jnp.int32)
+    best_BT = jnp.argmax(log_p_BTV, axis=-1).astype(jnp.int32)
     scores_B = jnp.sum(jnp.where(frames_BT, jnp.max(log_p_BTV, axis=-1), 0.0), axis=1)
     # Real frames side by side, should they not be: what comes before one is then its neighbour.
     order_BT = jnp.argsort(~frames_BT, axis=1, stable=True)
@@ -57,19 +58,20 @@ def _greedy(log_p_BTV: Array, frames_BT: Array, blank_id: int) -> Texts:
     kept_BT = real_BT & (best_BT != blank_id) & (best_BT != before_BT)
     lengths_B = jnp.sum(kept_BT, axis=1, dtype=jnp.int32)
     order_BT = jnp.argsort(~kept_BT, axis=1, stable=True)
-    within_BT = jnp.arange(T)[None] < lengths_B[:, None]
+    within_BT = jnp.arange(best_BT.shape[1])[None] < lengths_B[:, None]
     return Texts(jnp.where(within_BT, jnp.take_along_axis(best_BT, order_BT, axis=1), 0), lengths_B, scores_B)
 
 
 def _searched(log_p_TV: Array, real_T: Array, blank_id: int, beams: int) -> tuple[Array, Array, Array]:
     """Prefix beam search of one row (Hannun 2014, arXiv:1408.2873, algorithm 1, without a language model): ids [T], length [],
     and score [] of the best text."""
-    N, (T, V) = beams, log_p_TV.shape
+    N, T = beams, log_p_TV.shape[0]
 
-    def frame(state: tuple[Array, ...], now: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+    def frame(state: State, now: tuple[Array, Array]) -> tuple[State, None]:
         log_p_V, real = now
         new = _next(state, log_p_V, blank_id, N)
-        return tuple(jnp.where(real, there, before) for there, before in zip(new, state, strict=True)), None
+        kept: State = jax.tree.map(lambda there, before: jnp.where(real, there, before), new, state)
+        return kept, None
 
     # One text, the empty one; the other beams are copies of it that nothing leads to.
     first = jnp.arange(N) == 0
@@ -85,7 +87,7 @@ def _searched(log_p_TV: Array, real_T: Array, blank_id: int, beams: int) -> tupl
     return ids_NT[best], lengths_N[best], scores_N[best]
 
 
-def _next(state: tuple[Array, ...], log_p_V: Array, blank_id: int, N: int) -> tuple[Array, ...]:
+def _next(state: State, log_p_V: Array, blank_id: int, N: int) -> State:
     """The N likeliest texts one frame later.
 
     `state` and what is returned: ids [N, T], lengths [N], and the log-likelihoods [N] of all ways to each text that end with a

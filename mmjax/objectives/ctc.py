@@ -49,6 +49,10 @@ class CTC:
     reduction: str = "mean"
 
     in_batch: ClassVar[bool] = False
+    told: ClassVar[dict[str, str]] = {
+        "cannot_fit": "of its rows have fewer frames than their text needs, and do not count: longer sounds (Audio.seconds), "
+        "more frames a second (a smaller hop) or shorter texts"
+    }
 
     def __post_init__(self) -> None:
         checks.one_of("ctc.reduction", self.reduction, REDUCTIONS)
@@ -62,10 +66,13 @@ class CTC:
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         logits_BTV, frames_BT = spoken(forward, self.head)
         ids_BN, real_BN = batch[self.text], batch[f"{self.text}_mask"]
-        if f"{self.text}_lengths" in batch or ids_BN.ndim != 2:
-            raise UserError(f"text={self.text!r}: CTC reads one text a row; leave data.packing away")
+        for part, why in (("lengths", "leave data.packing away"), ("segments", f"leave {self.text}_pair away")):
+            if f"{self.text}_{part}" in batch:
+                raise UserError(f"text={self.text!r}: CTC reads one text a row; {why}")
         if self.blank_id >= logits_BTV.shape[-1]:
-            raise UserError(f"blank_id={self.blank_id}: model.heads.{self.head}.classes={logits_BTV.shape[-1]}; use one of them")
+            raise UserError(
+                f"blank_id={self.blank_id}: model.heads.{self.head}.classes={logits_BTV.shape[-1]}; use one of them"
+            )
         valid_B = valid_rows(batch, ids_BN.shape[0])
         ids_BN, real_BN = letters(ids_BN, real_BN, (self.blank_id, *self.special_ids))
         fits_B = fits(ids_BN, real_BN, frames_BT)

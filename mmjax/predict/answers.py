@@ -258,6 +258,11 @@ def _heard(ask: Predictor, some: list[Input], given: list[Listened], asked: Aske
     if ask.classifies() and not asked.decoder:
         rows = ask.classify(sounds=given, top_k=asked.top_k, threshold=asked.threshold)
         return [{"classes": row, **length} for row, length in zip(rows, lengths, strict=True)]
+    if ask.transcribes() and not asked.decoder:
+        if asked.spoken or asked.new_tokens:
+            raise UserError(f"{ask.work.path} says a letter a frame: --language, --task and --max_new_tokens are of decoders")
+        texts = ask.transcribe(given)
+        return [{"transcript": text, **length} for text, length in zip(texts, lengths, strict=True)]
     settings: dict[str, Any] = {**asked.spoken, **({"max_new_tokens": asked.new_tokens} if asked.new_tokens else {})}
     numbers = [one.number for one in some]
     own = ask.generate(sounds=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)

@@ -17,10 +17,11 @@ from mmjax.predict.heads import check_pairs, check_read, class_names, classifyin
 from mmjax.predict.shares import shares
 from mmjax.predict.spaces import Spaces
 from mmjax.predict.tokens import TokenAnswers
+from mmjax.predict.transcripts import Transcribing
 from mmjax.predict.writer import Writer
 
 
-class Predictor(Spaces, Writer, TokenAnswers):
+class Predictor(Spaces, Writer, Transcribing, TokenAnswers):
     """Answers for a run's best checkpoint, or for a HuggingFace folder, on new images and texts.
 
     An image is a path, a PIL image or uint8 [H, W, 3]; a text a string; one input or a list of them. Each is made ready as the

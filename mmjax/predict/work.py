@@ -33,6 +33,7 @@ from mmjax.models import Multimodal
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
+from mmjax.predict.letters import Letters, letters_of
 from mmjax.predict.speech import Speech
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
@@ -68,6 +69,7 @@ class Work:
       fields: what the run's own manifest calls `text` and `text_pair`.
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       hears: how a sound is made ready; None where nothing says so.
+      letters: the heads that say a letter a frame of sound -> what their classes are.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
       optional: the modalities that an input may lack, as the run's data has it.
     """
@@ -97,6 +99,7 @@ class Work:
     measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
     fields: tuple[str, str] = ("text", "text_pair")
     hears: Audio | None = None
+    letters: Mapping[str, Letters] = dataclasses.field(default_factory=dict)
     speech: Speech | None = None
     optional: tuple[str, ...] = ()
 
@@ -242,6 +245,7 @@ def open_work(path: str | Path) -> Work:
             "several": _several(model),
             "measured": brought(model),
             "hears": sound_column(folder, model),
+            "letters": letters_of(alone, {} if tokenizer is None else {"": tokenizer}),
             "speech": Speech.of(generation_config.said(folder)),
         }
         return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False))
@@ -263,6 +267,7 @@ def open_work(path: str | Path) -> Work:
     how["optional"] = () if data is None else tuple(name for name in data.optional if name in model.encoders)
     sound = None if data is None else data.columns.get("audio")
     how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
+    how["letters"] = letters_of(e, tokenizers)
     how["reading"] = column if isinstance(column, Span) else None
     read = run.about_data().get(next((task.data for task in e.tasks.values()), ""), {}).get("shapes", {})
     how["pairs"] = "text_segments" in read and how["reading"] is None if read else None

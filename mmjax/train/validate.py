@@ -33,6 +33,7 @@ from mmjax.train.setup import Setup, check_needs
 from mmjax.train.step import forwards_of, losses_of
 from mmjax.train.taught import check_teachers, taught_classes
 from mmjax.train.together import check_together
+from mmjax.train.transcripts import check_transcripts
 
 ROOMS = ("encoders", "fusions", "decoders", "heads")  # of a model's parts
 OWN = ("index", "valid")  # keys of a batch that the pipeline itself makes
@@ -56,6 +57,7 @@ def validated(setup: Setup, run: Run | None = None) -> Setup:
     heads, unread, flops = _check_tasks(setup, asked)
     setup = dataclasses.replace(setup, classes=classes, flops=flops)
     lines += check_teachers(setup, asked)
+    check_transcripts(setup, heads)
     setup, kept = only_asked(setup)
     lines += kept
     heads |= check_evaluators(setup, evaluators)

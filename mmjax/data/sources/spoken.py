@@ -1,4 +1,4 @@
-"""Texts spoken by a machine: espeak-ng's voices, held apart by split, so that a recogniser is asked about voices it never heard."""
+"""Texts spoken by espeak-ng, in voices that are held apart by split: a recogniser is asked about some that it never heard."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ class Figures(Hook):
         self._speed = speed
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         self._skipped = 0  # in a row
+        self._said: set[str] = set()
 
     def after_step(self, step: int, training: Training) -> None:
         self._pending.append((step, training.figures))
@@ -49,8 +50,18 @@ class Figures(Hook):
             if due:
                 read |= self._speed.figures()
                 training.write(step, read)
+                self._tell(step, read, training)
             training.advance_bar(step, read)
             training.done.append((step, figures))
+
+    def _tell(self, step: int, read: Mapping[str, float], training: Training) -> None:
+        """Say once of each figure that an objective tells of (`told`) when it is first seen above 0."""
+        for name, task in training.experiment.tasks.items():
+            for metric, what in getattr(task.objective, "told", {}).items():
+                figure = f"train/{name}/{metric}"
+                if read.get(figure, 0) > 0 and figure not in self._said:
+                    self._said.add(figure)
+                    training.say(f"step {step}: tasks.{name}: {read[figure]:.1%} {what}")
 
 
 def _floats(figures: Mapping[str, jax.Array]) -> dict[str, float]:
