@@ -17,7 +17,7 @@ from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
 LETTERS = 21  # 15 of the names of the digits, the space, and 5 special tokens
 SECONDS = 2.8
-SOUNDS = {"train": 12_000, "validation": 400, "test": 1000}
+SOUNDS = {"train": 5000, "validation": 300, "test": 1000}
 
 
 def data(split: str) -> Data:
@@ -28,24 +28,25 @@ def data(split: str) -> Data:
         augment if split == "train" else (),
         columns if split == "train" else {**columns, "references": Strings(of="text", rows=1)},
         batch_size=32 if split == "train" else 100,
+        cache_mb=1024,
     )
 
 
 def experiment() -> Experiment:
     frames = LogMel(hop=200)  # 12.5 ms, of which the encoder makes tokens of 25
-    audio = AudioTransformer(spectrogram=frames, width=144, depth=4, heads=4, max_length=112, unroll=True)
+    audio = AudioTransformer(spectrogram=frames, width=128, depth=3, heads=4, max_length=112, unroll=True)
     return Experiment(
         model=Multimodal(
             encoders={"audio": audio},
             heads={"ctc": TokenClassifier(classes=LETTERS, input="audio", transform=False)},
-            augment={"audio": SpecAugment(time_width=20, frequency_width=20)},
+            augment={"audio": SpecAugment(time_width=8, frequency_width=16)},
         ),
         data={split: data(split) for split in SOUNDS},
         tokenizer=Characters(),
         tasks={"ctc": Task(CTC(special_ids=(2, 3)))},
-        optimizer=AdamW(learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.01, ema=0.99),
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01, ema=0.99),
         steps=1000,
         evaluate={"transcripts": Transcripts()},
-        evaluate_every=250,
-        checkpoint=Checkpoint(every=250, best="transcripts/word_error_rate", mode="min"),
+        evaluate_every=200,
+        checkpoint=Checkpoint(every=200, best="transcripts/word_error_rate", mode="min"),
     )

@@ -78,7 +78,7 @@ class CTC:
         fits_B = fits(ids_BN, real_BN, frames_BT)
         losses_B = ctc_loss(logits_BTV, frames_BT, ids_BN, real_BN & fits_B[:, None], self.blank_id)
         if self.reduction == "mean":
-            losses_B = losses_B / jnp.maximum(jnp.sum(real_BN, axis=1), 1)
+            losses_B = losses_B / jnp.maximum(jnp.sum(real_BN.astype(jnp.float32), axis=1), 1.0)
         blank_BT = jnp.argmax(logits_BTV, axis=-1) == self.blank_id
         metrics = {
             "cannot_fit": counted(~fits_B, valid_B),

@@ -1,0 +1,82 @@
+"""Texts of letters a frame: the likeliest frames against a few lines of Python, beams against all there is."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.core.errors import UserError
+from mmjax.generate.ctc import transcribed
+
+T, V = 5, 3
+program = jax.jit(transcribed, static_argnums=(2, 3))
+
+
+def texts(found):
+    return [tuple(ids[:n].tolist()) for ids, n in zip(np.asarray(found.ids), np.asarray(found.lengths), strict=True)]
+
+
+def collapsed(way, blank):
+    return tuple(one for one, _ in itertools.groupby(way) if one != blank)
+
+
+def likelihoods(logits, blank):
+    """Each text -> the log of the sum over all ways to it, in float64."""
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = {}
+    for way in itertools.product(range(logits.shape[1]), repeat=len(logits)):
+        text = collapsed(way, blank)
+        found[text] = np.logaddexp(found.get(text, -np.inf), sum(log_p[t, one] for t, one in enumerate(way)))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), blank=st.sampled_from((0, 2)), frames=st.integers(0, T), scale=st.sampled_from((0.3, 3.0)))
+def test_with_beams_enough_the_text_is_the_likeliest_of_all(seed, blank, frames, scale):
+    logits = (scale * np.random.default_rng(seed).normal(size=(1, T, V))).astype(np.float32)
+    found = program(jnp.asarray(logits), jnp.arange(T)[None] < frames, blank, 64)
+    every = likelihoods(logits[0, :frames].astype(np.float64), blank)
+    (text,) = texts(found)
+    assert every[text] >= max(every.values()) - 1e-5, "ties may fall either way"
+    assert float(found.scores[0]) == pytest.approx(every[text], abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), blank=st.sampled_from((0, 2)))
+def test_the_likeliest_class_of_each_frame_without_repeats_and_blanks(seed, blank):
+    rng = np.random.default_rng(seed)
+    logits, real = rng.normal(size=(4, 9, V)).astype(np.float32), rng.random((4, 9)) < 0.7  # also holes among the frames
+    found = program(jnp.asarray(logits), jnp.asarray(real), blank, 1)
+    best = logits.argmax(-1)
+    assert texts(found) == [collapsed(row[mask], blank) for row, mask in zip(best, real, strict=True)]
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose(found.scores, np.where(real, log_p.max(-1), 0).sum(1), rtol=1e-5)
+
+
+def test_beams_find_what_the_likeliest_frames_miss():
+    """Graves's example: each frame's best is the blank, and the letter is the likelier text: 0.64 against 0.36."""
+    logits = np.log(np.array([[[0.6, 0.4], [0.6, 0.4]]], np.float32))
+    real = jnp.ones((1, 2), bool)
+    assert texts(program(logits, real, 0, 1)) == [()]
+    found = program(logits, real, 0, 2)
+    assert texts(found) == [(1,)] and float(jnp.exp(found.scores[0])) == pytest.approx(0.64)
+
+
+def test_more_beams_are_never_worse_and_rows_do_not_meet():
+    rng = np.random.default_rng(1)
+    logits, real = rng.normal(size=(6, 9, 4)).astype(np.float32), np.arange(9)[None] < rng.integers(1, 10, 6)[:, None]
+    whole = np.asarray(program(logits, real, 0, 200).scores)
+    few = program(logits, real, 0, 4)
+    assert (np.asarray(few.scores) <= whole + 1e-5).all()
+    turned = program(logits[::-1], real[::-1], 0, 4)
+    assert texts(few) == texts(turned)[::-1]
+
+
+@pytest.mark.parametrize("beams", [0, -1, 2.0, True])
+def test_beams_are_a_number(beams):
+    with pytest.raises(UserError, match=rf"^beams={beams!r}: use a whole number from 1 up$"):
+        transcribed(jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool), 0, beams)
