@@ -1,6 +1,5 @@
 """Letters that are tones: a run that hears them, at work on files, folders and manifests; and what sounds lack."""
 
-import itertools
 import json
 import logging
 

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from mmjax.core.config import check_ranges, setting
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.data import splits
 from mmjax.data.sound import Recording
 from mmjax.data.sources.digits import NAMES
-from mmjax.data.spelling import nearest
 from mmjax.data.splits import SPLITS
 from mmjax.data.types import BadRecordError, Record
 
@@ -190,7 +189,9 @@ def _check_names(field: str, names: tuple[str, ...], known: frozenset[str]) -> N
     """Raises UserError for a name that espeak-ng does not have: for a variant it would speak in another voice, silently."""
     for name in names:
         if name not in known:
-            raise UserError(f"Spoken.{field} has {name!r}{nearest(name, known)}: the installed {PROGRAM} has no such voice")
+            raise UserError(
+                f"Spoken.{field} has {name!r}{nearest(name, sorted(known))}: the installed {PROGRAM} has no such voice"
+            )
 
 
 @functools.cache
