@@ -103,7 +103,7 @@ def heard(tmp_path_factory):
 
 
 def test_it_learns_to_hear(heard):
-    folder, run, metrics, said = heard
+    _, run, metrics, said = heard
     assert metrics["transcripts/character_error_rate"] < 0.1 and metrics["transcripts/empty"] == pytest.approx(1 / 24)
     (short,) = (line for line in said if "cannot" in line or "fewer frames" in line)
     assert "tasks.ctc: " in short and "of its rows have fewer frames than their text needs, and do not count" in short
