@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
 from mmjax.core.errors import UserError
@@ -10,22 +9,11 @@ from mmjax.generate.ctc import text_of, transcribed
 from mmjax.objectives.ctc import spoken
 from mmjax.objectives.routes import check_classes
 from mmjax.predict.heads import chosen
-from mmjax.predict.work import Work
+from mmjax.predict.running import Running
 
 
-class Transcribing(abc.ABC):
+class Transcribing(Running):
     """The part of `Predictor` that asks heads which say a letter a frame."""
-
-    work: Work
-
-    @abc.abstractmethod
-    def _rows(self, key: Any, ask: Any, batch: Any, bound: bool = True) -> Any: ...
-
-    @abc.abstractmethod
-    def _batch(self, images: Any, texts: Any, pairs: Any = None, sounds: Any = None) -> Any: ...
-
-    @abc.abstractmethod
-    def _can(self) -> str: ...
 
     def transcribes(self) -> bool:
         """Whether a head says a letter a frame of sound."""
@@ -53,5 +41,5 @@ class Transcribing(abc.ABC):
             check_classes(name, logits_BTV, size, f"the tokenizer has {size} tokens")
             return transcribed(logits_BTV, frames_BT, blank_id, many)
 
-        rows = self._rows(("transcribe", name, many), ask, self._batch(None, None, sounds=sounds))
+        rows = self._rows(("transcribe", name, many), ask, self._batch({"audio": sounds}))
         return [text_of(own.tokenizer, ids[:length]) for ids, length in zip(rows.ids, rows.lengths, strict=True)]
