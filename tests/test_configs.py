@@ -14,6 +14,9 @@ from PIL import Image
 from mmjax.convert.api import save_params
 from mmjax.core.config import from_json, leaves, to_json
 from mmjax.core.trees import count
+from mmjax.data import Spoken
+from mmjax.data.sound import wav
+from mmjax.data.sources.spoken import SpokenRecords
 from mmjax.models.multimodal import init_params, param_shapes
 from mmjax.parallel.mesh import Mesh
 from mmjax.train import train
@@ -52,6 +55,9 @@ FLAGS = {
     "scenes_vqa": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "siglip_b16": "--data.train.source.path {captions} --data.validation.source.path {captions}",
     "spans": "--data.train.source.path {asked} --data.validation.source.path {asked}",
+    "speech": " ".join(
+        f"--data.{split}.source.count 16 --data.{split}.source.cache {{spoken}}" for split in ("train", "validation", "test")
+    ),
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
     "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
@@ -67,7 +73,7 @@ TEXTS = (
     "texts",
 )  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
 # Three objectives and more, and what is much like another: ten seconds and more to compile, so by default only traced.
-LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "text_pretraining")
+LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "speech", "text_pretraining")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,7 @@ def places(tmp_path_factory):
         **told(root),
         "stamps": root / "stamps",
         "teacher": a_teacher(root / "teacher"),
+        "spoken": kept_sounds(root / "spoken"),
     }
 
 
@@ -117,6 +124,17 @@ def told(root):
     asked = {"data": [{"paragraphs": [{"context": "on the mat", "qas": qas}] * 4}]}
     (root / "asked.json").write_text(json.dumps(asked))
     return {"told": root / "told.jsonl", "asked": root / "asked.json"}
+
+
+def kept_sounds(folder):
+    """What espeak-ng, which need not be here, would have spoken."""
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        spec = Spoken(split, 16, cache=str(folder))
+        records = SpokenRecords(spec, spec.own_voices())
+        for number in range(16):
+            Path(records.file(number)).write_bytes(wav(np.sin(np.arange(4000) / (9 + number)), 8000))
+    return folder
 
 
 def make_data(name, folder, count):

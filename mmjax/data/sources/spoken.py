@@ -87,17 +87,20 @@ class Spoken:
         for field in ("words", "voices", "accents"):
             if isinstance(own := getattr(self, field), str) or not own or not all(one.strip() for one in own):
                 raise UserError(f"Spoken.{field}={own!r}: give a tuple of names, one at least")
-        split = splits.share_out({"": dict.fromkeys(self.voices)}, self.fractions)
-        voices = tuple(voice for voice in split if split[voice] == self.split)
-        if not voices:
-            raise UserError(f"Spoken.split={self.split!r}: none of the {len(split)} voices are in it; give more")
-        records = SpokenRecords(self, voices)
+        records = SpokenRecords(self, self.own_voices())
+        if not records.voices:
+            raise UserError(f"Spoken.split={self.split!r}: none of the {len(set(self.voices))} voices are in it; give more")
         if shutil.which(PROGRAM) is not None:
             _check_names("voices", self.voices, _known("variant"))
             _check_names("accents", self.accents, _known(""))
         elif not all(os.path.exists(records.file(n)) for n in range(len(records))):
             raise UserError(f"Spoken: {PROGRAM} is not installed, which speaks the texts: apt-get install {PROGRAM}")
         return records
+
+    def own_voices(self) -> tuple[str, ...]:
+        """Those of the split."""
+        split = splits.share_out({"": dict.fromkeys(self.voices)}, self.fractions)
+        return tuple(voice for voice in split if split[voice] == self.split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,9 @@ class SpokenRecords:
         return f"{index}: {said}", -1, (said.text,)
 
     def texts(self) -> Iterator[str]:
-        return (self.said(index).text for index in range(len(self)))
+        """Those of the split; and before them all words, so that of few texts a tokenizer learns as many letters."""
+        yield " ".join(self.spec.words)
+        yield from (self.said(index).text for index in range(len(self)))
 
     def fingerprint(self) -> str:
         told = {field.name: getattr(self.spec, field.name) for field in dataclasses.fields(self.spec) if field.name != "cache"}
