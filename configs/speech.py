@@ -16,15 +16,15 @@ from mmjax.objectives import CTC
 from mmjax.train import AdamW, Checkpoint, Experiment, Task
 
 LETTERS = 21  # 15 of the names of the digits, the space, and 5 special tokens
-SECONDS = 2.8
+SECONDS = 2.1
 SOUNDS = {"train": 5000, "validation": 300, "test": 1000}
 
 
 def data(split: str) -> Data:
     columns = {"audio": Audio(seconds=SECONDS, start="first")}
-    augment = (Speed((0.9, 1.0, 1.1)), Shift(0.1), Gain((-12, 6)), SoundNoise((10, 40), probability=0.7))
+    augment = (Speed((0.9, 1.0, 1.1)), Shift(0.05), Gain((-12, 6)), SoundNoise((10, 40), probability=0.7))
     return Data(
-        Spoken(split, SOUNDS[split]),
+        Spoken(split, SOUNDS[split], length=(1, 3), speed=(130, 180)),
         augment if split == "train" else (),
         columns if split == "train" else {**columns, "references": Strings(of="text", rows=1)},
         batch_size=32 if split == "train" else 100,
@@ -33,19 +33,19 @@ def data(split: str) -> Data:
 
 
 def experiment() -> Experiment:
-    frames = LogMel(hop=200)  # 12.5 ms, of which the encoder makes tokens of 25
-    audio = AudioTransformer(spectrogram=frames, width=128, depth=3, heads=4, max_length=112, unroll=True)
+    frames = LogMel(hop=240)  # 15 ms, of which the encoder makes tokens of 30
+    audio = AudioTransformer(spectrogram=frames, width=96, depth=3, heads=4, max_length=70, unroll=True)
     return Experiment(
         model=Multimodal(
             encoders={"audio": audio},
             heads={"ctc": TokenClassifier(classes=LETTERS, input="audio", transform=False)},
-            augment={"audio": SpecAugment(time_width=8, frequency_width=16)},
+            augment={"audio": SpecAugment(time_width=6, frequency_width=12)},
         ),
         data={split: data(split) for split in SOUNDS},
         tokenizer=Characters(),
         tasks={"ctc": Task(CTC(special_ids=(2, 3)))},
         optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01, ema=0.99),
-        steps=1000,
+        steps=1200,
         evaluate={"transcripts": Transcripts()},
         evaluate_every=200,
         checkpoint=Checkpoint(every=200, best="transcripts/word_error_rate", mode="min"),

@@ -22,7 +22,7 @@ case "$1" in
 *)
   echo "$* $(cat)" >> LOG
   for word; do [ "$before" = -w ] && file="$word"; [ "$before" = -s ] && speed="$word"; before="$word"; done
-  [ "$speed" = 111 ] && { echo "no such speed" >&2; exit 1; }
+  [ "$speed" = 111 ] && { head -c 99 SOUND > "$file"; echo "no such speed" >&2; exit 1; }
   cat SOUND > "$file" ;;
 esac
 """
