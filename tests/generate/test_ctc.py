@@ -46,7 +46,7 @@ def test_with_beams_enough_the_text_is_the_likeliest_of_all(seed, blank, frames,
 
 
 def searched(logits, blank, beams):
-    """Hannun's search by dictionaries: text -> [ends with a blank, ends with its last letter], in float64; the best, its score."""
+    """Hannun's search by dictionaries, of the log-likelihoods that end with a blank and with a letter: the best text, its score."""
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     never, found = -np.inf, {(): [0.0, -np.inf]}
     for frame in log_p:
@@ -54,9 +54,9 @@ def searched(logits, blank, beams):
         for text, (by_blank, by_letter) in found.items():
             for one, score in enumerate(frame):
                 whole = np.logaddexp(by_blank, by_letter)
-                steps = [(text, 0, whole)] if one == blank else [(text + (one,), 1, whole)]
+                steps = [(text, 0, whole)] if one == blank else [((*text, one), 1, whole)]
                 if text and one == text[-1]:
-                    steps = [(text, 1, by_letter), (text + (one,), 1, by_blank)]
+                    steps = [(text, 1, by_letter), ((*text, one), 1, by_blank)]
                 for to, kind, before in steps:
                     own = after.setdefault(to, [never, never])
                     own[kind] = np.logaddexp(own[kind], before + score)
