@@ -46,7 +46,7 @@ def test_with_beams_enough_the_text_is_the_likeliest_of_all(seed, blank, frames,
 
 
 def searched(logits, blank, beams):
-    """Hannun's search by dictionaries, of the log-likelihoods that end with a blank and with a letter: the best text, its score."""
+    """Hannun's search by dictionaries: the best text, and its score."""
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     never, found = -np.inf, {(): [0.0, -np.inf]}
     for frame in log_p:
