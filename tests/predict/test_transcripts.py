@@ -13,12 +13,14 @@ from mmjax.core.errors import UserError
 from mmjax.data import Audio, Characters, Data, Manifest, Strings
 from mmjax.data.sound import wav
 from mmjax.evaluate import Transcripts
+from mmjax.generate.ctc import transcribed
 from mmjax.models import Multimodal
 from mmjax.models.encoders import AudioTransformer
 from mmjax.models.heads import TokenClassifier
 from mmjax.nn.spectrogram import LogMel
 from mmjax.objectives import CTC
 from mmjax.parallel.mesh import Mesh
+from mmjax.predict import transcripts
 from mmjax.train import AdamW, Checkpoint, Experiment, Log, Task, train
 
 RATE, SECONDS, CLASSES = 8000, 0.8, 8
@@ -113,15 +115,22 @@ def test_it_learns_to_hear(heard):
     assert found[-1]["text"] == "" and found[-1]["references"] == [" "], "silence"
 
 
-def test_transcripts_are_those_of_the_evaluator_and_of_the_command(heard, tmp_path, capsys):
+def test_transcripts_are_those_of_the_evaluator_and_of_the_command(heard, tmp_path, capsys, monkeypatch):
     folder, run, _, _ = heard
     found = [json.loads(line)["text"] for line in (run / "predictions.jsonl").read_text().splitlines()]
     files = [str(folder / f"validation_{n}.wav") for n in range(24)]
+    beams = []  # of each program that is made
+
+    def spied(logits, frames, blank_id, many):
+        beams.append(many)
+        return transcribed(logits, frames, blank_id, many)
+
+    monkeypatch.setattr(transcripts, "transcribed", spied)
     ask = mmjax.Predictor(run)
     array = {"array": speech("bca"), "sampling_rate": RATE}
     assert ask.transcribe([*files, array]) == [*found, "bca"] == ask.transcribe([*files, array], beams=4), "the run's own beams"
     greedy = ask.transcribe(files, beams=1)
-    assert sum(ours == theirs for ours, theirs in zip(greedy, found, strict=True)) > 20
+    assert sum(ours == theirs for ours, theirs in zip(greedy, found, strict=True)) > 20 and beams == [4, 1]
     manifest = tmp_path / "some.jsonl"
     manifest.write_text("".join(json.dumps({"audio": file}) + "\n" for file in files[:2]))
     sounds = tmp_path / "sounds"
