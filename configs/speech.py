@@ -2,7 +2,10 @@
 
     mmjax train speech
 
-espeak-ng speaks the texts (`apt-get install espeak-ng`, and `pip install 'mmjax[audio,texts]'`) into the folder `spoken`.
+espeak-ng speaks the texts (`apt-get install espeak-ng`, and `pip install 'mmjax[audio,texts]'`) into the folder `spoken`: one to
+three digits each, in 55 voices with 7 accents, at many pitches and speeds; 8 voices are of the test alone. Half a second of
+processor time a step at most. Measured of 2,400 steps were 1,400 (seed 0, on a machine that others used): word error rate 0.044 on
+the validation voices, 0.069 on those of the test, 0.060 with 8 beams.
 """
 
 from mmjax.data import Audio, Characters, Data, Gain, Shift, SoundNoise, Speed, Spoken, Strings
@@ -45,8 +48,8 @@ def experiment() -> Experiment:
         tokenizer=Characters(),
         tasks={"ctc": Task(CTC(special_ids=(2, 3)))},
         optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01, ema=0.99),
-        steps=1200,
-        evaluate={"transcripts": Transcripts()},
+        steps=2400,
+        evaluate={"transcripts": Transcripts(beams=8)},
         evaluate_every=200,
         checkpoint=Checkpoint(every=200, best="transcripts/word_error_rate", mode="min"),
     )
