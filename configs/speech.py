@@ -3,9 +3,9 @@
     mmjax train speech
 
 espeak-ng speaks the texts (`apt-get install espeak-ng`, and `pip install 'mmjax[audio,texts]'`) into the folder `spoken`: one
-to three digits each, in 55 voices with 7 accents, at many pitches and speeds; 8 voices are of the test alone. A third of a second
-of processor time a step. Measured so far is seed 0, which was to have 1,200 steps, was extended and then stopped at 1,400, on a
-machine that others used: word error rate 0.044 on the voices of validation, on those of the test 0.069, and 0.060 with 8 beams.
+to three digits each, in 55 voices with 7 accents, at many pitches and speeds; 8 voices are of the test alone. A third of a
+second of processor time a step. Measured so far is seed 0, begun for 1,200 steps, extended and stopped at 1,400, on a machine
+that others used: word error rate 0.044 on the voices of validation, on those of the test 0.069, and 0.060 with 8 beams.
 """
 
 from mmjax.data import Audio, Characters, Data, Gain, Shift, SoundNoise, Speed, Spoken, Strings
