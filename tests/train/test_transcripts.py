@@ -99,3 +99,12 @@ def test_a_tokenizer_without_padding_has_no_blank(sounds, tmp_path):
     made.datasets["train"].texts()["text"][0].huggingface.pad_token = None
     with pytest.raises(UserError, match=r"blank_id=0: the tokenizer has no padding token, which is the blank; set a pad_token"):
         validated(dataclasses.replace(made))
+
+
+def test_letters_that_the_tokenizer_does_not_know_are_counted(sounds):
+    setup = checked(experiment(sounds, CTC(special_ids=(2, 3)), classes=6, tokenizer=Characters(vocab_size=6)))
+    dataset = setup.datasets["train"]
+    dataset.lost = type(dataset.lost)()  # what set-up has read to try it
+    batch = next(iter(setup.batches("train", 0)))
+    unknown = int((batch["text"] == 1).sum())
+    assert dataset.lost.unknown == unknown > 0 and dataset.lost.tokens == int(batch["text_mask"].sum())
