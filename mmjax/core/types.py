@@ -18,6 +18,9 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `image_points`  | [B, N, 2] f32      | optional, x and y in pixels; -1 = no point                            |
 | `audio`         | [B, N] f32         | a waveform, 1 the most a file holds, padded on the right              |
 | `audio_mask`    | [B, N] bool        | True = a real sample                                                 |
+| `video`         | [B, T, H, W, 3] f32 | normalised pixels of T frames                                       |
+| `video_mask`    | [B, T] bool        | True = a frame of its own, not the last one repeated                  |
+| `video_keep`    | [B, K] int32       | optional, as `image_keep`, of tubelets                                |
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |

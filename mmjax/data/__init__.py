@@ -9,6 +9,7 @@ from mmjax.data.batches import Batches
 from mmjax.data.bins import Fill
 from mmjax.data.buckets import Buckets
 from mmjax.data.classes import Class, Classes
+from mmjax.data.clip import Clip
 from mmjax.data.columns import COLUMNS
 from mmjax.data.dataset import Dataset
 from mmjax.data.inspect import describe
@@ -70,6 +71,7 @@ from mmjax.data.transforms import (
     TrivialAugment,
 )
 from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
+from mmjax.data.video import Video
 
 __all__ = [
     "BPE",
@@ -92,6 +94,7 @@ __all__ = [
     "Characters",
     "Class",
     "Classes",
+    "Clip",
     "Coco",
     "ColourJitter",
     "Conll",
@@ -145,6 +148,7 @@ __all__ = [
     "Tokenizer",
     "Transform",
     "TrivialAugment",
+    "Video",
     "WebDataset",
     "WordPiece",
     "Words",
