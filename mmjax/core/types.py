@@ -64,7 +64,8 @@ class Tokens:
       segments: [B, T] int32 or None, which part a token came from (sentence A or B; a modality's rank after a fusion).
       packed: [B, T] int32 or None, of rows that hold several texts: the number of each token's text, -1 for padding (see
         `core.packed`). Whoever takes a row for one example calls `alone` first.
-      coordinates: [B, T, n] or None, where each token lies (row, column) where rows differ and `grid` is None.
+      coordinates: [B, T, n] or None, where each token lies: (row, column) where rows differ and `grid` is None; of a video
+        (time, row, column).
       taps: layer -> [B, T, D], what that layer of the encoder gave, for each layer that its `taps` name.
       grid: (height, width, firsts) where all rows share it, else None: after `firsts` other tokens come height * width patches
         in reading order. Static: it is part of the tree's structure.

@@ -206,7 +206,7 @@ class _Choosing:
         return [1 if isinstance(value, str) else 0 if value is None else len(value) for value in values]
 
     def _split_keys(self, batch: Any) -> list[bytes]:
-        """What the split of a line goes by: its image, without one its sound or video, without these its text, else the rest."""
+        """What the split of a line goes by: its image, without one its sound or video, without these its text, else all."""
         found: list[bytes | None] = [None] * batch.num_rows
         for key in ("image", "audio", "video", "text"):
             if key in self.about.keys and None in found:
