@@ -30,7 +30,8 @@ class VideoTransformer(StackFields):
         of a video of `frames` and `image_size`), or `none`.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
       final_norm: normalise after the last layer (VideoMAE normalises after pooling instead).
-      take_layer, taps: see `ViT`.
+      take_layer: give what this layer gives, without the last norm; None: the whole stack. See `nn.stack`.
+      taps: layers whose result is given beside that, as `Tokens.taps`.
 
     Its parts: `mask` [B, T] bool, True where a frame is the video's own: tubelets without one are hidden. `keep` [B, K] int32,
     the tubelets to read, in that order; the others cost nothing. `added` [B, P, D] is added to the embeddings.
