@@ -88,7 +88,7 @@ def test_what_it_cannot_read_is_refused(made):
     with pytest.raises(UserError, match="positions='rotary': use sequence, learned or none"):
         encode(model_of(positions="rotary"), params, {"video": VIDEO})
     learned = model_of(positions="learned")
-    with pytest.raises(UserError, match="a video of 2 x 2 x 3 tubelets, and the learned positions .* are 3 x 2 x 3"):
+    with pytest.raises(UserError, match=r"a video of 2 x 2 x 3 tubelets, and the learned positions .* are 3 x 2 x 3"):
         encode(learned, init_params(learned, jax.random.key(0)), {"video": VIDEO[:, :4]})
 
 
