@@ -54,6 +54,8 @@ FLAGS = {
     "spans": "--data.train.source.path {asked} --data.validation.source.path {asked}",
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
     "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
+    "video": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
+    "video_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
@@ -67,7 +69,7 @@ TEXTS = (
     "texts",
 )  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
 # Three objectives and more, and what is much like another: ten seconds and more to compile, so by default only traced.
-LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "text_pretraining")
+LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "text_pretraining", "video", "video_pretraining")
 
 
 @pytest.fixture(scope="module")

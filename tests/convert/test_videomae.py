@@ -1,5 +1,6 @@
 """VideoMAE handed over: a run of videos, exported, opened by `transformers` from the folder's files alone."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mmjax.convert import load_model
 from mmjax.data import CenterCrop, Class, Data, Moving, Normalise, ResizeShortest, Video
 from mmjax.data.sources.moving import COUNTS
 from mmjax.objectives import Classification
+from mmjax.parallel.mesh import Mesh
 from mmjax.train import AdamW, Experiment, Task, train
 
 av = pytest.importorskip("av", reason="videos are read by it: pip install 'mmjax[video]'")
@@ -42,7 +44,10 @@ def handed(tmp_path_factory):
         steps=2,
         init_from=str(home / "start"),
     )
-    train(experiment, home / "run")
+    with pytest.MonkeyPatch.context() as patch:  # one device: two steps are compiled, and hardly run
+        build = Mesh.build
+        patch.setattr(Mesh, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))
+        train(experiment, home / "run")
     command("convert", "to-hf", home / "run", home / "out")
     return home / "run", home / "out"
 
