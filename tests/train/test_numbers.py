@@ -74,7 +74,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
     *("Parquet.fractions", "WebDataset.fractions", "Streamed.fractions", "Experiment.steps"),
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
     *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder", "AudioTransformer")),
-    *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder", "VideoTransformer")),
+    *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder", "VideoTransformer", "VideoFrames")),
 }
 
 

@@ -2,6 +2,7 @@
 
 from mmjax.models.encoders.audio import AudioTransformer
 from mmjax.models.encoders.convnext import ConvNeXt
+from mmjax.models.encoders.frames import VideoFrames
 from mmjax.models.encoders.resnet import ResNet
 from mmjax.models.encoders.text import TextTransformer
 from mmjax.models.encoders.video import VideoTransformer
@@ -13,5 +14,6 @@ ENCODERS = {
     "resnet": ResNet,
     "text": TextTransformer,
     "video": VideoTransformer,
+    "video_frames": VideoFrames,
     "vit": ViT,
 }
