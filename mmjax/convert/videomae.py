@@ -148,9 +148,7 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
 RENAMES = tuple(
     (rf"\.attention\.attention\.{long}\.bias$", f".attention.attention.{long[0]}_bias") for long in ("query", "value")
 )
-MODULES = tuple(
-    (rf"\.attention\.attention\.{long[0]}_bias$", f".attention.attention.{long}.bias") for long in ("query", "value")
-)
+BESIDE = ((".q_bias", ".query.bias"), (".v_bias", ".value.bias"))
 VIDEOMAE = Family(
     model_type="videomae",
     models={
@@ -162,7 +160,7 @@ VIDEOMAE = Family(
     rows=_rows,
     prefix="videomae.",
     renames=RENAMES,
-    modules=lambda architecture: MODULES,
+    beside=BESIDE,
     complete=_complete,
     aliases={"qkv_bias": "qv_bias"},
 )
