@@ -1397,7 +1397,7 @@ MUTATIONS = (
              "mmjax/objectives/masked_image.py", "tests/objectives/test_masked_image.py -k tubes",
              "keep_BK + jnp.int32(time * count)", "keep_BK + jnp.int32(0 * count)"),
     Mutation("videomae_first_norm", "VideoMAE's classifier normalises by the layers' epsilon",
-             "mmjax/convert/videomae.py", "tests/convert/test_family*.py -k videomae",
+             "mmjax/convert/videomae.py", "tests/convert/test_families.py -k VideoMAEForVideo",
              "pool_norm=pooled, norm_epsilon=EPSILON", "pool_norm=pooled, norm_epsilon=1.0"),
     Mutation("videos_undone", "a video is answered without the run's transforms",
              "mmjax/predict/watched.py", "tests/predict/test_videos.py -k batch",
