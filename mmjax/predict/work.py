@@ -144,7 +144,7 @@ class Work:
             )
         record: dict[str, Any] = {"image": _pixels(image)}
         for transform in self.transforms:
-            # What writes captions of a class, which a new image has not; what leaves out what is there; what is of other fields.
+            # What is of other fields, writes captions of a class, which a new image has not, or leaves out what is there.
             other = getattr(transform, "field", "image") != "image"
             if other or hasattr(transform, "texts") or isinstance(transform, ModalityDropout):
                 continue
