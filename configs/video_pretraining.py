@@ -1,7 +1,7 @@
 """Moving digits without their labels: an encoder of tubelets learns to paint what it is not shown (VideoMAE, Tong 2022).
 
     mmjax train video_pretraining
-    mmjax train video --data.train.source.count 2000 --init_from runs/video_pretraining
+    mmjax train video --data.train.source.count 200 --init_from runs/video_pretraining
 
 About 6 minutes on 2 CPU cores.
 """
@@ -33,9 +33,9 @@ def experiment() -> Experiment:
         ),
         data={"train": data("train", 20_000), "validation": data("validation", 500)},
         tasks={"paint": Task(PAINT)},
-        optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05),
-        steps=2000,
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=40, weight_decay=0.05),
+        steps=500,
         evaluate={"paint": HeldOut(PAINT)},
-        evaluate_every=500,
-        checkpoint=Checkpoint(every=500, best="paint/loss", mode="min"),
+        evaluate_every=250,
+        checkpoint=Checkpoint(every=250, best="paint/loss", mode="min"),
     )

@@ -17,7 +17,7 @@ from mmjax.data.inspect_videos import sheet
 
 def test_videos_are_told_and_shown():
     source = Videos((numbered(40), numbered(3), numbered(8)))
-    data = Data(source, (Normalise(field="video"),), {"video": Video(frames=8)}, 3, shuffle=False, threads=0)
+    data = Data(source, (Normalise(field="video"),), {"video": Video(frames=8)}, batch_size=3, shuffle=False, threads=0)
     dataset = data.build(None, 0)
     looked = look(dataset)
     lines = looked.text.splitlines()
