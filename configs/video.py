@@ -2,7 +2,7 @@
 
     mmjax train video
 
-About a minute on 2 CPU cores, to 0.99 of the directions and 0.97 of the counts of digits that it has not seen.
+About 2 minutes on 2 CPU cores, to 0.99 of the directions and 0.97 of the counts of digits that it has not seen.
 """
 
 from mmjax.data import Class, Data, Moving, Normalise, Video
