@@ -60,6 +60,8 @@ FLAGS = {
     ),
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
     "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
+    "video": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
+    "video_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
 }
 # The published model's parameters, as transformers counts them: google/siglip-base-patch16-224.
@@ -73,7 +75,18 @@ TEXTS = (
     "texts",
 )  # trained in tests of their own: tests/predict/test_pairs.py, test_spans.py
 # Three objectives and more, and what is much like another: ten seconds and more to compile, so by default only traced.
-LONG = (*TEXTS, "blip_base", "digits", "inspection", "report", "scenes_vqa", "speech", "text_pretraining")
+LONG = (
+    *TEXTS,
+    "blip_base",
+    "digits",
+    "inspection",
+    "report",
+    "scenes_vqa",
+    "speech",
+    "text_pretraining",
+    "video",
+    "video_pretraining",
+)
 
 
 @pytest.fixture(scope="module")

@@ -307,10 +307,12 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
         save_tokenizer(folder, tokenizer, family, architecture, whole)
         write_generation(folder, architecture, family.config(explicit(model)), family, tokenizer)
     data = e.asked_data()
-    if data is not None and "image" in model.encoders:
+    pictures = next((one for one in ("image", "video") if one in model.encoders), "")
+    if data is not None and pictures:
+        own = [step for step in data.transforms if pictures == "image" or getattr(step, "field", "") == pictures]
         for name in ("preprocessor_config.json", "processor_config.json"):
             (folder / name).unlink(missing_ok=True)
-        processor.write_processor(folder, data.transforms, model.huggingface["model_type"])
+        processor.write_processor(folder, own, model.huggingface["model_type"])
         if tokenizer is not None:
             processor.write_splicing(folder, model, tokenizer)
     sound = None if data is None else data.columns.get("audio")

@@ -15,6 +15,7 @@ from mmjax.convert.resnet import RESNET
 from mmjax.convert.roberta import ROBERTA
 from mmjax.convert.siglip import SIGLIP
 from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
+from mmjax.convert.videomae import VIDEOMAE
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
 from mmjax.convert.vit_mae import VIT_MAE
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "siglip": SIGLIP,
     "siglip_text_model": SIGLIP_TEXT,
     "siglip_vision_model": SIGLIP_VISION,
+    "videomae": VIDEOMAE,
     "vilt": VILT,
     "vit": VIT,
     "vit_mae": VIT_MAE,

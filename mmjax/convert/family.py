@@ -149,6 +149,7 @@ class Family:
       renames: (regular expression, replacement), applied in order to names in files: what older or other versions wrote.
       modules: its HuggingFace class -> (regular expression, replacement), applied in order to names in files: what the modules
         that hold those tensors are called in memory, where that differs.
+      beside: (end of a name, end), of tensors that files name beside the module which holds them (VideoMAE's biases).
       dropped: regular expressions of tensors in files that carry nothing (buffers, copies of tied tensors).
       complete: the config as read -> with the fields filled in that depend on others.
       observe: the config as read, the weights beside it -> with the fields that the weights overrule; None where none is.
@@ -175,6 +176,7 @@ class Family:
     prefix: str = ""
     renames: tuple[tuple[str, str], ...] = ()
     modules: Callable[[str], tuple[tuple[str, str], ...]] = lambda architecture: ()
+    beside: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     complete: Callable[[Config], Config] = lambda config: config
     observe: Callable[[Config, Weights], Config] | None = None
@@ -193,6 +195,14 @@ class Family:
     def shared(self, field: str) -> ConfigField | None:
         """What a field means wherever in a config it stands; None where that depends on the place."""
         return SHARED.get(field)
+
+    def module_rows(self, model: Multimodal, architecture: str) -> list[Row]:
+        """`rows`, each named by the module that holds it."""
+        rows = self.rows(model, architecture)
+        for end, other in self.beside:
+            own = [row.theirs.removesuffix(end) + other if row.theirs.endswith(end) else row.theirs for row in rows]
+            rows = [dataclasses.replace(row, theirs=name) for row, name in zip(rows, own, strict=True)]
+        return rows
 
     def table(self) -> dict[str, ConfigField]:
         """Every config field, the shared ones included."""

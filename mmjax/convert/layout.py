@@ -118,6 +118,24 @@ class Patches:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tubelets:
+    """A convolution [D, channels, tubelet, ph, pw] over tubelets <-> a linear layer [tubelet * ph * pw * channels, D]."""
+
+    patch: tuple[int, int, int]
+    channels: int
+    out_dim: int = 0
+
+    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return x.transpose(2, 3, 4, 1, 0).reshape(shape)
+
+    def theirs(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(*self.patch, self.channels, -1).transpose(4, 3, 0, 1, 2)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[-1], self.channels, *self.patch)
+
+
+@dataclasses.dataclass(frozen=True)
 class Kernel:
     """A convolution [out, in, height, width] <-> [height, width, in, out]."""
 

@@ -23,6 +23,7 @@ from mmjax.models import Multimodal
 FILE = "preprocessor_config.json"
 NESTED_FILE = "processor_config.json"  # as transformers 5 saves a whole processor; what it nests comes before FILE
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # PIL's filters by their number
+VIDEO = "VideoMAEImageProcessor"  # it does the same to each frame
 STRETCHED = 384  # pixels from which ConvNeXt's processor does not crop
 STEPS = {PadSquare: 0, Resize: 1, ResizeShortest: 1, ResizeWithin: 1, CenterCrop: 2, Normalise: 3}
 
@@ -45,6 +46,7 @@ PROCESSORS = {
     "flava_image_model": "FlavaImageProcessor",
     "llava": "LlavaImageProcessor",
     "vilt": "ViltImageProcessor",
+    "videomae": "VideoMAEImageProcessor",
 }
 TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model", "blip_text_model", "flava_text_model")
 
@@ -77,6 +79,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "FlavaImageProcessor": {**_EVERY, **_CLIP_STATISTICS, "size": 224, "do_center_crop": True, "crop_size": 224},
     "LlavaImageProcessor": {**_EVERY, **_CLIP_STATISTICS, **_CLIP},
     "ViltImageProcessor": {**_EVERY, "size": {"shortest_edge": 384}, "default_to_square": False, "size_divisor": 32},
+    "VideoMAEImageProcessor": {**_EVERY, **_CLIP, "resample": 2},
 }
 
 
@@ -86,6 +89,8 @@ class NoProcessorError(UserError):
 
 def image_transforms(folder: Path) -> tuple[Any, ...]:
     """The transforms that make the tensor (to 1e-5, channels last) of the image processor saved in a HuggingFace folder.
+
+    Those of a video's processor have the field `video`.
 
     ViLT's processor pads the images of a batch to the largest; ours does one image, and a batch takes images of one size.
 
@@ -106,7 +111,8 @@ def image_transforms(folder: Path) -> tuple[Any, ...]:
         steps.append(CenterCrop(settings.rectangle("crop_size"), pad=True))
     if kind not in ("LlavaImageProcessor", "ViltImageProcessor") and settings.flag("do_pad"):
         _check_pad(settings, steps)
-    return (*steps, _normalise(settings))
+    steps.append(_normalise(settings))
+    return tuple(dataclasses.replace(step, field="video") for step in steps) if kind == VIDEO else tuple(steps)
 
 
 def write_processor(folder: Path, transforms: Sequence[Any], model_type: str) -> None:

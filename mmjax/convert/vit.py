@@ -76,21 +76,22 @@ def image_fields(encoder: str = IMAGE, prefix: str = "") -> dict[str, ConfigFiel
     return {f"{prefix}{name}": field for name, field in fields.items()}
 
 
-def attention(theirs: str, ours: str, depth: int, bias: bool = True) -> list[Row]:
+def attention(theirs: str, ours: str, depth: int, bias: bool = True, key_bias: bool = True) -> list[Row]:
     """The rows of the attention of a stack: `theirs.{l}.attention...` <-> `ours/layers/attention/...`."""
     t, o = f"{theirs}.{{l}}.attention", f"{ours}/layers/attention"
     rows: list[Row] = []
     for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
-        rows += linear(f"{t}.attention.{name}", f"{o}/{short}", bias=bias, depth=depth)
+        has = bias and (key_bias or short != "k")
+        rows += linear(f"{t}.attention.{name}", f"{o}/{short}", bias=has, depth=depth)
     return rows + linear(f"{t}.output.dense", f"{o}/out", axes=2, depth=depth)
 
 
-def layers(theirs: str, ours: str, depth: int, qkv_bias: bool = True) -> list[Row]:
+def layers(theirs: str, ours: str, depth: int, qkv_bias: bool = True, key_bias: bool = True) -> list[Row]:
     """The rows of a stack of ViT's layers: `theirs.{l}....` <-> `ours/layers/...`."""
     t, o = f"{theirs}.{{l}}", f"{ours}/layers"
     return [
         *norm(f"{t}.layernorm_before", f"{o}/attention_norm", depth=depth),
-        *attention(theirs, ours, depth, qkv_bias),
+        *attention(theirs, ours, depth, qkv_bias, key_bias),
         *norm(f"{t}.layernorm_after", f"{o}/mlp_norm", depth=depth),
         *linear(f"{t}.intermediate.dense", f"{o}/mlp/up", depth=depth),
         *linear(f"{t}.output.dense", f"{o}/mlp/down", depth=depth),

@@ -18,6 +18,9 @@ config's: these are what the shipped parts use, and the fields of objectives and
 | `image_points`  | [B, N, 2] f32      | optional, x and y in pixels; -1 = no point                            |
 | `audio`         | [B, N] f32         | a waveform, 1 the most a file holds, padded on the right              |
 | `audio_mask`    | [B, N] bool        | True = a real sample                                                 |
+| `video`         | [B, T, H, W, 3] f32 | normalised pixels of T frames                                       |
+| `video_mask`    | [B, T] bool        | True = a frame of its own, not the last one repeated                  |
+| `video_keep`    | [B, K] int32       | optional, as `image_keep`, of tubelets                                |
 | `text`          | [B, T] int32       | token ids, padded on the right                                       |
 | `text_mask`     | [B, T] bool        | True = a real token                                                  |
 | `text_segments` | [B, T] int32       | optional, sentence A = 0 and B = 1                                   |
@@ -61,7 +64,8 @@ class Tokens:
       segments: [B, T] int32 or None, which part a token came from (sentence A or B; a modality's rank after a fusion).
       packed: [B, T] int32 or None, of rows that hold several texts: the number of each token's text, -1 for padding (see
         `core.packed`). Whoever takes a row for one example calls `alone` first.
-      coordinates: [B, T, n] or None, where each token lies (row, column) where rows differ and `grid` is None.
+      coordinates: [B, T, n] or None, where each token lies: (row, column) where rows differ and `grid` is None; of a video
+        (time, row, column).
       taps: layer -> [B, T, D], what that layer of the encoder gave, for each layer that its `taps` name.
       grid: (height, width, firsts) where all rows share it, else None: after `firsts` other tokens come height * width patches
         in reading order. Static: it is part of the tree's structure.

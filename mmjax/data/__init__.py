@@ -9,6 +9,7 @@ from mmjax.data.batches import Batches
 from mmjax.data.bins import Fill
 from mmjax.data.buckets import Buckets
 from mmjax.data.classes import Class, Classes
+from mmjax.data.clip import Clip
 from mmjax.data.columns import COLUMNS
 from mmjax.data.dataset import Dataset
 from mmjax.data.inspect import describe
@@ -30,6 +31,7 @@ from mmjax.data.sources import (
     HideLabels,
     Manifest,
     Mix,
+    Moving,
     Parquet,
     Scenes,
     Spoken,
@@ -71,6 +73,7 @@ from mmjax.data.transforms import (
     TrivialAugment,
 )
 from mmjax.data.types import BadRecordError, Record, Records, Source, Transform
+from mmjax.data.video import Video
 
 __all__ = [
     "BPE",
@@ -93,6 +96,7 @@ __all__ = [
     "Characters",
     "Class",
     "Classes",
+    "Clip",
     "Coco",
     "ColourJitter",
     "Conll",
@@ -110,6 +114,7 @@ __all__ = [
     "Markers",
     "Mix",
     "ModalityDropout",
+    "Moving",
     "NextSentence",
     "Noise",
     "Normalise",
@@ -147,6 +152,7 @@ __all__ = [
     "Tokenizer",
     "Transform",
     "TrivialAugment",
+    "Video",
     "WebDataset",
     "WordPiece",
     "Words",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mmjax.core.config import check_ranges, setting
-from mmjax.core.errors import UserError, within
+from mmjax.core.errors import UserError
 from mmjax.data.kinds import About, Arrays, Lost
-from mmjax.data.sound import Heard, Recording, hear, recording
+from mmjax.data.sound import Heard, hear, recording
 from mmjax.data.types import Record
 
 STARTS = ("random", "first")
@@ -111,26 +111,3 @@ class Hear:
         at = float(rng.random()) if rng is not None and self.random else 0.0
         x_N, heard = hear(sound, spec.rate, spec.seconds, spec.channel, at)
         return {**record, self.key: x_N, f"{self.key}_heard": heard}
-
-
-def hearing(columns: Mapping[str, Any]) -> tuple[Hear, ...]:
-    """What reads the sounds that columns name. Raises `UserError` for a column whose settings are none."""
-    found = tuple(Hear(key, spec) for key, spec in columns.items() if isinstance(spec, Audio))
-    for one in found:
-        with within(f"columns.{one.key}"):
-            one.spec.check()
-    return found
-
-
-def held(record: Record) -> int:
-    """Bytes of sounds that are not read yet."""
-    return sum(value.nbytes for value in record.values() if isinstance(value, Recording))
-
-
-def refuse_unread(key: str, value: Any) -> None:
-    """Raises `UserError` for a sound that no column reads."""
-    if isinstance(value, Recording):
-        raise UserError(
-            f"columns: {key!r} is a sound, and no column says its rate and length: add {key!r}: Audio(rate=16000, seconds=10.0)"
-            f", or leave it out ({key}_field='' of the source)"
-        )

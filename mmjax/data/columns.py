@@ -11,7 +11,7 @@ from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
 from mmjax.data.arrays import Array, Number, Pixels
-from mmjax.data.audio import Audio, refuse_unread
+from mmjax.data.audio import Audio
 from mmjax.data.classes import Class, Classes
 from mmjax.data.kinds import Arrays, Column, Lost
 from mmjax.data.lacking import LACKS, VALID, Lacks, lacks, spread_out
@@ -22,6 +22,8 @@ from mmjax.data.tags import Tags
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Record
+from mmjax.data.unread import refuse_unread
+from mmjax.data.video import Video
 
 COLUMNS = {
     "text": Text,
@@ -34,6 +36,7 @@ COLUMNS = {
     "tags": Tags,
     "span": Span,
     "audio": Audio,
+    "video": Video,
 }
 OWN = ("index", "valid")  # keys that a batch gets from the pipeline
 GROUPS = 2**31  # the numbers that groups have are below it
@@ -214,7 +217,8 @@ def _made(specs: Mapping[str, Any]) -> set[str]:
 
 
 def inferred(key: str, value: Any, first: Record) -> Any:
-    """The column of a key that no spec names; None for what a batch does not hold. Raises `UserError` for a sound."""
+    """The column of a key that no spec names; None for what a batch does not hold. Raises `UserError` for a sound or a
+    video."""
     refuse_unread(key, value)
     if key == "text":
         return Text()

@@ -10,7 +10,6 @@ import numpy as np
 
 from mmjax.core.errors import UserError, within
 from mmjax.data.arrays import ArrayColumn, NumberColumn
-from mmjax.data.audio import hearing
 from mmjax.data.batches import Batch, Batches
 from mmjax.data.bins import Fill
 from mmjax.data.classes import ClassColumn, ClassesColumn
@@ -28,6 +27,7 @@ from mmjax.data.tags import TagsColumn, with_names
 from mmjax.data.texts import Text
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.data.types import Records
+from mmjax.data.unread import reading
 
 if TYPE_CHECKING:
     from mmjax.data.pipeline import Data
@@ -46,7 +46,7 @@ class Dataset:
       batch_size: rows of the global batch.
       fingerprint: hash of exactly which examples it holds.
       tokenizers: name -> what encodes texts; "" is that of texts which name no other.
-      lost: what texts and sounds lost among the batches taken so far: cut, and unknown tokens.
+      lost: what texts, sounds and videos lost among the batches taken so far: cut, and unknown tokens.
       fill: how well rows of several texts were filled so far.
       together: the key whose equal values are in one training batch, see `Grouped`; "" for none.
       bad: path -> reason of the unreadable records met so far. Counted when a batch is taken, also one that a worker made;
@@ -81,8 +81,8 @@ class Dataset:
         self.together = self._lists(records, data)
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
         lacking = find_stand_ins(data.optional, spread(records, LOOKED), records.__getitem__)
-        sounds = hearing(data.columns)
-        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, sounds, lacking)
+        unread = reading(data.columns)
+        self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, unread, lacking)
         first, bad = self._reader.record(0, 0, Draws(0, PASS), whole=True)
         named = with_names(data.columns, records)
         self._columns = Columns(first, tokenizers, data.max_length, named, tuple(records.classes), spare)

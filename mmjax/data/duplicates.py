@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.core.errors import UnreachableError
+from mmjax.data.clip import Clip
 from mmjax.data.fields import strings_of
 from mmjax.data.images import to_pil
 from mmjax.data.reader import THREADS, spread
@@ -39,7 +40,7 @@ class Seen:
     Attributes:
       data: the name of its set of data.
       index: its number there.
-      digest: of its pixels, or of its texts and its sound, as a file, where it has no image.
+      digest: of its pixels, or of its texts and its sound and video, as files, where it has no image.
       name: of its class, "" for none.
       texts: its captions.
       small: uint8 [SIDE, SIDE, 3]; None without an image.
@@ -88,8 +89,8 @@ class Duplicates:
 
 
 def sample(data: str, records: Records, most: int) -> list[Seen]:
-    """`most` evenly spaced records, or all where there are fewer, but for those that cannot be read or hold neither image nor
-    text nor a sound."""
+    """`most` evenly spaced records, or all where there are fewer, but for those that cannot be read or hold no image,
+    text, sound or video."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda index: _see(data, records, index), spread(records, most))
         return [one for one in found if one is not None]
@@ -161,13 +162,13 @@ def _see(data: str, records: Records, index: int) -> Seen | None:
         digest.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
         small = np.asarray(to_pil(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         return Seen(data, index, digest.digest(), _name(records, record), texts, small)
-    sound = record.get("audio")
-    if isinstance(sound, Recording):
+    files = [value for key in ("audio", "video") if isinstance(value := record.get(key), Recording | Clip)]
+    for file in files:
         try:
-            digest.update(hashlib.sha256(sound.encoded()).digest())
+            digest.update(hashlib.sha256(file.encoded()).digest())
         except (OSError, ValueError, UnreachableError):  # not there, or no file
             return None
-    elif not texts:
+    if not files and not texts:
         return None
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")

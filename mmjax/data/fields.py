@@ -14,6 +14,7 @@ from mmjax.core.config import children, has_children, is_spec, replace, setting
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import over
 from mmjax.data import splits
+from mmjax.data.clip import clip
 from mmjax.data.files.kept import made_once
 from mmjax.data.files.remote import file_bytes, is_address, joined
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
@@ -26,10 +27,10 @@ from mmjax.data.types import BadRecordError, Record
 
 # What a record or a batch holds already.
 TAKEN = (
-    *("image", "audio", "image_id", "text", "text_pair", "label", "group", "name"),
+    *("image", "audio", "video", "image_id", "text", "text_pair", "label", "group", "name"),
     *("text_mask", "text_segments", "index", "valid"),
 )
-KINDS = ("image", "audio", "text", "text_pair", "label", "group")
+KINDS = ("image", "audio", "video", "text", "text_pair", "label", "group")
 CHUNK = 1 << 20  # keys that are looked at together
 GROUPS = 2**31  # the numbers that groups have are below it
 Example = Mapping[str, Any]
@@ -47,13 +48,14 @@ class Fields:
       fractions: shares of train, validation and test.
       image_field: of the image: bytes of a file, HuggingFace's {"bytes", "path"}, or a path below `root`.
       audio_field: of the sound, as `image_field`; the column `Audio` reads it.
+      video_field: of the video, as `image_field`; the column `Video` reads it.
       text_field: of the caption, or of a list of captions, of which the pipeline draws one each time.
       pair_field: of the second of two texts.
       label_field: of the class: a whole number, or one of `names`. Empty, NaN or negative is no class: -1.
       names: of the classes in label order, for data that does not say them itself.
       group_field: whose equal values make examples each other's positives.
       fields: record key -> a further field, whose value is passed on as it is: a string, a number, a list or an array.
-      root: folder that paths of images and sounds are relative to; default: that of the data.
+      root: folder that paths of images, sounds and videos are relative to; default: that of the data.
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
         itself gives, see `levels.to_bytes`.
       max_pixels: an image of more pixels counts as unreadable.
@@ -64,6 +66,7 @@ class Fields:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"
     audio_field: str = "audio"
+    video_field: str = "video"
     text_field: str = "text"
     pair_field: str = "text_pair"
     label_field: str = "label"
@@ -97,7 +100,7 @@ class Fields:
         `there` is asked with `in`, so that it may know more names than those it lists.
 
         Raises:
-          UserError: a field named here that is not there, or neither an image, a sound, a text nor a further field.
+          UserError: a field named here that is not there, or no image, sound, video, text or further field.
         """
         name = type(self).__name__
         found = {}
@@ -111,7 +114,7 @@ class Fields:
         for key, field in self.fields.items():
             if field not in there:
                 raise UserError(f"{name}.fields.{key}={field!r} is no field of the data{nearest(field, there)}")
-        if not found.keys() & {"image", "audio", "text"} and not self.fields:
+        if not found.keys() & {"image", "audio", "video", "text"} and not self.fields:
             raise UserError(
                 f"{name}: the data has neither {self.image_field!r} nor {self.text_field!r}; it has {', '.join(there)}"
             )
@@ -208,7 +211,7 @@ class Reading:
       found: kind -> field.
       fields: record key -> further field.
       names: of the classes.
-      root: the folder that paths of images and sounds are relative to.
+      root: the folder that paths of images, sounds and videos are relative to.
       window, max_pixels, optional: as `Fields` has them.
     """
 
@@ -279,6 +282,8 @@ class Reading:
             return self._image(value, where)
         if key == "audio":
             return recording(value, where, self.root)
+        if key == "video":
+            return clip(value, where, self.root)
         if key == "label":
             return self._label(value, where)
         if key == "group":

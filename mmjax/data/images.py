@@ -112,18 +112,29 @@ def from_pil(image: Image.Image) -> np.ndarray:
 
 
 def pixels(record: Record, transform: str, field: str = "image") -> np.ndarray:
-    """The record's image of that name, uint8 [H, W, 3].
+    """The record's image of that name, uint8 [H, W, 3], or video, [T, H, W, 3].
 
     Raises:
       UserError: there is none, or it is no longer uint8.
     """
     image = record.get(field)
-    if not isinstance(image, np.ndarray | Opened) or image.ndim != 3:
+    if not isinstance(image, np.ndarray | Opened) or image.ndim not in (3, 4):
         wanted = "an image" if field == "image" else f"an image {field!r}"
         raise UserError(f"transforms: {transform} needs {wanted}, and the source has none")
     if image.dtype != np.uint8:
         raise UserError(f"transforms: {transform} needs a uint8 image, not {image.dtype}: put it before Normalise")
     return image  # type: ignore[return-value]  # what is left opened goes to who asked for it alone
+
+
+def frame(record: Record, transform: str, field: str = "image") -> np.ndarray:
+    """The same, of a video its first frame: [H, W, 3]."""
+    found = pixels(record, transform, field)
+    return found if found.ndim == 3 else found[0]
+
+
+def each(image: np.ndarray, do: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `do` makes of an image [H, W, 3], or of each frame of a video [T, H, W, 3]."""
+    return do(image) if image.ndim == 3 else np.stack([do(one) for one in image])
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -12,8 +12,11 @@ import numpy as np
 
 from mmjax.core.errors import UserError
 from mmjax.data.batches import Batch
+from mmjax.data.clip import Seen
 from mmjax.data.dataset import Dataset
 from mmjax.data.inspect_sounds import sounds_in, told
+from mmjax.data.inspect_videos import told as told_of_videos
+from mmjax.data.inspect_videos import videos_in
 from mmjax.data.making import text_spec
 from mmjax.data.order import PASS, Draws
 from mmjax.data.reader import THREADS, spread
@@ -112,6 +115,9 @@ def look(dataset: Dataset) -> Looked:
     heard = {key: [one.heard[key] for one in seen if key in one.heard] for key in sounds}
     for key, spec in sounds.items():
         lines += told(key, heard[key], spec) if heard[key] else []
+    for key, video in videos_in(dataset._data.columns).items():
+        watched = [one.watched[key] for one in seen if key in one.watched]
+        lines += told_of_videos(key, watched, video) if watched else []
     lines.append(f"unreadable   {len(bad)} record(s)")
     lines += _named([f"{path}: {reason}" for path, reason in bad.items()])
     if unlike:
@@ -130,13 +136,14 @@ def look(dataset: Dataset) -> Looked:
 @dataclasses.dataclass(frozen=True)
 class _Seen:
     """One record: what is wrong with it, its class, of each text how many tokens it has, kept and unknown ones, and its
-    sounds."""
+    sounds and videos."""
 
     bad: dict[str, str]
     trouble: str = ""
     label: int | None = None
     texts: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
     heard: dict[str, Heard] = dataclasses.field(default_factory=dict)
+    watched: dict[str, Seen] = dataclasses.field(default_factory=dict)
 
 
 def _see(dataset: Dataset, index: int) -> _Seen:
@@ -154,7 +161,8 @@ def _see(dataset: Dataset, index: int) -> _Seen:
         full = kept == most and not isinstance(text_spec(dataset._data.columns, key), Span)  # a full window is not cut
         texts[key] = (_length(dataset, record, key) if full else kept, kept, unknown)
     heard = {key: record[f"{key}_heard"] for key in sounds_in(dataset._data.columns)}
-    return _Seen(bad, "", label, texts, heard)
+    watched = {key: record[f"{key}_seen"] for key in videos_in(dataset._data.columns)}
+    return _Seen(bad, "", label, texts, heard, watched)
 
 
 def _counts(dataset: Dataset, seen: Sequence[_Seen]) -> Counter[int]:

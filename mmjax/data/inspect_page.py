@@ -18,6 +18,7 @@ from mmjax.data.dataset import Dataset
 from mmjax.data.duplicates import BITS, NEAR, SIDE, Duplicates, Pair, Seen, duplicates, sample
 from mmjax.data.inspect import LONGEST, Lengths, Looked, array_said
 from mmjax.data.inspect_sounds import card, sounds_in
+from mmjax.data.inspect_videos import sheet, videos_in
 from mmjax.data.kinds import Lost
 from mmjax.data.order import PASS, Draws
 from mmjax.data.reader import spread
@@ -108,7 +109,7 @@ def _of_sound(key: str, own: Sequence[Heard]) -> str:
 
 def rows(dataset: Dataset, count: int) -> Iterator[tuple[int, Batch, Lost] | UserError]:
     """The first rows of the batch of step 0, one by one: number of the record, -1 for one that stands in for an
-    unreadable one, its arrays [1, ...] and what its texts and sounds lost."""
+    unreadable one, its arrays [1, ...] and what its texts, sounds and videos lost."""
     reader, draws = dataset._reader, dataset._reader.order.draws()
     try:
         first = dataset._stream(dataset.batch_size, range(min(count, dataset.batch_size)), once=False).drawn(0)
@@ -134,12 +135,15 @@ def _cards(dataset: Dataset) -> Iterator[str]:
         sounds = sounds_in(dataset._data.columns)
         shown = [f'<span class="n">{which}</span>', *(_image(dataset, key, one) for key in _images(one))]
         shown += [card(key, one[key], one[f"{key}_mask"], spec.rate) for key, spec in sounds.items()]
-        left = set(one) - {f"{key}{end}" for key in sounds for end in ("", "_mask")}
+        videos = videos_in(dataset._data.columns)
+        shown += [_image(dataset, key, {key: sheet(one[key], one[f"{key}_mask"])}) for key in videos]
+        left = set(one) - {f"{key}{end}" for key in (*sounds, *videos) for end in ("", "_mask")}
         left -= {f"{key}{end}" for key in dataset.texts() for end in ("", "_mask", "_segments")} | set(_images(one))
         for key, (tokenizer, _) in dataset.texts().items():
             shown.append(_text(key, tokenizer, one[key][one[f"{key}_mask"]]))
         cut = [f"{lost.truncated} cut"] * bool(lost.truncated) + [f"{lost.unknown} unknown tokens"] * bool(lost.unknown)
         cut += [f"a sound cut by {lost.cut_seconds:.2f} s"] * bool(lost.cut_sounds)
+        cut += ["a short video"] * bool(lost.short_videos)
         cut += ["a silent sound"] * bool(lost.silent) + ["a clipped sound"] * bool(lost.clipped)
         shown += [f'<div class="w">{", ".join(cut)}</div>'] * bool(cut)
         shown += [

@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """What texts and sounds lost on their way to a batch.
+    """What texts, sounds and videos lost on their way to a batch.
 
     Attributes:
       truncated: texts that were cut.
@@ -31,6 +31,7 @@ class Lost:
       letters: answers that begin or end between a letter and its marks.
       cut_sounds, cut_seconds: sounds that were cut, and how much of them is left out.
       silent, clipped: sounds in which nothing is to be heard, and of which the loud parts are cut off (`sound.Heard`).
+      short_videos, cut_videos: videos that had too few frames, and of which only a part was read.
     """
 
     truncated: int = 0
@@ -43,6 +44,8 @@ class Lost:
     cut_seconds: float = 0.0
     silent: int = 0
     clipped: int = 0
+    short_videos: int = 0
+    cut_videos: int = 0
 
     def __add__(self, other: Lost) -> Lost:
         return Lost(*(getattr(self, one.name) + getattr(other, one.name) for one in dataclasses.fields(self)))

@@ -61,4 +61,4 @@ def says(transform: Any, name: str) -> bool:
 
 
 def _is_pixels(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (3, 4)

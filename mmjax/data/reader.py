@@ -12,7 +12,6 @@ import numpy as np
 
 from mmjax.core.errors import UnreachableError, UserError
 from mmjax.data.allocator import keep_freed_memory
-from mmjax.data.audio import Hear, held
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.images import Opened, left_opened
@@ -21,6 +20,7 @@ from mmjax.data.laid import Laid, says
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import PASS, Draws, Order
 from mmjax.data.types import BadRecordError, Record, Records, Transform
+from mmjax.data.unread import Read, held
 
 ATTEMPTS = 64  # unreadable records in a row before reading is given up
 NUMBERS = 2**62  # that records without an end have
@@ -94,7 +94,7 @@ class Reader:
         cache_mb: int = 0,
         captions: Sequence[str] = ("text",),
         copies: Mapping[str, str] | None = None,
-        sounds: Sequence[Hear] = (),
+        unread: Sequence[Read] = (),
         lacking: Lacking | None = None,
     ) -> None:
         """Read `records` so.
@@ -102,12 +102,13 @@ class Reader:
         Args:
           captions: the keys of texts, which may be several in a tuple: one is drawn.
           copies: key -> the key of a text all of whose captions it gets.
-          sounds: what reads sounds, before the transforms; where one of them draws, only the record as it comes is kept.
+          unread: what reads sounds and videos, before the transforms; where one of them draws, only the record as it comes is
+            kept.
           lacking: what is done about keys that a record may lack.
         """
-        self.records, self.sounds, self.lacking = records, tuple(sounds), lacking or Lacking({})
-        self._drawn_sounds = any(sound.random for sound in sounds)
-        known = () if self._drawn_sounds else transforms
+        self.records, self.unread, self.lacking = records, tuple(unread), lacking or Lacking({})
+        self._drawn = any(one.random for one in unread)
+        known = () if self._drawn else transforms
         fixed = list(itertools.takewhile(lambda transform: not getattr(transform, "random", True), known))
         self.fixed, self.random = tuple(fixed), tuple(transforms[len(fixed) :])
         # What comes last, and can write where the batch has it, does so when records are stacked.
@@ -158,7 +159,7 @@ class Reader:
     def unreadable_at(self, index: int) -> BadRecordError | None:
         """What is wrong with a record that cannot be read; it is not transformed."""
         try:
-            self._heard(self.lacking.filled(self.records[index]), index, None)
+            self._read(self.lacking.filled(self.records[index]), index, None)
         except BadRecordError as error:
             return error
         return None
@@ -180,7 +181,7 @@ class Reader:
 
     def _transformed(self, index: int, rng: np.random.Generator, partners: Partners, training: bool, last: bool) -> Record:
         record = self._before_draws(index, rng, partners)
-        record = whole = self._heard(record, index, rng if training else None) if self._drawn_sounds else record
+        record = whole = self._read(record, index, rng if training else None) if self._drawn else record
         for key in self._captions:
             if isinstance(texts := record.get(key), tuple | list):
                 if not texts:
@@ -201,7 +202,7 @@ class Reader:
             return dict(kept)
         with left_opened(self._opened):
             record = self.lacking.filled(self.records[index])
-        record = record if self._drawn_sounds else self._heard(record, index, None)
+        record = record if self._drawn else self._read(record, index, None)
         for transform in self.fixed:
             record = transform(record, rng, partners)
         if _size(record) * self.order.size <= self._cache_bytes:
@@ -212,9 +213,9 @@ class Reader:
             self._kept[index] = dict(record)  # one of its own, which no later transform can change
         return record
 
-    def _heard(self, record: Record, index: int, rng: np.random.Generator | None) -> Record:
-        for sound in self.sounds:
-            record = sound(record, rng, f"record {index}")
+    def _read(self, record: Record, index: int, rng: np.random.Generator | None) -> Record:
+        for one in self.unread:
+            record = one(record, rng, f"record {index}")
         return record
 
 
@@ -289,7 +290,7 @@ def _given_up(bad: dict[str, str]) -> UserError:
 
 
 def _size(record: Record) -> int:
-    """Bytes of its arrays and sounds, and a kilobyte for the rest."""
+    """Bytes of its arrays, of sounds and videos, and a kilobyte for the rest."""
     return 1000 + held(record) + sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray | Opened))
 
 

@@ -6,6 +6,7 @@ A record is one example on its way to a batch, a plain dict. Every key is option
 |-------------|----------------------------------------------------------------------------------------------------|
 | `image`     | uint8 [H, W, 3], always RGB, as a source gives it; float32 [H, W, 3] once `Normalise` has run      |
 | `audio`     | a `sound.Recording` as a source gives it; float32 [n] once the column `Audio` has read it, before transforms |
+| `video`     | a `clip.Clip` or uint8 [n, H, W, 3] as a source gives it; [T, H, W, 3] once the column `Video` has read it |
 | `text`      | str; from a source also a tuple of str, several captions of which the pipeline draws one           |
 | `text_pair` | str, the second of two texts                                                                       |
 | `label`     | int, the class; -1 where it has none                                                               |

@@ -314,7 +314,8 @@ class BoundForward:
         over_it = over(image, source)
         kept = getattr(self._model.encoders.get(image), "positions", "none")
         moves = getattr(self._model.augment[image], "moves", True)
-        if moves and "mask" in over_it.values() and kept in ("learned", "fixed"):
+        masks = [name for name, kind in over_it.items() if kind == "mask" and source[name].ndim > 2]  # not of a video's frames
+        if moves and masks and kept in ("learned", "fixed"):
             raise UserError(
                 f"model.augment.{image} moves {image}_mask as well, and encoders.{image}.positions={kept!r} begin at the "
                 "top left of what is real; mirror and crop on the host before images are padded, or use other positions"

@@ -1,4 +1,4 @@
-"""Random changes to images, on the device: a step's randomness without a cost on the host.
+"""Random changes to images and videos, on the device: a step's randomness without a cost on the host.
 
 Each example has its own random key, and each kind of change its own stream of that key: an image comes out the same on any
 mesh and at any place in the batch, and turning one change on leaves the draws of the others alone.
@@ -7,6 +7,7 @@ mesh and at any place in the batch, and turning one change on leaves the draws o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -24,7 +25,8 @@ from mmjax.nn.spec_augment import SpecAugment
 class ImageAugment:
     """Mirror, rotate, zoom, shift; then contrast, brightness, noise. All off by default, and what is off costs nothing.
 
-    What lies over the image (masks, maps, boxes, points: see `core.spatial`) moves with it.
+    What lies over the image (masks, maps, boxes, points: see `core.spatial`) moves with it. All frames of a video [B, T, H, W,
+    C] are changed by one draw, and its mask, which is of frames, stays; noise is drawn for each pixel.
 
     Draws are uniform over the ranges below. Rotation, zoom, shift and crop together are one bilinear resampling about the
     image's centre, in pixels, so an image that is not square is not stretched.
@@ -73,6 +75,11 @@ class ImageAugment:
         """The same, with what lies over the images: key -> (kind, array [B, ...]), given back as key -> array."""
         if self == ImageAugment(fill=self.fill):
             return image_BHWC, {name: x for name, (_, x) in over.items()}
+        if image_BHWC.ndim == 5:
+            if strange := [name for name, (kind, x) in over.items() if kind != "mask" or x.ndim != 2]:
+                raise UserError(f"model.augment: {strange[0]} lies over a video, and only an image's moves with it")
+            own = {name: x for name, (_, x) in over.items()}
+            return jax.vmap(lambda video, key: self._one(video, key, {}, {})[0])(image_BHWC, keys_B), own
         kinds = {name: kind for name, (kind, _) in over.items()}
         arrays = {name: x for name, (_, x) in over.items()}
         moved: tuple[Array, dict[str, Array]] = jax.vmap(lambda image, key, rest: self._one(image, key, kinds, rest))(
@@ -83,17 +90,18 @@ class ImageAugment:
     def _one(
         self, image_HWC: Array, key: Array, kinds: Mapping[str, str], over: dict[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
-        x_HWC = image_HWC.astype(jnp.float32)
-        size = (image_HWC.shape[0], image_HWC.shape[1])
+        x_HWC = image_HWC.astype(jnp.float32)  # or a video, [T, H, W, C]
+        size = (image_HWC.shape[-3], image_HWC.shape[-2])
         if self.flip:
             # Apart from the resampling: a TPU gathers slowly, and a mirror image needs no gather.
             mirror = jax.random.bernoulli(fold_name(key, "flip"), self.flip)
-            x_HWC = jnp.where(mirror, x_HWC[:, ::-1], x_HWC)
+            x_HWC = jnp.where(mirror, x_HWC[..., ::-1, :], x_HWC)
             over = {name: jnp.where(mirror, mirrored(kinds[name], x, size[1]), x) for name, x in over.items()}
         if self.rotate or self.shift or self.crop or self.scale != (1.0, 1.0):
             placement = self._placement(size, key)
             y_HW, x_HW = source_positions(*size, *placement)
-            x_HWC = bilinear(x_HWC, y_HW, x_HW, self.fill)
+            resampled = functools.partial(bilinear, y_HW=y_HW, x_HW=x_HW, fill=self.fill)
+            x_HWC = resampled(x_HWC) if x_HWC.ndim == 3 else jax.vmap(resampled)(x_HWC)
             over = {name: moved(kinds[name], x, size, placement) for name, x in over.items()}
         if self.contrast:
             mean = x_HWC.mean()

@@ -77,6 +77,16 @@ def sincos_1d(length: int, width: int) -> np.ndarray:
     return _sincos(np.arange(length, dtype=np.float64), width)
 
 
+def sincos_sequence(length: int, width: int) -> np.ndarray:
+    """[length, D] float32: the same with each sine beside its cosine, as Vaswani 2017, section 3.5, writes them (VideoMAE's).
+
+    Raises:
+      UserError: an odd width.
+    """
+    found = sincos_1d(length, width)
+    return found.reshape(length, 2, width // 2).swapaxes(1, 2).reshape(length, width)
+
+
 def sinusoids(length: int, width: int) -> np.ndarray:
     """[length, D] float32: the same with the longest wavelength at 10000 itself (Whisper's, tensor2tensor's).
 

@@ -208,6 +208,8 @@ class Stack(StackFields):
     Parameters that come in parts (`core.stacked`) make a loop of its own of each run of layers, so that layers whose parameters
     are not differentiated form no gradient of them.
 
+    `final_norm_epsilon` is that of the last norm where it differs from `norm_epsilon` (VideoMAE's decoder).
+
     Raises:
       UserError: heads that do not divide the width, an unknown `remat` or `norm_placement`, a `take_layer` or a tap that is not
         there.
@@ -217,6 +219,7 @@ class Stack(StackFields):
     rotary: bool = False
     co: bool = False
     final_norm: bool = True
+    final_norm_epsilon: float | None = None
     take_layer: int | None = None
     taps: tuple[int, ...] = ()
 
@@ -284,7 +287,8 @@ class Stack(StackFields):
             return x, taps, in_parts(kept)
         if self.co:
             return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps, None
-        return self._norm("final_norm")(x), taps, in_parts(kept)
+        epsilon = self.norm_epsilon if self.final_norm_epsilon is None else self.final_norm_epsilon
+        return Norm(self.norm, epsilon, name="final_norm")(x), taps, in_parts(kept)
 
     def _scan(self, first: int, last: int, keep: bool = False) -> Any:
         """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions, packed) -> (carry,

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmjax.convert.api import load_model
 from mmjax.core.errors import UserError
+from mmjax.data.clip import VIDEOS
 from mmjax.data.files import walk
 from mmjax.data.files.remote import is_address
 from mmjax.data.images import printable, to_pil
@@ -23,14 +24,15 @@ from mmjax.data.types import BadRecordError
 from mmjax.predict.made import Listened, listened
 from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
+from mmjax.predict.watched import Watched, watched
 from mmjax.predict.work import Made
 from mmjax.predict.writing import NAMES
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
-FILES = {"image": EXTENSIONS, "audio": SOUNDS}  # what may be given as files, and how their names end
+FILES = {"image": EXTENSIONS, "audio": SOUNDS, "video": VIDEOS}  # what may be given as files, and how their names end
 LONGEST_NAME = 256  # bytes of a file's name; a longer text is none
 BESIDE = ("question", "text_pair")  # fields of a manifest that go with an input
-Ready = Made | Listened | BadRecordError
+Ready = Made | Listened | Watched | BadRecordError
 TEXTS_AT_ONCE = 8  # batches of texts among which those of a length are put together
 
 
@@ -55,10 +57,10 @@ class Input:
 
 def check_run(path: str, text: bool) -> str:
     """Before any input is looked at: whether a run, or a HuggingFace folder, is at a path, and what it reads of what is given:
-    `text`, `image` or `audio`.
+    `text`, `image`, `audio` or `video`.
 
     Raises:
-      UserError: nothing is there, or what `mmjax.load_model` raises; files for a model that reads neither images nor sounds.
+      UserError: nothing is there, or what `mmjax.load_model` raises; files for a model that reads no files.
     """
     if not is_address(path) and not Path(path).exists():
         raise UserError(f"{path}: there is no run, and no HuggingFace folder")
@@ -67,14 +69,14 @@ def check_run(path: str, text: bool) -> str:
     encoders = load_model(path).encoders
     found = next((kind for kind in FILES if kind in encoders), None)
     if found is None:
-        raise UserError(f"{path} reads texts, and neither images nor sounds: add --text")
+        raise UserError(f"{path} reads texts, and neither images, sounds nor videos: add --text")
     return found
 
 
 def listed(inputs: Sequence[str], kind: str) -> list[Input]:
-    """The inputs that words name: files of images or sounds, those of folders in the order of their paths, and those of
-    manifests line by line: `image` or `audio`, a path from the manifest's own folder, and its `question`. Of the kind `text`:
-    texts, and a manifest's `text`, with its `question` about it, or the `text_pair` that is the second of two.
+    """The inputs that words name: files of images, sounds or videos, those of folders in the order of their paths, and those of
+    manifests line by line: `image`, `audio` or `video`, a path from the manifest's own folder, and its `question`. Of the kind
+    `text`: texts, and a manifest's `text`, with its `question` about it, or the `text_pair` that is the second of two.
 
     Raises:
       UserError: a folder without any, a manifest that is not there, cannot be read or whose lines have no such field; with
@@ -155,7 +157,7 @@ def answers(ask: Predictor, inputs: Sequence[Input], kind: str, asked: Asked) ->
     `max_new_tokens` has `cut`.
 
     Args:
-      kind: what the inputs are, `image`, `audio` or `text`; a file that cannot be read is an answer with an `error`.
+      kind: what the inputs are, `image`, `audio`, `video` or `text`; a file that cannot be read is an answer with an `error`.
 
     Raises:
       UserError: a model that does nothing of that.
@@ -169,7 +171,7 @@ def each(
     """What `said` gives of each input, with the input's name, in order; a file that cannot be read has an `error`.
 
     Args:
-      said: (inputs, their pixels, sounds or texts) -> an answer for each.
+      said: (inputs, their pixels, sounds, videos or texts) -> an answer for each.
     """
     size = ask.batch_size * (TEXTS_AT_ONCE if kind == "text" else 1)
     ready = ((one, one.given) for one in inputs) if kind == "text" else _made(ask, inputs, kind)
@@ -182,12 +184,14 @@ def each(
 
 
 def _made(ask: Predictor, inputs: Sequence[Input], kind: str) -> Iterator[tuple[Input, Ready]]:
-    """Each image or sound made ready as the run's own are, or why it could not be read; so many batches ahead, whatever their
-    number."""
+    """Each image, sound or video made ready as the run's own are, or why it could not be read; so many batches ahead, whatever
+    their number."""
 
     def make(one: Input) -> Ready:
         try:
-            return listened(ask.work, one.given) if kind == "audio" else Made(ask.work.pixels(one.given))
+            if kind == "audio":
+                return listened(ask.work, one.given)
+            return watched(ask.work, one.given) if kind == "video" else Made(ask.work.pixels(one.given))
         except BadRecordError as error:
             return error
 
@@ -214,6 +218,8 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         raise UserError(f"{ask.work.path} reads {kind}s here: --language and --task are of sounds")
     if kind == "audio":
         return _heard(ask, some, given, asked)
+    if kind == "video":
+        return _watched(ask, some, given, asked)
     images, texts = (given, questions) if kind == "image" else (None, given)
     shown: list[dict[str, Any]] = [{"question": one} if any(each.question for each in some) else {} for one in put]
     if kind == "text" and ask.extracts() and not (asked.classes or asked.decoder):
@@ -268,6 +274,20 @@ def _heard(ask: Predictor, some: list[Input], given: list[Listened], asked: Aske
     own = ask.generate(sounds=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)
     cut = [{} if one.ended else {"cut": True} for one in own]
     return [{"transcript": one.text.strip(), **short, **length} for one, short, length in zip(own, cut, lengths, strict=True)]
+
+
+def _watched(ask: Predictor, some: list[Input], given: list[Watched], asked: Asked) -> list[dict[str, Any]]:
+    """Classes of videos, of several heads those of each by its name; or a caption."""
+    if any(one.question for one in some) or asked.question or asked.classes or asked.pair:
+        raise UserError(f"{ask.work.path} reads videos: --question, --classes and --pair are of images and texts")
+    if not asked.decoder and (heads := ask.heads_of("video")):
+        rows = [ask.classify(videos=given, head=head, top_k=asked.top_k, threshold=asked.threshold) for head in heads]
+        names = ["classes"] if len(heads) == 1 else heads
+        return [dict(zip(names, own, strict=True)) for own in zip(*rows, strict=True)]
+    settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}
+    numbers = [one.number for one in some]
+    own = ask.generate(videos=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)
+    return [{"caption": one.text, **({} if one.ended else {"cut": True})} for one in own]
 
 
 def _pairs(

@@ -75,8 +75,8 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
 
 
 def vectors(ask: Any, kind: str, some: Sequence[Any]) -> np.ndarray:
-    """[N, E] float32 of unit length, of images, sounds or texts. Raises `UserError` for NaN, which is near to nothing."""
-    embed = {"image": ask.embed_image, "audio": ask.embed_audio, "text": ask.embed_text}[kind]
+    """[N, E] float32 of unit length, of images, sounds, videos or texts. Raises `UserError` for NaN, near to nothing."""
+    embed = {"image": ask.embed_image, "audio": ask.embed_audio, "video": ask.embed_video}.get(kind, ask.embed_text)
     found: np.ndarray = embed(list(some))
     if not np.isfinite(found).all():
         raise UserError(f"{ask.work.path}: among the vectors of {len(some)} {kind}s one holds NaN or infinity")

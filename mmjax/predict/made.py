@@ -15,6 +15,7 @@ from mmjax.data.audio import Hear
 from mmjax.data.lacking import VALID
 from mmjax.data.sound import Heard
 from mmjax.data.types import BadRecordError
+from mmjax.predict import watched
 from mmjax.predict.inputs import as_list, as_texts
 from mmjax.predict.work import Work
 
@@ -54,7 +55,7 @@ def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, 
     """Batch key -> [N, ...].
 
     Args:
-      given: `image`, `text`, `audio` -> as many inputs of each, or one; None where none are given of it.
+      given: `image`, `text`, `audio`, `video` -> as many inputs of each, or one; None where none are given of it.
       pairs: second texts, as many.
 
     Raises:
@@ -63,16 +64,18 @@ def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, 
     given, has = _without_none(work, given)
     images, sounds = as_list(given.get("image")), as_list(given.get("audio"))
     texts, pairs = as_texts(given.get("text")), as_texts(pairs)
-    named = {"images": images, "texts": texts, "sounds": sounds}
+    videos = as_list(given.get("video"))
+    named = {"images": images, "texts": texts, "sounds": sounds, "videos": videos}
     counts = {name: len(own) for name, own in named.items() if own is not None}
     if not counts:
-        raise UserError("give images, texts or sounds, or several of them")
+        raise UserError("give images, texts, sounds or videos, or several of them")
     if len(set(counts.values())) > 1 and not has:
         raise UserError(f"{' and '.join(f'{count} {name}' for name, count in counts.items())}: give as many of each")
     found: dict[str, np.ndarray] = {}
     try:
         found |= {} if images is None else {"image": _stacked(work, images)}
         found |= {} if sounds is None else _padded(work, sounds)
+        found |= {} if videos is None else watched.batch_of(work, videos)
     except BadRecordError as error:
         raise UserError(str(error)) from None
     if texts is not None:

@@ -42,9 +42,9 @@ class Painted:
 def objective_of(work: Work) -> MaskedImage | None:
     """The objective by which a run learned to paint, or that of an imported checkpoint; None where nothing paints."""
     if work.paints is not None:
-        return work.paints
+        return None if work.paints.tubelet else work.paints  # what is painted of a video is no picture
     model = work.model
-    found = [name for name, part in model.decoders.items() if isinstance(part, PixelDecoder)]
+    found = [name for name, part in model.decoders.items() if isinstance(part, PixelDecoder) and not part.tubelet]
     if len(found) != 1:
         return None
     spec, said = model.decoders[found[0]], model.huggingface

@@ -24,7 +24,8 @@ from mmjax.predict.writer import Writer
 class Predictor(Spaces, Writer, Transcribing, TokenAnswers):
     """Answers for a run's best checkpoint, or for a HuggingFace folder, on new images and texts.
 
-    An image is a path, a PIL image or uint8 [H, W, 3]; a text a string; one input or a list of them. Each is made ready as the
+    An image is a path, a PIL image or uint8 [H, W, 3]; a text a string; a sound or a video a path or the bytes of a file; one
+    input or a list of them. Each is made ready as the
     run's evaluation makes its own.
 
     Usage:
@@ -47,6 +48,10 @@ class Predictor(Spaces, Writer, Transcribing, TokenAnswers):
         """Whether a head says the class of a whole input."""
         return len(self._heads()) == 1
 
+    def heads_of(self, modality: str) -> list[str]:
+        """The heads that say the class of a whole input of this modality alone."""
+        return [head for head in self._heads() if reads(self.work, head) == {modality}]
+
     def classify(
         self,
         images: Any = None,
@@ -58,12 +63,13 @@ class Predictor(Spaces, Writer, Transcribing, TokenAnswers):
         threshold: float | None = None,
         pairs: Any = None,
         sounds: Any = None,
+        videos: Any = None,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each input, and how likely each is.
 
         Args:
-          images, texts, sounds: what is classified, as many of each that the head reads; of a modality that the run's data
-            says may be lacking (`Data.optional`) None, for all of them or in the list for some.
+          images, texts, sounds, videos: what is classified, as many of each that the head reads; of a modality that the
+            run's data says may be lacking (`Data.optional`) None, for all of them or in the list for some.
           top_k: so many classes; 0 for all.
           head: the head; "" for the only one that classifies whole inputs.
           classes: of images, without a head: that one whose text is nearest (Radford 2021, section 3.1).
@@ -86,7 +92,7 @@ class Predictor(Spaces, Writer, Transcribing, TokenAnswers):
             logits_NC, names, outcome = self._nearest(images, tuple(classes), template), tuple(classes), "one"
         else:
             name = self._head(head)
-            given = {"image": images, "text": texts, "audio": sounds}
+            given = {"image": images, "text": texts, "audio": sounds, "video": videos}
             check_read(self.work, name, given)
             check_pairs(self.work, texts, pairs)
             logits_NC = self._rows(("classify", name), lambda forward: forward.head(name), self._batch(given, pairs))

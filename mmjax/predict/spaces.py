@@ -25,6 +25,10 @@ class Spaces(Running):
         """[N, E] float32 of unit length, in the space that sounds share with others."""
         return self._embed("audio", self._batch({"audio": sounds}))
 
+    def embed_video(self, videos: Any) -> np.ndarray:
+        """[N, E] float32 of unit length, in the space that videos share with others."""
+        return self._embed("video", self._batch({"video": videos}))
+
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """[images, texts] float32: the cosines of all pairs."""
         return self.embed_image(images) @ self.embed_text(texts).T

@@ -20,7 +20,7 @@ from mmjax.convert.processor import NoProcessorError
 from mmjax.convert.sounds import sound_column
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
-from mmjax.data import Audio, Tokenizer
+from mmjax.data import Audio, Tokenizer, Video
 from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.data.making import text_spec
 from mmjax.data.passages import Layout
@@ -70,6 +70,7 @@ class Work:
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       hears: how a sound is made ready; None where nothing says so.
       letters: the heads that say a letter a frame of sound -> what their classes are.
+      watches: how frames are taken of a video; None where nothing says so.
       questions: the decoders that a run has trained, or evaluates, on prompts of their own, and so on questions.
       optional: the modalities that an input may lack, as the run's data has it.
     """
@@ -100,6 +101,7 @@ class Work:
     fields: tuple[str, str] = ("text", "text_pair")
     hears: Audio | None = None
     letters: Mapping[str, Letters] = dataclasses.field(default_factory=dict)
+    watches: Video | None = None
     speech: Speech | None = None
     optional: tuple[str, ...] = ()
 
@@ -145,8 +147,9 @@ class Work:
             )
         record: dict[str, Any] = {"image": _pixels(image)}
         for transform in self.transforms:
-            # What writes captions of a class, which a new image has not; and what leaves out what is there.
-            if hasattr(transform, "texts") or isinstance(transform, ModalityDropout):
+            # What is of other fields, writes captions of a class, which a new image has not, or leaves out what is there.
+            other = getattr(transform, "field", "image") != "image"
+            if other or hasattr(transform, "texts") or isinstance(transform, ModalityDropout):
                 continue
             record = transform(record, np.random.default_rng(0), ())
         made: np.ndarray = record["image"]
@@ -246,6 +249,7 @@ def open_work(path: str | Path) -> Work:
             "measured": brought(model),
             "hears": sound_column(folder, model),
             "letters": letters_of(alone, {} if tokenizer is None else {"": tokenizer}),
+            "watches": _video_column(model),
             "speech": Speech.of(generation_config.said(folder)),
         }
         return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False))
@@ -268,6 +272,8 @@ def open_work(path: str | Path) -> Work:
     sound = None if data is None else data.columns.get("audio")
     how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
     how["letters"] = letters_of(e, tokenizers)
+    video = None if data is None else data.columns.get("video")
+    how["watches"] = video if isinstance(video, Video) else _video_column(model)
     how["reading"] = column if isinstance(column, Span) else None
     read = run.about_data().get(next((task.data for task in e.tasks.values()), ""), {}).get("shapes", {})
     how["pairs"] = "text_segments" in read and how["reading"] is None if read else None
@@ -327,9 +333,15 @@ def _asked(rest: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, An
     return {"most": most if isinstance(most, int) else 0, "unwritten": left}
 
 
+def _video_column(model: Multimodal) -> Video | None:
+    """As many frames as the encoder of an imported model reads, spread over the video; None where it says no number."""
+    frames = getattr(model.encoders.get("video"), "frames", 0)
+    return Video(frames=frames) if frames else None
+
+
 def _came_with(path: str | Path, model: Multimodal) -> tuple[Any, ...] | None:
     """The transforms of the image processor in the folder; None where there is none."""
-    if "image" not in model.encoders:
+    if not {"image", "video"} & model.encoders.keys():
         return None
     try:
         return image_transforms(path)

@@ -34,16 +34,17 @@ class Writer(Running):
         sounds: Any = None,
         language: str = "",
         task: str = "",
+        videos: Any = None,
         **settings: Any,
     ) -> Any:
-        """A text after each prompt, without the prompt: a caption of an image, an answer to a question about one, what is said
-        in a sound.
+        """A text after each prompt, without the prompt: a caption of an image or a video, an answer to a question about one,
+        what is said in a sound.
 
         With `num_return_sequences` above 1 a list of texts of each prompt, of beams the best first.
 
         Args:
           prompts: texts that are gone on with, or questions where the decoder reads the text by an encoder; None for none.
-          images, sounds: as many, where the decoder looks at them, or listens.
+          images, sounds, videos: as many, where the decoder looks at them, listens, or watches.
           logits_processor: a traceable function `(logits [R, V] float32, generate.Written) -> logits`, after all settings' own.
           decoder: which writes; "" for the only one that writes texts.
           details: give `predict.writing.Written` for each text: `text`, `ids`, `ended` (False where `max_new_tokens` cut it),
@@ -60,7 +61,7 @@ class Writer(Running):
         Raises:
           UserError: a model that writes no text, a prompt longer than it reads, an unknown setting.
         """
-        beside = _given(image=images, audio=sounds)
+        beside = _given(image=images, audio=sounds, video=videos)
         name, texts = self._decoder(decoder), as_prompts(prompts)
         begun, beside = openings.begun(self.work, name, texts, beside, language, task, self._beside, self._rows)
         texts = texts if begun is None else begun

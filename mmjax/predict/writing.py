@@ -23,7 +23,7 @@ from mmjax.objectives.losses import cross_entropy
 from mmjax.predict.work import Work
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
-DOES = {"image": "looks at", "audio": "listens to"}
+DOES = {"image": "looks at", "audio": "listens to", "video": "watches"}
 NAMES = {"audio": "sound"}
 PLACE = "place"  # of a batch, [B] int32: which of all prompts a row is
 Rows = list[list[int]]
@@ -101,7 +101,7 @@ def ready(
 
     Args:
       prompts: texts, or the token ids of each; None for the first token alone.
-      beside: `image`, `audio` -> the inputs of it.
+      beside: `image`, `audio`, `video` -> the inputs of it.
       new: how many tokens will follow, at least.
       batch_of: (such inputs, texts) -> what encoders read.
 

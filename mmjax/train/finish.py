@@ -145,6 +145,7 @@ def data_troubles(setup: Setup) -> Iterator[str]:
                 "read what stood there; train the tokenizer on such texts, or use BPE, which knows every character"
             )
         yield from _of_sounds(name, dataset)
+        yield from _of_videos(name, dataset)
         if dataset.fill.slots:
             yield _filled(name, dataset.fill) if dataset.packed else _bucketed(name, dataset)
         if dataset.bad:
@@ -161,6 +162,14 @@ def _of_sounds(name: str, dataset: Dataset) -> Iterator[str]:
         yield f"data.{name}: {lost.silent:,} sounds are silent where they were read: all samples are the same"
     if lost.clipped:
         yield f"data.{name}: {lost.clipped:,} sounds are clipped: their loud parts are cut off in the file, and are used so"
+
+
+def _of_videos(name: str, dataset: Dataset) -> Iterator[str]:
+    lost = dataset.lost
+    if lost.short_videos:
+        yield f"data.{name}: {lost.short_videos:,} videos had fewer frames than asked for: the last is repeated, masked"
+    if lost.cut_videos:
+        yield f"data.{name}: {lost.cut_videos:,} videos were longer than frames * every of their column: a part was read"
 
 
 def _filled(name: str, fill: Fill) -> str:

@@ -54,6 +54,7 @@ PACKAGES = (
     "pillow",
     "simplejpeg",
     "soundfile",
+    "av",
     "soxr",
 )
 # Of config.json; raise it with every change of what its fields mean, and say in `_config` how older ones are read.

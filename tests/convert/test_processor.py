@@ -42,18 +42,18 @@ def save(folder, **fields):
 
 
 def apply(transforms, image):
-    record = {"image": image}
+    video = getattr(transforms[-1], "field", "image") == "video"  # whose processor does the same to each frame
+    record = {"video": image[None]} if video else {"image": image}
     for transform in transforms:
         record = transform(record, np.random.default_rng(0), ())
-    return record["image"]
+    return record["video"][0] if video else record["image"]
 
 
 def theirs(folder, image):
     """[H, W, 3] from the processor that HuggingFace opens the folder with."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="np")["pixel_values"][0].transpose(
-        1, 2, 0
-    )
+    found = AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="np")["pixel_values"][0]
+    return (found[0] if found.ndim == 4 else found).transpose(1, 2, 0)  # of a video its one frame
 
 
 def assert_same(folder, transforms, images=IMAGES):
@@ -162,7 +162,7 @@ def test_the_class_by_its_other_names(fields, tmp_path):
 def test_every_model_type_has_the_class_that_huggingface_has(tmp_path):
     save(tmp_path)
     types = ("vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "blip", "flava", "llava", "vilt")
-    for model_type in (*types, "resnet", "convnext", "convnextv2"):
+    for model_type in (*types, "resnet", "convnext", "convnextv2", "videomae"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")).__name__ == PROCESSORS[model_type] + "Pil"
 
@@ -240,6 +240,7 @@ def test_no_settings(tmp_path):
         assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+WATCHED = {"field": "video"}
 NORMALISE = Normalise((0.1, 0.5, 0.8), (0.2, 0.25, 0.3))
 WRITTEN = [
     *((model_type, (Resize((12, 17), "bilinear"), NORMALISE)) for model_type in PROCESSORS),
@@ -251,6 +252,10 @@ WRITTEN = [
     ("llava", (PadSquare((25, 127, 204)), ResizeShortest(16), CenterCrop((16, 16)), NORMALISE)),
     ("vilt", (ResizeWithin(24, 39, 8), NORMALISE)),
     ("resnet", (ResizeShortest(20, "bilinear"), CenterCrop((16, 12)), NORMALISE)),
+    (
+        "videomae",
+        (ResizeShortest(16, "bilinear", field="video"), CenterCrop((12, 16), field="video"), Normalise(field="video")),
+    ),
     ("siglip", (Flip(1.0), Resize((16, 16)), ColourJitter(1.0), Rotate(90), NORMALISE, Caption())),
 ]
 

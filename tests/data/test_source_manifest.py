@@ -146,8 +146,8 @@ def test_what_cannot_be_left_out_is_named(csv):
     path = csv("image,text,de\na.png,a,b\n")
     for fields, message in (
         (
-            {"text_field": "", "image_field": "", "audio_field": ""},
-            "Manifest.text_field='' and image_field='' and audio_field='': nothing is left to read",
+            {"text_field": "", "image_field": "", "audio_field": "", "video_field": ""},
+            "Manifest.text_field='' and image_field='' and audio_field='' and video_field='': nothing",
         ),
         (
             {"text_field": "", "pair_field": "de"},

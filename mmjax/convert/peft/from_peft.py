@@ -92,7 +92,7 @@ def read_adapter(
     """
     family = family_of(model)
     architecture = family.architecture(model)
-    rows = family.rows(model, architecture)
+    rows = family.module_rows(model, architecture)
     modules = layout.modules(rows)
     kind, names, unread = (
         config["peft_type"],

@@ -56,7 +56,7 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
       UserError: two methods at once, or what peft has no place for.
     """
     family = family_of(model)
-    rows = family.rows(model, architecture)
+    rows = family.module_rows(model, architecture)
     leaves = leaves_by_path(params)
     more = {path for path in trained if not is_adapter(path)}
     kinds = {name for path in leaves if is_adapter(path) for name in ("lora", "ia3") if f"/{name}_" in path}

@@ -11,6 +11,7 @@ from mmjax.data.sources.grouped import Grouped
 from mmjax.data.sources.hide_labels import HideLabels
 from mmjax.data.sources.manifest import Manifest
 from mmjax.data.sources.mix import Mix
+from mmjax.data.sources.moving import Moving
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.spoken import Spoken
@@ -49,6 +50,7 @@ __all__ = [
     "HideLabels",
     "Manifest",
     "Mix",
+    "Moving",
     "Parquet",
     "Scenes",
     "Spoken",

@@ -1,4 +1,4 @@
-"""Your own images or sounds: a folder that holds one folder for each class."""
+"""Your own images, sounds or videos: a folder that holds one folder for each class."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data import splits
+from mmjax.data.clip import VIDEOS, clip
 from mmjax.data.files.walk import folders, images
 from mmjax.data.images import MAX_PIXELS, printable, read_image
 from mmjax.data.once import warn_once
@@ -21,6 +22,8 @@ from mmjax.data.splits import SPLITS, split_of
 from mmjax.data.types import Record
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+KINDS = {"images": EXTENSIONS, "sounds": SOUNDS, "videos": VIDEOS}
+READ = {"sounds": ("audio", recording), "videos": ("video", clip)}  # by a column
 LAYOUTS = ("auto", "classes", "splits")
 Found = list[tuple[str, str, str]]  # (split, class, path below the root) of every image
 
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Images, or sounds, in class folders: `path/cat/1.jpg`, or already split, `path/train/cat/1.jpg`.
+    """Images, sounds or videos in class folders: `path/cat/1.jpg`, or already split, `path/train/cat/1.jpg`.
 
     A path that has images in no folders but `train`, `validation` (or `val`) and `test`, with folders in them, is taken as
     split; the classes are then those of all splits together. Otherwise each class is split by itself, by
@@ -37,8 +40,8 @@ class Folder:
     has few (less than 200 with the default fractions) so that it is in every split; see `splits.share_out`. A class with too
     few files for that is said.
 
-    A folder without an image is one of sounds (`path/dog/1.wav`), which the column `Audio` reads; what is said of images below
-    is then of them.
+    A folder without an image is one of sounds (`path/dog/1.wav`), which the column `Audio` reads, and one without either is one
+    of videos (`path/run/1.mp4`) for the column `Video`; what is said of images below is then of them.
 
     Hidden files and folders are passed over. Links to folders are followed, each folder once for a class.
 
@@ -46,7 +49,8 @@ class Folder:
       path: the folder.
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a folder that is not split.
-      extensions: which files are taken, in lower case with the dot: of images or of sounds (`sound.SOUNDS`).
+      extensions: which files are taken, in lower case with the dot: of images, of sounds (`sound.SOUNDS`) or
+        of videos (`clip.VIDEOS`).
       layout: "classes" or "splits", what the folders in `path` are; "auto" sees for itself, and refuses what may be either.
       window: (low, high), the values that become black and white in images of more than 8 bits; None for a scale that the file
         itself gives, see `levels.to_bytes`.
@@ -62,11 +66,11 @@ class Folder:
     max_pixels: int = setting(least=1, default=MAX_PIXELS)
 
     def build(self) -> FolderRecords:
-        """Records of uint8 [H, W, 3], or of sounds, labelled; the label of a class is its place among the sorted names.
+        """Records of uint8 [H, W, 3], or of sounds or videos; the label of a class is its place among the sorted names.
 
         Raises:
-          UserError: no such folder, no images or sounds in it or none in the split, an unknown split or layout, folders
-            that may be splits or classes, extensions of images and of sounds, fractions that do not sum to 1, a window that is
+          UserError: no such folder, no such files in it or none in the split, an unknown split or layout, folders
+            that may be splits or classes, extensions of several kinds, fractions that do not sum to 1, a window that is
             none.
         """
         splits.check_split("Folder", self.split, (*SPLITS, "all"))
@@ -77,10 +81,10 @@ class Folder:
         root = Path(self.path)
         if not root.is_dir():
             raise UserError(f"Folder.path={self.path!r}: no such folder")
-        if len({extension in SOUNDS for extension in self.extensions}) > 1:
-            raise UserError(f"Folder.extensions={self.extensions!r}: give those of images or those of sounds, not both")
-        if self.extensions == EXTENSIONS and self._has_sounds_alone(root):
-            return dataclasses.replace(self, extensions=SOUNDS).build()
+        if len({_kind(extension) for extension in self.extensions}) > 1:
+            raise UserError(f"Folder.extensions={self.extensions!r}: give those of images, of sounds or of videos, not both")
+        if self.extensions == EXTENSIONS and (there := self._there(root)) != "images":
+            return dataclasses.replace(self, extensions=KINDS[there]).build()
         on_disk = self.layout == "splits" or (self.layout == "auto" and self._is_split(root))
         found = self._split_on_disk(root) if on_disk else self._split_by_hash(root)
         if not found:
@@ -95,16 +99,18 @@ class Folder:
             splits.warn_of_absent(f"Folder.path={self.path!r}", self.split, (name for _, name in kept), sizes)
         rank = {name: label for label, name in enumerate(classes)}
         files, labels = tuple(f for f, _ in kept), tuple(rank[name] for _, name in kept)
-        return FolderRecords(str(root), files, labels, classes, self.window, self.max_pixels, self._kind == "sounds")
+        return FolderRecords(str(root), files, labels, classes, self.window, self.max_pixels, self._kind)
 
     @property
     def _kind(self) -> str:
-        return "sounds" if set(self.extensions) & set(SOUNDS) else "images"
+        return next(map(_kind, self.extensions), "images")
 
-    def _has_sounds_alone(self, root: Path) -> bool:
-        if any(self._holds_images(root, folder) for folder in folders(root)):
-            return False
-        return any(next(images(root, root / folder, SOUNDS), None) is not None for folder in folders(root))
+    def _there(self, root: Path) -> str:
+        """The first of the kinds that the folders hold a file of; images where there is none."""
+        for kind, extensions in KINDS.items():
+            if any(next(images(root, root / folder, extensions), None) is not None for folder in folders(root)):
+                return kind
+        return "images"
 
     def _split_by_hash(self, root: Path) -> Found:
         self._say_left_out(root)
@@ -158,9 +164,13 @@ class Folder:
             )
 
 
+def _kind(extension: str) -> str:
+    return next((kind for kind in READ if extension in KINDS[kind]), "images")
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderRecords:
-    """The images of one split, read when asked for; or its sounds, of which a column says what is read.
+    """The images of one split, read when asked for; or its sounds or videos, of which a column says what is read.
 
     Attributes:
       root: the folder that `files` are relative to.
@@ -168,7 +178,7 @@ class FolderRecords:
       labels: one class an image.
       classes: names in label order.
       window, max_pixels: as the source has them.
-      sounds: whether the files are sounds.
+      kind: `images`, `sounds` or `videos`.
     """
 
     root: str
@@ -177,22 +187,22 @@ class FolderRecords:
     classes: tuple[str, ...]
     window: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
-    sounds: bool = False
+    kind: str = "images"
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int, /) -> Record:
         label = self.labels[index]
-        if self.sounds:
-            sound = recording(self.files[index], "", self.root)
-            return {"audio": sound, "label": label, "group": label, "name": self.classes[label]}
+        if self.kind in READ:
+            key, make = READ[self.kind]
+            return {key: make(self.files[index], "", self.root), "label": label, "group": label, "name": self.classes[label]}
         image = read_image(os.path.join(self.root, self.files[index]), self.window, self.max_pixels)
         return {"image": image, "label": label, "group": label, "name": self.classes[label]}
 
     def encoded(self, index: int) -> bytes | None:
         """See `types.Records`."""
-        return None if self.sounds else Path(self.root, self.files[index]).read_bytes()
+        return None if self.kind in READ else Path(self.root, self.files[index]).read_bytes()
 
     def described(self, index: int) -> tuple[str, int, tuple[str, ...]]:
         return self.files[index], self.labels[index], ()

@@ -16,6 +16,7 @@ import numpy as np
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.data import splits
+from mmjax.data.clip import clip
 from mmjax.data.fields import TAKEN
 from mmjax.data.files.kept import identities, made_once
 from mmjax.data.files.remote import file_bytes, is_address, joined, parent, stamps
@@ -36,11 +37,11 @@ NUMBERED = ("image_id", "label", "group")  # by what else the file holds
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Examples listed in a file: path of an image or a sound, caption, class, in any combination that every line shares.
+    """Examples listed in a file: path of an image, sound or video, caption, class, in any combination that every line shares.
 
-    A line's split is its field `split`; without one it is a hash of the image path (of the path of the sound where there are no
-    images, of the text where there are no files, of the further `fields` where there is none of these), so that all captions of
-    an image stay together. Each class is split by itself
+    A line's split is its field `split`; without one it is a hash of the image path (of that of the sound or video where there
+    are no images, of the text where there are no files, of the further `fields` where there is none of these), so that all
+    captions of an image stay together. Each class is split by itself
     (lines without one together): by chance where it is large, so that adding a line moves no other, and where it is small (less
     than 200 images with the default fractions) so that it is in every split; see `splits.share_out`. A class with too few lines
     for that is said.
@@ -54,13 +55,14 @@ class Manifest:
       path: the file, `.csv`, `.tsv` or `.jsonl`; like `root` and the paths in it on a disk or at an address (`gs://`, `s3://`).
       split: "train", "validation", "test" or "all".
       fractions: shares of train, validation and test, for a file without a field `split`.
-      image_field: field of the image path; "", here and in the next five: none is read, whatever the file has.
+      image_field: field of the image path; "", here and in the next six: none is read, whatever the file has.
       audio_field: field of the path of a sound, which the column `Audio` reads.
+      video_field: field of the path of a video, which the column `Video` reads.
       text_field: field of the caption.
       label_field: field of the class.
       group_field: field whose equal values make examples each other's positives (whole numbers, or any strings).
       pair_field: field of the second of two texts.
-      root: folder that paths of images and sounds are relative to; default: the folder of the file.
+      root: folder that paths of images, sounds and videos are relative to; default: the folder of the file.
       separator: what parts the fields of a table, one character; "": a tab in `.tsv`, in `.csv` what its header shows.
       fields: record key -> a further field, whose value is passed on as it is: a string, a number or a list. In a table a
         column of nothing but numbers is one of numbers.
@@ -76,6 +78,7 @@ class Manifest:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     image_field: str = "image"
     audio_field: str = "audio"
+    video_field: str = "video"
     text_field: str = "text"
     label_field: str = "label"
     group_field: str = "group"
@@ -123,9 +126,9 @@ class Manifest:
                 if key in TAKEN or (option == "maps" and key in self.fields):
                     raise UserError(f"Manifest.{option}.{key}: a record has a {key!r} already; give it another name")
 
-        if not (self.image_field or self.audio_field or self.text_field or self.fields):
+        if not (self.image_field or self.audio_field or self.video_field or self.text_field or self.fields):
             raise UserError(
-                "Manifest.text_field='' and image_field='' and audio_field='': nothing is left to read; "
+                "Manifest.text_field='' and image_field='' and audio_field='' and video_field='': nothing is left to read; "
                 "name one of them, or fields"
             )
         if not self.text_field and self.pair_field not in ("", "text_pair"):
@@ -135,13 +138,14 @@ class Manifest:
         fields = {
             "image": self.image_field,
             "audio": self.audio_field,
+            "video": self.video_field,
             "text": self.text_field,
             "text_pair": self.pair_field if self.text_field else "",
             "label": self.label_field,
             "group": self.group_field,
         }
         fields = {key: field for key, field in fields.items() if field}
-        optional = tuple(key for key in ("image", "audio", "text") if key in self.optional)
+        optional = tuple(key for key in ("image", "audio", "video", "text") if key in self.optional)
         return Asked(self.path, fields, dict(self.fields), dict(self.maps), self.separator, optional)
 
     def _check_named(self, asked: Asked, about: About) -> None:
@@ -198,7 +202,7 @@ def _stored(asked: Asked, sink: BinaryIO) -> tuple[About, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class ManifestRecords:
-    """The lines of one split; images, sounds and label maps are read when asked for.
+    """The lines of one split; images, sounds, videos and label maps are read when asked for.
 
     Attributes:
       root: the folder that paths are relative to.
@@ -259,6 +263,8 @@ class ManifestRecords:
             record["image"] = read_image(joined(self.root, record["image"]), self.window, self.max_pixels)
         if "audio" in record:
             record["audio"] = recording(record["audio"], "", self.root)
+        if "video" in record:
+            record["video"] = clip(record["video"], "", self.root)
         for key in self.maps:
             if record[key] is None:  # nothing of this image is labelled
                 image = record.get("image")

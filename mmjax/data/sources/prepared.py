@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.core.errors import UserError
+from mmjax.data.clip import Clip, clip
 from mmjax.data.files import remote
 from mmjax.data.images import MAX_PIXELS, decode_image, printable
 from mmjax.data.sound import Recording, recording
@@ -120,8 +121,8 @@ class Prepared:
 def example_of(record: Record, encoded: bytes | None = None) -> tuple[dict[str, Any], str]:
     """A record as values for `tf_example.example_bytes`, and how its image is held: "file", "png" or "" for none.
 
-    Texts, whole numbers, images and sounds, as their files, are features that any reader of such files knows; other arrays
-    are `.npy` files, and the rest is JSON. The feature `mmjax` says which is which.
+    Texts, whole numbers, images, sounds and videos, as their files, are features that any reader of such files knows; other
+    arrays are `.npy` files, and the rest is JSON. The feature `mmjax` says which is which.
 
     Args:
       encoded: the file of the record's `image`, if it is at hand. It is kept where decoding it gives the very pixels of the
@@ -142,6 +143,8 @@ def example_of(record: Record, encoded: bytes | None = None) -> tuple[dict[str, 
             kinds[key], values[key] = "image", _png(value) if kept is None else kept
         elif isinstance(value, Recording):
             kinds[key], values[key] = "sound", value.encoded()
+        elif isinstance(value, Clip):
+            kinds[key], values[key] = "video", value.encoded()
         elif isinstance(value, np.ndarray | np.generic):
             kinds[key], values[key] = "array" if isinstance(value, np.ndarray) else "scalar", _npy(key, value)
         elif isinstance(value, str):
@@ -211,6 +214,8 @@ class Kept:
             return decode_image(value, where, None, limit)
         if kind == "sound":
             return recording(value, where)
+        if kind == "video":
+            return clip(value, where)
         if kind in ("array", "scalar"):
             array = np.load(io.BytesIO(value), allow_pickle=False)
             return array if kind == "array" else array[()]

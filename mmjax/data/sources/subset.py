@@ -20,6 +20,7 @@ from mmjax.data.sources.arrow import Arrow
 from mmjax.data.sources.digits import Digits
 from mmjax.data.sources.folder import Folder
 from mmjax.data.sources.manifest import Manifest
+from mmjax.data.sources.moving import Moving
 from mmjax.data.sources.parquet import Parquet
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.sources.stamps import Stamps
@@ -35,6 +36,7 @@ WHOLE = {
     "digits": Digits,
     "folder": Folder,
     "manifest": Manifest,
+    "moving": Moving,
     "parquet": Parquet,
     "scenes": Scenes,
     "stamps": Stamps,

@@ -28,6 +28,7 @@ from mmjax.data.types import BadRecordError, Record
 
 IMAGES = "jpg;jpeg;png;webp;bmp;ppm;pgm;pbm;tif;tiff;gif"
 AUDIO = "wav;flac;ogg;oga;opus;mp3;aif;aiff"
+VIDEO = "mp4;m4v;mov;mkv;webm;avi;mpg;mpeg;ogv"
 KEY = "__key__"
 TRIED = 64  # examples that are asked for what their JSON has
 
@@ -53,6 +54,7 @@ class WebDataset(Fields):
     _: dataclasses.KW_ONLY
     image_field: str = IMAGES
     audio_field: str = AUDIO
+    video_field: str = VIDEO
     text_field: str = "txt"
     label_field: str = "cls"
 

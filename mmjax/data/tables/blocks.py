@@ -156,14 +156,14 @@ class BlockRecords:
 
 
 def keys_of(records: BlockRecords) -> Iterator[str]:
-    """A text for each row by which it gets its split: the path of its image or sound, where that is what the table holds of it,
+    """A text for each row by which it gets its split: the path of its image, sound or video, where that is what the table has,
     so that all captions of an image stay together; else its file and its place there.
 
     Raises:
       UserError: a path that cannot be read.
     """
     found = records.reading.found
-    column = records.columns.get(found.get("image", found.get("audio", "")))
+    column = records.columns.get(found.get("image", found.get("audio", found.get("video", ""))))
     for index in range(len(records)):
         if column is not None and column.said == "string":
             try:

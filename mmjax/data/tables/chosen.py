@@ -144,8 +144,8 @@ class _Choosing:
         return in_N[first_N]
 
     def related(self, places: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The group of each line of a split, as written, else by the label where there is no text, else by image, sound
-        and text; and the number of its image."""
+        """The group of each line of a split, as written, else by the label where there is no text, else by image, sound,
+        video and text; and the number of its image."""
         keys = self.about.keys
         images = groups.firsts(self._keys(places, size, "image")[0]) if "image" in keys else None
         ids = None
@@ -158,8 +158,9 @@ class _Choosing:
             label_n = self.labels(places)
             return np.where(label_n >= 0, label_n, len(self.about.labels) + np.arange(size)), ids
         pairs = [] if images is None else [(images, np.arange(size))]
-        if "audio" in keys:
-            pairs.append((groups.firsts(self._keys(places, size, "audio")[0]), np.arange(size)))
+        for key in ("audio", "video"):
+            if key in keys:
+                pairs.append((groups.firsts(self._keys(places, size, key)[0]), np.arange(size)))
         if "text" in keys:
             halves_2K, rows_K = self._keys(places, size, "text")
             pairs.append((rows_K[groups.firsts(halves_2K)], rows_K))
@@ -205,9 +206,9 @@ class _Choosing:
         return [1 if isinstance(value, str) else 0 if value is None else len(value) for value in values]
 
     def _split_keys(self, batch: Any) -> list[bytes]:
-        """What the split of a line goes by: its image, without one its sound, without either its text, else the rest."""
+        """What the split of a line goes by: its image, without one its sound or video, without these its text, else all."""
         found: list[bytes | None] = [None] * batch.num_rows
-        for key in ("image", "audio", "text"):
+        for key in ("image", "audio", "video", "text"):
             if key in self.about.keys and None in found:
                 found = [one if one is not None else own for one, own in zip(found, self._told_by(batch, key), strict=True)]
         if None not in found:

@@ -12,9 +12,11 @@ from mmjax.data.splits import SPLITS, split_of
 
 Row = dict[str, Any]
 
+FILES = ("image", "audio", "video")
 _TYPES: dict[str, tuple[type, ...]] = {
     "image": (str,),
     "audio": (str,),
+    "video": (str,),
     "text": (str, list),
     "text_pair": (str,),
     "label": (str, int),
@@ -23,6 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _KINDS = {
     "image": "a path",
     "audio": "a path",
+    "video": "a path",
     "text": "a string, or a list of one or more",
     "text_pair": "a string",
     "label": "a string or a whole number",
@@ -52,7 +55,7 @@ class Checking:
         """Check the lines of a file.
 
         Args:
-          fields: name in the file for each of "image", "audio", "text", "text_pair", "label" and "group" that is read.
+          fields: name in the file for each of "image", "audio", "video", "text", "text_pair", "label" and "group" that is read.
           further: record key -> name in the file, of values that pass as they are.
           maps: record key -> name in the file, of paths.
           optional: keys that a line may lack, None then.
@@ -63,7 +66,7 @@ class Checking:
         self.labelled: str | int | None = None
 
     def row(self, line: int, values: Mapping[str, Any]) -> Row:
-        """The keys "image", "audio", "text" (str or tuple of str), "text_pair", "label" (None = no class), "group" and "split"
+        """The keys "image", "audio", "video", "text" (str or tuple), "text_pair", "label" (None = no class), "group", "split"
         that all lines have, and "fields", all names in the line, "further" and "maps", key -> value.
 
         Raises:
@@ -92,7 +95,7 @@ class Checking:
         if key in row:
             return f"{field} is there, and the first line has none: leave out the lines without, or give each a {field}"
         state = "empty" if field in values else "missing"
-        rest = ", or have no texts read by Manifest.text_field=''" if key == "text" and row.keys() & {"image", "audio"} else ""
+        rest = ", or have no texts read by Manifest.text_field=''" if key == "text" and row.keys() & {*FILES} else ""
         return f"{field} is {state}: leave out such lines, or give each a {field}{rest}"
 
 
@@ -115,8 +118,10 @@ def _row(where: str, given: Row, fields: Mapping[str, str], further: bool) -> Ro
     if "text_pair" in row and "text" not in row:
         empty = ", and that is empty: leave out such lines, or fill it" if fields["text"] in given else ""
         raise UserError(f"{where}: {fields['text_pair']} needs a {fields['text']} before it{empty}")
-    if not row.keys() & {"image", "audio", "text"} and not further:
-        asked = [fields[key] for key in ("image", "text") if key in fields] or [fields["audio"]]
+    if not row.keys() & {*FILES, "text"} and not further:
+        asked = [fields[key] for key in ("image", "text") if key in fields] or [
+            fields[key] for key in ("audio", "video") if key in fields
+        ][:1]
         said = f"neither {asked[0]!r} nor {asked[1]!r}" if len(asked) == 2 else f"no {asked[0]!r}"
         empty = "".join(f"; its {field!r} is empty: leave out such lines, or fill it" for field in asked if field in given)
         raise UserError(f"{where}: {said}; it has {', '.join(values) or 'nothing'}{empty}")

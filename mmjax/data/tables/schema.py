@@ -17,6 +17,7 @@ WHOLE, NUMBER, YES_NO, STRING, BYTES, NULL = "whole number", "number", "yes or n
 ALLOWED = {
     "image": {BYTES, STRING},  # and a struct of bytes and path
     "audio": {BYTES, STRING},  # as an image
+    "video": {BYTES, STRING},
     "text": {STRING, BYTES, f"list of {STRING}", f"list of {BYTES}"},
     "text_pair": {STRING, BYTES},
     "label": {WHOLE, NUMBER, YES_NO, STRING},
@@ -166,7 +167,7 @@ def wanted(source: str, path: str, there: Mapping[str, Column], found: Mapping[s
         said, inner = column.said, column.said.split("list of ")[-1]
         allowed = ALLOWED.get(key)
         fine = (inner in SCALARS) if allowed is None else said in allowed
-        if key in ("image", "audio") and said.startswith("struct"):
+        if key in ("image", "audio", "video") and said.startswith("struct"):
             fine = {"bytes", "path"} >= set(said.removeprefix("struct of ").split(", "))
         if not fine and said != NULL:
             right = " or ".join(sorted(allowed)) if allowed else "a string, a number or a list of these"

@@ -31,8 +31,8 @@ class About:
 
     Attributes:
       rows: how many lines it has.
-      keys: of the columns that each line has: "image", "audio", "text", "text_pair", "label", "group", "split" and, with
-        "fields." and "maps." before their names, further ones.
+      keys: of the columns that each line has: "image", "audio", "video", "text", "text_pair", "label", "group", "split" and,
+        with "fields." and "maps." before their names, further ones.
       kinds: key -> how the column is stored.
       numbers: keys of columns whose values are numbers: "int" or, NaN where there is none, "float".
       labels: of the classes, rising, as they are written: strings or whole numbers.

@@ -17,7 +17,7 @@ from mmjax.data.tables.rows import Checking, Row
 from mmjax.data.tables.stored import FLOAT, INT, JSON, ROWS, STRING, STRINGS, About
 from mmjax.data.tables.table import Table, open_table
 
-PLAIN = ("image", "audio", "text", "text_pair", "group")  # stored as they are
+PLAIN = ("image", "audio", "video", "text", "text_pair", "group")  # stored as they are
 TYPES = {str: STRING, int: INT, float: FLOAT, list: STRINGS, tuple: STRINGS}
 
 
@@ -27,7 +27,8 @@ class Asked:
 
     Attributes:
       path: the file.
-      fields: "image", "audio", "text", "text_pair", "label", "group" -> the name in the file; what is not read is not there.
+      fields: "image", "audio", "video", "text", "text_pair", "label", "group" -> the name in the file; what is not read
+        is not there.
       further, maps: record key -> the name in the file.
       separator: of a table.
       optional: keys that a line may lack.

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
-from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.images import each, frame, from_pil, pixels, to_pil
 from mmjax.data.transforms.sided import PLACED, check_words, says
 from mmjax.data.transforms.spatial import Warped, move
 from mmjax.data.types import Record, Records
@@ -76,7 +76,7 @@ class RandAugment:
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         for _ in range(self.count):
             operation = self.operations[rng.integers(len(self.operations))]
-            size = pixels(record, "RandAugment", self.field).shape[:2]
+            size = frame(record, "RandAugment", self.field).shape[:2]
             amount = (-1) ** int(rng.integers(2)) * strength(operation, self.magnitude, False, size)
             record = operate(record, "RandAugment", self.field, operation, amount, self.resample, self.fill)
         return record
@@ -109,7 +109,7 @@ class TrivialAugment:
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         operation = self.operations[rng.integers(len(self.operations))]
-        size = pixels(record, "TrivialAugment", self.field).shape[:2]
+        size = frame(record, "TrivialAugment", self.field).shape[:2]
         amount = strength(operation, int(rng.integers(STRENGTHS)), True, size) * (-1) ** int(rng.integers(2))
         if operation == "rotate" and abs(amount) > UPRIGHT and says(record, self.placed):
             amount = 0.0
@@ -148,9 +148,9 @@ def operate(
     image = pixels(record, transform, field)
     if operation == "identity":
         return record
-    if (matrix := moving(operation, amount, image.shape[0], image.shape[1])) is not None:
+    if (matrix := moving(operation, amount, *image.shape[-3:-1])) is not None:
         return move(record, transform, field, Warped(matrix, resample, fill))
-    return {**record, field: from_pil(_values(to_pil(image), operation, amount))}
+    return {**record, field: each(image, lambda one: from_pil(_values(to_pil(one), operation, amount)))}
 
 
 def moving(operation: str, amount: float, height: int, width: int) -> tuple[float, float, float, float, float, float] | None:

@@ -1,4 +1,6 @@
-"""Transforms that change values of pixels. All take and give uint8, but for `Normalise`, which ends the list."""
+"""Transforms that change values of pixels. All take and give uint8, but for `Normalise`, which ends the list.
+
+Of a video [T, H, W, 3] every frame is changed by the same draw; noise alone is drawn for each."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from PIL import ImageFilter
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
-from mmjax.data.images import from_pil, pixels, to_pil
+from mmjax.data.images import each, from_pil, pixels, to_pil
 from mmjax.data.types import Record, Records
 
 LINE = 2048  # pixels that are normalised at once, about
@@ -24,7 +26,7 @@ class ColourJitter:
     """Scale brightness, contrast and saturation, in that order, each by a factor drawn evenly from [1 - x, 1 + x].
 
     A factor blends with black (brightness), with the image's mean grey (contrast), or with its grey version (saturation), as
-    PIL's `ImageEnhance` does.
+    PIL's `ImageEnhance` does; of a video the mean is that of all its frames.
 
     Attributes:
       brightness: x of its factor, from 0 (off) to 1.
@@ -101,7 +103,7 @@ class GaussianBlur:
         sigma = rng.uniform(*self.sigma)
         if rng.random() >= self.probability:
             return record
-        return {**record, self.field: from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(sigma)))}
+        return {**record, self.field: each(image, lambda one: from_pil(to_pil(one).filter(ImageFilter.GaussianBlur(sigma))))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +138,14 @@ class RandomErasing:
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
         image = pixels(record, "RandomErasing", self.field)
-        window = self._window(image.shape[0], image.shape[1], rng) if rng.random() < self.probability else None
+        window = self._window(image.shape[-3], image.shape[-2], rng) if rng.random() < self.probability else None
         if window is None:
             return record
         top, left, height, width = window
         erased = image.copy()
-        erased[top : top + height, left : left + width] = self.fill or rng.integers(0, 256, (height, width, 3), np.uint8)
+        erased[..., top : top + height, left : left + width, :] = self.fill or rng.integers(
+            0, 256, (height, width, 3), np.uint8
+        )
         return {**record, self.field: erased}
 
     def _window(self, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
@@ -184,7 +188,7 @@ class Normalise:
 
     def into(self, image_HW3: np.ndarray, out_HW3: np.ndarray) -> None:
         """The same of uint8 pixels, written to where they are to be, float32."""
-        height, width, _ = image_HW3.shape
+        height, width = image_HW3.shape[-3:-1]
         line = max(width, math.gcd(height * width, LINE))
         scale, offset = _affine(tuple(self.mean), tuple(self.std), line)
         found = out_HW3.reshape(-1, line * 3)

@@ -1,5 +1,6 @@
 """Transforms that move pixels, and all that lies over them. Sizes are (height, width) in pixels; images are uint8 [H, W, 3],
-before and after. Each moves the image that its `field` names, with its masks, maps, boxes and points (see `core.spatial`)."""
+before and after. Each moves the image that its `field` names, with its masks, maps, boxes and points (see `core.spatial`); of a
+video [T, H, W, 3] every frame alike, by one draw."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmjax.core.errors import UserError
-from mmjax.data.images import pixels
+from mmjax.data.images import frame
 from mmjax.data.spelling import nearest
 from mmjax.data.transforms.linear import check_linear
 from mmjax.data.transforms.sided import SIDED, check_words, says
@@ -62,7 +63,7 @@ class ResizeShortest:
         _check_resample("ResizeShortest", self.resample)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "ResizeShortest", self.field)
+        image = frame(record, "ResizeShortest", self.field)
         short, long = sorted(image.shape[:2])
         size = _oriented(image, self.shortest, int(self.shortest * long / short))
         return move(record, "ResizeShortest", self.field, Resized(size, self.resample))
@@ -93,7 +94,7 @@ class ResizeWithin:
         _check_resample("ResizeWithin", self.resample)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "ResizeWithin", self.field)
+        image = frame(record, "ResizeWithin", self.field)
         short, long = sorted(image.shape[:2])
         scaled = (float(self.shortest), self.shortest / short * long)
         fit = min(1.0, self.longest / scaled[1])
@@ -119,7 +120,7 @@ class PadSquare:
             raise UserError(f"PadSquare.fill={tuple(self.fill)}: give three whole numbers from 0 to 255, red green blue")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        rows, columns = pixels(record, "PadSquare", self.field).shape[:2]
+        rows, columns = frame(record, "PadSquare", self.field).shape[:2]
         side = max(rows, columns)
         around = [((side - length) // 2, (side - length + 1) // 2) for length in (rows, columns)]
         return move(record, "PadSquare", self.field, Padded(around[0], around[1], self.fill))
@@ -145,7 +146,7 @@ class CenterCrop:
         _check_size("CenterCrop", self.size)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "CenterCrop", self.field)
+        image = frame(record, "CenterCrop", self.field)
         (height, width), (rows, columns) = self.size, image.shape[:2]
         if rows < height or columns < width:
             if not self.pad:
@@ -153,7 +154,7 @@ class CenterCrop:
                     f"CenterCrop.size={height}x{width} is larger than an image of {rows}x{columns}: put Resize before it"
                 )
             record = move(record, "CenterCrop", self.field, Padded(_around(height - rows), _around(width - columns)))
-            rows, columns = record[self.field].shape[:2]
+            rows, columns = record[self.field].shape[-3:-1]
         window = Cropped((rows - height) // 2, (columns - width) // 2, height, width)
         return move(record, "CenterCrop", self.field, window)
 
@@ -187,7 +188,7 @@ class RandomCrop:
                 raise UserError(f"RandomCrop.{field}=({low}, {high}): give (low, high) with 0 < low <= high <= {most}")
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        image = pixels(record, "RandomCrop", self.field)
+        image = frame(record, "RandomCrop", self.field)
         window = Cropped(*self._window(image.shape[0], image.shape[1], rng))
         part = move(record, "RandomCrop", self.field, window)
         return move(part, "RandomCrop", self.field, Resized(self.size, self.resample))
@@ -228,7 +229,7 @@ class Flip:
         check_words("Flip.sided", self.sided)
 
     def __call__(self, record: Record, rng: np.random.Generator, records: Records) -> Record:
-        pixels(record, "Flip", self.field)
+        frame(record, "Flip", self.field)
         if rng.random() >= self.probability or says(record, self.sided):
             return record
         return move(record, "Flip", self.field, Mirrored())

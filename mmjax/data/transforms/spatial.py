@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.core.spatial import NONE, over
-from mmjax.data.images import Opened, from_pil, pixels, to_pil
+from mmjax.data.images import Opened, each, from_pil, pixels, to_pil
 from mmjax.data.transforms.linear import linear
 from mmjax.data.types import Record
 
@@ -43,18 +43,22 @@ class Move(Protocol):
 
 
 def move(record: Record, transform: str, field: str, how: Move) -> Record:
-    """The record with its image `field` moved, and all that lies over it.
+    """The record with its image `field` moved, and all that lies over it; of a video every frame alike.
 
     Args:
       transform: who asks, for the complaint.
 
     Raises:
-      UserError: there is no such image, it is no longer uint8, or what lies over it has another size or shape.
+      UserError: there is no such image, it is no longer uint8, or what lies over it has another size or shape; something lies
+        over a video.
     """
     image = pixels(record, transform, field)
-    there = how.pixels(image)
+    there = each(image, how.pixels)
     found: Record = {field: there}
-    for key, kind in over(field, record).items():
+    lying = over(field, record)
+    if lying and image.ndim == 4:
+        raise UserError(f"{next(iter(lying))}: {transform} moves no masks, maps, boxes or points with the video {field!r}")
+    for key, kind in lying.items():
         value = np.asarray(record[key])
         if kind in ("mask", "map"):
             if value.shape[:2] != image.shape[:2]:

@@ -2,8 +2,18 @@
 
 from mmjax.models.encoders.audio import AudioTransformer
 from mmjax.models.encoders.convnext import ConvNeXt
+from mmjax.models.encoders.frames import VideoFrames
 from mmjax.models.encoders.resnet import ResNet
 from mmjax.models.encoders.text import TextTransformer
+from mmjax.models.encoders.video import VideoTransformer
 from mmjax.models.encoders.vit import ViT
 
-ENCODERS = {"audio": AudioTransformer, "convnext": ConvNeXt, "resnet": ResNet, "text": TextTransformer, "vit": ViT}
+ENCODERS = {
+    "audio": AudioTransformer,
+    "convnext": ConvNeXt,
+    "resnet": ResNet,
+    "text": TextTransformer,
+    "video": VideoTransformer,
+    "video_frames": VideoFrames,
+    "vit": ViT,
+}
