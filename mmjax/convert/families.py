@@ -18,6 +18,7 @@ from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
 from mmjax.convert.vit_mae import VIT_MAE
+from mmjax.convert.wav2vec2 import HUBERT, WAV2VEC2
 from mmjax.convert.whisper import WHISPER
 
 FAMILIES: dict[str, Family] = {
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2": DINOV2,
     "flava": FLAVA,
     "gpt2": GPT2,
+    "hubert": HUBERT,
     "llama": LLAMA,
     "llava": LLAVA,
     "resnet": RESNET,
@@ -42,5 +44,6 @@ FAMILIES: dict[str, Family] = {
     "vilt": VILT,
     "vit": VIT,
     "vit_mae": VIT_MAE,
+    "wav2vec2": WAV2VEC2,
     "whisper": WHISPER,
 }

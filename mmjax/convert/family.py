@@ -267,7 +267,7 @@ class Family:
 # at is written as the scale.
 FREE = (
     *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale", "norm_momentum"),
-    *("dropout", "embed_dropout", "attention_dropout", "drop_path"),
+    *("dropout", "embed_dropout", "attention_dropout", "project_dropout", "drop_path"),
 )
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")
 

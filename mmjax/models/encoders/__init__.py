@@ -5,5 +5,13 @@ from mmjax.models.encoders.convnext import ConvNeXt
 from mmjax.models.encoders.resnet import ResNet
 from mmjax.models.encoders.text import TextTransformer
 from mmjax.models.encoders.vit import ViT
+from mmjax.models.encoders.waveform import WaveformTransformer
 
-ENCODERS = {"audio": AudioTransformer, "convnext": ConvNeXt, "resnet": ResNet, "text": TextTransformer, "vit": ViT}
+ENCODERS = {
+    "audio": AudioTransformer,
+    "convnext": ConvNeXt,
+    "resnet": ResNet,
+    "text": TextTransformer,
+    "vit": ViT,
+    "waveform": WaveformTransformer,
+}
