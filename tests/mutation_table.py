@@ -136,7 +136,7 @@ MUTATIONS = (
              "begun or (self.bos_id,)", "begun[:1] or (self.bos_id,)"),
     Mutation("slower_sounds", "sounds at a lower rate than the encoder's are taken for it",
              "mmjax/train/validate.py", "tests/convert/test_whisper.py -k rate",
-             "front.rate != column.rate", "front.rate < column.rate"),
+             "column.rate) != column.rate", "column.rate) < column.rate"),
     Mutation("length_unasked", "what generation_config.json says of a text's length is not followed",
              "mmjax/predict/writer.py", "tests/convert/test_whisper.py -k texts_are",
              "work.new_tokens(longest) or s.max_new_tokens", "s.max_new_tokens"),

@@ -31,7 +31,7 @@ class Classifier(nn.Module):
     Attributes:
       classes: C; 0 gives what is pooled (and projected) itself, [B, D].
       input: name of the encoder or fusion that feeds it; `dual:image` is one modality's embedding in a fusion's shared space.
-      pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
+      pool: how tokens become one vector, see `nn.pool`: `cls`, `first_two`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
       heads: of attention pooling.
       pool_norm: normalise what is pooled (ConvNeXt).
       hidden_width: width of one hidden layer; 0 for none.

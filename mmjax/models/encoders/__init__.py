@@ -3,6 +3,7 @@
 from mmjax.models.encoders.audio import AudioTransformer
 from mmjax.models.encoders.convnext import ConvNeXt
 from mmjax.models.encoders.resnet import ResNet
+from mmjax.models.encoders.spectrogram_vit import SpectrogramViT
 from mmjax.models.encoders.text import TextTransformer
 from mmjax.models.encoders.vit import ViT
 from mmjax.models.encoders.waveform import WaveformTransformer
@@ -11,6 +12,7 @@ ENCODERS = {
     "audio": AudioTransformer,
     "convnext": ConvNeXt,
     "resnet": ResNet,
+    "spectrogram_vit": SpectrogramViT,
     "text": TextTransformer,
     "vit": ViT,
     "waveform": WaveformTransformer,
