@@ -170,6 +170,7 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField]) -> Family:
 
     return Family(
         model_type=prefix,
+        texts=("",),
         models={
             f"{kind}Model": _base,
             f"{kind}ForCTC": _letters,

@@ -54,6 +54,8 @@ class WaveformTransformer(StackFields):
         norm, groups that do not divide the width, segments without a `mask_token`.
     """
 
+    any_length = True  # a row may be padded to whatever length there is
+
     norm_epsilon: float = setting(least=0, default=1e-5)
     norm_placement: str = "post"
     rate: int = setting(least=1, default=16_000)
