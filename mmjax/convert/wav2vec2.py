@@ -1,5 +1,6 @@
 """wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021): base, texts by CTC, classification of sounds.
 
+Of wav2vec 2.0 as it was pretrained the base is read; its quantizer and what belongs to that come back as they were.
 Both are the same encoder of waveforms. The frames that their SpecAugment hides while training are its `segments` here.
 """
 
@@ -19,7 +20,7 @@ MASKED = 0.05  # mask_time_prob where config.json says none
 TRAINING = Inert("only when training")
 SPEC_AUGMENT = Inert("only when training, which hides frames here by audio segments")
 LOSS = Inert("of the loss; an objective says it here")
-PRETRAINING = Inert("only of Wav2Vec2ForPreTraining")
+PRETRAINING = Inert("only of the quantizer of Wav2Vec2ForPreTraining, which is kept as it is")
 UNUSED = Inert("only of classes or adapters that are not here")
 
 FIELDS: dict[str, ConfigField] = {
@@ -141,11 +142,16 @@ def _layers(theirs: str, ours: str, depth: int) -> list[Row]:
     return rows + norm(f"{t}.final_layer_norm", f"{o}/mlp_norm", depth=depth)
 
 
-def _family(kind: str, prefix: str, fields: dict[str, ConfigField]) -> Family:
-    """The family whose classes begin with `kind`."""
+def _unread(model: Multimodal, architecture: str) -> tuple[str, ...]:
+    """What quantizes frames, and what compares them."""
+    return (r"^quantizer\.", r"^project_(hid|q)\.") if architecture.endswith("ForPreTraining") else ()
+
+
+def _family(kind: str, prefix: str, fields: dict[str, ConfigField], more: tuple[str, ...] = ()) -> Family:
+    """The family whose classes begin with `kind`; `more`: how others that are read as the base end."""
 
     def rows(model: Multimodal, architecture: str) -> list[Row]:
-        audio, p = model.encoders["audio"], f"{prefix}." if model.heads else ""
+        audio, p = model.encoders["audio"], "" if architecture.endswith("Model") else f"{prefix}."
         position, o = f"{p}encoder.pos_conv_embed.conv", "encoders_audio/position"
         found = [
             *_extractor(f"{p}feature_extractor", audio),
@@ -175,9 +181,11 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField]) -> Family:
             f"{kind}Model": _base,
             f"{kind}ForCTC": _letters,
             f"{kind}ForSequenceClassification": _classes,
+            **{f"{kind}{end}": _base for end in more},
         },
         fields=fields,
         rows=rows,
+        unread=_unread,
         prefix=f"{prefix}.",
         renames=(
             (r"pos_conv_embed\.conv\.weight_g$", "pos_conv_embed.conv.parametrizations.weight.original0"),
@@ -188,5 +196,5 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField]) -> Family:
     )
 
 
-WAV2VEC2 = _family("Wav2Vec2", "wav2vec2", {**FIELDS, **OWN})
+WAV2VEC2 = _family("Wav2Vec2", "wav2vec2", {**FIELDS, **OWN}, ("ForPreTraining",))
 HUBERT = _family("Hubert", "hubert", {**FIELDS, **OF_HUBERT})

@@ -20,7 +20,7 @@ from tuned import TEXTS, pictures, reads_texts, room
 
 from mmjax.convert.coverage import HOW
 
-HEARD = ("whisper",)  # handed over by `test_whisper.py`
+HEARD = ("whisper", "wav2vec2", "hubert", "audio-spectrogram-transformer")  # by `test_whisper.py`, `test_wav2vec2.py`
 CLASSES = {made.name: (case, made) for case in CASES.values() if case.model_type not in HEARD for made in reversed(case.models)}
 TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
 IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]

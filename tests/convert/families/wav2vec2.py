@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import torch
 from cases import Case, Layers, Made, Published
 
 from families.listed import linear, linears, stack
@@ -53,6 +54,11 @@ def real(name, batch, length):
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 
 
+def pretrained(model, batch):
+    """What the base says of a model that was pretrained."""
+    return {"tokens.audio": model.wav2vec2(torch.tensor(batch["audio"])).last_hidden_state}
+
+
 def case(kind, model_type, fields, refused, inert, published, gradient):
     base = Made(f"{kind}Model", {"tokens.audio": "last_hidden_state"})
     letters = Made(f"{kind}ForCTC", {"ctc": "logits"})
@@ -68,8 +74,12 @@ def case(kind, model_type, fields, refused, inert, published, gradient):
             letters.of(STABLE),
             classes.of({"num_labels": 4}),
             classes.of({**STABLE, **unmasked}),
+            letters.of(fields),
+            *([Made("Wav2Vec2ForPreTraining", pretrained)] if gradient else []),
         ),
-        honoured=((letters, fields), (classes, {"classifier_proj_size": 14})),
+        # The others all at once, above: each alone would be compiled for itself.
+        honoured=((letters, {"vocab_size": 19, "layer_norm_eps": 0.1}), (classes, {"classifier_proj_size": 14})),
+        elsewhere=tuple(fields),
         training=(
             (
                 letters,
@@ -106,13 +116,11 @@ def older(model, tensors):
 
 
 FIELDS = {
-    "vocab_size": 19,
     "hidden_size": 36,
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 16,
     "hidden_act": "relu",
-    "layer_norm_eps": 0.1,
     "feat_extract_norm": "layer",
     "feat_extract_activation": "relu",
     "conv_dim": [6, 10, 8],
@@ -230,12 +238,11 @@ HUBERT = dataclasses.replace(
     case(
         "Hubert",
         "hubert",
-        {"feat_proj_layer_norm": False},
+        {**FIELDS, "feat_proj_layer_norm": False},
         {"conv_pos_batch_norm": True},
         INERT,
         Published("HubertForCTC", CONFIG, listed("hubert"), 94_396_320),
         False,
     ),
-    elsewhere=tuple(FIELDS),  # the same table
     layers=None,  # the layers are wav2vec 2.0's
 )
