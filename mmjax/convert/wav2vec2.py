@@ -1,26 +1,27 @@
-"""wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021): base, texts by CTC, classification of sounds.
-
-Of wav2vec 2.0 as it was pretrained the base is read; its quantizer and what belongs to that come back as they were.
+"""wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021): base, texts by CTC, classification of sounds; pretraining of
+the former, see `objectives.MaskedContrastive`.
 Both are the same encoder of waveforms. The frames that their SpecAugment hides while training are its `segments` here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmjax.convert.bert import labels
 from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only
-from mmjax.convert.layout import Kernel1D, Row, Vector, linear, norm
+from mmjax.convert.layout import Kernel1D, Row, Table, Vector, linear, norm
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
+from mmjax.models.codebook import Codebook
 from mmjax.models.encoders import WaveformTransformer
 from mmjax.models.heads import Classifier, TokenClassifier
 
-AUDIO, LETTERS, CLASSES = "encoders.audio", "heads.ctc", "heads.classes"
+AUDIO, LETTERS, CLASSES, CODES = "encoders.audio", "heads.ctc", "heads.classes", "heads.codes"
 MASKED = 0.05  # mask_time_prob where config.json says none
 
 TRAINING = Inert("only when training")
 SPEC_AUGMENT = Inert("only when training, which hides frames here by audio segments")
 LOSS = Inert("of the loss; an objective says it here")
-PRETRAINING = Inert("only of the quantizer of Wav2Vec2ForPreTraining, which is kept as it is")
 UNUSED = Inert("only of classes or adapters that are not here")
 
 FIELDS: dict[str, ConfigField] = {
@@ -67,14 +68,14 @@ OWN: dict[str, ConfigField] = {
     "adapter_stride": UNUSED,
     "num_adapter_layers": UNUSED,
     "output_hidden_size": UNUSED,
-    "feat_quantizer_dropout": PRETRAINING,
-    "num_codevectors_per_group": PRETRAINING,
-    "num_codevector_groups": PRETRAINING,
-    "contrastive_logits_temperature": PRETRAINING,
-    "num_negatives": PRETRAINING,
-    "codevector_dim": PRETRAINING,
-    "proj_codevector_dim": PRETRAINING,
-    "diversity_loss_weight": PRETRAINING,
+    "feat_quantizer_dropout": TRAINING,
+    "num_codevectors_per_group": Honoured(320, (f"{CODES}.entries",)),
+    "num_codevector_groups": Honoured(2, (f"{CODES}.books",)),
+    "codevector_dim": Honoured(256, (f"{CODES}.width",)),
+    "proj_codevector_dim": Honoured(256, (f"{CODES}.classes", "heads.guesses.classes")),
+    "contrastive_logits_temperature": LOSS,
+    "num_negatives": LOSS,
+    "diversity_loss_weight": LOSS,
     "tdnn_dim": UNUSED,
     "tdnn_kernel": UNUSED,
     "tdnn_dilation": UNUSED,
@@ -142,13 +143,18 @@ def _layers(theirs: str, ours: str, depth: int) -> list[Row]:
     return rows + norm(f"{t}.final_layer_norm", f"{o}/mlp_norm", depth=depth)
 
 
-def _unread(model: Multimodal, architecture: str) -> tuple[str, ...]:
-    """What quantizes frames, and what compares them."""
-    return (r"^quantizer\.", r"^project_(hid|q)\.") if architecture.endswith("ForPreTraining") else ()
+def _pretraining(config: Config) -> Multimodal:
+    entries = config.get("num_codevectors_per_group", 320) * config.get("num_codevector_groups", 2)
+    heads = {
+        "guesses": TokenClassifier(input="audio", transform=False),
+        "code_logits": TokenClassifier(classes=entries, input="audio:frames", transform=False),
+        "codes": Codebook(),
+    }
+    return Multimodal(encoders={"audio": _audio(config)}, heads=heads)
 
 
-def _family(kind: str, prefix: str, fields: dict[str, ConfigField], more: tuple[str, ...] = ()) -> Family:
-    """The family whose classes begin with `kind`; `more`: how others that are read as the base end."""
+def _family(kind: str, prefix: str, fields: dict[str, ConfigField], **more: Callable[[Config], Multimodal]) -> Family:
+    """The family whose classes begin with `kind`; `more`: how further ones end, and their models."""
 
     def rows(model: Multimodal, architecture: str) -> list[Row]:
         audio, p = model.encoders["audio"], "" if architecture.endswith("Model") else f"{prefix}."
@@ -172,6 +178,10 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField], more: tuple[
             found += linear("lm_head", "heads_ctc/logits")
         if "classes" in model.heads:
             found += linear("projector", "heads_classes/project") + linear("classifier", "heads_classes/logits")
+        if "codes" in model.heads:
+            found += linear("quantizer.weight_proj", "heads_code_logits/logits") + linear("project_hid", "heads_guesses/logits")
+            found += linear("project_q", "heads_codes/project")
+            found.append(Row("quantizer.codevectors", ("heads_codes/codebook",), Table(lead=1)))
         return found
 
     return Family(
@@ -181,11 +191,10 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField], more: tuple[
             f"{kind}Model": _base,
             f"{kind}ForCTC": _letters,
             f"{kind}ForSequenceClassification": _classes,
-            **{f"{kind}{end}": _base for end in more},
+            **{f"{kind}{end}": model for end, model in more.items()},
         },
         fields=fields,
         rows=rows,
-        unread=_unread,
         prefix=f"{prefix}.",
         renames=(
             (r"pos_conv_embed\.conv\.weight_g$", "pos_conv_embed.conv.parametrizations.weight.original0"),
@@ -196,5 +205,5 @@ def _family(kind: str, prefix: str, fields: dict[str, ConfigField], more: tuple[
     )
 
 
-WAV2VEC2 = _family("Wav2Vec2", "wav2vec2", {**FIELDS, **OWN}, ("ForPreTraining",))
+WAV2VEC2 = _family("Wav2Vec2", "wav2vec2", {**FIELDS, **OWN}, ForPreTraining=_pretraining)
 HUBERT = _family("Hubert", "hubert", {**FIELDS, **OF_HUBERT})

@@ -11,6 +11,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.cached import CachedClassifier
+from mmjax.models.codebook import Codebook
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear, by_table
@@ -166,4 +167,5 @@ HEADS = {
     "ordinal_classifier": OrdinalClassifier,
     "token_classifier": TokenClassifier,
     "cached_classifier": CachedClassifier,
+    "codebook": Codebook,
 }

@@ -57,6 +57,7 @@ OWN: tuple[tuple[str, P], ...] = (
     ("*/mask_token", P(None, None)),
     ("*/probe", P(None, None)),
     ("*/cache_keys", P(None, None)),
+    ("*/codebook", P(None, None)),
     ("*/*_type", P(None, None)),
     ("*/mix", P(None)),
     ("*/*_layer_scale", P(None)),

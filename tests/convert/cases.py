@@ -159,6 +159,9 @@ def answered(model: Multimodal, params: Params, batch: Batch, names: Any) -> Ans
     known: dict[str, Any] = {}
 
     def tokens(name: str) -> Any:
+        name, _, layer = name.partition(":")
+        if layer:
+            return tokens(name).tapped(layer, name)
         if name not in known and name in model.encoders:
             raw = {key: x for key, x in batch.items() if key.split("_")[0] == name}
             known[name] = part(encoded, model, params, (f"encoders.{name}",), raw, name=name)

@@ -10,6 +10,7 @@ from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.cached import CachedClassifier
+from mmjax.models.codebook import Codebook
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
 from mmjax.models.encoders import AudioTransformer, ConvNeXt, ResNet, TextTransformer, ViT, WaveformTransformer
 from mmjax.models.forward import whole_shapes
@@ -74,7 +75,7 @@ def every_convolution():
             "speech": AudioTransformer(**size),
             "wave": WaveformTransformer(extract_bias=True, mask_token=True, position_groups=2, **size),
         },
-        heads={"drawn": Classifier(input="sketch", pool_norm=True)},
+        heads={"drawn": Classifier(input="sketch", pool_norm=True), "codes": Codebook(input="wave:frames")},
     )
 
 

@@ -45,7 +45,8 @@ class WaveformTransformer(StackFields):
       position_groups: its groups of channels; they divide `width`.
       mask_token: have a learned token that stands for a masked frame: where `segments` [B, T] is 1.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
-      taps: layers whose result is given beside the last one's, as `Tokens.taps`; see `nn.stack`.
+      taps: layers whose result is given beside the last one's, as `Tokens.taps`; see `nn.stack`. There `frames` are what the
+        convolutions give as it is projected, whatever is masked.
 
     Its parts: `mask` [B, N] bool, True = real, real ones first; `segments` [B, T] int32.
 
@@ -78,7 +79,7 @@ class WaveformTransformer(StackFields):
     def __call__(self, audio: Array, mask: Array | None = None, segments: Array | None = None) -> Tokens:
         """Of what `front` gives."""
         self._check(audio)
-        x_BTC, count_B = audio[..., None], None if mask is None else mask.sum(axis=1)
+        x_BTC, count_B = audio[..., None], None if mask is None else mask.sum(axis=1).astype(jnp.int32)
         for number, (width, kernel, stride) in enumerate(zip(self.widths, self.kernels, self.strides, strict=True)):
             count_B = None if count_B is None else _frames(count_B, kernel, stride)
             settings = (width, kernel, stride, self._extract_norm(number), self.extract_bias, self.extract_activation)
@@ -93,11 +94,23 @@ class WaveformTransformer(StackFields):
         places_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1], dtype=jnp.int32)[None], mask_BT.shape)
         stack = self.stack(final_norm=self.depth > 0, taps=self.taps, name="stack")
         y_BTD, taps = stack.tapped(x_BTD, mask_BT, None, places_BT)
-        return Tokens(y_BTD, mask_BT, places_BT, taps=taps)
+        return Tokens(y_BTD, mask_BT, places_BT, taps={**taps, "frames": x_BTC})
 
     def example(self) -> Array:
         """An input of the right shape, to initialise with."""
         return jnp.zeros((1, self.samples(1)))
+
+    def length(self, samples: int) -> int:
+        """T of so many samples."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def frames(self, count_B: Array) -> Array:
+        """How many frames are real of rows of which so many samples are."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            count_B = _frames(count_B, kernel, stride)
+        return count_B
 
     def samples(self, frames: int) -> int:
         """How many samples so many frames are made of: 400 are one of wav2vec 2.0's."""

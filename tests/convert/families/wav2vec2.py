@@ -55,8 +55,14 @@ STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias
 
 
 def pretrained(model, batch):
-    """What the base says of a model that was pretrained."""
-    return {"tokens.audio": model.wav2vec2(torch.tensor(batch["audio"])).last_hidden_state}
+    """What hidden frames are compared by: guesses, and the logits of what frames are."""
+    x = torch.tensor(batch["audio"])
+    logits = model.quantizer.weight_proj(model.wav2vec2(x).extract_features)
+    return {"guesses": model(x).projected_states, "code_logits": logits}
+
+
+PRETRAINING = Made("Wav2Vec2ForPreTraining", pretrained)
+CODES = {"num_codevectors_per_group": 6, "num_codevector_groups": 3, "codevector_dim": 15, "proj_codevector_dim": 10}
 
 
 def case(kind, model_type, fields, refused, inert, published, gradient):
@@ -75,11 +81,11 @@ def case(kind, model_type, fields, refused, inert, published, gradient):
             classes.of({"num_labels": 4}),
             classes.of({**STABLE, **unmasked}),
             letters.of(fields),
-            *([Made("Wav2Vec2ForPreTraining", pretrained)] if gradient else []),
+            *([PRETRAINING.of(CODES)] if gradient else []),
         ),
         # The others all at once, above: each alone would be compiled for itself.
         honoured=((letters, {"vocab_size": 19, "layer_norm_eps": 0.1}), (classes, {"classifier_proj_size": 14})),
-        elsewhere=tuple(fields),
+        elsewhere=(*fields, *(CODES if gradient else ())),
         training=(
             (
                 letters,
@@ -145,14 +151,10 @@ INERT = {
     "ctc_loss_reduction": "mean",
     "ctc_zero_infinity": True,
 }
-PRETRAINING = {
+OF_LOSS = {
     "feat_quantizer_dropout": 0.1,
-    "num_codevectors_per_group": 20,
-    "num_codevector_groups": 4,
     "contrastive_logits_temperature": 0.2,
     "num_negatives": 10,
-    "codevector_dim": 16,
-    "proj_codevector_dim": 8,
     "diversity_loss_weight": 0.2,
 }
 UNUSED = {
@@ -230,7 +232,7 @@ WAV2VEC2 = case(
     "wav2vec2",
     FIELDS,
     {"add_adapter": True, "adapter_attn_dim": 16},
-    INERT | PRETRAINING | UNUSED,
+    INERT | OF_LOSS | UNUSED,
     Published("Wav2Vec2ForCTC", CONFIG, listed("wav2vec2"), 94_396_320),
     True,
 )
