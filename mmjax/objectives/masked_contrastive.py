@@ -12,9 +12,8 @@ from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.core.random import example_uniform, fold_name
 from mmjax.core.types import Array, Batch, Forward, Loss
-from mmjax.objectives.losses import counted, valid_rows
+from mmjax.objectives.losses import EXCLUDED, counted, valid_rows
 
-NEVER = -1e30  # log(0), of which differences are still finite
 LEAST = 1e-8  # of a length that is divided by
 
 
@@ -124,9 +123,9 @@ class MaskedContrastive:
         alike_BTN = (_others_of(chosen_BTG, negatives_BTN) == chosen_BTG[:, :, None]).all(axis=-1)
         cosine_BTT = jnp.einsum("btc,bsc->bts", _unit(guesses_BTC), _unit(codes_BTC), precision="highest") / self.temperature
         own_BT1 = jnp.diagonal(cosine_BTT, axis1=1, axis2=2)[..., None]
-        other_BTN = jnp.where(alike_BTN, NEVER, jnp.take_along_axis(cosine_BTT, negatives_BTN, axis=2))
+        other_BTN = jnp.where(alike_BTN, EXCLUDED, jnp.take_along_axis(cosine_BTT, negatives_BTN, axis=2))
         all_BTN = jnp.concatenate([own_BT1, other_BTN], axis=-1)
-        counts_BT = hidden_BT & valid_rows(forward.batch, len(hidden_BT))[:, None]
+        counts_BT = hidden_BT & valid_rows(forward.batch, len(hidden_BT), self.modality)[:, None]
         counts_BT = counts_BT & (hidden_BT.sum(axis=1, keepdims=True) > 1)
         total, count = counted(jax.nn.logsumexp(all_BTN, axis=-1) - all_BTN[..., 0], counts_BT)
         perplexity = _perplexity(share_BTGV, counts_BT)

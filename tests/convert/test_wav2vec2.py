@@ -65,7 +65,7 @@ def test_a_recogniser_is_handed_over(tmp_path, norm):
     pipe = transformers.pipeline("automatic-speech-recognition", model=str(tmp_path / "out"))
     theirs = [pipe(one)["text"] for one in raw()]
     ask = mmjax.Predictor(tmp_path / "run")
-    batch = ask._batch(None, None, sounds=write(tmp_path / "sounds"))
+    batch = ask._batch({"audio": write(tmp_path / "sounds")})
     assert batch["audio"].shape == (4, RATE)  # of 30 s that it would hear, the second that there is
 
     def said(params, batch):
