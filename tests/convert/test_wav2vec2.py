@@ -1,6 +1,7 @@
 """Encoders of waveforms and of patches of sound at work beside `transformers`: what they hear, and what is handed over."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import transformers
 pytest.importorskip("soundfile", reason="what reads sounds is not installed")
 from families import CASES
 from parity import assert_close, bound, compiled, randomise
-from speech import RATE, sound, write
+from speech import RATE, TEXTS, sound, write
 
 import mmjax
 from mmjax.cli import main
@@ -23,6 +24,7 @@ from mmjax.data import Audio, Class, Data, Manifest, Tokenizer
 from mmjax.data.tokenizers import Characters, Words
 from mmjax.models import Multimodal
 from mmjax.models.encoders import ResNet, SpectrogramViT, WaveformTransformer
+from mmjax.models.heads import TokenClassifier
 from mmjax.nn.spectrogram import Fbank
 from mmjax.objectives import Classification
 from mmjax.parallel.mesh import Mesh
@@ -83,6 +85,43 @@ def test_a_recogniser_is_handed_over(tmp_path, norm):
 
 def _real(ids, mask):
     return [[int(i) for i in row[own]] for row, own in zip(np.array(ids), np.array(mask), strict=True)]
+
+
+def test_a_base_learns_to_write_and_is_handed_over(tmp_path, capsys, one_device):
+    """With letters of its own, which the folder says as `transformers` reads them; untrained, so that all of them are said."""
+    objectives = pytest.importorskip("mmjax.objectives.ctc", reason="CTC is not here")
+    save(tmp_path / "hf", "Wav2Vec2Model", vocab_size=9)
+    files = write(tmp_path / "sounds")
+    assert main(["convert", "from-hf", str(tmp_path / "hf"), str(tmp_path / "start")]) == 0
+    source = Manifest(str(tmp_path / "sounds" / "sounds.jsonl"), "train")
+    columns = {"audio": Audio(rate=RATE, seconds=1.0, start="first")}
+    size = len(Characters().train(TEXTS).huggingface)
+    head = TokenClassifier(classes=size, input="audio", transform=False)
+    e = Experiment(
+        model=mmjax.convert.load_model(tmp_path / "start").copy(heads={"ctc": head}),
+        init_from=str(tmp_path / "start"),
+        init_fresh=("heads_ctc/*",),
+        tokenizer=Characters(),
+        data={"train": Data(source, (), columns, batch_size=4, max_length=30, threads=0)},
+        tasks={"task": Task(objectives.CTC(special_ids=(2, 3)))},
+        evaluate={},
+        steps=1,
+        optimizer=SGD(learning_rate=0.001, schedule="constant"),
+        log=Log(every=1, tensorboard=False, progress=False),
+    )
+    train(e, tmp_path / "run")
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    pipe = transformers.pipeline("automatic-speech-recognition", model=str(tmp_path / "out"))
+    said = pipe.model.config
+    assert (type(pipe.model).__name__, said.vocab_size, said.pad_token_id) == (
+        "Wav2Vec2ForCTC",
+        size,
+        pipe.tokenizer.pad_token_id,
+    )
+    theirs = [re.sub(r"\[[A-Z]+\]", "", pipe(one)["text"]).strip() for one in raw()]  # without special tokens, which it writes
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), *files]) == 0
+    assert [json.loads(line)["transcript"] for line in capsys.readouterr().out.splitlines()] == theirs and any(theirs)
 
 
 def test_a_classifier_is_handed_over(tmp_path, capsys, one_device):
