@@ -85,4 +85,5 @@ class ChannelNorm(nn.Module):
         )
         centred = x - (x * share_BT1).sum(axis=1, keepdims=True)
         variance = (jnp.square(centred) * share_BT1).sum(axis=1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x_BTC.dtype)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normed * scale + bias).astype(x_BTC.dtype)
