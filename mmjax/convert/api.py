@@ -28,6 +28,7 @@ from mmjax.convert.huggingface import (
     write_model,
     written_variables,
 )
+from mmjax.convert.letters import save_letters, writes_letters
 from mmjax.convert.sounds import write_extractor
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
@@ -49,6 +50,7 @@ from mmjax.train.run import AVERAGED, FINISHED, Run, environment
 from mmjax.train.state import State, together
 
 logger = logging.getLogger("mmjax")
+CLASSIFY = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
 EXTRACTS = ("BertForQuestionAnswering", "RobertaForQuestionAnswering")
 COMPANION_FOLDER = "huggingface"  # in a run: the files that came with the weights
 
@@ -80,9 +82,9 @@ def load_model(path: str | Path) -> Multimodal:
 
 
 def load_classifier(path: str | Path, classes: int) -> Multimodal:
-    """The model of a HuggingFace folder, or of a run, as HuggingFace's class that classifies its images or its texts: with the
-    head that `mmjax convert to-hf` can write. Without parameters; `heads_classes/*` starts anew. A run may have been trained
-    from nothing: its encoder must be that of such a class.
+    """The model of a HuggingFace folder, or of a run, as HuggingFace's class that classifies its images, texts or sounds: with
+    the head that `mmjax convert to-hf` can write. Without parameters; `heads_classes/*` starts anew. A run may have been
+    trained from nothing: its encoder must be that of such a class.
 
     Usage:
       model = load_classifier("runs/clip", classes=3)  # the image tower and the mean of its patches: CLIPForImageClassification
@@ -91,7 +93,7 @@ def load_classifier(path: str | Path, classes: int) -> Multimodal:
     Raises:
       UserError: its family has no such class here; or no class has such an encoder, and in what the nearest differs.
     """
-    return _headed(path, classes, ("ForImageClassification", "ForSequenceClassification"), "classifies")
+    return _headed(path, classes, CLASSIFY, "classifies")
 
 
 def load_tagger(path: str | Path, classes: int) -> Multimodal:
@@ -306,6 +308,8 @@ def _write_companions(run: Run, model: Multimodal, architecture: str, whole: Mul
     if tokenizer is not None and text_part(model) is not None:
         save_tokenizer(folder, tokenizer, family, architecture, whole)
         write_generation(folder, architecture, family.config(explicit(model)), family, tokenizer)
+    elif tokenizer is not None and writes_letters(model):
+        save_letters(folder, tokenizer)
     data = e.asked_data()
     pictures = next((one for one in ("image", "video") if one in model.encoders), "")
     if data is not None and pictures:

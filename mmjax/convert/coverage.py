@@ -45,8 +45,19 @@ HOW: dict[str, str] = {
     "BlipForConditionalGeneration": "image-text-to-text",
     "BlipForQuestionAnswering": "generate (an answer)",
     "LlavaForConditionalGeneration": "image-text-to-text",
-    "WhisperForConditionalGeneration": "automatic-speech-recognition",
-    "WhisperForAudioClassification": "audio-classification",
+    **dict.fromkeys(
+        ("WhisperForConditionalGeneration", "Wav2Vec2ForCTC", "HubertForCTC"),
+        "automatic-speech-recognition",
+    ),
+    **dict.fromkeys(
+        (
+            "WhisperForAudioClassification",
+            "Wav2Vec2ForSequenceClassification",
+            "HubertForSequenceClassification",
+            "ASTForAudioClassification",
+        ),
+        "audio-classification",
+    ),
     "VideoMAEForVideoClassification": "video-classification",
 }
 
@@ -70,8 +81,8 @@ ids, the names of its classes. The answers are the run's own to 1e-5 of the larg
 tokens: from a run trained from nothing with a tokenizer of its own, from one that started from an imported checkpoint, and,
 where there are images, from one that did so on images of another size. Every class is called so
 (`test_a_class_answers_as_the_run_does`); where `transformers` has a pipeline for it, or it generates, that is run too
-(`test_its_pipeline_or_generation_gives_the_runs_own_answer`). Those that listen are in `tests/convert/test_whisper.py`, those
-that watch in `tests/convert/test_videomae.py`.
+(`test_its_pipeline_or_generation_gives_the_runs_own_answer`). Those that listen are in `tests/convert/test_whisper.py` and
+`tests/convert/test_wav2vec2.py`, one of each kind; those that watch in `tests/convert/test_videomae.py`.
 
 | class | also run as |
 |---|---|

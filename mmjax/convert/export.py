@@ -17,6 +17,7 @@ from mmjax.adapt.places import places_of
 from mmjax.convert.bottleneck.layout import check_beside, check_bottlenecks
 from mmjax.convert.family import Family, check_exact, explicit, get, parts
 from mmjax.convert.huggingface import family_of
+from mmjax.convert.letters import writes_letters
 from mmjax.convert.peft.tensors import check_modules
 from mmjax.convert.peft.virtual import SLOTS, check_virtual
 from mmjax.convert.tokenizer import text_part, with_ids
@@ -80,7 +81,7 @@ def prepare(
     family, architecture = _class_of(kept)
     kept = resized_model(kept, {} if family.any_size else sizes)
     kept = _with_outcomes(_named(kept, names), {**(outcomes or {}), **dict.fromkeys(numbers, "number")})
-    if text_part(kept) is None:
+    if text_part(kept) is None and not writes_letters(kept):
         pass
     elif tokenizer is not None:
         kept = with_ids(family, kept, architecture, tokenizer)

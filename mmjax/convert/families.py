@@ -1,5 +1,6 @@
 """The families, by HuggingFace's `model_type`. A new one is one file, one line here, one test."""
 
+from mmjax.convert.ast import AST
 from mmjax.convert.bert import BERT
 from mmjax.convert.blip import BLIP
 from mmjax.convert.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -19,9 +20,11 @@ from mmjax.convert.videomae import VIDEOMAE
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
 from mmjax.convert.vit_mae import VIT_MAE
+from mmjax.convert.wav2vec2 import HUBERT, WAV2VEC2
 from mmjax.convert.whisper import WHISPER
 
 FAMILIES: dict[str, Family] = {
+    "audio-spectrogram-transformer": AST,
     "bert": BERT,
     "blip": BLIP,
     "clip": CLIP,
@@ -44,5 +47,7 @@ FAMILIES: dict[str, Family] = {
     "vilt": VILT,
     "vit": VIT,
     "vit_mae": VIT_MAE,
+    "wav2vec2": WAV2VEC2,
+    "hubert": HUBERT,  # the same model, and so after the one as which a run of our own is written
     "whisper": WHISPER,
 }

@@ -16,6 +16,7 @@ from mmjax.convert.weights import Weights
 from mmjax.core.config import children, has_children, leaves, replace
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
+from mmjax.models.encoders import SpectrogramViT, WaveformTransformer
 from mmjax.nn.stack import StackFields
 
 Config = Mapping[str, Any]
@@ -277,9 +278,14 @@ class Family:
 # at is written as the scale.
 FREE = (
     *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale", "norm_momentum"),
-    *("dropout", "embed_dropout", "attention_dropout", "drop_path"),
+    *("dropout", "embed_dropout", "attention_dropout", "project_dropout", "drop_path"),
 )
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")
+# Of encoders of sounds, what the file of the feature extractor says in its stead (`convert.sounds`).
+BESIDE: dict[type, tuple[str, ...]] = {
+    SpectrogramViT: tuple(f"spectrogram.{name}" for name in ("rate", "fmax", "mean", "deviation")),
+    WaveformTransformer: ("rate", "normalise"),
+}
 
 
 def check_exact(family: Family, model: Multimodal, config: Config, architecture: str) -> None:
@@ -301,8 +307,9 @@ def misfits(family: Family, model: Multimodal, config: Config, architecture: str
             if type(part).__name__ != there:  # the fields of one may be among those of the other
                 yield f"model.{room}.{name} is a {type(part).__name__}, and {architecture} has {there} there"
     rebuilt, own = leaves(built), leaves(model)
+    beside = {f"encoders.{name}.{leaf}" for name, part in model.encoders.items() for leaf in BESIDE.get(type(part), ())}
     for path, value in own.items():
-        if path.split(".")[0] in OUTSIDE or path.split(".")[-1] in FREE:
+        if path.split(".")[0] in OUTSIDE or path.split(".")[-1] in FREE or path in beside:
             continue
         if path not in rebuilt or rebuilt[path] != value:
             there = rebuilt.get(path, "nothing")

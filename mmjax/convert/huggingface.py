@@ -19,6 +19,7 @@ from mmjax.convert.config_json import check_types, unknown_fields
 from mmjax.convert.families import FAMILIES
 from mmjax.convert.family import Family, check_exact, explicit, freeze, get, put
 from mmjax.convert.layout import Count, Row, Table
+from mmjax.convert.sounds import with_extractor
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.weights import Weights, open_weights, write_weights
 from mmjax.core import quiet, strict_json
@@ -113,7 +114,7 @@ def read_model(folder: Path, put: Put | None = None) -> tuple[Multimodal, Params
         family, model, rows, files, unused = _match(config, weights)
         quiet.devices()
         params = _read_params(folder, family, model, rows, files, weights, put or _on_device)
-    return model, params, unused
+    return with_extractor(folder, model), params, unused
 
 
 def _tell_unknown(folder: Path, config: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ def describe_model(folder: Path) -> Multimodal:
     """
     config = read_config(folder)
     with open_weights(folder) as weights:
-        return _match(config, weights)[1]
+        return with_extractor(folder, _match(config, weights)[1])
 
 
 def _match(

@@ -1,6 +1,7 @@
-"""HuggingFace's feature extractors of sounds, both ways: their settings as our column, and ours as their settings.
+"""The files of HuggingFace's feature extractors of sounds, both ways: their settings as our column, and ours as their settings.
 
-What they compute is done here on the device, by the encoder's `spectrogram`; a file's numbers must be those of it.
+What they compute is done here on the device, by the encoder; a file's numbers must be those of it (`extractors`). Some of them
+config.json does not say: these the encoder takes from the extractor's file (`with_extractor`).
 """
 
 from __future__ import annotations
@@ -9,88 +10,87 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmjax.convert.extractors import ALWAYS, Extractor, Said, extractor_of, rate_of
 from mmjax.convert.processor import FILE, NESTED_FILE
 from mmjax.core import strict_json
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, within
 from mmjax.data import Audio
 from mmjax.models import Multimodal
-from mmjax.nn.spectrogram import LogMel
+from mmjax.nn.spectrogram import Fbank
 
-KIND = "WhisperFeatureExtractor"
-SAYS = {
-    "feature_size": 80,
-    "sampling_rate": 16000,
-    "hop_length": 160,
-    "n_fft": 400,
-    "chunk_length": 30,
-}  # where a file is silent
-HIGHEST = 8000.0  # Hz, which no field says
+
+def with_extractor(folder: Path, model: Multimodal) -> Multimodal:
+    """The model of a HuggingFace folder with what its extractor's file says of its encoder, and config.json does not.
+
+    Raises:
+      UserError: a setting of another type, or one that the encoder cannot have.
+    """
+    encoder, found = model.encoders.get("audio"), _read(folder)
+    own = extractor_of(encoder)
+    if own is None or found is None or not own.beside(encoder):
+        return model
+    file, said = found
+    if said.get("feature_extractor_type", own.kind) != own.kind:
+        return model  # `sound_column` says it to whoever wants to hear
+    settings = _settings(file, own, {**own.silent, **said}, own.beside(encoder))
+    with within(str(file)):
+        return model.copy(encoders={**model.encoders, "audio": own.take(encoder, settings)})
 
 
 def sound_column(folder: Path, model: Multimodal) -> Audio | None:
     """The column of the sounds that a HuggingFace folder's model reads; None where the folder says nothing of sounds.
 
     Raises:
-      UserError: settings that our spectrogram does not have, or another extractor.
+      UserError: settings that the encoder does not have, or another extractor.
     """
     encoder: Any = model.encoders.get("audio")
     found = _read(folder)
     if encoder is None or found is None:
         return None
     file, said = found
-    kind = said.get("feature_extractor_type", KIND)
-    if kind != KIND or not isinstance(encoder.spectrogram, LogMel):
-        raise UserError(f"{file}: feature_extractor_type={kind!r} is not supported for this model; use {KIND}")
-    front = encoder.spectrogram
-    wanted: dict[str, Any] = {
-        "feature_size": front.mels,
-        "sampling_rate": front.rate,
-        "hop_length": front.hop,
-        "n_fft": front.n_fft,
-    }
-    wanted |= {"padding_value": 0.0, "dither": 0.0}
-    for field, value in wanted.items():
-        own = said.get(field, SAYS.get(field, value))
-        if own != value:
-            raise UserError(f"{file}: {field}={own!r}, and the model's spectrogram has {value!r}: no other is done here")
-    seconds = said.get("chunk_length", SAYS["chunk_length"])
+    own = extractor_of(encoder)
+    kind = said.get("feature_extractor_type", own.kind if own else None)
+    if own is None or kind != own.kind:
+        right = f"; use {own.kind}" if own else ""
+        raise UserError(f"{file}: feature_extractor_type={kind!r} is not supported for this model{right}")
+    for field, value in own.wanted(encoder).items():
+        if (there := said.get(field, own.silent.get(field, value))) != value:
+            raise UserError(f"{file}: {field}={there!r}, and the model's {own.part} has {value!r}: no other is done here")
+    seconds = own.seconds(encoder, {**own.silent, **said})
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
         raise UserError(f"{file}: chunk_length={seconds!r} is no number of seconds")
-    return Audio(rate=front.rate, seconds=float(seconds), start="first")
+    return Audio(rate=rate_of(encoder), seconds=float(seconds), start="first")
 
 
 def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
-    """Write the `preprocessor_config.json` by which `transformers` makes the features that the model's encoder makes of sounds.
+    """Write the `preprocessor_config.json` by which `transformers` makes of sounds what the model's encoder makes of them.
 
     Raises:
-      UserError: a column or a spectrogram that no Whisper has, and what would be right.
+      UserError: a column or an encoder that no extractor has, and what would be right.
     """
     encoder: Any = model.encoders["audio"]
-    front = encoder.spectrogram
-    if (front.fmin, front.fmax) != (0.0, HIGHEST):
-        raise UserError(f"spectrogram: fmin={front.fmin:g}, fmax={front.fmax:g}; HuggingFace's extractor has 0 and {HIGHEST:g}")
-    if column.rate != front.rate:
-        raise UserError(f"columns.audio.rate={column.rate}: the model's spectrogram has rate={front.rate}")
-    if column.seconds != int(column.seconds):
-        raise UserError(f"columns.audio.seconds={column.seconds:g}: HuggingFace's extractor has whole seconds")
-    if (tokens := -(-(column.samples // front.hop) // 2)) != encoder.max_length:
-        raise UserError(
-            f"columns.audio.seconds={column.seconds:g} are {tokens} tokens, and HuggingFace's class reads exactly "
-            f"encoders.audio.max_length={encoder.max_length}: train with max_length={tokens}, "
-            "and of other weights with init_fresh=('encoders_audio/fixed_position/table',)"
-        )
-    said = {
-        "feature_extractor_type": KIND,
-        "feature_size": front.mels,
-        "sampling_rate": front.rate,
-        "hop_length": front.hop,
-        "n_fft": front.n_fft,
-        "chunk_length": int(column.seconds),
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "return_attention_mask": False,
-    }
+    own = extractor_of(encoder)
+    if own is None:
+        raise UserError(f"encoders.audio: no feature extractor of HuggingFace's makes what {type(encoder).__name__} reads")
+    if column.rate != rate_of(encoder):
+        raise UserError(f"columns.audio.rate={column.rate}: the model's {own.part} has rate={rate_of(encoder)}")
+    said = {**ALWAYS, **own.wanted(encoder), **own.beside(encoder), **own.says(column, encoder)}
+    said |= {"feature_extractor_type": own.kind}
+    said.pop("dither", None)
     (folder / FILE).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+
+
+def _settings(file: Path, own: Extractor, said: Said, held: Said) -> dict[str, Any]:
+    """What a file says of the settings that an encoder holds."""
+    found = {setting: said[setting] for setting in held}
+    if own.front is Fbank and said.get("do_normalize") is False:
+        found |= {"mean": 0.0, "std": 0.5}  # by twice of which features are divided
+    for setting, value in found.items():
+        usual = own.silent[setting]
+        kinds: Any = type(usual) if isinstance(usual, int) else int | float
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
+            raise UserError(f"{file}: {setting}={json.dumps(value)} is no value of it; by default it is {json.dumps(usual)}")
+    return found
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any]] | None:

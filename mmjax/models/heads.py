@@ -11,6 +11,7 @@ from mmjax.core.config import setting
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Tokens
 from mmjax.models.cached import CachedClassifier
+from mmjax.models.codebook import Codebook
 from mmjax.models.parts import split
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear, by_table
@@ -31,7 +32,7 @@ class Classifier(nn.Module):
     Attributes:
       classes: C; 0 gives what is pooled (and projected) itself, [B, D].
       input: name of the encoder or fusion that feeds it; `dual:image` is one modality's embedding in a fusion's shared space.
-      pool: how tokens become one vector, see `nn.pool`: `cls`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
+      pool: how tokens become one vector, see `nn.pool`: `cls`, `first_two`, `last`, `mean`, `rest`, `cls_rest` or `attention`.
       heads: of attention pooling.
       pool_norm: normalise what is pooled (ConvNeXt).
       hidden_width: width of one hidden layer; 0 for none.
@@ -166,4 +167,5 @@ HEADS = {
     "ordinal_classifier": OrdinalClassifier,
     "token_classifier": TokenClassifier,
     "cached_classifier": CachedClassifier,
+    "codebook": Codebook,
 }

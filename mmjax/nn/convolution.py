@@ -1,4 +1,4 @@
-"""Convolutions over images, and the pooling between them; both pad as PyTorch does, by the same number on both sides."""
+"""Convolutions over images and sounds, and the pooling between them; both pad as PyTorch does, alike on both sides."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Convolution(nn.Module):
       stride: (down, across) in pixels.
       padding: (rows, columns) of zeros, on both sides each.
       groups: parts of the channels that are convolved each for itself; as many as there are channels is depthwise.
+      weight_norm: keep of each column of the kernel (its place along the width) the direction in `kernel`, and its length in a
+        parameter `magnitude` [width] (Salimans & Kingma 2016, eq. 2; PyTorch's `weight_norm` along that dim).
 
     Raises:
       UserError: channels or features that `groups` does not divide, an image smaller than the kernel.
@@ -45,6 +47,7 @@ class Convolution(nn.Module):
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
     use_bias: bool = True
+    weight_norm: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
@@ -53,7 +56,8 @@ class Convolution(nn.Module):
             raise UserError(f"groups={self.groups} of a convolution divides neither or one of {channels} and {self.features}")
         check_size(x_BHWC, self.kernel, self.padding)
         shape = (*self.kernel, channels // self.groups, self.features)
-        kernel = self.param("kernel", fan_out_init, shape).astype(x_BHWC.dtype)
+        kernel = self.param("kernel", fan_out_init, shape)
+        kernel = (self._measured(kernel) if self.weight_norm else kernel).astype(x_BHWC.dtype)
         y_BHWC = jax.lax.conv_general_dilated(
             x_BHWC,
             kernel,
@@ -66,6 +70,12 @@ class Convolution(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y_BHWC = y_BHWC + bias.astype(y_BHWC.dtype).reshape(1, 1, 1, -1)
         return checkpoint_name(y_BHWC, "linear")
+
+    def _measured(self, kernel: Array) -> Array:
+        """The kernel with its columns as long as `magnitude` says; as they were drawn, at first."""
+        length_W = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(0, 2, 3)))
+        magnitude_W = self.param("magnitude", lambda key, shape: length_W, length_W.shape)
+        return kernel * (magnitude_W / length_W)[None, :, None, None]
 
 
 def max_pool(x_BHWC: Array, window: int, stride: int, padding: int) -> Array:

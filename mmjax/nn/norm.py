@@ -1,4 +1,4 @@
-"""Layer normalisation and root-mean-square normalisation, in float32 whatever the compute dtype."""
+"""Layer normalisation and its kin, in float32 whatever the compute dtype."""
 
 from __future__ import annotations
 
@@ -63,3 +63,27 @@ class ResponseNorm(nn.Module):
         length_B1F = jnp.where(square_B1F > 0, jnp.sqrt(jnp.where(square_B1F > 0, square_B1F, 1.0)), 0.0)
         relative = length_B1F / (jnp.mean(length_B1F, axis=-1, keepdims=True) + self.epsilon)
         return (scale * (x * relative) + bias + x).astype(x_BTF.dtype)
+
+
+class ChannelNorm(nn.Module):
+    """Normalise each channel of [B, T, C] over the time of its own row, then scale and shift (PyTorch's `GroupNorm` with a
+    group a channel; Wu & He 2018, eq. 1), in float32 whatever the dtype of x.
+
+    Only real places count, so that a row has the same numbers alone as among longer ones.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x_BTC: Array, mask_BT: Array | None = None) -> Array:
+        width, x = x_BTC.shape[-1], x_BTC.astype(jnp.float32)
+        real_BT1 = jnp.ones((*x.shape[:2], 1)) if mask_BT is None else mask_BT.astype(jnp.float32)[..., None]
+        share_BT1 = real_BT1 / jnp.maximum(real_BT1.sum(axis=1, keepdims=True), 1.0)
+        scale, bias = (
+            self.param(name, initial, (width,)).astype(jnp.float32).reshape(1, 1, -1)
+            for name, initial in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        )
+        centred = x - (x * share_BT1).sum(axis=1, keepdims=True)
+        variance = (jnp.square(centred) * share_BT1).sum(axis=1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normed * scale + bias).astype(x_BTC.dtype)

@@ -11,7 +11,7 @@ from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import Mlp
 from mmjax.nn.norm import Norm
 
-POOLS = ("cls", "last", "mean", "rest", "cls_rest", "attention")
+POOLS = ("cls", "first_two", "last", "mean", "rest", "cls_rest", "attention")
 
 
 def there(tokens: Tokens) -> Array:
@@ -22,9 +22,10 @@ def there(tokens: Tokens) -> Array:
 class Pool(nn.Module):
     """[B, T, D] -> [B, D].
 
-    `cls`: the first token. `last`: the last real one (CLIP's and GPT's text). `mean`: of the real ones. `rest`: the mean of
-    the real ones after the first (an image's patches without its class token). `cls_rest`: both, [B, 2 D] (DINOv2).
-    `attention`: one learned query attends to all, then a residual feed-forward layer (Zhai 2022, "MAP head").
+    `cls`: the first token. `first_two`: the mean of the first and the second (AST's class and distillation tokens). `last`:
+    the last real one (CLIP's and GPT's text). `mean`: of the real ones. `rest`: the mean of the real ones after the first (an
+    image's patches without its class token). `cls_rest`: both, [B, 2 D] (DINOv2). `attention`: one learned query attends to
+    all, then a residual feed-forward layer (Zhai 2022, "MAP head").
 
     Virtual tokens (`Tokens.virtual`) are in no mean. Where they come before all others, `cls` is the first of them.
 
@@ -45,6 +46,8 @@ class Pool(nn.Module):
         x_BTD, mask_BT = own.embeddings, own.mask
         if self.kind == "cls":
             return first_BD
+        if self.kind == "first_two":
+            return (first_BD + x_BTD[:, 1]) / 2
         if self.kind == "last":
             last_B = jnp.max(jnp.where(mask_BT, jnp.arange(mask_BT.shape[1])[None], 0), axis=1)
             return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -200,6 +201,24 @@ class Mfcc:
 
 
 SPECTROGRAMS = {"whisper": LogMel, "ast": Fbank, "mfcc": Mfcc}
+
+
+def features_of(spectrogram: Any, parts: Mapping[str, Array]) -> dict[str, Array]:
+    """An encoder's parts of a sound, "" and `mask`, with features in place of a waveform; features [B, T, F] stay as they are.
+
+    Raises:
+      UserError: an input of another shape.
+    """
+    audio, mask = parts[""], parts.get("mask")
+    if audio.ndim == 3 and audio.shape[2] == spectrogram.features:
+        return dict(parts)
+    if audio.ndim != 2:
+        raise UserError(
+            f"an audio encoder reads waveforms [B, N], or features [B, T, {spectrogram.features}], found an input of "
+            f"shape {audio.shape}"
+        )
+    x_BTF, mask_BT = spectrogram(audio, mask)
+    return {"": x_BTF, "mask": mask_BT}
 
 
 def framed(x_BN: Array, window: int, hop: int) -> Array:

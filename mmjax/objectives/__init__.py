@@ -14,6 +14,7 @@ from mmjax.objectives.distil_text import DistilText
 from mmjax.objectives.distil_tokens import DistilTokens
 from mmjax.objectives.distil_towers import DistilTowers
 from mmjax.objectives.extract_span import ExtractSpan
+from mmjax.objectives.masked_contrastive import MaskedContrastive
 from mmjax.objectives.masked_image import MaskedImage
 from mmjax.objectives.masked_lm import MaskedLM
 from mmjax.objectives.matching import Matching
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "distil_tokens": DistilTokens,
     "distil_towers": DistilTowers,
     "extract_span": ExtractSpan,
+    "masked_contrastive": MaskedContrastive,
     "masked_image": MaskedImage,
     "masked_lm": MaskedLM,
     "matching": Matching,

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from mmjax.core.trees import map_with_path, match
 from mmjax.parallel.mesh import fit
 
+CONVOLUTIONS = ("convolve", "convolve_first", "convolve_second", "position")
+
 # Pattern of the path's end -> the dims from the last one backwards are named in the comment.
 OWN: tuple[tuple[str, P], ...] = (
     # attention: q, k, v [.., D, H, K]; out [.., H, K, D]
@@ -55,6 +57,7 @@ OWN: tuple[tuple[str, P], ...] = (
     ("*/mask_token", P(None, None)),
     ("*/probe", P(None, None)),
     ("*/cache_keys", P(None, None)),
+    ("*/codebook", P(None, None)),
     ("*/*_type", P(None, None)),
     ("*/mix", P(None)),
     ("*/*_layer_scale", P(None)),
@@ -86,8 +89,9 @@ RULES: tuple[tuple[str, P], ...] = (
     *OWN,
     *(row for own in OWN for row in _adapters_of(*own)),
     # convolutions [.., height, width, C / groups, C'], and what batch normalisation keeps
-    ("*/convolve/kernel", P(None, None, None, "fsdp")),
-    ("*/convolve/bias", P(None)),
+    *((f"*/{name}/kernel", P(None, None, None, "fsdp")) for name in CONVOLUTIONS),
+    *((f"*/{name}/bias", P(None)) for name in CONVOLUTIONS),
+    ("*/position/magnitude", P(None)),
     ("*/norm/mean", P(None)),
     ("*/norm/variance", P(None)),
     ("*/norm/batches", P()),

@@ -144,7 +144,10 @@ def _stacked(work: Work, images: list[Any]) -> np.ndarray:
 def _padded(work: Work, sounds: list[Any]) -> dict[str, np.ndarray]:
     own = [listened(work, sound) for sound in sounds]
     assert work.hears is not None
-    x_BN = np.zeros((len(own), work.hears.samples), np.float32)
+    samples, rate = work.hears.samples, work.hears.rate
+    if getattr(work.model.encoders["audio"], "any_length", False):  # to whole seconds, which are few shapes to compile
+        samples = min(samples, -(-max(len(one.waveform) for one in own) // rate) * rate)
+    x_BN = np.zeros((len(own), samples), np.float32)
     mask_BN = np.zeros(x_BN.shape, bool)
     for row, one in enumerate(own):
         x_BN[row, : len(one.waveform)], mask_BN[row, : len(one.waveform)] = one.waveform, True

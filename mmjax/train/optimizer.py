@@ -22,7 +22,7 @@ NO_DECAY = (
     *("*/bias", "*/tied_bias", "*/thresholds"),
     *("*/scale", "*/*_layer_scale"),  # the scale of a norm, and of a residual branch
     *("*/scale_logit", "*/bias_logit", "*/mix"),  # learned scalars and weights of a mean
-    *("*/cls", "*/extra", "*/mask_token", "*/probe", "*/*_type", "*/cache_keys"),  # learned tokens and examples
+    *("*/cls", "*/extra", "*/mask_token", "*/probe", "*/*_type", "*/cache_keys", "*/codebook"),  # learned tokens and examples
     *("*/fixed_position/*",),
 )
 

@@ -142,10 +142,12 @@ def _check_rates(experiment: Experiment) -> None:
             raise UserError(f"model.augment.{name}: there is no such encoder{nearest(name, known)}; it has {', '.join(known)}")
     for name, data in experiment.data.items():
         for key, column in data.columns.items():
-            front = getattr(experiment.model.encoders.get(key), "spectrogram", None)
-            if isinstance(column, Audio) and front is not None and front.rate != column.rate:
+            encoder = experiment.model.encoders.get(key)
+            front = getattr(encoder, "spectrogram", encoder)
+            if isinstance(column, Audio) and getattr(front, "rate", column.rate) != column.rate:
+                part = f"{key}.spectrogram" if front is not encoder else key
                 raise UserError(
-                    f"data.{name}.columns.{key}.rate={column.rate}: model.encoders.{key}.spectrogram reads rate={front.rate}; "
+                    f"data.{name}.columns.{key}.rate={column.rate}: model.encoders.{part} reads rate={front.rate}; "
                     "give both the same"
                 )
 

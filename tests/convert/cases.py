@@ -34,10 +34,14 @@ ARGUMENTS = {
     "text": "input_ids",
     "text_mask": "attention_mask",
     "text_segments": "token_type_ids",
+    "audio": "input_values",
+    "audio_mask": "attention_mask",
+    "audio_segments": "mask_time_indices",
     "image": "pixel_values",
     "image_mask": "pixel_mask",
     "image_segments": "bool_masked_pos",
 }
+FLAGS = ("image_segments", "audio_segments")  # which HuggingFace takes as they are
 PER_WORD = ("masked_lm", "token_classes", "spans", "caption", "tokens.text", "cross")  # what the text's mask counts for
 
 
@@ -123,7 +127,7 @@ def given(model: Any, batch: Batch, without: tuple[str, ...] = ()) -> dict[str, 
     for ours, theirs in ARGUMENTS.items():
         if ours in batch and theirs in takes and theirs not in without:
             x = np.moveaxis(batch[ours], -1, -3) if ours == "image" else np.asarray(batch[ours])
-            whole = np.issubdtype(x.dtype, np.integer) or (x.dtype == bool and ours != "image_segments")
+            whole = np.issubdtype(x.dtype, np.integer) or (x.dtype == bool and ours not in FLAGS)
             arguments[theirs] = torch.tensor(x.astype(np.int64) if whole else x)
     if "pixel_values" in arguments and "interpolate_pos_encoding" not in without:
         size = image_config(model.config).image_size
@@ -155,6 +159,9 @@ def answered(model: Multimodal, params: Params, batch: Batch, names: Any) -> Ans
     known: dict[str, Any] = {}
 
     def tokens(name: str) -> Any:
+        name, _, layer = name.partition(":")
+        if layer:
+            return tokens(name).tapped(layer, name)
         if name not in known and name in model.encoders:
             raw = {key: x for key, x in batch.items() if key.split("_")[0] == name}
             known[name] = part(encoded, model, params, (f"encoders.{name}",), raw, name=name)

@@ -20,7 +20,8 @@ from tuned import TEXTS, pictures, reads_texts, room
 
 from mmjax.convert.coverage import HOW
 
-HEARD = ("whisper", "videomae")  # handed over by `test_whisper.py` and `test_videomae.py`
+# Handed over by `test_whisper.py`, `test_wav2vec2.py` and `test_videomae.py`.
+HEARD = ("whisper", "wav2vec2", "hubert", "audio-spectrogram-transformer", "videomae")
 CLASSES = {made.name: (case, made) for case in CASES.values() if case.model_type not in HEARD for made in reversed(case.models)}
 TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
 IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]

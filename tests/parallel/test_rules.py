@@ -10,8 +10,9 @@ from mmjax.adapt.places import places_of
 from mmjax.core.trees import leaves_by_path, nested
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.cached import CachedClassifier
+from mmjax.models.codebook import Codebook
 from mmjax.models.decoders import PixelDecoder, SplicedDecoder, TextDecoder
-from mmjax.models.encoders import ConvNeXt, ResNet, TextTransformer, ViT
+from mmjax.models.encoders import AudioTransformer, ConvNeXt, ResNet, TextTransformer, ViT, WaveformTransformer
 from mmjax.models.forward import whole_shapes
 from mmjax.models.fusion import FUSIONS, Concatenate, Cross, Dual, SingleStream, Weighted
 from mmjax.models.heads import Classifier, DistilledClassifier, OrdinalClassifier, TokenClassifier
@@ -66,9 +67,15 @@ def every_part():
 def every_convolution():
     """What has running statistics, or other names of its own."""
     small = {"widths": (8, 12), "depths": (1, 2)}
+    size = {"width": 8, "heads": 2, "depth": 1}
     return Multimodal(
-        encoders={"photo": ResNet(stem_width=8, **small), "sketch": ConvNeXt(response_norm=True, final_norm=True, **small)},
-        heads={"drawn": Classifier(input="sketch", pool_norm=True)},
+        encoders={
+            "photo": ResNet(stem_width=8, **small),
+            "sketch": ConvNeXt(response_norm=True, final_norm=True, **small),
+            "speech": AudioTransformer(**size),
+            "wave": WaveformTransformer(extract_bias=True, mask_token=True, position_groups=2, **size),
+        },
+        heads={"drawn": Classifier(input="sketch", pool_norm=True), "codes": Codebook(input="wave:frames")},
     )
 
 

@@ -30,7 +30,10 @@ class Tokenizer:
       bos_id: begins a sequence ([CLS] where there is no other; the pad id, as in T5, where there is neither).
       eos_id: ends a sequence ([SEP] where there is no other).
       mask_id: of the masked token, or None.
-      special_ids: all special tokens, ascending.
+      special_ids: all special tokens, ascending; without `delimiter_id`.
+      delimiter_id: of the letter that stands for a space in a tokenizer of letters, `transformers.Wav2Vec2CTCTokenizer`, which
+        takes it for a special token, and the ids of a text for frames; None for any other. Its texts have neither a first nor
+        a last token.
       opening: ids that come before each text, of which the rest is gone on with: of Whisper's several.
       begins, ends: ids that `encode` adds, for a tokenizer that does not write them by itself: GPT-2's writes neither a first
         nor a last token, Llama's no last one. () where it does: what ends by itself (BERT, CLIP, T5) is left as it is.
@@ -47,11 +50,13 @@ class Tokenizer:
         self.pad_id: int = _first(huggingface.pad_token_id, eos)
         self.bos_id: int = _first(huggingface.bos_token_id, huggingface.cls_token_id, self.pad_id)
         self.mask_id: int | None = huggingface.mask_token_id
-        self.special_ids: tuple[int, ...] = tuple(sorted(set(huggingface.all_special_ids)))
+        self.delimiter_id: int | None = getattr(huggingface, "word_delimiter_token_id", None)
+        self.special_ids: tuple[int, ...] = tuple(sorted({*huggingface.all_special_ids} - {self.delimiter_id}))
         begun, ended = _writes(huggingface)
-        self.begins: tuple[int, ...] = () if begun or ended else (self.bos_id,)
+        bare = self.delimiter_id is not None
+        self.begins: tuple[int, ...] = () if begun or ended or bare else (self.bos_id,)
         self.opening: tuple[int, ...] = begun or (self.bos_id,)
-        self.ends: tuple[int, ...] = () if ended else (self.eos_id,)
+        self.ends: tuple[int, ...] = () if ended or bare else (self.eos_id,)
         self._spaced: bool | None = None  # whether words are given the space before them; found out when first asked
         self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
 
@@ -164,7 +169,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids, without the special tokens."""
-        return self.huggingface.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        own = [int(i) for i in ids]
+        if self.delimiter_id is not None:
+            kept = [i for i in own if i not in self.special_ids]
+            return str(self.huggingface.decode(kept, group_tokens=False, clean_up_tokenization_spaces=False))
+        return self.huggingface.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def pieces(self, size: int) -> list[bytes]:
         """What each of so many tokens adds to a text, UTF-8; nothing for a special token, or a number that has no token."""

@@ -16,7 +16,7 @@ from mmjax.nn.activation import activation
 from mmjax.nn.convolution import Convolution
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import Table, sinusoids
-from mmjax.nn.spectrogram import SPECTROGRAMS, LogMel
+from mmjax.nn.spectrogram import SPECTROGRAMS, LogMel, features_of
 from mmjax.nn.stack import StackFields
 
 gelu = activation("gelu")  # after both convolutions, whatever the layers have
@@ -71,16 +71,7 @@ class AudioTransformer(StackFields):
     def front(self, parts: Mapping[str, Array]) -> dict[str, Array]:
         """Features and their mask in place of a waveform and its own: float32, whatever is computed in, and before what
         `model.augment` does to them. Features are left as they are."""
-        audio, mask = parts[""], parts.get("mask")
-        if audio.ndim == 3 and audio.shape[2] == self.spectrogram.features:
-            return dict(parts)
-        if audio.ndim != 2:
-            raise UserError(
-                f"an audio encoder reads waveforms [B, N], or features [B, T, {self.spectrogram.features}], found an input of "
-                f"shape {audio.shape}"
-            )
-        x_BTF, mask_BT = self.spectrogram(audio, mask)
-        return {"": x_BTF, "mask": mask_BT}
+        return features_of(self.spectrogram, parts)
 
     def _placed(self, x_BTD: Array) -> Array:
         """With their positions."""

@@ -1,5 +1,6 @@
 """The families, by HuggingFace's `model_type`: a new one is one file here and one line below."""
 
+from families.ast import AST
 from families.bert import BERT
 from families.blip import BLIP
 from families.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -17,6 +18,7 @@ from families.videomae import VIDEOMAE
 from families.vilt import VILT
 from families.vit import VIT
 from families.vit_mae import VIT_MAE
+from families.wav2vec2 import HUBERT, WAV2VEC2
 from families.whisper import WHISPER
 
 CASES = {
@@ -25,6 +27,7 @@ CASES = {
         *(BERT, ROBERTA, GPT2, LLAMA),
         *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
-        *(VILT, BLIP, LLAVA, FLAVA, WHISPER, VIDEOMAE),
+        *(VILT, BLIP, LLAVA, FLAVA, VIDEOMAE),
+        *(WHISPER, WAV2VEC2, HUBERT, AST),
     )
 }
