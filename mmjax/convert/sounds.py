@@ -12,6 +12,7 @@ from typing import Any
 from mmjax.convert.processor import FILE, NESTED_FILE
 from mmjax.core import strict_json
 from mmjax.core.errors import UserError
+from mmjax.core.types import Params
 from mmjax.data import Audio
 from mmjax.models import Multimodal
 from mmjax.nn.spectrogram import LogMel
@@ -59,6 +60,43 @@ def sound_column(folder: Path, model: Multimodal) -> Audio | None:
     return Audio(rate=front.rate, seconds=float(seconds), start="first")
 
 
+def as_long(model: Multimodal, params: Params, column: Any) -> tuple[Multimodal, Params]:
+    """A Whisper with as many positions as the sounds have that it was trained on, of which HuggingFace's class reads no fewer.
+
+    Args:
+      column: of the sounds; None, or one that says nothing of them, leaves the model as it is.
+    """
+    encoder: Any = model.encoders.get("audio")
+    if (
+        not isinstance(column, Audio)
+        or getattr(encoder, "positions", "") != "fixed"
+        or not isinstance(encoder.spectrogram, LogMel)
+    ):
+        return model, params
+    tokens = _tokens(column, encoder)
+    own = params.get("encoders_audio", {})
+    if tokens >= encoder.max_length or "fixed_position" not in own:
+        return model, params
+    table = {"table": own["fixed_position"]["table"][:tokens]}
+    shorter = model.copy(encoders={**model.encoders, "audio": encoder.copy(max_length=tokens)})
+    return shorter, {**params, "encoders_audio": {**own, "fixed_position": table}}
+
+
+def check_extractor(column: Audio, model: Multimodal) -> None:
+    """Raises `UserError` for a column or a spectrogram of which no extractor of HuggingFace makes the same features."""
+    front = model.encoders["audio"].spectrogram
+    if (front.fmin, front.fmax) != (0.0, HIGHEST):
+        raise UserError(f"spectrogram: fmin={front.fmin:g}, fmax={front.fmax:g}; HuggingFace's extractor has 0 and {HIGHEST:g}")
+    if column.rate != front.rate:
+        raise UserError(f"columns.audio.rate={column.rate}: the model's spectrogram has rate={front.rate}")
+    if column.seconds != int(column.seconds):
+        raise UserError(f"columns.audio.seconds={column.seconds:g}: HuggingFace's extractor has whole seconds")
+
+
+def _tokens(column: Audio, encoder: Any) -> int:
+    return -(-(column.samples // encoder.spectrogram.hop) // 2)
+
+
 def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
     """Write the `preprocessor_config.json` by which `transformers` makes the features that the model's encoder makes of sounds.
 
@@ -67,13 +105,8 @@ def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
     """
     encoder: Any = model.encoders["audio"]
     front = encoder.spectrogram
-    if (front.fmin, front.fmax) != (0.0, HIGHEST):
-        raise UserError(f"spectrogram: fmin={front.fmin:g}, fmax={front.fmax:g}; HuggingFace's extractor has 0 and {HIGHEST:g}")
-    if column.rate != front.rate:
-        raise UserError(f"columns.audio.rate={column.rate}: the model's spectrogram has rate={front.rate}")
-    if column.seconds != int(column.seconds):
-        raise UserError(f"columns.audio.seconds={column.seconds:g}: HuggingFace's extractor has whole seconds")
-    if (tokens := -(-(column.samples // front.hop) // 2)) != encoder.max_length:
+    check_extractor(column, model)
+    if (tokens := _tokens(column, encoder)) != encoder.max_length:
         raise UserError(
             f"columns.audio.seconds={column.seconds:g} are {tokens} tokens, and HuggingFace's class reads exactly "
             f"encoders.audio.max_length={encoder.max_length}: train with max_length={tokens}, "

@@ -55,7 +55,7 @@ def save(folder, languages=(), kind="WhisperForConditionalGeneration", seed=0, t
     end, start = ids["endoftext"], ids["startoftranscript"]
     said = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
     torch.manual_seed(seed)
-    config = transformers.WhisperConfig(vocab_size=len(words), **SIZES, **said, **changes)
+    config = transformers.WhisperConfig(vocab_size=len(words), **{**SIZES, **said, **changes})
     model = randomise(getattr(transformers, kind)(config))
     if hasattr(model, "generation_config") and model.generation_config is not None:
         own = {"no_timestamps_token_id": ids["notimestamps"], "is_multilingual": bool(languages), "return_timestamps": False}

@@ -51,7 +51,7 @@ def said(capsys, *words):
 
 
 def test_a_folder_of_all_kinds(whisper, sounds, tmp_path, capsys):
-    status, lines = said(capsys, whisper, sounds, "--srt", tmp_path / "s", "--vtt", tmp_path / "v")
+    status, lines = said(capsys, whisper, sounds, "--srt", tmp_path / "s", "--vtt", tmp_path / "v", "--batch_size=1")
     short, long, high, silent, *bad = lines
     assert status == 1 and [one["audio"] for one in lines] == sorted(map(str, sounds.iterdir()))
     assert "it is truncated" in bad[0]["error"] and "no finite numbers" in bad[1]["error"] and "it is empty" in bad[2]["error"]
@@ -68,7 +68,7 @@ def test_a_folder_of_all_kinds(whisper, sounds, tmp_path, capsys):
         ]
     again, _ = said(capsys, whisper, sounds, "--srt", tmp_path / "s")
     assert again == 2  # the files are there
-    status, plain = said(capsys, whisper, sounds / "a_short.wav", sounds / "b_long.flac")
+    status, plain = said(capsys, whisper, sounds / "a_short.wav", sounds / "b_long.flac", "--batch_size=1")
     assert status == 0 and plain[1] == {"audio": str(sounds / "b_long.flac"), "transcript": long["transcript"], **cut(long)}
     assert "segments" not in plain[0]
 
