@@ -119,18 +119,20 @@ def test_a_line_of_a_manifest_that_is_none_ends_nothing(whisper, sounds, tmp_pat
 
 
 def test_eight_hours_are_never_in_memory(whisper, tmp_path):
-    """A file with a hole: all zeros, which take no room on the disk."""
+    """A file with a hole: all zeros, which take no room on the disk, but for the last sample."""
     seconds, rate = 8 * 3600, 1000
     head = bytearray(wav(np.zeros(0), rate))
     size = 2 * rate * seconds
     head[4:8], head[40:44] = (36 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
     with open(tmp_path / "day.wav", "wb") as file:
         file.write(head)
-        file.truncate(44 + size)
+        file.truncate(42 + size)
+        file.seek(42 + size)
+        file.write(b"\1\1")
     work = open_work(whisper)
     tracemalloc.start()
     found = heard_through(work, str(tmp_path / "day.wav"))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.heard.silent and found.heard.seconds == seconds and len(found.waveform) == RATE
+    assert not found.heard.silent and found.heard.seconds == seconds and len(found.waveform) == RATE
     assert most < 40e6  # a minute at a time; all of it would be 1.8 GB
