@@ -251,8 +251,8 @@ def obstacle(setup: Setup) -> list[str]:
         hint += "; mmjax.convert.load_tagger makes a tagger that goes back" * ("token_classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
     try:
-        for data in e.task_data().values() if whole is not None else ():
-            column = data.columns.get("audio")
+        for name in e.task_data() if whole is not None else ():
+            column = e.data[name].columns.get("audio")
             if isinstance(column, Audio) and "audio" in e.model.encoders:
                 check_extractor(column, e.model)
     except UserError as error:
