@@ -54,6 +54,10 @@ def transcripts(
         if spoken.timestamps:
             raise UserError(f"{work.path}: timestamps=True: it writes no times: its vocabulary has no <|0.00|>")
         return None, sounds, dict(given)
+    if any(sound is None for sound in sounds):  # rows that lack theirs (`Data.optional`), among which none is gone through
+        if spoken.timestamps:
+            raise UserError("timestamps=True: some of these have no sound; give those that have theirs apart")
+        return None, sounds, dict(given)
     how, rest = manner_of({**work.clock.how, **given})
     try:
         heard = [listened(work, sound) for sound in sounds]
