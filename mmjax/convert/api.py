@@ -29,10 +29,10 @@ from mmjax.convert.huggingface import (
     written_variables,
 )
 from mmjax.convert.letters import save_letters, writes_letters
-from mmjax.convert.sounds import write_extractor
+from mmjax.convert.sounds import as_long, write_extractor
 from mmjax.convert.staging import staged_folder
 from mmjax.convert.tokenizer import save_tokenizer, text_part, with_ids, write_generation
-from mmjax.convert.towers import towers
+from mmjax.convert.towers import nearest_class, towers
 from mmjax.core.config import CLASS, to_json
 from mmjax.core.errors import UserError, within
 from mmjax.core.trees import leaves_by_path, nested
@@ -219,8 +219,9 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
       UserError: as `save_hf`; or no part of the model is a HuggingFace class.
     """
     run = Run(source)
-    model, params = load_run(run)
     e, tokenizer, sizes = run.experiment(), *_texts_and_sizes(run)
+    data = e.asked_data()
+    model, params = as_long(*load_run(run), None if data is None else data.columns.get("audio"))
     own: Params = _merged(model, params)
     ended = any((run.path / name).is_file() for name in (FINISHED, AVERAGED))
     if (step := run.saved_steps()[-1]) < e.steps and not ended:
@@ -238,7 +239,9 @@ def to_hf(source: str | Path, target: str | Path) -> dict[str, str]:
     larger = resized_model(model, sizes)
     found, spare = towers(larger, resize_positions(own, model, larger)[0])
     if not found:
-        raise UserError(f"{source}: neither the model nor any of its encoders is exactly a HuggingFace class")
+        raise UserError(
+            f"{source}: neither the model nor any of its encoders is exactly a HuggingFace class{nearest_class(model)}"
+        )
     with staged_folder(Path(target)) as folder:
         for modality, tower in found.items():
             alone = tower.model

@@ -20,12 +20,13 @@ from mmjax.convert.huggingface import family_of
 from mmjax.convert.letters import writes_letters
 from mmjax.convert.peft.tensors import check_modules
 from mmjax.convert.peft.virtual import SLOTS, check_virtual
+from mmjax.convert.sounds import check_extractor
 from mmjax.convert.tokenizer import text_part, with_ids
 from mmjax.convert.towers import same_class
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Params
-from mmjax.data import Tokenizer
+from mmjax.data import Audio, Tokenizer
 from mmjax.data.making import MAKERS
 from mmjax.models import Multimodal
 from mmjax.models.resize import position_tables, resized_model
@@ -250,6 +251,13 @@ def obstacle(setup: Setup) -> list[str]:
         hint += "; mmjax.convert.load_extractor makes a model that goes back" * ("spans" in e.model.heads)
         hint += "; mmjax.convert.load_tagger makes a tagger that goes back" * ("token_classes" in e.model.heads)
         return [f"convert to-hf will refuse this model, which came from HuggingFace: {error}{hint}"]
+    try:
+        for name in e.task_data() if whole is not None else ():
+            column = e.data[name].columns.get("audio")
+            if isinstance(column, Audio) and "audio" in e.model.encoders:
+                check_extractor(column, e.model)
+    except UserError as error:
+        return [f"convert to-hf will refuse this model: {error}"]
     if whole is None or not e.adapt:
         return []
     family, given = family_of(whole.model), given_places(e.adapt, places_of(e.model))

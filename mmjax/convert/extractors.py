@@ -28,6 +28,7 @@ class Extractor:
       beside: encoder -> the settings that it holds and config.json does not say (`family.BESIDE`).
       take: encoder, such settings -> the encoder with them.
       seconds: encoder, settings -> the length of a row.
+      check: column, encoder: raises `UserError` for what the class cannot do, however the encoder is trained.
       says: column, encoder -> what is written of it, beside `wanted`, `beside` and `ALWAYS`; raises `UserError` for what the
         class cannot do.
     """
@@ -40,6 +41,7 @@ class Extractor:
     beside: Callable[[Any], dict[str, Any]]
     take: Callable[[Any, Said], Any]
     seconds: Callable[[Any, Said], Any]
+    check: Callable[[Audio, Any], Any]
     says: Callable[[Audio, Any], dict[str, Any]]
 
     def reads(self, encoder: Any) -> bool:
@@ -61,13 +63,22 @@ def _whisper(encoder: Any) -> dict[str, Any]:
     return {**said, "padding_value": 0.0, "dither": 0.0}
 
 
-def _whisper_says(column: Audio, encoder: Any) -> dict[str, Any]:
+def _check_whisper(column: Audio, encoder: Any) -> None:
     front = encoder.spectrogram
     if (front.fmin, front.fmax) != (0.0, HIGHEST):
         raise UserError(f"spectrogram: fmin={front.fmin:g}, fmax={front.fmax:g}; HuggingFace's extractor has 0 and {HIGHEST:g}")
     if column.seconds != int(column.seconds):
         raise UserError(f"columns.audio.seconds={column.seconds:g}: HuggingFace's extractor has whole seconds")
-    if (tokens := -(-(column.samples // front.hop) // 2)) != encoder.max_length:
+
+
+def tokens_of(column: Audio, encoder: AudioTransformer) -> int:
+    """How many tokens a Whisper makes of a row."""
+    return -(-(column.samples // encoder.spectrogram.hop) // 2)
+
+
+def _whisper_says(column: Audio, encoder: Any) -> dict[str, Any]:
+    _check_whisper(column, encoder)
+    if (tokens := tokens_of(column, encoder)) != encoder.max_length:
         raise UserError(
             f"columns.audio.seconds={column.seconds:g} are {tokens} tokens, and HuggingFace's class reads exactly "
             f"encoders.audio.max_length={encoder.max_length}: train with max_length={tokens}, "
@@ -133,6 +144,7 @@ EXTRACTORS = (
         lambda encoder: {},
         lambda encoder, said: encoder,
         lambda encoder, said: said["chunk_length"],
+        _check_whisper,
         _whisper_says,
     ),
     Extractor(
@@ -145,6 +157,7 @@ EXTRACTORS = (
         _kaldi_takes,
         lambda encoder, said: _whole(encoder) / encoder.spectrogram.rate,
         _kaldi_says,
+        _kaldi_says,
     ),
     Extractor(
         "Wav2Vec2FeatureExtractor",
@@ -155,6 +168,7 @@ EXTRACTORS = (
         lambda encoder: {"sampling_rate": encoder.rate, "do_normalize": encoder.normalise},
         lambda encoder, said: encoder.copy(rate=said["sampling_rate"], normalise=said["do_normalize"]),
         lambda encoder, said: SECONDS,
+        _waves_say,
         _waves_say,
     ),
 )

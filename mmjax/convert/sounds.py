@@ -10,13 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmjax.convert.extractors import ALWAYS, Extractor, Said, extractor_of, rate_of
+from mmjax.convert.extractors import ALWAYS, Extractor, Said, extractor_of, rate_of, tokens_of
 from mmjax.convert.processor import FILE, NESTED_FILE
 from mmjax.core import strict_json
 from mmjax.core.errors import UserError, within
+from mmjax.core.types import Params
 from mmjax.data import Audio
 from mmjax.models import Multimodal
-from mmjax.nn.spectrogram import Fbank
+from mmjax.models.encoders import AudioTransformer
+from mmjax.nn.spectrogram import Fbank, LogMel
 
 
 def with_extractor(folder: Path, model: Multimodal) -> Multimodal:
@@ -62,6 +64,40 @@ def sound_column(folder: Path, model: Multimodal) -> Audio | None:
     return Audio(rate=rate_of(encoder), seconds=float(seconds), start="first")
 
 
+def as_long(model: Multimodal, params: Params, column: Any) -> tuple[Multimodal, Params]:
+    """A Whisper with as many positions as the sounds have that it was trained on, of which HuggingFace's class reads no fewer.
+
+    Args:
+      column: of the sounds; None, or one that says nothing of them, leaves the model as it is.
+    """
+    encoder = model.encoders.get("audio")
+    whisper = isinstance(encoder, AudioTransformer) and isinstance(encoder.spectrogram, LogMel)
+    if not isinstance(column, Audio) or not whisper or encoder.positions != "fixed":
+        return model, params
+    tokens = tokens_of(column, encoder)
+    own = params.get("encoders_audio", {})
+    if tokens >= encoder.max_length or "fixed_position" not in own:
+        return model, params
+    table = {"table": own["fixed_position"]["table"][:tokens]}
+    shorter = model.copy(encoders={**model.encoders, "audio": encoder.copy(max_length=tokens)})
+    return shorter, {**params, "encoders_audio": {**own, "fixed_position": table}}
+
+
+def check_extractor(column: Audio, model: Multimodal) -> None:
+    """Raises `UserError` for a column or an encoder of which no extractor of HuggingFace makes the same features."""
+    _extractor(column, model).check(column, model.encoders["audio"])
+
+
+def _extractor(column: Audio, model: Multimodal) -> Extractor:
+    encoder: Any = model.encoders["audio"]
+    own = extractor_of(encoder)
+    if own is None:
+        raise UserError(f"encoders.audio: no feature extractor of HuggingFace's makes what {type(encoder).__name__} reads")
+    if column.rate != rate_of(encoder):
+        raise UserError(f"columns.audio.rate={column.rate}: the model's {own.part} has rate={rate_of(encoder)}")
+    return own
+
+
 def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
     """Write the `preprocessor_config.json` by which `transformers` makes of sounds what the model's encoder makes of them.
 
@@ -69,11 +105,7 @@ def write_extractor(folder: Path, column: Audio, model: Multimodal) -> None:
       UserError: a column or an encoder that no extractor has, and what would be right.
     """
     encoder: Any = model.encoders["audio"]
-    own = extractor_of(encoder)
-    if own is None:
-        raise UserError(f"encoders.audio: no feature extractor of HuggingFace's makes what {type(encoder).__name__} reads")
-    if column.rate != rate_of(encoder):
-        raise UserError(f"columns.audio.rate={column.rate}: the model's {own.part} has rate={rate_of(encoder)}")
+    own = _extractor(column, model)
     said = {**ALWAYS, **own.wanted(encoder), **own.beside(encoder), **own.says(column, encoder)}
     said |= {"feature_extractor_type": own.kind}
     said.pop("dither", None)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Family, check_exact, explicit, freeze, parts
+from mmjax.convert.family import Family, check_exact, explicit, freeze, misfits, parts
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
@@ -50,6 +50,24 @@ def same_class(model: Multimodal) -> tuple[Multimodal, str] | None:
                 continue  # it lacks what the family's fields are about
             return born.copy(huggingface=freeze({**born.huggingface, "architectures": [architecture]})), architecture
     return None
+
+
+def nearest_class(model: Multimodal) -> str:
+    """What stands in a model's way to the class that is nearest to it, for a complaint; "" where none has its parts."""
+    found: list[tuple[int, str, list[str]]] = []
+    for kind, family in FAMILIES.items():
+        born = explicit(model).copy(huggingface={"model_type": kind, **no_ids(family)})
+        try:
+            architecture = family.architecture(born)
+            lines = list(misfits(family, born, family.config(born) | {"architectures": [architecture]}, architecture))
+        except (UserError, StopIteration, KeyError, TypeError, AttributeError):
+            continue
+        found.append((len(lines), architecture, lines))
+    if not found:
+        return ""
+    count, architecture, lines = min(found)
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return f"; nearest is {architecture}: {lines[0]}{more}" if lines else ""
 
 
 def no_ids(family: Family) -> dict[str, Any]:

@@ -130,33 +130,76 @@ def hear(sound: Recording, rate: int, seconds: float, channel: int | None = None
       BadRecordError: no such file, no sound, an empty or a truncated one, a sample that is no number, no such channel.
       UserError: a package is missing.
     """
-    with _opened(sound) as file:
-        own, whole, channels = file.samplerate, file.frames, file.channels
-        if channel is not None and channel >= channels:
-            raise BadRecordError(sound.where, f"channel={channel}, and it has {channels}, numbered from 0")
-        if whole < 1:
-            raise BadRecordError(sound.where, "it is empty: no samples")
-        # A step of whole samples both here and there: a part begins at one.
-        step = own // math.gcd(own, rate)
-        wanted, margin = round(seconds * rate), step * math.ceil(LEAST * own / step)
-        last = max(0, whole - math.ceil(wanted * own / rate))
-        first = int(at * last) // step * step
-        start, end = max(0, first - margin), min(whole, first + math.ceil(wanted * own / rate) + margin)
-        if own == rate:
-            start, end = first, min(whole, first + wanted)
-        x_NC = _read(file, sound.where, start, end)
-    x_N = x_NC.mean(axis=1) if channel is None else np.ascontiguousarray(x_NC[:, channel])
-    if not np.isfinite(x_N).all():
-        raise BadRecordError(sound.where, "it has samples that are no finite numbers")
-    clipped = _is_clipped(x_NC if channel is None else x_NC[:, channel, None])
-    if own != rate:
-        x_N = resampled(x_N, own, rate)
-    skipped = (first - start) * rate // own
-    x_N = x_N[skipped : skipped + wanted]
-    if not len(x_N):
-        raise BadRecordError(sound.where, f"it is empty at {rate} Hz: {whole} samples at {own} Hz")
-    cut = round(whole * rate / own) > wanted
-    return x_N, Heard(rate, whole / own, first / own, cut, bool(np.all(x_N == x_N[0])), clipped)
+    with Listening(sound, rate, channel) as file:
+        wanted = round(seconds * rate)
+        last = max(0, file.frames - math.ceil(wanted * file.own_rate / rate))
+        x_N, clipped = file.read(int(at * last) // file.own_step * file.step, wanted)
+        if not len(x_N):
+            raise BadRecordError(sound.where, f"it is empty at {rate} Hz: {file.frames} samples at {file.own_rate} Hz")
+        start = int(at * last) // file.own_step * file.own_step / file.own_rate
+        return x_N, Heard(rate, file.seconds, start, file.samples > wanted, bool(np.all(x_N == x_N[0])), clipped)
+
+
+class Listening:
+    """A sound that is open: one channel at one rate, of which parts are read where they are wanted, for instance
+    `with Listening(recording("talk.wav", "talk.wav"), 16_000) as talk: talk.read(0, 480_000)`.
+
+    Args:
+      sound, rate, channel: as `hear` takes them.
+
+    Attributes:
+      seconds: length of the whole.
+      samples: at `rate`.
+      frames, own_rate: of the file itself.
+      step, own_step: the fewest samples, at `rate` and of the file, that are as long as each other.
+
+    Raises:
+      BadRecordError, UserError: as `hear`.
+    """
+
+    def __init__(self, sound: Recording, rate: int, channel: int | None = None) -> None:
+        self.where, self.rate, self.channel = sound.where, rate, channel
+        self._file = _opened(sound)
+        self.own_rate, self.frames = int(self._file.samplerate), int(self._file.frames)
+        self.own_step, self.step = (n // math.gcd(self.own_rate, rate) for n in (self.own_rate, rate))
+        self.seconds, self.samples = self.frames / self.own_rate, round(self.frames * rate / self.own_rate)
+        reason = ""
+        if channel is not None and channel >= self._file.channels:
+            reason = f"channel={channel}, and it has {self._file.channels}, numbered from 0"
+        if self.frames < 1:
+            reason = "it is empty: no samples"
+        if reason:
+            self.__exit__()
+            raise BadRecordError(sound.where, reason)
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error or (None,) * 3)
+
+    def read(self, first: int, count: int) -> tuple[np.ndarray, bool]:
+        """[n] float32, samples at `rate` from `first` on, `count` of them, or fewer where the sound ends; and whether they
+        are clipped. They are those of the whole sound resampled, to rounding.
+
+        Raises:
+          BadRecordError: the part is truncated, or has samples that are no numbers.
+        """
+        own = first // self.step * self.own_step  # a step of whole samples both here and there: a part begins at one
+        skipped, margin = first % self.step, 0
+        if self.own_rate != self.rate:
+            margin = self.own_step * math.ceil(LEAST * self.own_rate / self.own_step)
+        length = math.ceil((skipped + count) * self.own_rate / self.rate)
+        start, end = max(0, own - margin), min(self.frames, own + length + margin)
+        x_NC = _read(self._file, self.where, start, end)
+        x_N = x_NC.mean(axis=1) if self.channel is None else np.ascontiguousarray(x_NC[:, self.channel])
+        if not np.isfinite(x_N).all():
+            raise BadRecordError(self.where, "it has samples that are no finite numbers")
+        clipped = _is_clipped(x_NC if self.channel is None else x_NC[:, self.channel, None])
+        if self.own_rate != self.rate:
+            x_N = resampled(x_N, self.own_rate, self.rate)
+        skipped += (own - start) * self.rate // self.own_rate
+        return x_N[skipped : skipped + count], clipped
 
 
 def resampled(x_N: np.ndarray, old: float, new: float) -> np.ndarray:

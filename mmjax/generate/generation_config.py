@@ -11,6 +11,8 @@ from mmjax.core import strict_json
 from mmjax.core.errors import UserError
 from mmjax.generate.settings import Settings
 
+# Of Whisper: how a sound is gone through window by window, where the file says it (`predict.sequential.Manner`).
+MANNERS = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "condition_on_prev_tokens")
 # What says nothing of how a text is written here: ids that the tokenizer has, whence the file is, what `generate` returns, and
 # how it is computed.
 SILENT = (
@@ -18,7 +20,7 @@ SILENT = (
     *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "cache_config"),
     # Of Whisper: the numbers of its tokens, which the tokenizer writes before a text, and of heads that time words.
     *("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "prev_sot_token_id", "alignment_heads"),
-    *("max_initial_timestamp_index", "median_filter_width"),
+    *("max_initial_timestamp_index", "median_filter_width", "return_timestamps", *MANNERS),
     *("cache_implementation", "disable_compile", "compile_config", "low_memory", "token_healing"),
 )
 # Values with which a setting that there is not here changes nothing.
@@ -33,7 +35,6 @@ NEUTRAL: dict[str, Any] = {
     "remove_invalid_values": False,
     "renormalize_logits": False,
     "guidance_scale": 1.0,
-    "return_timestamps": False,
 }
 
 

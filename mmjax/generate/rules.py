@@ -27,6 +27,7 @@ class Rules:
       pad: the id that follows an end.
       tables: of each string that ends a text too, in their order, `stops.table`: [states, V].
       own: what is done to the logits [R, V] after all that the settings ask for, `(logits, Written) -> logits`.
+      most: a text ends too where it and its prompt have so many tokens; 0 for any number.
 
     Raises:
       UserError: tables that are not those of `settings.stop_strings`.
@@ -37,6 +38,7 @@ class Rules:
     pad: int
     tables: Sequence[np.ndarray] = ()
     own: Sequence[Processor] = ()
+    most: int = 0
 
     def __post_init__(self) -> None:
         strings = self.settings.stop_strings
@@ -72,8 +74,8 @@ class Rules:
         return Written(ids, real, written.slot + 1, written.count + 1, stops)
 
     def ended(self, written: Written, token_R: Array) -> Array:
-        """[R] bool: rows whose last token, which this is, is an end, or with which a stop string is complete."""
+        """[R] bool: rows whose last token, which this is, is an end, or with which a stop string is complete or it full."""
         found = jnp.isin(token_R, jnp.asarray(list(self.ends), jnp.int32)) if self.ends else jnp.zeros(token_R.shape, bool)
         for n, table in enumerate(self.tables):
             found |= written.stops[:, n] == table.shape[0] - 1
-        return found
+        return found | (jnp.sum(written.real, axis=1) >= self.most) if self.most else found

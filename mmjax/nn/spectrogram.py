@@ -70,12 +70,20 @@ class LogMel:
         frames = self.frames(x_BN.shape[1])
         x_BN, count_B = _real(x_BN, mask_BN)
         half = self.n_fft // 2
-        x_BTW = framed(jnp.pad(x_BN, ((0, 0), (half, half)), mode="reflect"), self.n_fft, self.hop)[:, :frames]
+        log_BTF = self.logs(jnp.pad(x_BN, ((0, 0), (half, half)), mode="reflect"))[:, :frames]
+        mask_BT = jnp.arange(frames)[None] * self.hop < count_B[:, None]
+        return self.scaled(log_BTF, log_BTF.max(axis=(1, 2))), mask_BT
+
+    def logs(self, x_BN: Array) -> Array:
+        """[B, T, F] float32: log10 of the powers of the frames that lie within waveforms, T = 1 + (N - n_fft) // hop."""
+        x_BTW = framed(x_BN, self.n_fft, self.hop)
         power_BTK = power_spectrum(x_BTW * hann(self.n_fft)[None, None], self.n_fft)
         mel_BTF = _product(power_BTK, mel_filters(self.rate, self.n_fft, self.mels, self.fmin, self.fmax, "slaney"))
-        log_BTF = jnp.log10(jnp.maximum(mel_BTF, FLOOR))
-        log_BTF = jnp.maximum(log_BTF, log_BTF.max(axis=(1, 2), keepdims=True) - 8.0)
-        return (log_BTF + 4.0) / 4.0, jnp.arange(frames)[None] * self.hop < count_B[:, None]
+        return jnp.log10(jnp.maximum(mel_BTF, FLOOR))
+
+    def scaled(self, log_BTF: Array, loudest_B: Array) -> Array:
+        """Features of such logs, where the greatest of the whole sound is given."""
+        return (jnp.maximum(log_BTF, loudest_B[:, None, None] - 8.0) + 4.0) / 4.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -229,7 +229,9 @@ class _ByRow(Predictor):
 
     def _rows(self, key: Any, ask: Callable[..., Any], batch: dict[str, np.ndarray], bound: bool = True) -> Any:
         if not bound and PLACE not in batch:
-            raise UserError("rows(...) classifies, embeds and writes; what paints has one adapter at a time: adapters[NAME]")
+            raise UserError(
+                "rows(...) classifies, embeds and writes; what paints, and long sounds, have one adapter: adapters[NAME]"
+            )
         model = self.work.model
 
         def each(params: Any, rows: Any) -> Any:

@@ -21,9 +21,10 @@ from mmjax.data.sound import SOUNDS
 from mmjax.data.sources.folder import EXTENSIONS
 from mmjax.data.tables.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
-from mmjax.predict.made import Listened, listened
+from mmjax.predict.made import Listened
 from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
+from mmjax.predict.sounds import heard_through, said_in
 from mmjax.predict.watched import Watched, watched
 from mmjax.predict.work import Made
 from mmjax.predict.writing import NAMES
@@ -46,6 +47,7 @@ class Input:
       pair: the second of two texts; "" for what all have.
       number: its place among all.
       line: what else its line of a manifest says, for a head that reads more than one thing of each input.
+      wrong: why its line of a manifest names no input; "" for one that does.
     """
 
     given: str
@@ -53,6 +55,7 @@ class Input:
     pair: str = ""
     number: int = dataclasses.field(default=0, compare=False)
     line: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    wrong: str = dataclasses.field(default="", compare=False)
 
 
 def check_run(path: str, text: bool) -> str:
@@ -103,20 +106,25 @@ def listed(inputs: Sequence[str], kind: str) -> list[Input]:
     return [dataclasses.replace(one, number=number) for number, one in enumerate(found)]
 
 
-def _lines(path: str, field: str) -> Iterator[Input]:
-    number = 0
-    for number, values in read_lines(path, "", (field, *BESIDE)):
-        given = values.get(field)
-        if not isinstance(given, str) or not given:
-            raise UserError(f"{path}:{number}: its {field!r} is {given!r}, no string; the line has {', '.join(values)}")
+def _lines(path: str, field: str) -> list[Input]:
+    """The inputs of a manifest; a line that names none is one that is `wrong`, unless all are."""
+    wrong: dict[int, str] = {}
+    found: dict[int, Input] = {}
+    for number, values in read_lines(path, "", (field, *BESIDE), wrong.__setitem__):
         beside = {name: values.get(name) or "" for name in BESIDE}
-        for name, text in beside.items():
-            if not isinstance(text, str):
-                raise UserError(f"{path}:{number}: its {name!r} is {text!r}, no string")
-        given = os.path.join(os.path.dirname(path), given) if field in FILES else given
-        yield Input(given, beside["question"], beside["text_pair"], line=values)
-    if not number:
-        raise UserError(f"{path}: it has no lines")
+        for name, given in {**beside, field: values.get(field)}.items():
+            if not isinstance(given, str) or (name == field and not given):
+                there = f"; the line has {', '.join(values)}" if name == field else ""
+                wrong[number] = f"its {name!r} is {given!r}, no string{there}"
+        if number not in wrong:
+            given = values[field]
+            given = os.path.join(os.path.dirname(path), given) if field in FILES else given
+            found[number] = Input(given, beside["question"], beside["text_pair"], line=values)
+    if not found:
+        first = min(wrong, default=0)
+        raise UserError(f"{path}:{first}: {wrong[first]}" if wrong else f"{path}: it has no lines")
+    bad = {number: Input(f"{path}:{number}", wrong=reason) for number, reason in wrong.items()}
+    return [one for _, one in sorted({**found, **bad}.items())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +136,7 @@ class Asked:
       template: makes the text of such a class; "" for those of the run's own `ZeroShot`, or the name alone.
       question: asked of each image, or of each passage; "" for none.
       pair: the second of two texts; "" for none.
-      spoken: `language` and `task` of speech, see `Predictor.generate`.
+      spoken: `language`, `task`, `timestamps` and the like of speech, see `Predictor.generate`.
       top_k: so many classes; 0 for all.
       threshold: of a head of several labels at once: those at least so likely; None for the likeliest.
       new_tokens: at most so many tokens of a text; 0 for as many as the weights came with, or 20.
@@ -141,7 +149,7 @@ class Asked:
     template: str = ""
     question: str = ""
     pair: str = ""
-    spoken: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    spoken: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     top_k: int = 5
     threshold: float | None = None
     new_tokens: int = 0
@@ -174,7 +182,8 @@ def each(
       said: (inputs, their pixels, sounds, videos or texts) -> an answer for each.
     """
     size = ask.batch_size * (TEXTS_AT_ONCE if kind == "text" else 1)
-    ready = ((one, one.given) for one in inputs) if kind == "text" else _made(ask, inputs, kind)
+    texts = ((one, BadRecordError(one.given, one.wrong) if one.wrong else one.given) for one in inputs)
+    ready: Iterator[tuple[Input, Any]] = texts if kind == "text" else _made(ask, inputs, kind)
     while some := list(itertools.islice(ready, size)):
         good = [(one, given) for one, given in some if not isinstance(given, BadRecordError)]
         known = iter(said([one for one, _ in good], [given for _, given in good]) if good else ())
@@ -188,9 +197,11 @@ def _made(ask: Predictor, inputs: Sequence[Input], kind: str) -> Iterator[tuple[
     their number."""
 
     def make(one: Input) -> Ready:
+        if one.wrong:
+            return BadRecordError(one.given, one.wrong)
         try:
             if kind == "audio":
-                return listened(ask.work, one.given)
+                return heard_through(ask.work, one.given)
             return watched(ask.work, one.given) if kind == "video" else Made(ask.work.pixels(one.given))
         except BadRecordError as error:
             return error
@@ -215,9 +226,9 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     if questions and not all(put):
         raise UserError(f"{some[put.index('')].given}: it has no question, and others have; give --question for those without")
     if asked.spoken and kind != "audio":
-        raise UserError(f"{ask.work.path} reads {kind}s here: --language and --task are of sounds")
+        raise UserError(f"{ask.work.path} reads {kind}s here: --{' and --'.join(asked.spoken)} are of sounds")
     if kind == "audio":
-        return _heard(ask, some, given, asked)
+        return said_in(ask, some, given, asked)
     if kind == "video":
         return _watched(ask, some, given, asked)
     images, texts = (given, questions) if kind == "image" else (None, given)
@@ -251,29 +262,6 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
     )
     cut = [{} if one.ended else {"cut": True} for one in written]
     return [{**own, name: one.text, **short} for own, one, short in zip(shown, written, cut, strict=True)]
-
-
-def _heard(ask: Predictor, some: list[Input], given: list[Listened], asked: Asked) -> list[dict[str, Any]]:
-    """Classes of sounds, or what is said in them; of one longer than the run hears, `seconds` and how many were `heard`."""
-    if any(one.question for one in some) or asked.question or asked.classes or asked.pair:
-        raise UserError(f"{ask.work.path} reads sounds: --question, --classes and --pair are of images and texts")
-    lengths = [
-        {"seconds": round(one.heard.seconds, 3), "heard": len(one.waveform) / one.heard.rate} if one.heard.cut else {}
-        for one in given
-    ]
-    if ask.classifies() and not asked.decoder:
-        rows = ask.classify(sounds=given, top_k=asked.top_k, threshold=asked.threshold)
-        return [{"classes": row, **length} for row, length in zip(rows, lengths, strict=True)]
-    if ask.transcribes() and not asked.decoder:
-        if asked.spoken or asked.new_tokens:
-            raise UserError(f"{ask.work.path} says a letter a frame: --language, --task and --max_new_tokens are of decoders")
-        texts = ask.transcribe(given)
-        return [{"transcript": text, **length} for text, length in zip(texts, lengths, strict=True)]
-    settings: dict[str, Any] = {**asked.spoken, **({"max_new_tokens": asked.new_tokens} if asked.new_tokens else {})}
-    numbers = [one.number for one in some]
-    own = ask.generate(sounds=given, decoder=asked.decoder, numbers=numbers, num_return_sequences=1, details=True, **settings)
-    cut = [{} if one.ended else {"cut": True} for one in own]
-    return [{"transcript": one.text.strip(), **short, **length} for one, short, length in zip(own, cut, lengths, strict=True)]
 
 
 def _watched(ask: Predictor, some: list[Input], given: list[Watched], asked: Asked) -> list[dict[str, Any]]:

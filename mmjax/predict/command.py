@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
@@ -26,6 +27,13 @@ class Options:
       pair: the second of two texts, of which each input is the first.
       language: of the speech, "en" for instance, where the weights know several; without it, as each sound is heard.
       task: `transcribe`, or `translate` (into English).
+      timestamps: say of speech from when to when each part is said, too.
+      srt, vtt: a folder for subtitles of speech, a file an input.
+      temperature: of speech, `0,0.2,0.4` for instance: above 0 tokens are drawn; the next where a threshold is missed.
+      compression_ratio_threshold: what repeats itself more than this is written anew (2.4 is usual).
+      logprob_threshold: what is less likely, as a mean over its tokens, is written anew (-1.0 is usual).
+      no_speech_threshold: what is so unlikely, and silence likelier than this, is left out (0.6 is usual).
+      condition_on_prev_tokens: each 30 s of speech are written knowing what was said before.
       classes: of zero-shot classification, parted by commas; or a file with one a line.
       template: makes the text of such a class, `a photo of a {}.` for instance; without it those of the run's own `ZeroShot`.
       decoder: which writes; where one alone does it need not be said.
@@ -46,6 +54,14 @@ class Options:
     pair: str = setting(everyday=True, default="")
     language: str = ""
     task: str = ""
+    timestamps: bool = setting(everyday=True, default=False)
+    srt: str = setting(everyday=True, metavar="DIR", default="")
+    vtt: str = setting(everyday=True, metavar="DIR", default="")
+    temperature: tuple[float, ...] = ()
+    compression_ratio_threshold: float | None = setting(above=0, default=None)
+    logprob_threshold: float | None = setting(most=0, default=None)
+    no_speech_threshold: float | None = setting(least=0, most=1, default=None)
+    condition_on_prev_tokens: bool = False
     classes: str = setting(everyday=True, default="")
     template: str = ""
     decoder: str = setting(metavar="NAME", default="")
@@ -74,6 +90,8 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         raise UserError(f"predict takes a run and what to answer: {usage}")
     if own.pair and (own.question or not own.text):
         raise UserError("--pair is the second of two texts: give --text, and no --question")
+    if (own.srt or own.vtt) and (own.text or own.index):
+        raise UserError("--srt and --vtt are of what is said in sounds; leave --text and --index out")
     if own.index and (own.question or own.classes):
         raise UserError("--index answers with what is nearest; leave --question and --classes out")
     from mmjax.predict.adapters import ADAPTER, Adapters
@@ -81,6 +99,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
     from mmjax.predict.embed import neighbours
     from mmjax.predict.index import Index
     from mmjax.predict.predictor import Predictor
+    from mmjax.predict.subtitles import Shelf
 
     index = Index(own.index) if own.index else None
     kind = check_run(words[0], own.text)
@@ -90,7 +109,7 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         template=own.template,
         question=own.question,
         pair=own.pair,
-        spoken={name: value for name, value in (("language", own.language), ("task", own.task)) if value},
+        spoken=_spoken(own),
         top_k=own.top_k,
         threshold=own.threshold,
         new_tokens=own.max_new_tokens,
@@ -98,19 +117,31 @@ def run(words: list[str], usage: str, say: Callable[[str], None]) -> int:
         pictures=own.pictures,
         seed=own.seed,
     )
+    shelf = Shelf({"srt": own.srt, "vtt": own.vtt}, [one.given for one in inputs])
     with written(own.out, say) as write, progress(len(inputs), own.out) as tick:
         if own.adapter:
             ask = Adapters(words[0], {ADAPTER: own.adapter}, own.batch_size)[ADAPTER]
         else:
             ask = Predictor(words[0], own.batch_size)
         found = answers(ask, inputs, kind, asked) if index is None else neighbours(ask, index, inputs, kind, own.top_k)
-        for answer in found:
+        for number, answer in enumerate(found):
+            if "error" not in answer and shelf.folders:
+                shelf.put(number, answer["segments"])
             write(readable(answer))
             tick()
             failed += "error" in answer
     if failed and own.out is not None:  # what is printed shows it
         print(f"mmjax: {failed} of {len(inputs)} inputs could not be read: they have an error in {own.out}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _spoken(own: Options) -> dict[str, Any]:
+    """What is asked of speech, by the names of `Predictor.generate`."""
+    timed = own.timestamps or bool(own.srt or own.vtt)
+    asked = {"language": own.language, "task": own.task, "timestamps": timed, "temperature": own.temperature}
+    names = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "condition_on_prev_tokens")
+    asked |= {name: getattr(own, name) for name in names}
+    return {name: value for name, value in asked.items() if value not in ("", (), None) and value is not False}
 
 
 def _classes(said: str) -> tuple[str, ...]:

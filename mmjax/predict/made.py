@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data.audio import Hear
 from mmjax.data.lacking import VALID
-from mmjax.data.sound import Heard
+from mmjax.data.sound import Heard, Recording, recording
 from mmjax.data.types import BadRecordError
 from mmjax.predict import watched
 from mmjax.predict.inputs import as_list, as_texts
@@ -29,10 +29,12 @@ class Listened:
     Attributes:
       waveform: [n] float32, without padding.
       heard: what of it that is.
+      source: the whole of it.
     """
 
     waveform: np.ndarray
     heard: Heard
+    source: Recording | None = None
 
 
 def listened(work: Work, sound: Any) -> Listened:
@@ -47,8 +49,9 @@ def listened(work: Work, sound: Any) -> Listened:
     if work.hears is None:
         raise UserError(f"{work.path}: nothing in it says how a sound is made ready (preprocessor_config.json is not there)")
     given = os.fspath(sound) if isinstance(sound, os.PathLike) else sound
-    record = Hear("audio", work.hears)({"audio": given}, None, "a sound")
-    return Listened(record["audio"], record["audio_heard"])
+    source = recording(given, "a sound audio")
+    record = Hear("audio", work.hears)({"audio": source}, None, "a sound")
+    return Listened(record["audio"], record["audio_heard"], source)
 
 
 def batch(work: Work, given: Mapping[str, Any], pairs: Any = None) -> dict[str, np.ndarray]:

@@ -39,12 +39,19 @@ def begun(
         raise UserError(f"{work.path}: what it writes of a sound begins with tokens of its own; leave the prompt out")
     if (language or task) and (sounds is None or prompts is not None):
         raise UserError(f"{said}: these are said of sounds, and without a prompt")
-    if (language or task) and work.speech is None:
-        raise UserError(f"{work.path}: {said}: its texts all begin alike; leave these out")
+    check(work, language, task)
     if work.speech is None or sounds is None or prompts is not None:
         return None, beside
-    work.speech.check(work.path, language, task)
     start = work.prompt(None)[0]
     heard = {**beside, "audio": [listened(work, sound) for sound in sounds]}
     spoken = [language] * len(sounds) if language else work.speech.heard(decoder, start, batch_of(heard, None), rows_of)
     return [work.speech.opening(start, one, task) for one in spoken], heard
+
+
+def check(work: Work, language: str, task: str) -> None:
+    """Raises `UserError` for a language or a task that the model has not; "" is none."""
+    if (language or task) and work.speech is None:
+        said = f"language={language!r}, task={task!r}"
+        raise UserError(f"{work.path}: {said}: its texts all begin alike; leave these out")
+    if work.speech is not None:
+        work.speech.check(work.path, language, task)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.errors import UserError, nearest
+from mmjax.generate.generation_config import MANNERS
 
 TASKS = ("transcribe", "translate")
 
@@ -65,3 +66,34 @@ class Speech:
 
     def _names(self) -> str:
         return f"it has {', '.join([*self.languages][:12])}{', ...' if len(self.languages) > 12 else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """The tokens of a model that writes times among its words.
+
+    Attributes:
+      untimed: the token that says that there are none; those after it are times.
+      latest: the first time of a text is no later than so many ticks; None for any.
+      previous: the token before what was said before; None where there is none.
+      always: whether times are written where nobody says otherwise (generation_config.json's `return_timestamps`).
+      how: what the same file says of `sequential.Manner`.
+    """
+
+    untimed: int
+    latest: int | None
+    previous: int | None
+    always: bool = False
+    how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any], tokenizer: Any, words: int) -> Clock | None:
+        """By generation_config.json and the tokenizer; None for a vocabulary of `words` tokens without times."""
+        untimed = said.get("no_timestamps_token_id")
+        untimed = getattr(tokenizer, "untimed", None) if untimed is None else untimed
+        if untimed is None or words <= untimed + 1:
+            return None
+        previous = said.get("prev_sot_token_id")
+        previous = tokenizer.number("<|startofprev|>") if tokenizer is not None and previous is None else previous
+        how = {name: said[name] for name in MANNERS if said.get(name) is not None}
+        return cls(int(untimed), said.get("max_initial_timestamp_index"), previous, bool(said.get("return_timestamps")), how)

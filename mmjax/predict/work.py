@@ -34,7 +34,7 @@ from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
 from mmjax.predict.letters import Letters, letters_of
-from mmjax.predict.speech import Speech
+from mmjax.predict.speech import Clock, Speech
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 from mmjax.train.measured import Measured, brought, measured
@@ -68,6 +68,7 @@ class Work:
       measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
+      clock: the tokens of times among words; None where it writes none.
       hears: how a sound is made ready; None where nothing says so.
       letters: the heads that say a letter a frame of sound -> what their classes are.
       watches: how frames are taken of a video; None where nothing says so.
@@ -104,6 +105,7 @@ class Work:
     watches: Video | None = None
     speech: Speech | None = None
     optional: tuple[str, ...] = ()
+    clock: Clock | None = None
 
     def new_tokens(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does
@@ -251,6 +253,7 @@ def open_work(path: str | Path) -> Work:
             "letters": letters_of(alone, {} if tokenizer is None else {"": tokenizer}),
             "watches": _video_column(model),
             "speech": Speech.of(generation_config.said(folder)),
+            "clock": _clock(generation_config.said(folder), tokenizer, model),
         }
         return Work(str(path), model, params, tokenizer, *given, **says, writes=_of(model, own, False))
     e, tokenizers = run.experiment(), run.tokenizers()
@@ -269,6 +272,7 @@ def open_work(path: str | Path) -> Work:
     how["evaluated"], how["questions"] = _evaluators(e)
     how["speech"] = None if e.data else Speech.of(generation_config.said(run.path / COMPANION_FOLDER))
     how["optional"] = () if data is None else tuple(name for name in data.optional if name in model.encoders)
+    how["clock"] = _clock(generation_config.said(generation_folder(run, model)), tokenizer, model)
     sound = None if data is None else data.columns.get("audio")
     how["hears"] = sound if isinstance(sound, Audio) else sound_column(run.path / COMPANION_FOLDER, model)
     how["letters"] = letters_of(e, tokenizers)
@@ -299,6 +303,11 @@ def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
             found.setdefault(one.decoder, one.settings)
     users = [*e.evaluate.values(), *(task.objective for task in e.tasks.values())]
     return found, frozenset(one.decoder for one in users if getattr(one, "prompt", "") and hasattr(one, "decoder"))
+
+
+def _clock(said: Mapping[str, Any], tokenizer: Tokenizer | None, model: Multimodal) -> Clock | None:
+    words = [part.vocab_size for part in model.decoders.values() if "audio" in getattr(part, "context", ())]
+    return Clock.of(said, tokenizer, max(words, default=0))
 
 
 def _several(model: Multimodal) -> bool:

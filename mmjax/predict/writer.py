@@ -10,7 +10,7 @@ from typing import Any
 from mmjax.core.errors import UserError
 from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
-from mmjax.predict import openings, writing
+from mmjax.predict import openings, windows, writing
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.running import Running
 
@@ -35,6 +35,7 @@ class Writer(Running):
         language: str = "",
         task: str = "",
         videos: Any = None,
+        timestamps: bool | None = None,
         **settings: Any,
     ) -> Any:
         """A text after each prompt, without the prompt: a caption of an image or a video, an answer to a question about one,
@@ -53,6 +54,8 @@ class Writer(Running):
           numbers: of the prompts, on which what is drawn depends beside the seed; None for 0, 1, 2, ...
           language, task: of a model of several languages (Whisper): "en", and `transcribe` or `translate`; "" for the language
             that each sound is heard to be in, and to transcribe it.
+          timestamps: of sounds, whether times are written: `details` then has `segments`. What a Whisper hears at once is a
+            window; a longer sound is gone through by its times in any case, and the settings of `sequential.Manner` say how.
           settings: of `mmjax.generate.Settings`, by the names that `transformers` gives them; the others are those of the run's
             own evaluator of that decoder (`Captions`, `Answers`), or else of the generation_config.json that came with the
             weights. An end is the tokenizer's own where nothing says another, and `max_new_tokens` 20, or what there is room
@@ -63,6 +66,14 @@ class Writer(Running):
         """
         beside = _given(image=images, audio=sounds, video=videos)
         name, texts = self._decoder(decoder), as_prompts(prompts)
+        if texts is None and set(beside) == {"audio"}:
+            spoken = windows.Spoken(language, task, timestamps)
+            own = (logits_processor, stream, numbers, settings)
+            found, beside["audio"], settings = windows.transcripts(self, name, beside["audio"], spoken, *own)
+            if found is not None:
+                return found if details else [one.text for one in found]
+        elif timestamps:
+            raise UserError("timestamps=True: times are of sounds, and without a prompt")
         begun, beside = openings.begun(self.work, name, texts, beside, language, task, self._beside, self._rows)
         texts = texts if begun is None else begun
         return self._go_on(name, texts, beside, logits_processor, details, stream, settings, numbers)
@@ -113,6 +124,13 @@ class Writer(Running):
                 "with a text of its own; for that, give generate a prompt from Python"
             )
 
+    def tell_unwritten(self) -> None:
+        """Say once what generation_config.json asks for and is not done."""
+        if self.work.unwritten and not self._told:
+            self._told = True
+            left = ", ".join(f"{name}={value!r}" for name, value in self.work.unwritten.items())
+            logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", self.work.path, left)
+
     def _go_on(
         self,
         name: str,
@@ -126,10 +144,7 @@ class Writer(Running):
     ) -> Any:
         """See `generate`."""
         work = self.work
-        if work.unwritten and not self._told:
-            self._told = True
-            left = ", ".join(f"{name}={value!r}" for name, value in work.unwritten.items())
-            logger.warning("mmjax: %s: its generation_config.json asks for what is not done here: %s", work.path, left)
+        self.tell_unwritten()
         settings_of(given)  # complaints are about what was asked for first
         known = work.settings(name)
         s = settings_of({**known, **{name: value for name, value in given.items() if value is not None}})

@@ -16,10 +16,12 @@ from mmjax.core.types import Batch, Params
 from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.decode import begin, more
 from mmjax.generate.stops import tables
+from mmjax.generate.times import Times
 from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward, spliced_tokens
 from mmjax.objectives.causal_lm import next_tokens
 from mmjax.objectives.losses import cross_entropy
+from mmjax.predict.segments import Segment
 from mmjax.predict.work import Work
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # lengths of prompts that programs are compiled for
@@ -36,12 +38,16 @@ class Writing:
     Attributes:
       prompts: their token ids, without padding.
       batch: what the decoder's context is encoded from, N rows; {} where it has none.
+      times: the rule by which times are written among the words; None where there are none.
+      most: a text ends where it and its prompt have so many tokens; 0 for as many as its settings say.
     """
 
     work: Work
     decoder: str
     prompts: Rows
     batch: dict[str, np.ndarray]
+    times: Times | None = None
+    most: int = 0
 
     @property
     def spec(self) -> Any:
@@ -165,12 +171,14 @@ class Written:
       ids: its tokens, its end among them.
       score: as `generate.Texts.scores`.
       ended: False where it was cut at `max_new_tokens`.
+      segments: of a sound, what was said from when to when, where times were written.
     """
 
     text: str
     ids: list[int]
     score: float
     ended: bool
+    segments: tuple[Segment, ...] = ()
 
 
 def written(
@@ -195,11 +203,11 @@ def written(
     for some, own in writing.by_length():
         rows = own | writing.padded(some) | {"row": np.array([numbers[n] for n in some], np.int32)}
         rows |= {PLACE: np.array(some, np.int32)}
-        out = rows_of(("generate", name, s, processor, *batch), write, rows, bound=False)
+        out = rows_of(("generate", name, s, processor, writing.times, writing.most, *batch), write, rows, bound=False)
         for n, *each in zip(some, out.ids, out.lengths, out.scores, strict=True):
             texts = [(row[:length].tolist(), float(score)) for row, length, score in zip(*each, strict=True)]
             found[n] = [
-                Written(tokenizer.decode(ids), ids, score, len(ids) < s.max_new_tokens or ids[-1] in ends)
+                Written(tokenizer.decode(ids), ids, score, _has_ended(writing, n, ids, s.max_new_tokens, ends))
                 for ids, score in texts
             ]
     return [found[n] for n in range(len(writing.prompts))]
@@ -237,7 +245,14 @@ def _rules(writing: Writing, s: Settings, processor: Any) -> Rules:
     """How a program writes."""
     tokenizer = _tokenizer(writing.work)
     stops = tables(s.stop_strings, tokenizer, writing.spec.vocab_size)
-    return Rules(s, _ends(writing, s), tokenizer.pad_id, stops, [processor] if processor else [])
+    own = [one for one in (writing.times, processor) if one]
+    return Rules(s, _ends(writing, s), tokenizer.pad_id, stops, own, writing.most)
+
+
+def _has_ended(writing: Writing, n: int, ids: list[int], new: int, ends: tuple[int, ...]) -> bool:
+    """Whether a text came to its end, or was cut."""
+    full = len(ids) >= new or len(writing.prompts[n]) + len(ids) == writing.most
+    return not full or ids[-1] in ends
 
 
 def _ends(writing: Writing, s: Settings) -> tuple[int, ...]:

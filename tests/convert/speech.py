@@ -26,8 +26,8 @@ SIZES = {
 }
 
 
-def tokenizer(languages=()):
-    """Bytes and a few merges, with Whisper's tokens around a text."""
+def tokenizer(languages=(), times=False):
+    """Bytes and a few merges, with Whisper's tokens around a text, and times up to the extractor's seconds."""
     own = Tokenizer(models.BPE())
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -37,6 +37,8 @@ def tokenizer(languages=()):
     names = ["<|startoftranscript|>", *(f"<|{one}|>" for one in languages), "<|translate|>", "<|transcribe|>"]
     names += ["<|startofprev|>", "<|notimestamps|>"]
     own.add_special_tokens([AddedToken(name, special=True) for name in names])
+    if times:
+        own.add_tokens([AddedToken(f"<|{n * 0.02:.2f}|>", normalized=False) for n in range(50 * SECONDS + 1)])
     begin = ["<|startoftranscript|>", *(["<|en|>", "<|transcribe|>"] if languages else []), "<|notimestamps|>"]
     around = [(name, own.token_to_id(name)) for name in (*begin, "<|endoftext|>")]
     own.post_processor = processors.TemplateProcessing(single=" ".join([*begin, "$A", "<|endoftext|>"]), special_tokens=around)
@@ -46,18 +48,21 @@ def tokenizer(languages=()):
     )
 
 
-def save(folder, languages=(), kind="WhisperForConditionalGeneration", seed=0, **changes):
+def save(folder, languages=(), kind="WhisperForConditionalGeneration", seed=0, times=False, **changes):
     """The model, saved with all that goes with it."""
-    words = tokenizer(languages)
+    words = tokenizer(languages, times)
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("startoftranscript", "notimestamps", "endoftext")}
     end, start = ids["endoftext"], ids["startoftranscript"]
     said = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
     torch.manual_seed(seed)
-    config = transformers.WhisperConfig(vocab_size=len(words), **SIZES, **said, **changes)
+    config = transformers.WhisperConfig(vocab_size=len(words), **{**SIZES, **said, **changes})
     model = randomise(getattr(transformers, kind)(config))
     if hasattr(model, "generation_config") and model.generation_config is not None:
         own = {"no_timestamps_token_id": ids["notimestamps"], "is_multilingual": bool(languages), "return_timestamps": False}
         own |= {"max_length": 12, "suppress_tokens": [7, 9], "begin_suppress_tokens": [end]}
+        if times:
+            own |= {"max_length": 24, "max_initial_timestamp_index": 10}
+            own["prev_sot_token_id"] = words.convert_tokens_to_ids("<|startofprev|>")
         if languages:
             own["lang_to_id"] = {f"<|{one}|>": words.convert_tokens_to_ids(f"<|{one}|>") for one in languages}
             own["task_to_id"] = {one: words.convert_tokens_to_ids(f"<|{one}|>") for one in ("translate", "transcribe")}

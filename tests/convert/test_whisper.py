@@ -17,10 +17,13 @@ import mmjax
 from mmjax.cli import main
 from mmjax.convert import load_model
 from mmjax.convert.sounds import sound_column, write_extractor
+from mmjax.convert.towers import nearest_class
 from mmjax.core.errors import UserError
-from mmjax.data import Audio, Class, Data, Manifest
+from mmjax.data import Audio, Class, Data, Manifest, Tokenizer
+from mmjax.models import Multimodal
 from mmjax.models.encoders import AudioTransformer
 from mmjax.models.forward import BoundForward
+from mmjax.models.heads import Classifier
 from mmjax.nn.spectrogram import LogMel
 from mmjax.objectives import CausalLM, Classification
 from mmjax.parallel.mesh import Mesh, use_mesh
@@ -137,13 +140,18 @@ def test_a_transcriber_is_handed_over(english, tmp_path, capsys, one_device):
 
 
 def test_a_classifier_of_sounds_is_handed_over(tmp_path, capsys, one_device):
-    save(tmp_path / "hf", kind="WhisperForAudioClassification", classifier_proj_size=12, num_labels=2)
+    # It could hear two seconds: what is handed over hears one, as long as what it was trained on.
+    sizes = {"classifier_proj_size": 12, "num_labels": 2, "max_source_positions": 100}
+    save(tmp_path / "hf", kind="WhisperForAudioClassification", **sizes)
     files = run_of(tmp_path / "hf", tmp_path, head=True)
     pipe = transformers.pipeline("audio-classification", model=str(tmp_path / "out"))
     theirs = [{row["label"]: row["score"] for row in pipe(one, top_k=2)} for one in raw()]
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), *files]) == 0
     ours = [json.loads(line)["classes"] for line in capsys.readouterr().out.splitlines()]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_source_positions"] == 50
+    assert main(["predict", str(tmp_path / "run"), files[0], "--timestamps"]) == 2
+    assert "says classes of sounds, and writes no texts: leave --timestamps out" in capsys.readouterr().err
     for own, other in zip(ours, theirs, strict=True):
         assert {row["label"] for row in own} == set(other) == {"high", "low"}
         assert_close(np.array([row["score"] for row in own]), np.array([other[row["label"]] for row in own]), rtol=1e-5)
@@ -164,6 +172,29 @@ def test_what_is_no_sound_or_too_long_is_said(english, tmp_path, capsys, caplog)
     ):
         assert main(["predict", str(english[0]), files[0], *words]) == 2
         assert line in capsys.readouterr().err
+
+
+def test_what_stands_in_the_way_of_a_classifier_is_named(tmp_path):
+    encoder = AudioTransformer(width=16, depth=1, heads=2, spectrogram=LogMel(mels=8), max_length=60)
+    own = Multimodal(encoders={"audio": encoder}, heads={"classes": Classifier(classes=2, input="audio", pool="mean")})
+    line = nearest_class(own)
+    assert line.startswith("; nearest is WhisperForAudioClassification: model.encoders.audio.") and "has no place in" in line
+    assert nearest_class(own.copy(heads={})) == ""
+
+
+def test_texts_with_times_do_not_say_that_there_are_none(tmp_path):
+    """As transformers encodes them with `predict_timestamps`."""
+    for languages in ((), LANGUAGES):
+        own = speech.tokenizer(languages, times=True)
+        text, plain = "<|0.00|> one low tone<|0.52|><|0.60|> two<|0.98|>", "one low tone"
+        found = Tokenizer(own).encode([text, plain], 40)
+        none = own.convert_tokens_to_ids("<|notimestamps|>")
+        wanted = [token for token in own(text)["input_ids"] if token != none]
+        assert found["ids"][0][found["mask"][0]].tolist() == wanted and max(wanted) > none
+        assert found["ids"][1][found["mask"][1]].tolist() == own(plain)["input_ids"]
+        assert Tokenizer(own).encode([text], 8)["ids"][0].tolist()[-1] == own.eos_token_id  # cut, and ended
+    with pytest.raises(UserError, match=r"a text has the time <\|0.00\|>, and it has no such token: add those of times"):
+        Tokenizer(speech.tokenizer()).encode([text], 40)
 
 
 def test_features_are_float32_whatever_is_computed_in(english):

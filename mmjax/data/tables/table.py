@@ -6,7 +6,7 @@ import abc
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ FIRST, BLOCK = 1 << 16, 1 << 22  # bytes that are read at once
 BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[Line]:
+Bad = Callable[[int, str], None]  # (number of a line, what is wrong with it)
+
+
+def read_lines(path: str, separator: str, wanted: Collection[str], bad: Bad | None = None) -> Iterator[Line]:
     """(line number, field -> value) of a `.csv`, `.tsv` or `.jsonl` file in UTF-8.
 
     An empty value of a table is "" and one of JSONL may be None.
@@ -30,12 +33,15 @@ def read_lines(path: str, separator: str, wanted: Collection[str]) -> Iterator[L
       separator: of the fields; "" for a tab in `.tsv` and, in `.csv`, the first of `, ; tab |` that parts a header into fields
         of which one is wanted; where none does, a comma.
       wanted: names of fields that the header may have.
+      bad: told of a malformed line, which is then left out; None refuses it. Where no line can be told from the next any more
+        (a quote in a table that is not closed), the file is refused in any case.
 
     Raises:
       UserError: no such file, another suffix, a separator that is none, not UTF-8, or a malformed line; of an address also what
         `remote.asked` says.
     """
     with open_table(path, separator, wanted) as table:
+        table.bad = bad
         while table.more():
             yield from table.lines()
 
@@ -89,6 +95,7 @@ class Table(abc.ABC):
         self.file, self.line, self.block = file, 1, b""
         self._stream: Any
         self._carried, self._begun, self._lines = b"", False, 0
+        self.bad: Bad | None = None
 
     def __enter__(self) -> Table:
         try:
@@ -127,6 +134,12 @@ class Table(abc.ABC):
     @abc.abstractmethod
     def lines(self) -> Iterator[Line]:
         """The block line by line, blank ones left out. Raises `UserError` for a malformed one."""
+
+    def _refuse(self, number: int, reason: str) -> None:
+        """Raises `UserError`, unless somebody is told of bad lines."""
+        if self.bad is None:
+            raise UserError(f"{self.file}:{number}: {reason}") from None
+        self.bad(number, reason)
 
     def _next(self) -> bytes:
         """Bytes that end with a line, or with the file."""
@@ -171,12 +184,15 @@ class JsonLines(Table):
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{self.file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
+                self._refuse(number, f"not JSON ({error.msg}, column {error.colno})")
+                continue
             except RecursionError:
-                raise UserError(f"{self.file}:{number}: not JSON that can be read: too many brackets in each other") from None
-            if not isinstance(values, dict):
-                raise UserError(f'{self.file}:{number}: write one object a line, {{"image": ..., "text": ...}}')
-            yield number, values
+                self._refuse(number, "not JSON that can be read: too many brackets in each other")
+                continue
+            if isinstance(values, dict):
+                yield number, values
+            else:
+                self._refuse(number, 'write one object a line, {"image": ..., "text": ...}')
 
 
 class Separated(Table):
@@ -226,9 +242,8 @@ class Separated(Table):
                 self._lines = reader.line_num
                 if len(values) != len(self.header) and values:
                     names = ", ".join(self.header)
-                    where = f"{self.file}:{self.line - 1 + reader.line_num}"
-                    raise UserError(f"{where}: as many values as the header has are needed ({names})")
-                if values:
+                    self._refuse(self.line - 1 + reader.line_num, f"as many values as the header has are needed ({names})")
+                elif values:
                     yield self.line - 1 + reader.line_num, dict(zip(self.header, values, strict=True))
                 if self._at == len(self._whole):
                     break

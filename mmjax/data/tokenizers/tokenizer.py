@@ -18,6 +18,7 @@ from mmjax.data.tokenizers.special import with_special
 
 quiet.transformers()
 
+TIME = re.compile(r"<\|\d+\.\d\d\|>")  # of Whisper
 HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -37,6 +38,7 @@ class Tokenizer:
       opening: ids that come before each text, of which the rest is gone on with: of Whisper's several.
       begins, ends: ids that `encode` adds, for a tokenizer that does not write them by itself: GPT-2's writes neither a first
         nor a last token, Llama's no last one. () where it does: what ends by itself (BERT, CLIP, T5) is left as it is.
+      untimed: of Whisper's, the id that says that a text has no times; those after it are times. None of others.
     """
 
     def __init__(self, huggingface: Any) -> None:
@@ -57,11 +59,17 @@ class Tokenizer:
         self.begins: tuple[int, ...] = () if begun or ended or bare else (self.bos_id,)
         self.opening: tuple[int, ...] = begun or (self.bos_id,)
         self.ends: tuple[int, ...] = () if ended or bare else (self.eos_id,)
+        self.untimed = self.number("<|notimestamps|>")
         self._spaced: bool | None = None  # whether words are given the space before them; found out when first asked
         self._lock = threading.Lock()  # HuggingFace keeps the truncation asked for in the tokenizer itself
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any]]:
         return Tokenizer, (self.huggingface,)
+
+    def number(self, token: str) -> int | None:
+        """The id of a token, None where there is no such token."""
+        found = self.huggingface.convert_tokens_to_ids(token)
+        return found if isinstance(found, int) and self.huggingface.convert_ids_to_tokens(found) == token else None
 
     def encode(self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Token ids with the tokenizer's own special tokens and those of `begins` and `ends`, padded on the right.
@@ -243,7 +251,7 @@ class Tokenizer:
 
     def _encode(self, texts: list[str], pairs: list[str] | None, max_length: int | None = None) -> Any:
         with self._lock:
-            return self.huggingface(
+            found = self.huggingface(
                 [whole_letters(text) for text in texts],
                 None if pairs is None else [whole_letters(text) for text in pairs],
                 truncation=max_length is not None,
@@ -252,6 +260,27 @@ class Tokenizer:
                 return_token_type_ids=True,
                 verbose=False,
             )
+        return found if self.untimed is None else self._timed(texts, found)
+
+    def _timed(self, texts: list[str], found: Any) -> dict[str, list[list[int]]]:
+        """The same of texts of Whisper, of which those that begin with a time do not say that there are none.
+
+        Raises:
+          UserError: a text with a time, of which the tokenizer has no token.
+        """
+        assert self.untimed is not None
+        if (said := next(filter(None, map(TIME.search, texts)), None)) and self.number(said[0]) is None:
+            raise UserError(
+                f"tokenizer: a text has the time {said[0]}, and it has no such token: add those of times to tokenizer.json, as "
+                "the files of openai/whisper have them, or leave times out of the texts"
+            )
+        kept: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
+        for ids, segments in zip(found["input_ids"], found["token_type_ids"], strict=True):
+            at = ids.index(self.untimed) if self.untimed in ids else len(ids)
+            out = at if at + 1 < len(ids) and ids[at + 1] > self.untimed else len(ids)
+            kept["input_ids"].append(ids[:out] + ids[out + 1 :])
+            kept["token_type_ids"].append(segments[:out] + segments[out + 1 :])
+        return kept
 
 
 @dataclasses.dataclass(frozen=True)
