@@ -15,6 +15,7 @@ from mmjax.convert.resnet import RESNET
 from mmjax.convert.roberta import ROBERTA
 from mmjax.convert.siglip import SIGLIP
 from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
+from mmjax.convert.t5 import MT5, T5
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
 from mmjax.convert.vit_mae import VIT_MAE
@@ -34,11 +35,13 @@ FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
     "llama": LLAMA,
     "llava": LLAVA,
+    "mt5": MT5,
     "resnet": RESNET,
     "roberta": ROBERTA,
     "siglip": SIGLIP,
     "siglip_text_model": SIGLIP_TEXT,
     "siglip_vision_model": SIGLIP_VISION,
+    "t5": T5,
     "vilt": VILT,
     "vit": VIT,
     "vit_mae": VIT_MAE,

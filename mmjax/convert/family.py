@@ -267,7 +267,7 @@ class Family:
 # at is written as the scale.
 FREE = (
     *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale", "norm_momentum"),
-    *("dropout", "embed_dropout", "attention_dropout", "drop_path"),
+    *("dropout", "embed_dropout", "attention_dropout", "mlp_dropout", "final_dropout", "drop_path"),
 )
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")
 
@@ -306,6 +306,8 @@ def explicit(model: Any) -> Any:
             model = replace(model, name, explicit(child))
     if isinstance(model, StackFields):
         model = replace(model, "mlp_width", model.mlp_width or 4 * model.width)
+        if getattr(model, "positions", "") == "relative":  # of a family whose config says the width of heads apart
+            model = replace(model, "head_width", model.head_width or model.width // model.heads)
         for name, stands_for in (("mlp_bias", "bias"), ("embed_dropout", "dropout")):
             if getattr(model, name, 0) is None:
                 model = replace(model, name, getattr(model, stands_for))

@@ -172,20 +172,25 @@ class Work:
         found = self.tokenizer.encode(list(texts), self.length(), None if pairs is None else list(pairs))
         return {name: found[name] for name in ("ids", "mask", "segments")}, found["truncated"].tolist()
 
-    def prompt(self, text: str | None) -> list[int]:
+    def prompt(self, text: str | None, start: int | None = None) -> list[int]:
         """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
+
+        Args:
+          start: the decoder's `start_token`, which comes before a text.
 
         Raises:
           UserError: no tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
+        if start is not None:
+            return [start, *([] if text is None else _without_end(self.tokenizer.whole(text), self.tokenizer.eos_id))]
         first = self._first()
         if text is None:
             return list(self.tokenizer.opening) if first is None else [first]
         if self.trained:  # what `encode` adds at the end is not part of a text that goes on
             ids = self.tokenizer.whole(text)
-            ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids
+            ids = _without_end(ids, self.tokenizer.eos_id) if len(ids) > 1 else ids
         else:
             ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
             ids = ids if first is None else [first, *ids[1:-1]]
@@ -299,6 +304,10 @@ def _several(model: Multimodal) -> bool:
     """A class alone, of which nothing else is said, is one that an input may have or not, as the pipelines take it."""
     said, head = model.huggingface.get("problem_type"), model.heads.get("classes")
     return said == "multi_label_classification" or (said is None and getattr(head, "classes", 0) == 1)
+
+
+def _without_end(ids: list[int], eos: int) -> list[int]:
+    return ids[:-1] if ids[-1:] == [eos] else ids
 
 
 def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:

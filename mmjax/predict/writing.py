@@ -126,7 +126,10 @@ def ready(
         raise UserError(f"{count} {what} and {len(prompts)} prompts: give as many of both")
     tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
     texts = [None] * count if prompts is None or asked is not None else list(prompts)
-    rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one), spec, tokens) for one in texts]
+    rows = [
+        _with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one, spec.start_token), spec, tokens)
+        for one in texts
+    ]
     found = Writing(work, decoder, rows, batch)
     for text, row in zip(texts, rows, strict=True):
         if wrong := [token for token in row if not 0 <= token < spec.vocab_size]:
@@ -261,7 +264,7 @@ def scored(
     texts = [after if asked else prompt + after for prompt, after in zip(prompts, continuations, strict=True)]
     wholes, starts = [], []
     for prompt, text, own in zip(prompts, texts, begun.prompts, strict=True):
-        whole = _with_places(work.prompt(text), begun.spec, _places(own, begun.spec))
+        whole = _with_places(work.prompt(text, begun.spec.start_token), begun.spec, _places(own, begun.spec))
         if not prompt and whole[:1] != own[:1]:  # after nothing is after the token that begins a text
             whole = [*own, *whole]
         same = _same(own, whole)

@@ -13,6 +13,7 @@ from families.llava import LLAVA
 from families.resnet import RESNET
 from families.roberta import ROBERTA
 from families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
+from families.t5 import MT5, T5
 from families.vilt import VILT
 from families.vit import VIT
 from families.vit_mae import VIT_MAE
@@ -24,6 +25,6 @@ CASES = {
         *(BERT, ROBERTA, GPT2, LLAMA),
         *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
-        *(VILT, BLIP, LLAVA, FLAVA, WHISPER),
+        *(VILT, BLIP, LLAVA, FLAVA, WHISPER, T5, MT5),
     )
 }
