@@ -235,7 +235,8 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         return _painted(ask, some, given, asked)
     if not ask.writes() and ask.shares(kind):
         raise UserError(f"{ask.work.path} compares {kind}s with texts: say by --classes what to choose from")
-    name = "answer" if questions or kind == "text" else "caption"
+    writes = ask.written(asked.decoder)
+    name = writes if writes != "text" else "answer" if questions or kind == "text" else "caption"
     if questions and kind == "image":
         ask.check_answers(asked.decoder)
     settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}

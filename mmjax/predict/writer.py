@@ -103,6 +103,10 @@ class Writer(Running):
         """Whether a decoder writes texts."""
         return any(writes_texts(part) for part in self.work.model.decoders.values())
 
+    def written(self, decoder: str = "") -> str:
+        """The modality that a decoder writes; "" for the only one that writes texts."""
+        return str(self.work.model.decoders[self._decoder(decoder)].writes)
+
     def check_answers(self, decoder: str = "") -> None:
         """Raises UserError where a decoder does not answer questions."""
         name = self._decoder(decoder)

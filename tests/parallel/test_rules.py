@@ -34,6 +34,7 @@ def every_part():
             "image": ViT(image_size=(8, 8), patch=(4, 4), cls_token=True, embed_norm=True, **size),
             "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", extra_tokens=1, mask_token=True, **size, **gated),
             "text": TextTransformer(segments=2, embed_norm=True, norm_placement="post", **text),
+            "source": TextTransformer(positions="relative", **text),
             "title": TextTransformer(embed_width=4, positions="rotary", **text, **gated),
         },
         fusions={

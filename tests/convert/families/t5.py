@@ -12,7 +12,7 @@ SIZES = {
     "d_kv": 5,
     "d_ff": 40,
     "num_layers": 2,
-    "num_decoder_layers": 3,
+    "num_decoder_layers": 2,  # transformers 5.24 generates with no more than num_layers
     "num_heads": 3,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 7,
@@ -43,7 +43,7 @@ CHANGES = {
     "d_kv": 8,
     "d_ff": 16,
     "num_layers": 1,
-    "num_decoder_layers": 2,
+    "num_decoder_layers": 3,
     "num_heads": 4,
     "relative_attention_num_buckets": 6,
     "relative_attention_max_distance": 5,
