@@ -1481,7 +1481,7 @@ MUTATIONS = (
              "        if not os.path.getsize(part):"),
     # sequence to sequence
     Mutation("bucket_side", "keys after a query are as keys before it",
-             "mmjax/nn/relative.py", "tests/convert/test_families.py -k answers_and_bits[t5",
+             "mmjax/nn/relative.py", "tests/convert/test_families.py -k t5",
              "jnp.where(distance_BTS > 0, buckets // 2, 0)",
              "jnp.where(distance_BTS > 0, 0, 0)"),
     Mutation("bucket_far", "the farther distances of a bucket are rounded up",
