@@ -59,6 +59,7 @@ FLAGS = {
         f"--data.{split}.source.count 16 --data.{split}.source.cache {{spoken}}" for split in ("train", "validation", "test")
     ),
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
+    "translate": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "texts": "--data.train.source.path {told} --data.validation.source.path {told} --model.heads.classes.classes 5",
 }

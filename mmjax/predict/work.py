@@ -20,7 +20,7 @@ from mmjax.convert.processor import NoProcessorError
 from mmjax.convert.sounds import sound_column
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
-from mmjax.data import Audio, Tokenizer
+from mmjax.data import Audio, Text, Tokenizer
 from mmjax.data.images import decode_image, from_pil, read_image
 from mmjax.data.making import text_spec
 from mmjax.data.passages import Layout
@@ -67,6 +67,7 @@ class Work:
       pairs: whether its texts are pairs; None where nothing says so.
       measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
+      others: modality -> the tokenizer of its column, of those whose column names another than `text`'s.
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       hears: how a sound is made ready; None where nothing says so.
       letters: the heads that say a letter a frame of sound -> what their classes are.
@@ -102,6 +103,7 @@ class Work:
     letters: Mapping[str, Letters] = dataclasses.field(default_factory=dict)
     speech: Speech | None = None
     optional: tuple[str, ...] = ()
+    others: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
 
     def new_tokens(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does
@@ -172,29 +174,35 @@ class Work:
         found = self.tokenizer.encode(list(texts), self.length(), None if pairs is None else list(pairs))
         return {name: found[name] for name in ("ids", "mask", "segments")}, found["truncated"].tolist()
 
-    def prompt(self, text: str | None, start: int | None = None) -> list[int]:
+    def writer(self, modality: str) -> Tokenizer:
+        """The tokenizer of what a decoder writes. Raises `UserError` where there is none."""
+        found = self.others.get(modality, self.tokenizer)
+        if found is None:
+            raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
+        return found
+
+    def prompt(self, text: str | None, decoder: Any = None) -> list[int]:
         """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
 
         Args:
-          start: the decoder's `start_token`, which comes before a text.
+          decoder: which goes on with it, of which some have a `start_token` before a text; None for one that has none.
 
         Raises:
           UserError: no tokenizer.
         """
-        if self.tokenizer is None:
-            raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
-        if start is not None:
-            return [start, *([] if text is None else _without_end(self.tokenizer.whole(text), self.tokenizer.eos_id))]
+        tokenizer = self.writer(getattr(decoder, "writes", "text"))
+        if (start := getattr(decoder, "start_token", None)) is not None:
+            return [start, *([] if text is None else _without_end(tokenizer.whole(text), tokenizer.eos_id))]
         first = self._first()
         if text is None:
-            return list(self.tokenizer.opening) if first is None else [first]
+            return list(tokenizer.opening) if first is None else [first]
         if self.trained:  # what `encode` adds at the end is not part of a text that goes on
-            ids = self.tokenizer.whole(text)
-            ids = _without_end(ids, self.tokenizer.eos_id) if len(ids) > 1 else ids
+            ids = tokenizer.whole(text)
+            ids = _without_end(ids, tokenizer.eos_id) if len(ids) > 1 else ids
         else:
-            ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
+            ids = tokenizer.huggingface(text, verbose=False)["input_ids"]
             ids = ids if first is None else [first, *ids[1:-1]]
-        return list(ids) or list(self.tokenizer.opening)
+        return list(ids) or list(tokenizer.opening)
 
     def _first(self) -> int | None:
         """The token with which HuggingFace's class begins each text, whatever its tokenizer writes; None where that stays."""
@@ -265,6 +273,7 @@ def open_work(path: str | Path) -> Work:
     column = None if data is None else text_spec(data.columns, "text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), **_asked(rest, tokenizer)}
+    how["others"] = _others(e, tokenizers)
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
@@ -288,6 +297,13 @@ def open_work(path: str | Path) -> Work:
         how["fields"] = (getattr(source, "text_field", "") or "text", getattr(source, "pair_field", "") or "text_pair")
     trained = bool(e.data)
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, _several(model), **how)
+
+
+def _others(e: Experiment, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Tokenizer]:
+    """See `Work.others`."""
+    columns = {key: column for data in e.data.values() for key, column in data.columns.items() if key != "text"}
+    named = {key: column.tokenizer for key, column in columns.items() if isinstance(column, Text)}
+    return {key: tokenizers[name] for key, name in named.items() if name in tokenizers}
 
 
 def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
