@@ -1496,5 +1496,17 @@ MUTATIONS = (
              "mmjax/objectives/causal_lm.py", "tests/convert/test_t5.py",
              "jnp.roll(ids_BT, 1, axis=1))",
              "ids_BT)"),
+    Mutation("spans_uneven", "the first places of a text are more often the ends of spans",
+             "mmjax/objectives/span_corruption.py", "tests/objectives/test_span_corruption.py",
+             "rank_BT = jnp.argsort(jnp.argsort(draw_BT, axis=1), axis=1)",
+             "rank_BT = jnp.argsort(draw_BT, axis=1)"),
+    Mutation("span_sentinels", "sentinels of what is written are counted on from the tokens before them",
+             "mmjax/objectives/span_corruption.py", "tests/objectives/test_span_corruption.py",
+             "written = _put(written, past_BS + number_1S,",
+             "written = _put(written, past_BS + 2 * number_1S,"),
+    Mutation("target_tokenizer", "what is written is read by the tokenizer of what was read",
+             "mmjax/predict/work.py", "tests/predict/test_translated.py",
+             "found = self.others.get(modality, self.tokenizer)",
+             "found = self.tokenizer"),
 )
 # fmt: on

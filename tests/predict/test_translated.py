@@ -56,7 +56,7 @@ def test_what_is_predicted_is_what_was_evaluated(run, capsys):
     assert [(one["chinese"], one["text"]) for one in said] == [(told[n], texts[n]) for n in range(COUNT)]
     (likely,) = ask.score(texts[:1], ["左上有"], images[:1])
     assert likely["tokens"] == 4 and likely["log_likelihood"] < 0  # its first token, which the decoder's own start foretells
-    with pytest.raises(UserError, match="decoders.chinese looks at an image, and there is none"):
+    with pytest.raises(UserError, match=r"decoders\.chinese looks at an image, and there is none"):
         ask.generate(texts)
 
 
