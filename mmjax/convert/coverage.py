@@ -45,7 +45,10 @@ HOW: dict[str, str] = {
     "BlipForConditionalGeneration": "image-text-to-text",
     "BlipForQuestionAnswering": "generate (an answer)",
     "LlavaForConditionalGeneration": "image-text-to-text",
-    **dict.fromkeys(("T5ForConditionalGeneration", "MT5ForConditionalGeneration"), "generate (a text of a text)"),
+    **dict.fromkeys(
+        ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration"),
+        "generate (a text of a text)",
+    ),
     "WhisperForConditionalGeneration": "automatic-speech-recognition",
     "WhisperForAudioClassification": "audio-classification",
 }

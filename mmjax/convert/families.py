@@ -1,5 +1,6 @@
 """The families, by HuggingFace's `model_type`. A new one is one file, one line here, one test."""
 
+from mmjax.convert.bart import BART
 from mmjax.convert.bert import BERT
 from mmjax.convert.blip import BLIP
 from mmjax.convert.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -22,6 +23,7 @@ from mmjax.convert.vit_mae import VIT_MAE
 from mmjax.convert.whisper import WHISPER
 
 FAMILIES: dict[str, Family] = {
+    "bart": BART,
     "bert": BERT,
     "blip": BLIP,
     "clip": CLIP,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mmjax.convert.family import Config, ConfigField, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Row, Table, linear, norm, table
 from mmjax.convert.weights import Weights
+from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import TextTransformer
@@ -101,9 +104,22 @@ def _complete_t5(config: Config) -> Config:
     return {**_complete(config), SCALED: config.get(SCALED, config.get("tie_word_embeddings") is not False)}
 
 
+def check_one_table(weights: Weights, shared: str, copies: tuple[str, ...]) -> None:
+    """Raises `UserError` where a file has another word table for one of the sides than the one that both read by."""
+    named = {end: name for name in weights.names for end in (shared, *copies) if name.removeprefix("model.") == end}
+    for copy in copies:
+        if copy in named and shared in named and not np.array_equal(weights.read(named[copy]), weights.read(named[shared])):
+            raise UserError(f"{named[copy]} is another word table than {named[shared]}: both sides read by one here")
+
+
 def _observe(config: Config, weights: Weights) -> Config:
+    check_one_table(weights, "shared.weight", ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
+    return config
+
+
+def _observe_t5(config: Config, weights: Weights) -> Config:
     """What the flag of the tie says beside it, before the files say whether there is one (`Tie.always`)."""
-    return _complete_t5(config)
+    return _complete_t5(_observe(config, weights))
 
 
 def _restore(config: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +185,7 @@ T5 = Family(
     rows=_rows,
     dropped=DROPPED,
     complete=_complete_t5,
-    observe=_observe,
+    observe=_observe_t5,
     restore=_restore,
     ties=TIES,
     aliases=ALIASES,
@@ -182,6 +198,7 @@ MT5 = Family(
     rows=_rows,
     dropped=DROPPED,
     complete=_complete_mt5,
+    observe=_observe,
     restore=_restore,
     ties=TIES,
     aliases=ALIASES,

@@ -24,7 +24,7 @@ from mmjax.models import Multimodal
 CONTINUE = ("GPT2LMHeadModel", "LlamaForCausalLM", "LlavaForConditionalGeneration")
 GENERATE = (
     *(*CONTINUE, "BlipForConditionalGeneration", "BlipForQuestionAnswering", "WhisperForConditionalGeneration"),
-    *("T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
+    *("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration"),
 )
 LAST_BY_PADDING = ("GPT2ForSequenceClassification", "LlamaForSequenceClassification")  # read the last id that is not padding
 LARGEST = 2  # an eos_token_id that CLIP's classes do not look for: they take the largest id, as files of theirs once meant

@@ -22,9 +22,9 @@ from mmjax.objectives.losses import correct, counted, cross_entropy
 class SpanCorruption:
     """Write what is hidden of a text (Raffel 2019, section 3.1.4; lengths and draws are its `random_spans_noise_mask`'s).
 
-    Of n tokens round(`density` n) are hidden, at least 1 and at most n - 1, in round(hidden / `mean_span`) spans, at least 1; the
-    text begins with what is seen, and ends with what is hidden. How long each span is, and each stretch between them, is drawn
-    evenly among all ways to part so many tokens. The encoder reads the text with a sentinel for each span, the decoder
+    Of n tokens round(`density` n) are hidden, at least 1 and at most n - 1, in round(hidden / `mean_span`) spans, at least 1.
+    The text begins with what is seen, and ends with what is hidden. How long each span is, and each stretch before one, is
+    drawn evenly among all ways to part so many tokens. The encoder reads the text with a sentinel for each span, the decoder
     writes each sentinel and what it stands for, then `end_id`. A text of fewer than two tokens counts nothing.
 
     What is drawn is an example's own. The loss is summed over the tokens written.

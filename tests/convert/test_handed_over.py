@@ -22,7 +22,7 @@ from mmjax.convert.coverage import HOW
 
 HEARD = ("whisper",)  # handed over by `test_whisper.py`
 CLASSES = {made.name: (case, made) for case in CASES.values() if case.model_type not in HEARD for made in reversed(case.models)}
-TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model", "t5", "mt5")
+TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model", "t5", "mt5", "bart")
 IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]
 ROWS = [(name, way) for name in CLASSES for way in WAYS if way != "resized" or name in IMAGES]
 KEPT = ("answer", "answer_mask", "target", "target_mask", "image_keep")  # of a case's own batch

@@ -78,9 +78,9 @@ def test_the_command_writes_what_it_reads(folder, capsys):
     assert ours == words.batch_decode(theirs, skip_special_tokens=True)
 
 
-def their_loss(model):
-    text, mask, target = (torch.tensor(BATCH[key].astype(np.int64)) for key in ("text", "text_mask", "target"))
-    labels = target.masked_fill(~torch.tensor(BATCH["target_mask"]), -100)
+def their_loss(model, batch=BATCH):
+    text, mask, target = (torch.tensor(batch[key].astype(np.int64)) for key in ("text", "text_mask", "target"))
+    labels = target.masked_fill(~torch.tensor(batch["target_mask"]), -100)
     return model(input_ids=text, attention_mask=mask, labels=labels).loss.item()
 
 

@@ -1,5 +1,6 @@
 """The families, by HuggingFace's `model_type`: a new one is one file here and one line below."""
 
+from families.bart import BART
 from families.bert import BERT
 from families.blip import BLIP
 from families.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -25,6 +26,6 @@ CASES = {
         *(BERT, ROBERTA, GPT2, LLAMA),
         *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
-        *(VILT, BLIP, LLAVA, FLAVA, WHISPER, T5, MT5),
+        *(VILT, BLIP, LLAVA, FLAVA, WHISPER, T5, MT5, BART),
     )
 }
