@@ -7,12 +7,15 @@ import torch
 import transformers
 from families.bart import BATCH, SIZES
 from parity import assert_close, bound, compiled, save, spread
+from peft_cases import ours
 from safetensors.numpy import load_file, save_file
 from test_t5 import their_loss
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import mmjax
+from mmjax.adapt import BitFit
 from mmjax.convert import load
+from mmjax.convert.peft.to_peft import adapter_of
 from mmjax.core.errors import UserError
 from mmjax.data import Pretrained
 from mmjax.objectives import CausalLM
@@ -71,6 +74,13 @@ def test_the_loss_is_theirs(start, tmp_path):
     forward = bound(ours, params, BATCH)
     loss = compiled(lambda: CausalLM("target", text="target")(forward, forward.batch, jax.random.key(0)))()
     assert_close(loss.sum / loss.count, their_loss(model, BATCH))
+
+
+def test_a_bias_of_no_module_has_no_place_in_an_adapter(folder):
+    model, params = load(folder[0])
+    name = r"decoders_target/tied_bias: final_logits_bias is no module's in BartForConditionalGeneration"
+    with pytest.raises(UserError, match=name):
+        adapter_of(model, "BartForConditionalGeneration", *ours(model, params, {"*": BitFit()}))
 
 
 def test_words_of_one_side_alone_are_refused(tmp_path):
