@@ -1508,5 +1508,13 @@ MUTATIONS = (
              "mmjax/predict/work.py", "tests/predict/test_translated.py",
              "found = self.others.get(modality, self.tokenizer)",
              "found = self.tokenizer"),
+    Mutation("bart_tables", "a side's own word table is left away in silence",
+             "mmjax/convert/t5.py", "tests/convert/test_bart.py",
+             "if copy in named and shared in named and not np.array_equal",
+             "if False and shared in named and not np.array_equal"),
+    Mutation("bart_scaled", "BART's words are scaled whatever its config says",
+             "mmjax/convert/bart.py", "tests/convert/test_families.py -k bart",
+             '"scale_embedding": Honoured(False,',
+             '"scale_embedding": Honoured(True,'),
 )
 # fmt: on
