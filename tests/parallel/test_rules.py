@@ -77,7 +77,7 @@ ADAPTED = [
     {"all-linear": LoRA(dora=True, init="pissa", r=1), "*/words/table": LoRA(r=2)},
     {"*logits/kernel": LoRA(dropout=0.1, dora=True, init="pissa", r=1)},
     {"heads_*/project*/kernel": LoRA(dora=True, init="pissa", r=1)},
-    {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1)},
+    {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1), "*/relative/table": LoRA(r=1)},
     {"*": IA3()},
     {"*": IA3("input")},
     {"*": Prompt(n=2)},
