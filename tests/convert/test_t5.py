@@ -1,5 +1,6 @@
 """T5 at work: what it reads, writes and learns is what `transformers` does with the same folder and its own tokenizer."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import mmjax
 from mmjax.cli import main
-from mmjax.convert import load, save_hf
+from mmjax.convert import FAMILIES, load, save_hf
+from mmjax.convert.family import Honoured
 from mmjax.data import Pretrained
 from mmjax.objectives import CausalLM
 
@@ -93,6 +95,16 @@ def test_the_loss_is_theirs(start, tmp_path):
     loss = compiled(lambda: CausalLM("target", text="target")(forward, forward.batch, jax.random.key(0)))()
     assert_close(loss.sum / loss.count, their_loss(model))
     assert float(loss.count) == BATCH["target_mask"].sum()
+
+
+def test_mt5_is_read_as_t5_is():
+    t5, mt5 = (dict(FAMILIES[name].fields) for name in ("t5", "mt5"))
+    assert t5.keys() - mt5.keys() == {"scale_decoder_outputs"} and mt5.keys() < t5.keys()
+    for name, field in mt5.items():
+        other = dataclasses.replace(t5[name], default=field.default) if isinstance(field, Honoured) else t5[name]
+        assert other == field, name
+    config = transformers.MT5Config().to_dict()
+    assert all(field.default == config.get(name, field.default) for name, field in mt5.items() if isinstance(field, Honoured))
 
 
 def test_an_output_of_its_own_is_read_and_written(tmp_path):
