@@ -1052,7 +1052,7 @@ MUTATIONS = (
              "np.asarray(x)"),
     Mutation("prompt_with_end", "a prompt keeps its end, and a text about an image begins after it",
              "mmjax/predict/work.py", "tests/predict/test_predictor.py",
-             "ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids",
+             "ids = _without_end(ids, tokenizer.eos_id) if len(ids) > 1 else ids",
              "ids = list(ids)"),
     Mutation("answers_with_padding", "BLIP's answers attend to the padding of a question",
              "mmjax/predict/writing.py", "tests/predict/test_writing.py",
@@ -1512,9 +1512,9 @@ MUTATIONS = (
              "mmjax/convert/t5.py", "tests/convert/test_bart.py",
              "if copy in named and shared in named and not np.array_equal",
              "if False and shared in named and not np.array_equal"),
-    Mutation("bart_scaled", "BART's words are scaled whatever its config says",
+    Mutation("bart_places", "BART's first token stands at the first row of the table of positions",
              "mmjax/convert/bart.py", "tests/convert/test_families.py -k bart",
-             '"scale_embedding": Honoured(False,',
-             '"scale_embedding": Honoured(True,'),
+             '"embed_norm": True, "position_offset": 2}',
+             '"embed_norm": True, "position_offset": 0}'),
 )
 # fmt: on
