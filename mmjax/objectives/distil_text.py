@@ -47,9 +47,8 @@ class DistilText:
         if (writes := forward.spec(f"decoders.{self.decoder}").writes) != self.text:
             raise UserError(f"text={self.text!r}: model.decoders.{self.decoder}.writes={writes!r}")
         name = self.teacher_decoder or self.decoder
-        starts = [
-            one.spec(f"decoders.{n}").start_token for one, n in ((forward, self.decoder), (forward.teacher(self.teacher), name))
-        ]
+        own, other = forward.spec(f"decoders.{self.decoder}"), forward.teacher(self.teacher).spec(f"decoders.{name}")
+        starts = [getattr(one, "start_token", None) for one in (own, other)]
         if (starts[0] is None) != (starts[1] is None):
             raise UserError(
                 f"start_token={starts[0]} of decoders.{self.decoder} and {starts[1]} of the teacher's {name}: one predicts "

@@ -59,9 +59,10 @@ class SpanCorruption:
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
         text, decoder = self.modality, forward.spec(f"decoders.{self.decoder}")
-        if decoder.start_token is None or text not in decoder.context:
+        start = getattr(decoder, "start_token", None)
+        if start is None or text not in decoder.context:
             raise UserError(
-                f"decoder={self.decoder!r} has start_token={decoder.start_token} and context={decoder.context}: what it writes "
+                f"decoder={self.decoder!r} has start_token={start} and context={decoder.context}: what it writes "
                 f"begins with a sentinel, after a token of its own, and is hidden in {text!r}; give it both"
             )
         if f"{text}_lengths" in batch:
