@@ -59,6 +59,7 @@ FLAGS = {
         f"--data.{split}.source.count 16 --data.{split}.source.cache {{spoken}}" for split in ("train", "validation", "test")
     ),
     "stamps": "--data.train.source.source.path {stamps} --data.validation.source.source.path {stamps}",
+    "translate": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "text_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",
     "video": "--data.train.source.count 64 --data.validation.source.count 8 --data.test.source.count 8",
     "video_pretraining": "--data.train.source.count 64 --data.validation.source.count 8",

@@ -179,7 +179,9 @@ def merged(model: Multimodal, params: Params) -> Params:
             "it has the same adapt"
         )
     tied = [f"encoders_{head.tied_to}" for head in model.heads.values() if getattr(head, "tied_to", "")]
-    tied += [f"decoders_{name}" for name, decoder in model.decoders.items() if getattr(decoder, "tied", False)]
+    for name, decoder in model.decoders.items():
+        words_of = getattr(decoder, "words_of", "")
+        tied += [f"encoders_{words_of}" if words_of else f"decoders_{name}"] * bool(getattr(decoder, "tied", False))
     for room in rooms:
         if room.endswith("/words") and room.split("/")[0] in tied:
             raise UserError(f"{room}: the output is tied to this table and was not adapted with it, so they cannot be merged")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal

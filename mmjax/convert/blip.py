@@ -12,7 +12,8 @@ import math
 from typing import Any
 
 from mmjax.convert.bert import layers
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Linear, Patches, Row, Table, Vector, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmjax.convert.config_paths import parts
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Config, Family, explicit, misfits, parts
+from mmjax.convert.family import Config, Family, explicit, misfits
 from mmjax.convert.huggingface import build_model, family_of
 from mmjax.convert.towers import no_ids, same_class
 from mmjax.core.errors import UserError

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmjax.convert.family import Config, ConfigField, Family, Honoured, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import Config, ConfigField, Family, Honoured
 from mmjax.core.errors import UserError
 
 # Of every config that some version of `transformers` wrote: who wrote it, how outputs are wrapped, how it generates or trains.

@@ -59,6 +59,10 @@ HOW: dict[str, str] = {
         "audio-classification",
     ),
     "VideoMAEForVideoClassification": "video-classification",
+    **dict.fromkeys(
+        ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration"),
+        "generate (a text of a text)",
+    ),
 }
 
 HEAD = """# HuggingFace models

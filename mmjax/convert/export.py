@@ -15,7 +15,8 @@ import numpy as np
 from mmjax.adapt.adaptation import given_places, is_adapter
 from mmjax.adapt.places import places_of
 from mmjax.convert.bottleneck.layout import check_beside, check_bottlenecks
-from mmjax.convert.family import Family, check_exact, explicit, get, parts
+from mmjax.convert.config_paths import get, parts
+from mmjax.convert.family import Family, check_exact, explicit
 from mmjax.convert.huggingface import family_of
 from mmjax.convert.letters import writes_letters
 from mmjax.convert.peft.tensors import check_modules

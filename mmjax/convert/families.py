@@ -1,6 +1,7 @@
 """The families, by HuggingFace's `model_type`. A new one is one file, one line here, one test."""
 
 from mmjax.convert.ast import AST
+from mmjax.convert.bart import BART
 from mmjax.convert.bert import BERT
 from mmjax.convert.blip import BLIP
 from mmjax.convert.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -16,6 +17,7 @@ from mmjax.convert.resnet import RESNET
 from mmjax.convert.roberta import ROBERTA
 from mmjax.convert.siglip import SIGLIP
 from mmjax.convert.siglip_towers import SIGLIP_TEXT, SIGLIP_VISION
+from mmjax.convert.t5 import MT5, T5
 from mmjax.convert.videomae import VIDEOMAE
 from mmjax.convert.vilt import VILT
 from mmjax.convert.vit import VIT
@@ -25,6 +27,7 @@ from mmjax.convert.whisper import WHISPER
 
 FAMILIES: dict[str, Family] = {
     "audio-spectrogram-transformer": AST,
+    "bart": BART,
     "bert": BERT,
     "blip": BLIP,
     "clip": CLIP,
@@ -38,11 +41,13 @@ FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
     "llama": LLAMA,
     "llava": LLAVA,
+    "mt5": MT5,
     "resnet": RESNET,
     "roberta": ROBERTA,
     "siglip": SIGLIP,
     "siglip_text_model": SIGLIP_TEXT,
     "siglip_vision_model": SIGLIP_VISION,
+    "t5": T5,
     "videomae": VIDEOMAE,
     "vilt": VILT,
     "vit": VIT,

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mmjax.convert.config_paths import MISSING, Config, get, get_leaf, parts, put, set_leaf, thaw
 from mmjax.convert.layout import Row
 from mmjax.convert.weights import Weights
 from mmjax.core.config import children, has_children, leaves, replace
@@ -18,8 +19,6 @@ from mmjax.core.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.encoders import SpectrogramViT, WaveformTransformer
 from mmjax.nn.stack import StackFields
-
-Config = Mapping[str, Any]
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -278,7 +277,7 @@ class Family:
 # at is written as the scale.
 FREE = (
     *("unroll", "remat", "writes", "scale_init", "bias_init", "max_scale", "norm_momentum"),
-    *("dropout", "embed_dropout", "attention_dropout", "project_dropout", "drop_path"),
+    *("dropout", "embed_dropout", "attention_dropout", "project_dropout", "mlp_dropout", "final_dropout", "drop_path"),
 )
 OUTSIDE = ("huggingface", "augment", "unread", "dtype")
 # Of encoders of sounds, what the file of the feature extractor says in its stead (`convert.sounds`).
@@ -323,6 +322,8 @@ def explicit(model: Any) -> Any:
             model = replace(model, name, explicit(child))
     if isinstance(model, StackFields):
         model = replace(model, "mlp_width", model.mlp_width or 4 * model.width)
+        if getattr(model, "positions", "") == "relative":  # of a family whose config says the width of heads apart
+            model = replace(model, "head_width", model.head_width or model.width // model.heads)
         for name, stands_for in (("mlp_bias", "bias"), ("embed_dropout", "dropout")):
             if getattr(model, name, 0) is None:
                 model = replace(model, name, getattr(model, stands_for))
@@ -337,67 +338,3 @@ def _name_labels(config: dict[str, Any], model: Multimodal) -> None:
             if len(config.get("id2label") or {0: "", 1: ""}) != count:
                 config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
                 config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
-
-
-class _Missing:
-    pass
-
-
-MISSING = _Missing()
-
-
-def parts(model: Multimodal) -> set[str]:
-    """`encoders.text`, `heads.classes`, ...: what a model is made of."""
-    kinds = ("encoders", "fusions", "decoders", "heads")
-    return {f"{kind}.{name}" for kind in kinds for name in getattr(model, kind)}
-
-
-def get_leaf(model: Any, path: str) -> Any:
-    """The model's leaf at a dotted path, or MISSING where it lacks a part on the way."""
-    for name in path.split("."):
-        known = children(model)
-        if name not in known:
-            return MISSING
-        model = known[name]
-    return model
-
-
-def set_leaf(model: Any, path: str, value: Any) -> Any:
-    """The model with one leaf replaced; unchanged where it lacks a part on the way."""
-    if get_leaf(model, path) is MISSING:
-        return model
-    name, _, rest = path.partition(".")
-    return replace(model, name, set_leaf(children(model)[name], rest, value) if rest else value)
-
-
-def get(config: Config, path: str, default: Any) -> Any:
-    """A field of a nested config by its dotted path; `default` where it is not there."""
-    for name in path.split("."):
-        if not isinstance(config, Mapping) or name not in config:
-            return default
-        config = config[name]
-    return config
-
-
-def put(config: dict[str, Any], path: str, value: Any) -> None:
-    """Set a field of a nested config by its dotted path; a group that is absent or null is made."""
-    *way, last = path.split(".")
-    for name in way:
-        if config.get(name) is None:
-            config[name] = {}
-        config = config[name]
-    config[last] = value
-
-
-def thaw(value: Any) -> Any:
-    """A copy as JSON has it: lists for tuples."""
-    if isinstance(value, Mapping):
-        return {name: thaw(child) for name, child in value.items()}
-    return [thaw(child) for child in value] if isinstance(value, (tuple, list)) else value
-
-
-def freeze(value: Any) -> Any:
-    """A copy as specs have it: tuples for lists."""
-    if isinstance(value, Mapping):
-        return {name: freeze(child) for name, child in value.items()}
-    return tuple(freeze(child) for child in value) if isinstance(value, (tuple, list)) else value

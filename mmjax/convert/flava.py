@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.convert.clip import drop_old_groups, nested
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Inert, Only
 from mmjax.convert.layout import Row, Table, linear, norm, table
 from mmjax.convert.vit import embeddings, layers, pair, side, whole_patches
 from mmjax.convert.weights import Weights

@@ -16,8 +16,9 @@ import numpy as np
 
 from mmjax.convert.card import model_card
 from mmjax.convert.config_json import check_types, unknown_fields
+from mmjax.convert.config_paths import freeze, get, put
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Family, check_exact, explicit, freeze, get, put
+from mmjax.convert.family import Family, check_exact, explicit
 from mmjax.convert.layout import Count, Row, Table
 from mmjax.convert.sounds import with_extractor
 from mmjax.convert.staging import staged_folder

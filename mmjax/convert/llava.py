@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from mmjax.convert import clip, siglip
-from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert, Only, Tie, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, Family, Honoured, Inert, Only, Tie
 from mmjax.convert.layout import Row, linear
 from mmjax.convert.llama import STYLE, body, complete_rope, fields
 from mmjax.convert.vit import whole_patches

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmjax.convert import bert
 from mmjax.convert.bert import TEXT, labels, layers, spans
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Tie, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Tie
 from mmjax.convert.layout import Row, Vector, linear, norm, table
 from mmjax.core.errors import UserError
 from mmjax.models import Multimodal

@@ -13,7 +13,8 @@ from typing import Any
 
 from mmjax.convert.bert import labels
 from mmjax.convert.clip import nested, text_rows, tower_fields, vision_rows
-from mmjax.convert.family import Config, Family, Honoured, Inert, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import Config, Family, Honoured, Inert
 from mmjax.convert.layout import Linear, Row, Table, Vector, linear, norm
 from mmjax.convert.vit import whole_patches
 from mmjax.core.errors import UserError

@@ -70,7 +70,7 @@ def as_long(model: Multimodal, params: Params, column: Any) -> tuple[Multimodal,
     Args:
       column: of the sounds; None, or one that says nothing of them, leaves the model as it is.
     """
-    encoder = model.encoders.get("audio")
+    encoder: Any = model.encoders.get("audio")
     whisper = isinstance(encoder, AudioTransformer) and isinstance(encoder.spectrogram, LogMel)
     if not isinstance(column, Audio) or not whisper or encoder.positions != "fixed":
         return model, params

@@ -15,14 +15,18 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from mmjax.convert.family import Family, get, put, thaw
+from mmjax.convert.config_paths import get, put, thaw
+from mmjax.convert.family import Family
 from mmjax.core.errors import UserError
 from mmjax.data import Tokenizer
 from mmjax.models import Multimodal
 
 # Classes that write texts: those that continue one, and those that begin anew after an image.
 CONTINUE = ("GPT2LMHeadModel", "LlamaForCausalLM", "LlavaForConditionalGeneration")
-GENERATE = (*CONTINUE, "BlipForConditionalGeneration", "BlipForQuestionAnswering", "WhisperForConditionalGeneration")
+GENERATE = (
+    *(*CONTINUE, "BlipForConditionalGeneration", "BlipForQuestionAnswering", "WhisperForConditionalGeneration"),
+    *("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration"),
+)
 LAST_BY_PADDING = ("GPT2ForSequenceClassification", "LlamaForSequenceClassification")  # read the last id that is not padding
 LARGEST = 2  # an eos_token_id that CLIP's classes do not look for: they take the largest id, as files of theirs once meant
 
@@ -87,7 +91,8 @@ def write_generation(folder: Path, architecture: str, config: Mapping[str, Any],
     said = json.loads(file.read_text()) if file.is_file() else {}
     if family.starts_apart:
         said["forced_decoder_ids"] = [[place, token] for place, token in enumerate(tokenizer.opening) if place]
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", *["decoder_start_token_id"] * family.starts_apart):
+    begins = family.starts_apart or "decoder_start_token_id" in family.fields
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", *["decoder_start_token_id"] * begins):
         value = get(config, f"{group}.{name}" if group else name, None)
         if value is not None:
             said[name] = value

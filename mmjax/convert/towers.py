@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mmjax.convert.config_paths import freeze, parts
 from mmjax.convert.families import FAMILIES
-from mmjax.convert.family import Family, check_exact, explicit, freeze, misfits, parts
+from mmjax.convert.family import Family, check_exact, explicit, misfits
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.models import Multimodal

@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from mmjax.convert.bert import labels
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured
 from mmjax.convert.layout import Row, Table, Tubelets, linear, norm
 from mmjax.convert.vit import layers, pair, side, whole_patches
 from mmjax.core.errors import UserError

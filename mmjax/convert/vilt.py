@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.convert.bert import labels
-from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Only, Tie, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import ACTIVATIONS, Config, ConfigField, Family, Honoured, Only, Tie
 from mmjax.convert.layout import Row, Table, Vector, linear, norm, table
 from mmjax.convert.vit import embeddings, layers, pair, side, whole_patches
 from mmjax.core.errors import UserError

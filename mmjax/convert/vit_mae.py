@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mmjax.convert.family import Config, ConfigField, Family, Honoured, get
+from mmjax.convert.config_paths import get
+from mmjax.convert.family import Config, ConfigField, Family, Honoured
 from mmjax.convert.layout import Row, Table, linear, norm
 from mmjax.convert.vit import RENAMES, image_fields, layers, modules, pair, patches, whole_patches
 from mmjax.core.errors import UserError

@@ -72,18 +72,24 @@ FIELDS: dict[str, ConfigField] = {
 }
 
 
-def _layers(theirs: str, ours: str, depth: int, crossed: bool) -> list[Row]:
+def layers(theirs: str, ours: str, depth: int, crossed: bool, key_bias: bool = False) -> list[Row]:
+    """Rows of the layers of one side, as BART has them too.
+
+    Args:
+      theirs, ours: the names of the side.
+      crossed: whether it attends to the other.
+      key_bias: whether keys have biases.
+    """
     t, o = f"{theirs}.layers.{{l}}", f"{ours}/stack/layers"
     rows: list[Row] = []
     kinds = [("self_attn", "attention")] + [("encoder_attn", "cross_attention")] * crossed
     for their, our in kinds:
         for name in "qkv":
-            rows += linear(f"{t}.{their}.{name}_proj", f"{o}/{our}/{name}", bias=name != "k", depth=depth)
+            rows += linear(f"{t}.{their}.{name}_proj", f"{o}/{our}/{name}", bias=key_bias or name != "k", depth=depth)
         rows += linear(f"{t}.{their}.out_proj", f"{o}/{our}/out", axes=2, depth=depth)
         rows += norm(f"{t}.{their}_layer_norm", f"{o}/{our}_norm", depth=depth)
     rows += linear(f"{t}.fc1", f"{o}/mlp/up", depth=depth) + linear(f"{t}.fc2", f"{o}/mlp/down", depth=depth)
-    rows += norm(f"{t}.final_layer_norm", f"{o}/mlp_norm", depth=depth)
-    return rows + norm(f"{theirs}.layer_norm", f"{ours}/stack/final_norm")
+    return rows + norm(f"{t}.final_layer_norm", f"{o}/mlp_norm", depth=depth)
 
 
 def _rows(model: Multimodal, architecture: str) -> list[Row]:
@@ -98,7 +104,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
             )
         ),
         Row(f"{p}encoder.embed_positions.weight", ("encoders_audio/fixed_position/table",), Table()),
-        *_layers(f"{p}encoder", "encoders_audio", model.encoders["audio"].depth, crossed=False),
+        *layers(f"{p}encoder", "encoders_audio", model.encoders["audio"].depth, crossed=False),
+        *norm(f"{p}encoder.layer_norm", "encoders_audio/stack/final_norm"),
     ]
     if "classes" in model.heads:
         rows += linear("projector", "heads_classes/project") + linear("classifier", "heads_classes/logits")
@@ -106,7 +113,8 @@ def _rows(model: Multimodal, architecture: str) -> list[Row]:
         decoder = model.decoders["caption"]
         rows += table("model.decoder.embed_tokens.weight", "decoders_caption/words")
         rows += table("model.decoder.embed_positions.weight", "decoders_caption/position")
-        rows += _layers("model.decoder", "decoders_caption", decoder.depth, crossed=True)
+        rows += layers("model.decoder", "decoders_caption", decoder.depth, crossed=True)
+        rows += norm("model.decoder.layer_norm", "decoders_caption/stack/final_norm")
         rows += [] if decoder.tied else linear("proj_out", "decoders_caption/logits", bias=False)
     return rows
 

@@ -86,13 +86,14 @@ class Ranking:
         """`score` [N, K] float32, the log-likelihood of each candidate, `label` [N] and `index` [N]."""
         tokenizer = evaluation.tokenizer("ranking", self.text)
         opening, eos = tokenizer.opening, tokenizer.eos_id
-        id_KS, count_K = self._tokens(evaluation, texts)
 
         def score(forward: Any, batch: Batch) -> dict[str, Array]:
             looks = context_of(forward, self.decoder, self.text, batch)
             names = forward.spec(f"decoders.{self.decoder}").context if looks else ()
             context = {name: forward.tokens(name) for name in names}
-            ids_BP, begin_B1 = begun(batch, self.prompt, opening, eos)
+            start = forward.spec(f"decoders.{self.decoder}").start_token
+            id_KS, count_K = self._tokens(evaluation, texts, opening if start is None else ())
+            ids_BP, begin_B1 = begun(batch, self.prompt, opening, eos, start)
 
             def of_one(candidate: tuple[Array, Array]) -> Array:
                 """[B] float32"""
@@ -115,7 +116,7 @@ class Ranking:
         rows: dict[str, np.ndarray] = evaluation.rows("ranking", self.data, params, score, needs)
         return rows
 
-    def _tokens(self, evaluation: Evaluation, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, evaluation: Evaluation, texts: list[str], opening: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """([K, S] int32, [K] int32): the ids of each candidate without those before every text, and how many they are."""
         tokenizer, length = evaluation.tokenizer("ranking", self.text), evaluation.length(self.text)
         found = tokenizer.encode(texts, length)
@@ -123,8 +124,8 @@ class Ranking:
             if cut:
                 raise UserError(f"candidate {text!r} is longer than {length} tokens")
         rows = [ids[mask] for ids, mask in zip(found["ids"], found["mask"], strict=True)]
-        first = len(tokenizer.opening)
-        rows = [row[first:] if tuple(row[:first]) == tokenizer.opening else row for row in rows]
+        first = len(opening)
+        rows = [row[first:] if tuple(row[:first]) == opening else row for row in rows]
         id_KS = np.full((len(rows), max(map(len, rows))), tokenizer.pad_id, np.int32)
         for own, row in zip(id_KS, rows, strict=True):
             own[: len(row)] = row

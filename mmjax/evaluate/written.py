@@ -101,7 +101,8 @@ class Written:
         def write(forward: Any, batch: Batch) -> dict[str, Array]:
             check_references(batch, self.references, self.text, self.data)
             context = context_of(forward, self.decoder, self.text, batch)
-            ids_BT, mask_BT = prompts(batch, self.prompt, opening, eos, pad)
+            start = forward.spec(f"decoders.{self.decoder}").start_token
+            ids_BT, mask_BT = prompts(batch, self.prompt, opening, eos, pad, start)
             found = self._checked(forward, context, ids_BT, mask_BT)
             size = forward.spec(f"decoders.{self.decoder}").vocab_size
             rules = Rules(self.settings, ends, pad, tables(self.settings.stop_strings, tokenizer, size))

@@ -83,7 +83,10 @@ def prefill(
     """
     spec, forward = model.decoders[decoder], BoundForward(model, params, batch)
     context = {name: forward.tokens(name) for name in spec.context if batch} or None
-    own = cast_params({f"decoders_{decoder}": params[f"decoders_{decoder}"]}, compute_dtype(model.dtype))
+    read = {f"decoders_{decoder}": params[f"decoders_{decoder}"]}
+    if spec.words_of:
+        read |= {f"encoders_{spec.words_of}": {"words": params[f"encoders_{spec.words_of}"]["words"]}}
+    own = cast_params(read, compute_dtype(model.dtype))
     places_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0)
     logits_BV, cache = model.apply({"params": own}, decoder, ids_BT, mask_BT, places_BT, context, method="begin")
     held = Held(_layers_apart(own, decoder), _context_mask(spec, context))
@@ -110,7 +113,7 @@ def _layers_apart(params: Params, decoder: str) -> Params:
     own = dict(params[name])
     if "stack" in own and "layers" in own["stack"]:
         own["stack"] = {**own["stack"], "layers": apart(own["stack"]["layers"])}
-    return {name: own}
+    return {**params, name: own}
 
 
 def _roomy(cache: Any, room: int, each: int) -> Any:

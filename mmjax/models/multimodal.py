@@ -81,7 +81,7 @@ class Multimodal(nn.Module):
     def decode(self, decoder: str, parts: Mapping[str, Array], context: Mapping[str, Tokens] | None) -> Array:
         """What a decoder makes of the parts of the modality it writes: [B, T, V] logits of the next token, or pixels."""
         with _part(self, "decoders", decoder) as module:
-            return run(module.decode, parts, context=context)
+            return run(module.decode, parts, context=context, **self._table(decoder, module))
 
     def begin(
         self, decoder: str, ids_BT: Array, mask_BT: Array, places_BT: Array, context: Mapping[str, Tokens] | None
@@ -89,12 +89,12 @@ class Multimodal(nn.Module):
         """What a decoder that writes texts makes of prompts, and its cache (`TextDecoder.begin`)."""
         with _part(self, "decoders", decoder) as module:
             _require(module, "begin", "no next token; TextDecoder has one")
-            return module.begin(ids_BT, mask_BT, places_BT, context)
+            return module.begin(ids_BT, mask_BT, places_BT, context, **self._table(decoder, module))
 
     def step(self, decoder: str, *rest: Any) -> tuple[Array, Any]:
         """What it makes of one token more (`TextDecoder.step`)."""
         with _part(self, "decoders", decoder) as module:
-            return module.step(*rest)
+            return module.step(*rest, **self._table(decoder, module))
 
     def head(self, head: str, tokens: Any) -> Array:
         """Logits of one task, from the Tokens of the head's `input`, or a tuple of them where that is one."""
@@ -117,6 +117,19 @@ class Multimodal(nn.Module):
         """What a fusion takes of a modality: its tokens, or those after another fusion's layers (`Dual.through`)."""
         first = getattr(fusion, "through", {}).get(modality)
         return tokens if first is None else self.fuse(first, {modality: tokens})
+
+    def _table(self, decoder: str, module: Any) -> dict[str, Any]:
+        """The word table that a decoder reads by where it is another part's, as an argument."""
+        if not (name := getattr(module, "words_of", "")):
+            return {}
+        encoder = self._named(self.encoders, name, f"decoders.{decoder}.words_of")
+        _require(encoder, "word_table", f"no words that words_of={name!r} could name")
+        own, its = ((part.vocab_size, part.embed_width or part.width) for part in (module, encoder))
+        if own != its:
+            raise UserError(
+                f"words_of={name!r}: {own[0]} words of width {own[1]}, and encoders.{name} has {its[0]} of {its[1]}"
+            )
+        return {"table": encoder.words}
 
     def _input(self, known: Mapping[str, Tokens], field: str, name: str) -> Tokens:
         """Tokens by name, by name and layer, or what a dual fusion gives of one modality alone (`dual:image`)."""

@@ -16,7 +16,7 @@ from mmjax.core.errors import UserError, nearest
 from mmjax.core.types import Array, Tokens
 from mmjax.nn.virtual import Virtual
 
-NOT_PARTS = ("self", "context")  # of a decoder, what it attends to comes from the model
+NOT_PARTS = ("self", "context", "table")  # of a decoder, what it attends to and words of another part come from the model
 
 
 def declared(call: Callable[..., Any]) -> dict[str, bool]:

@@ -18,6 +18,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jax.numpy.tanh,
     "linear": lambda x: x,
 }
+# Of a feed-forward layer: the activation of the half that gates the other.
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -27,5 +29,7 @@ def activation(name: str) -> Callable[[Array], Array]:
       UserError: an unknown name.
     """
     if name not in ACTIVATIONS:
-        raise UserError(f"activation={name!r}: use one of {', '.join(ACTIVATIONS)} (or swiglu in a feed-forward layer)")
+        raise UserError(
+            f"activation={name!r}: use one of {', '.join(ACTIVATIONS)} (or {', '.join(GATED)} in a feed-forward layer)"
+        )
     return ACTIVATIONS[name]

@@ -35,6 +35,7 @@ def attend(
     causal: bool = False,
     kind: str = "auto",
     drop: Callable[[Array], Array] | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """[B, T, H, K] in the dtype of v: softmax(q k' / sqrt(K)) v (Vaswani 2017, eq. 1), with a float32 softmax.
 
@@ -48,33 +49,36 @@ def attend(
         (NVIDIA GPUs from Ampere on, half precision); `auto` takes the platform's best that fits. On the CPU `fused` and
         `splash` are interpreted.
       drop: dropout of the weights, which only `plain` has.
+      bias: [b, H, T, S], b of 1 or B, added to the logits before the softmax (relative positions); `plain` alone has it.
 
     A query that sees no key is the mean of all S values and moves no logit, whatever the kind.
 
     Raises:
-      UserError: an unknown kind, or one that these shapes, `drop` or this GPU rule out.
+      UserError: an unknown kind, or one that these shapes, `drop`, `bias` or this GPU rule out.
     """
-    chosen = choose(kind, q_BTHK.shape, k_BSGK.shape, q_BTHK.dtype, drop is not None)
+    chosen = choose(kind, q_BTHK.shape, k_BSGK.shape, q_BTHK.dtype, drop is not None, bias is not None)
     if chosen == "plain":
-        return _plain(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, causal, drop)
+        return _plain(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, causal, drop, bias)
     kernel = {"fused": _fused, "splash": _splash, "cudnn": _cudnn}[chosen]
     out_BTHK = kernel(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, causal)
     return checkpoint_name(out_BTHK, "attention")  # cheap to keep, and a whole kernel to recompute
 
 
-def choose(kind: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: Any, drop: bool = False) -> str:
+def choose(
+    kind: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: Any, drop: bool = False, biased: bool = False
+) -> str:
     """What `kind` means for these shapes on the platform of the current mesh."""
     (_, tokens, heads, head_width), attended = q_shape, k_shape[1]
     if kind not in KINDS:
         raise UserError(f"attention={kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}")
-    half = jnp.dtype(dtype).itemsize == 2
+    half, alone = jnp.dtype(dtype).itemsize == 2, drop or biased
     split = heads // axis_size("tensor")
     possible = {
         "plain": True,
-        "fused": not drop and fits(split, head_width, tokens, attended),
-        "splash": not drop and head_width % 64 == 0,
+        "fused": not alone and fits(split, head_width, tokens, attended),
+        "splash": not alone and head_width % 64 == 0,
         # Backward, cuDNN has no 1 x 1; wider heads only on some GPUs.
-        "cudnn": not drop and half and head_width % 8 == 0 and head_width <= 128 and max(tokens, attended) > 1,
+        "cudnn": not alone and half and head_width % 8 == 0 and head_width <= 128 and max(tokens, attended) > 1,
     }
     if kind == "cudnn" and platform() == "gpu" and not _has_flash():
         raise UserError("attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer; use auto or plain")
@@ -82,7 +86,8 @@ def choose(kind: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype:
         if not possible[kind]:
             raise UserError(
                 f"attention={kind!r} cannot take {tokens} x {attended} tokens, {split} heads of width {head_width} in "
-                f"{jnp.dtype(dtype).name}{', dropout of its weights' * drop}; use auto or plain"
+                f"{jnp.dtype(dtype).name}{', dropout of its weights' * drop}{', relative positions' * biased}; use auto or "
+                "plain"
             )
         return kind
     if platform() == "tpu":
@@ -105,11 +110,17 @@ def _has_flash() -> bool:
 
 
 def attention_weights(
-    q_BHTK: Array, k_BHSK: Array, mask_BS: Array | None, causal: bool, segments: Segments | None = None
+    q_BHTK: Array,
+    k_BHSK: Array,
+    mask_BS: Array | None,
+    causal: bool,
+    segments: Segments | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """[B, H, T, S] float32 softmax weights. A query that may attend to nothing attends evenly."""
     scaled_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
     logits = product(scaled_BHTK, k_BHSK, (((3,), (3,)), ((0, 1), (0, 1))), jnp.float32)
+    logits = logits if bias is None else logits + bias.astype(jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
     if mask_BS is not None:
         logits = jnp.where(mask_BS[:, None, None, :], logits, lowest)
@@ -122,11 +133,13 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _plain(q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool, drop: Any) -> Array:
+def _plain(
+    q: Array, k: Array, v: Array, mask: Array | None, segments: Segments | None, causal: bool, drop: Any, bias: Array | None
+) -> Array:
     k, v = _every_head(q, k, v)
     # Heads before tokens: on the CPU a step is 8% faster than with the same products over [B, T, H, K].
     q_BHTK, k_BHSK, v_BHSK = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    weights_BHTS = attention_weights(q_BHTK, k_BHSK, mask, causal, segments)
+    weights_BHTS = attention_weights(q_BHTK, k_BHSK, mask, causal, segments, bias)
     weights_BHTS = (weights_BHTS if drop is None else drop(weights_BHTS)).astype(v.dtype)
     return product(weights_BHTS, v_BHSK, (((3,), (2,)), ((0, 1), (0, 1)))).transpose(0, 2, 1, 3)
 

@@ -36,6 +36,7 @@ class Attention(nn.Module):
     theta: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()
     dropout: float = 0.0
+    query_scale: float = 0.0  # of the products of queries and keys; 0: head_width ** -0.5
     kind: str = "auto"  # see `attend`
 
     def __call__(
@@ -53,6 +54,7 @@ class Attention(nn.Module):
         cache: Kept | None = None,
         index: Array | None = None,
         packed_BT: Array | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, Kept]:
         """The result, and the keys and values of x, or of the context, [B, G, T, K] each.
 
@@ -60,6 +62,7 @@ class Attention(nn.Module):
           cache: keys and values of tokens read before, in S slots. With an `index` x is one token, which belongs there, and
             attends to itself and to the other slots of the mask; without, x attends to the slots as they are (a context's).
           packed_BT: int32, of a row that holds several texts the number of each token's: it sees its own text alone.
+          bias: [b, H, T, S], b of 1 or B, added to the logits.
         """
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
@@ -68,6 +71,8 @@ class Attention(nn.Module):
         if self.rotary:
             assert positions_BT is not None
             q_BTHK = rotate(q_BTHK, positions_BT, self.theta, self.rotary_scaling)
+        if self.query_scale:  # what runs attention divides by the root of the width
+            q_BTHK = q_BTHK * (self.query_scale * self.head_width**0.5)
         q_BTHK = checkpoint_name(constrain(q_BTHK, *TOKENS, "tensor", None), "qkv")
         if cache is not None and index is None:  # of a context, computed once
             return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS)), cache
@@ -75,14 +80,16 @@ class Attention(nn.Module):
         k_BSGK, v_BSGK = self._keys(source_BSD, kv_heads, positions_BT, first=cache is None)
         new = (by_head(k_BSGK), by_head(v_BSGK))
         if cache is not None and index is not None:
-            return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS, new, index)), new
+            return self._out(x_BTD, attend_one(q_BTHK, cache, mask_BS, new, index, bias)), new
         mask_BS = prefixed_mask(mask_BS, k_BSGK.shape[1])
         dropping = self.dropout > 0.0 and self.has_rng("dropout")
         drop = functools.partial(dropout, self, rate=self.dropout) if dropping else None
         segments = None if packed_BT is None else (packed_BT, packed_BT)
         if segments is not None and k_BSGK.shape[1] != x_BTD.shape[1]:
             raise UserError("a prefix belongs to one text, and data.packing puts several into a row; leave it away")
-        return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, self.causal, self.kind, drop)), new
+        if bias is not None and k_BSGK.shape[1] != bias.shape[-1]:
+            raise UserError("a prefix stands nowhere, and these positions are relative; leave it away, or use a Prompt")
+        return self._out(x_BTD, attend(q_BTHK, k_BSGK, v_BSGK, mask_BS, segments, self.causal, self.kind, drop, bias)), new
 
     def _out(self, x_BTD: Array, mixed_BTHK: Array) -> Array:
         return Linear(x_BTD.shape[-1], axes=2, use_bias=self.bias, name="out")(mixed_BTHK)

@@ -46,13 +46,21 @@ def _written(old: Any, new: Any, index: Array) -> Any:
     return put(old, new.astype(old.dtype), index, axis=3)
 
 
-def attend_one(q_BTHK: Array, kept: Kept, mask_BS: Array | None, new: Kept | None = None, index: Array | None = None) -> Array:
+def attend_one(
+    q_BTHK: Array,
+    kept: Kept,
+    mask_BS: Array | None,
+    new: Kept | None = None,
+    index: Array | None = None,
+    bias: Array | None = None,
+) -> Array:
     """[B, T, H, K]: every query sees all slots of the mask. The query heads of a key's head are read as so many tokens, so that
     keys and values are not repeated for them; likewise consecutive rows that share what is kept (the beams of a context).
 
     Args:
       new: keys and values [B, G, 1, K] of the token that belongs into slot `index`. They are read from here and written when
         all layers have read: XLA copies a cache, in each layer, that is read after it was written.
+      bias: [b, H, T, S], b of 1 or B, added to the logits, of rows that share nothing.
     """
     B, T, H, K = q_BTHK.shape
     k_BGSK, v_BGSK = kept
@@ -64,6 +72,10 @@ def attend_one(q_BTHK: Array, kept: Kept, mask_BS: Array | None, new: Kept | Non
         own_BS = jnp.arange(S)[None] == index.reshape(-1, 1)
         own_BGTS = own_BS[:, None, None]
         logits_BGTS = jnp.where(own_BGTS, _by_keys(q, new[0].astype(k_BGSK.dtype)), logits_BGTS)
+    if bias is not None:
+        assert beams == 1
+        bias_BGTS = bias.reshape(-1, G, each, T, S).swapaxes(2, 3).reshape(-1, G, T * each, S)
+        logits_BGTS = logits_BGTS + bias_BGTS.astype(jnp.float32)
     if mask_BS is not None:
         logits_BGTS = jnp.where(mask_BS[:, None, None], logits_BGTS, jnp.finfo(jnp.float32).min)
     weights_BGTS = jax.nn.softmax(logits_BGTS, axis=-1)

@@ -7,14 +7,14 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.types import Array
-from mmjax.nn.activation import activation
+from mmjax.nn.activation import GATED, activation
 from mmjax.nn.linear import Linear
 from mmjax.nn.norm import ResponseNorm
 from mmjax.parallel.mesh import TOKENS, constrain
 
 
 class Mlp(nn.Module):
-    """[B, T, D] -> [B, T, D] through width F. `swiglu` gates with SiLU (Shazeer 2020, eq. 6).
+    """[B, T, D] -> [B, T, D] through width F. `GATED` activations gate what `up` gives by `gate` (Shazeer 2020, eq. 6).
 
     With `response_norm` what is within is normalised by its response over all T places (`ResponseNorm`).
     """
@@ -29,8 +29,9 @@ class Mlp(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         h_BTF = Linear(self.width, use_bias=self.bias, name="up")(x_BTD)
         h_BTF = checkpoint_name(h_BTF, "mlp_up")
-        if self.activation == "swiglu":
-            h_BTF = jax.nn.silu(checkpoint_name(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD), "mlp_up")) * h_BTF
+        if self.activation in GATED:
+            gate_BTF = checkpoint_name(Linear(self.width, use_bias=self.bias, name="gate")(x_BTD), "mlp_up")
+            h_BTF = activation(GATED[self.activation])(gate_BTF) * h_BTF
         else:
             h_BTF = activation(self.activation)(h_BTF)
         h_BTF = constrain(h_BTF, *TOKENS, "tensor")

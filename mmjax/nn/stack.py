@@ -1,4 +1,4 @@
-"""The Transformer stack: the only scan over layers and the only rematerialisation.
+"""The Transformer stack, and the only rematerialisation.
 
 Layers are stored stacked, `[L, ...]` under `layers`, rolled or not: `unroll` is the same scan with every step laid out.
 """
@@ -12,17 +12,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.core.config import setting
 from mmjax.core.errors import UserError
-from mmjax.core.stacked import Run, in_parts, is_stacked, joined, layers_of, segments
+from mmjax.core.stacked import in_parts, is_stacked, layers_of, segments
 from mmjax.core.types import Array
 from mmjax.nn.attention import Attention
 from mmjax.nn.bottleneck import after_branch
 from mmjax.nn.cache import Cache, Kept
+from mmjax.nn.loop import both, later, loop_over, taken
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
+from mmjax.nn.relative import relative_bias
 from mmjax.nn.virtual import replaced
 from mmjax.parallel.mesh import constrain_tokens
 
@@ -34,7 +37,6 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "cheap": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mixed", "mlp_up"),
     "lean": jax.checkpoint_policies.save_only_these_names("qkv"),
 }
-CONVOLVED = ("none", "full")  # of stages of convolutions: nothing, or every block
 
 
 class StackFields(nn.Module):
@@ -47,7 +49,8 @@ class StackFields(nn.Module):
       head_width: K; 0 is width / heads.
       kv_heads: 0 is `heads`; fewer share keys and values between heads.
       mlp_width: F; 0 is 4 * width.
-      activation: `gelu`, `gelu_tanh`, `quick_gelu`, `relu`, `silu`, `tanh` (`nn.activation`), or `swiglu`.
+      activation: `gelu`, `gelu_tanh`, `quick_gelu`, `relu`, `silu`, `tanh` (`nn.activation`), or gated: `swiglu`, `geglu`,
+        `geglu_tanh`, `reglu`.
       norm: `layernorm` or `rmsnorm`.
       norm_epsilon: added to the variance.
       norm_placement: `pre` (GPT-2, ViT) or `post` (BERT).
@@ -56,9 +59,11 @@ class StackFields(nn.Module):
       bias: whether every other projection has one.
       mlp_bias: biases of the feed-forward layer where they differ from `bias` (None: the same).
       layer_scale: initial scale of each residual branch (Touvron 2021, eq. 4); 0 is none.
+      query_scale: what products of queries and keys are multiplied by; 0 is head_width ** -0.5 (T5's is 1).
       theta: base wavelength of rotary positions.
       rotary_scaling: how they are stretched (see `position.rotary_frequencies`).
       dropout: rate of each residual branch's dropout, on when training.
+      mlp_dropout: rate of the dropout within the feed-forward layer, after its activation.
       attention_dropout: rate at which attention weights are dropped, on when training.
       drop_path: rate at which an example skips a residual branch, on when training (Huang 2016), the same in each layer.
       unroll: lay the layers out instead of looping (faster on small models, slower to compile).
@@ -83,9 +88,11 @@ class StackFields(nn.Module):
     bias: bool = True
     mlp_bias: bool | None = None
     layer_scale: float = setting(least=0, default=0.0)
+    query_scale: float = setting(least=0, default=0.0)
     theta: float = setting(above=0, default=10000.0)
     rotary_scaling: tuple[float, ...] = ()
     dropout: float = setting(least=0, below=1, default=0.0)
+    mlp_dropout: float = setting(least=0, below=1, default=0.0)
     attention_dropout: float = setting(least=0, below=1, default=0.0)
     drop_path: float = setting(least=0, below=1, default=0.0)
     unroll: bool = False
@@ -112,9 +119,15 @@ class Block(StackFields):
     after: int = 0  # how many tokens come before virtual ones of the layer's own
 
     def __call__(
-        self, x_BTD: Array, mask_BT: Array, context: Any = None, positions_BT: Any = None, packed_BT: Any = None
+        self,
+        x_BTD: Array,
+        mask_BT: Array,
+        context: Any = None,
+        positions_BT: Any = None,
+        packed_BT: Any = None,
+        bias: Any = None,
     ) -> Array:
-        return self.cached(x_BTD, mask_BT, context, positions_BT, packed_BT=packed_BT)[0]
+        return self.cached(x_BTD, mask_BT, context, positions_BT, packed_BT=packed_BT, bias=bias)[0]
 
     @nn.compact
     def cached(
@@ -125,6 +138,7 @@ class Block(StackFields):
         positions_BT: Any,
         cache: Any = None,
         index: Any = None,
+        bias: Any = None,
         packed_BT: Any = None,
     ) -> tuple[Array, dict[str, Kept]]:
         """The result, and the new keys and values of each attention; `cache` has those before (`Attention.cached`)."""
@@ -133,7 +147,7 @@ class Block(StackFields):
         def self_attention(x: Array) -> Array:
             attention = self._attention("attention", self.causal, self.rotary)
             before = known.get("attention")
-            y, kept["attention"] = attention.cached(x, mask_BT, None, positions_BT, before, index, packed_BT)
+            y, kept["attention"] = attention.cached(x, mask_BT, None, positions_BT, before, index, packed_BT, bias)
             return y
 
         def cross_attention(x: Array) -> Array:
@@ -144,7 +158,7 @@ class Block(StackFields):
 
         def mlp(x: Array) -> Array:
             bias = self.bias if self.mlp_bias is None else self.mlp_bias
-            return Mlp(self.mlp_width or 4 * self.width, self.activation, bias, name="mlp")(x)
+            return Mlp(self.mlp_width or 4 * self.width, self.activation, bias, self.mlp_dropout, name="mlp")(x)
 
         x_BTD = checkpoint_name(self._residual("attention", self_attention, x_BTD), "mixed")
         if context is not None:
@@ -161,6 +175,7 @@ class Block(StackFields):
             bias=self.bias,
             causal=causal,
             rotary=rotary,
+            query_scale=self.query_scale,
             theta=self.theta,
             rotary_scaling=self.rotary_scaling,
             dropout=self.attention_dropout,
@@ -184,8 +199,16 @@ class CoBlock(Block):
     """Two streams, each attending to itself and to the other as it stood before the layer (Tan & Bansal 2019, section 2.2)."""
 
     @nn.compact
-    def __call__(self, streams: Any, masks: Any, context: Any = None, positions_BT: Any = None, packed_BT: Any = None) -> Any:
-        assert context is None and packed_BT is None
+    def __call__(
+        self,
+        streams: Any,
+        masks: Any,
+        context: Any = None,
+        positions_BT: Any = None,
+        packed_BT: Any = None,
+        bias: Any = None,
+    ) -> Any:
+        assert context is None and packed_BT is None and bias is None
         (x, y), (x_mask, y_mask) = streams, masks
         settings = self._settings()
         return (
@@ -205,6 +228,9 @@ class Stack(StackFields):
     With `take_layer=n` the result is what layer n gives, without the last norm: 0 is x itself, and numbers below 0 count from
     the end, -1 being the last layer. Layers after it have their parameters and are not run.
 
+    With `relative` (buckets, and the distance from which on all are in the last: `nn.relative`) one table serves all layers;
+    positions are counted within x, or among the slots of a cache.
+
     Parameters that come in parts (`core.stacked`) make a loop of its own of each run of layers, so that layers whose parameters
     are not differentiated form no gradient of them.
 
@@ -217,6 +243,7 @@ class Stack(StackFields):
 
     causal: bool = False
     rotary: bool = False
+    relative: tuple[int, int] | None = None
     co: bool = False
     final_norm: bool = True
     final_norm_epsilon: float | None = None
@@ -266,6 +293,7 @@ class Stack(StackFields):
         self._check()
         kept: list[Any] = []
         taps = {str(tap): x for tap in self.taps if tap % (self.depth + 1) == 0}
+        bias = None if self.relative is None else self._bias(x, mask, index)
         run = self.depth if self.take_layer is None or self.is_initializing() else self.take_layer % (self.depth + 1)
         if run:
             body: Any = CoBlock if self.co else Block
@@ -276,14 +304,14 @@ class Stack(StackFields):
             for first, last in segments({} if self.is_initializing() else self.variables["params"]["layers"], run):
                 if keep:
                     held = jax.tree.map(lambda leaf: layers_of(leaf, (first, last)), cache, is_leaf=is_stacked)  # noqa: B023
-                    x, given = self._scan(first, last, keep)(block, x, held, mask, context, positions, index)
+                    x, given = self._scan(first, last, keep)(block, x, held, mask, context, positions, index, bias)
                     kept.append(given)
                     continue
-                x, given = self._scan(first, last)(block, x, mask, context, positions, packed)
+                x, given = self._scan(first, last)(block, x, mask, context, positions, packed, bias)
                 numbers = {str(tap): tap % (self.depth + 1) - 1 for tap in self.taps}
                 taps |= {tap: given[n - first] for tap, n in numbers.items() if first <= n < last}
-        taken = self.take_layer is not None and not self.is_initializing()
-        if taken or not self.final_norm or self.norm_placement == "post":
+        early = self.take_layer is not None and not self.is_initializing()
+        if early or not self.final_norm or self.norm_placement == "post":
             return x, taps, in_parts(kept)
         if self.co:
             return (self._norm("first_norm")(x[0]), self._norm("second_norm")(x[1])), taps, None
@@ -291,23 +319,30 @@ class Stack(StackFields):
         return Norm(self.norm, epsilon, name="final_norm")(x), taps, in_parts(kept)
 
     def _scan(self, first: int, last: int, keep: bool = False) -> Any:
-        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions, packed) -> (carry,
-        given).
+        """The loop over the layers from `first` to below `last`: (block, carry, mask, context, positions, packed, bias)
+        -> (carry, given).
 
         With `keep` the carry is followed by the layers' cache, the positions by the index, and what is given is the cache.
         """
 
         def layer(block: Any, carry: Any, *rest: Any) -> tuple[Any, Any]:
             if keep:
-                cache, mask, context, positions, index = rest
-                return block.cached(carry, mask, context, positions, cache, index)
-            return _both(block(carry, *rest), bool(self.taps))
+                cache, mask, context, positions, index, bias = rest
+                return block.cached(carry, mask, context, positions, cache, index, bias)
+            return both(block(carry, *rest), bool(self.taps))
 
-        taken = (0, *[nn.broadcast] * 4) if keep else nn.broadcast
-        loop = _loop(layer, last - first, self.unroll, taken, functools.partial(_later, first) if first else None)
+        given = (0, *[nn.broadcast] * 5) if keep else nn.broadcast
+        loop = loop_over(layer, last - first, self.unroll, given, functools.partial(later, first) if first else None)
         if (first, last) == (0, self.depth):
             return loop
-        return nn.map_variables(loop, "params", functools.partial(_taken, (first, last)))
+        return nn.map_variables(loop, "params", functools.partial(taken, (first, last)))
+
+    def _bias(self, x: Array, mask: Array, index: Array | None) -> Array:
+        """[b, H, T, S], see `relative_bias`; of one token that belongs into slot `index`, to all slots of the mask."""
+        assert self.relative is not None
+        keys_1S = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+        queries_BT = keys_1S if index is None else index.astype(jnp.int32).reshape(-1, 1)
+        return relative_bias(self.heads, *self.relative, self.causal, queries_BT, keys_1S)
 
     def _check(self) -> None:
         if self.norm_placement not in ("pre", "post"):
@@ -324,61 +359,3 @@ class Stack(StackFields):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; set head_width, or other heads")
         if self.rotary and (self.head_width or self.width // self.heads) % 2:
             raise UserError(f"rotary positions need an even head width, found {self.head_width or self.width // self.heads}")
-
-
-def run_layers(owner: nn.Module, block: nn.Module, depth: int, unroll: bool, x: Array, own: Any, *shared: Any) -> Array:
-    """x after `depth` layers of one kind other than a Transformer's: `block`, called `layers`, takes (x, own, *shared).
-
-    Args:
-      owner: whose part the block is.
-      own: arrays [L, ...] of which each layer is given its own, or None.
-      shared: what all layers are given.
-    """
-
-    def layer(block: Any, carry: Array, own: Any, *rest: Any) -> tuple[Array, None]:
-        return block(carry, own, *rest), None
-
-    loop = _loop(layer, depth, unroll, (0, *[nn.broadcast] * len(shared)), None)
-    given = {} if owner.is_initializing() else owner.variables["params"]["layers"]
-    if any(map(is_stacked, jax.tree.leaves(given, is_leaf=is_stacked))):  # some layers are frozen: one loop over all of them
-        loop = nn.map_variables(loop, "params", _whole)
-    return loop(block, x, own, *shared)[0]
-
-
-def check_convolved(widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
-    """Raises `UserError` unless stages of convolutions have a width and a depth each."""
-    if len(widths) != len(depths) or not widths:
-        raise UserError(f"widths={widths} and depths={depths}: give one of each for every stage")
-
-
-def _loop(layer: Any, length: int, unroll: bool, in_axes: Any, transform: Any) -> Any:
-    """The scan over layers: what modules keep is stacked as their parameters are."""
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0, "statistics": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=in_axes,
-        length=length,
-        unroll=length if unroll else 1,
-        data_transform=transform,
-    )
-
-
-def _whole(params: Any) -> Any:
-    """Parameters in parts, joined."""
-    return jax.tree.map(lambda leaf: joined(leaf.parts) if is_stacked(leaf) else leaf, params, is_leaf=is_stacked)
-
-
-def _taken(run: Run, params: Any) -> Any:
-    """The parameters of some layers."""
-    return jax.tree.map(lambda leaf: layers_of(leaf, run), params, is_leaf=is_stacked)
-
-
-def _later(first: int, variables: Any, rngs: Any) -> Any:
-    """Keys of a loop that begins at layer `first`: not those of the loop before it."""
-    return variables, jax.tree.map(lambda key: jax.random.fold_in(key, first), rngs)
-
-
-def _both(carry: Any, given: bool) -> tuple[Any, Any]:
-    """A layer's result as the scan's carry, and again as what it collects where that is wanted."""
-    return carry, carry if given else None

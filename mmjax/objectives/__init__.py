@@ -24,6 +24,7 @@ from mmjax.objectives.ordinal import Ordinal
 from mmjax.objectives.prompted import Prompted
 from mmjax.objectives.ranking import Ranking
 from mmjax.objectives.regression import Regression
+from mmjax.objectives.span_corruption import SpanCorruption
 from mmjax.objectives.triplet import Triplet
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -47,5 +48,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "prompted": Prompted,
     "ranking": Ranking,
     "regression": Regression,
+    "span_corruption": SpanCorruption,
     "triplet": Triplet,
 }

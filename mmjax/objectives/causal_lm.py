@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -16,7 +16,8 @@ from mmjax.objectives.losses import correct, counted, cross_entropy, valid_rows
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
-    """Predict each real token of `text` after the first from those before it. The loss is summed over predicted tokens.
+    """Predict each real token of `text` after the first from those before it; the first as well, where the decoder has a
+    `start_token`, which then stands before it (sequence to sequence). The loss is summed over predicted tokens.
 
     Attributes:
       decoder: the decoder that reads the text.
@@ -46,9 +47,8 @@ class CausalLM:
         return (self.text, f"{self.text}_mask")
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        inputs = read_text(batch, self.text)
-        ids_BT, real_BT = (inputs[key] for key in self.needs)
         decoder = forward.spec(f"decoders.{self.decoder}")
+        inputs, labels_BT, counts_BT = asked_of(decoder, batch, self.text)
         names = tuple(decoder.context) if self.context is None else self.context
         if unknown := [name for name in names if name not in decoder.context]:
             raise UserError(f"context={names}: model.decoders.{self.decoder}.context has no {unknown[0]!r}: {decoder.context}")
@@ -56,12 +56,23 @@ class CausalLM:
             raise UserError(f"context={names}: it would see the words of {self.text!r} that it is to predict")
         context = {name: forward.tokens(name) for name in names}
         logits_BTV = forward.decode(self.decoder, inputs, context or None, key="+".join((self.text, *names)))
-        lengths_BS = inputs.get(f"{self.text}_lengths")
-        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None], lengths_BS)
-        if (place := getattr(decoder, "place", None)) is not None:
-            counts_BT &= labels_BT != place
         losses_BT = cross_entropy(logits_BTV, labels_BT, self.label_smoothing)
         return Loss(*counted(losses_BT, counts_BT), {"accuracy": counted(correct(logits_BTV, labels_BT), counts_BT)})
+
+
+def asked_of(decoder: Any, batch: Batch, text: str) -> tuple[dict[str, Array], Array, Array]:
+    """What a decoder reads of a text, the id that each place is to predict, [B, T] int32, and which count, [B, T] bool."""
+    inputs = read_text(batch, text)
+    ids_BT, real_BT, lengths_BS = inputs[text], inputs[f"{text}_mask"], inputs.get(f"{text}_lengths")
+    valid_B1 = valid_rows(batch, ids_BT.shape[0])[:, None]
+    if (start := getattr(decoder, "start_token", None)) is not None:
+        place_BT = jnp.arange(ids_BT.shape[1])[None] if lengths_BS is None else packed_places(lengths_BS, ids_BT.shape[1])[1]
+        inputs[text] = jnp.where(place_BT == 0, jnp.asarray(start, ids_BT.dtype), jnp.roll(ids_BT, 1, axis=1))
+        return inputs, ids_BT, real_BT & valid_B1
+    labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_B1, lengths_BS)
+    if (place := getattr(decoder, "place", None)) is not None:
+        counts_BT &= labels_BT != place
+    return inputs, labels_BT, counts_BT
 
 
 def read_text(batch: Batch, text: str) -> dict[str, Array]:

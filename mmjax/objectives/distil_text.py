@@ -8,8 +8,8 @@ from typing import ClassVar
 from mmjax.core.errors import UserError, within
 from mmjax.core.types import Array, Batch, Forward, Loss
 from mmjax.objectives import checks, teaching
-from mmjax.objectives.causal_lm import next_tokens, read_text
-from mmjax.objectives.losses import counted, valid_rows
+from mmjax.objectives.causal_lm import asked_of
+from mmjax.objectives.losses import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,21 @@ class DistilText:
         return (self.text, f"{self.text}_mask")
 
     def __call__(self, forward: Forward, batch: Batch, rng: Array) -> Loss:
-        ids_BT, real_BT = (batch[key] for key in self.needs)
-        lengths_BS = batch.get(f"{self.text}_lengths")
         if (writes := forward.spec(f"decoders.{self.decoder}").writes) != self.text:
             raise UserError(f"text={self.text!r}: model.decoders.{self.decoder}.writes={writes!r}")
+        name = self.teacher_decoder or self.decoder
+        own, other = forward.spec(f"decoders.{self.decoder}"), forward.teacher(self.teacher).spec(f"decoders.{name}")
+        starts = [getattr(one, "start_token", None) for one in (own, other)]
+        if (starts[0] is None) != (starts[1] is None):
+            raise UserError(
+                f"start_token={starts[0]} of decoders.{self.decoder} and {starts[1]} of the teacher's {name}: one predicts "
+                "a text's first token and the other does not; give both one or neither"
+            )
         logits_BTV = _read(forward, self.decoder)
         with within(f"teachers.{self.teacher}"):
-            theirs_BTV = _read(forward.teacher(self.teacher), self.teacher_decoder or self.decoder)
+            theirs_BTV = _read(forward.teacher(self.teacher), name)
         teaching.check_shapes(f"model.decoders.{self.decoder}", logits_BTV, self.teacher, theirs_BTV, "words")
-        labels_BT, counts_BT = next_tokens(ids_BT, real_BT & valid_rows(batch, ids_BT.shape[0])[:, None], lengths_BS)
-        if (place := getattr(forward.spec(f"decoders.{self.decoder}"), "place", None)) is not None:
-            counts_BT &= labels_BT != place
+        _, _, counts_BT = asked_of(forward.spec(f"decoders.{self.decoder}"), batch, self.text)
         losses_BT = teaching.divergence(logits_BTV, theirs_BTV, self.temperature)
         agreed_BT = teaching.agreement(logits_BTV, theirs_BTV)
         return Loss(*counted(losses_BT, counts_BT), {"agreement": counted(agreed_BT, counts_BT)})
@@ -66,6 +70,6 @@ def _read(forward: Forward, name: str) -> Array:
     text, names = decoder.writes, tuple(decoder.context)
     if text in names:
         raise UserError(f"model.decoders.{name}.context={names}: it would see the words of {text!r} that it is to predict")
-    inputs = read_text(forward.batch, text)
+    inputs, _, _ = asked_of(decoder, forward.batch, text)
     context = {part: forward.tokens(part) for part in names}
     return forward.decode(name, inputs, context or None, key="+".join((text, *names)))

@@ -37,6 +37,8 @@ OWN: tuple[tuple[str, P], ...] = (
     ("*/position/table", P(None, "fsdp")),
     ("*/fixed_position/table", P(None, "fsdp")),
     ("*/segment/table", P(None, "fsdp")),
+    # relative positions [buckets, H]
+    ("*/relative/table", P(None, "tensor")),
     # every other projection [.., D, D'] and its bias: patches, dual's towers, heads
     ("*/project*/kernel", P("fsdp", None)),
     ("*/project*/bias", P(None)),

@@ -80,7 +80,8 @@ def decoding(model: Multimodal, mesh: Mapping[str, int], ask: Asked) -> Decoding
     traced = trace(model, name, ask)
     kept = {f"params/{path}": leaf for path, leaf in leaves_by_path(traced.params).items()}
     cast = {f"params/{path}": leaf for path, leaf in leaves_by_path(traced.cast).items()}
-    own = {path: leaf for path, leaf in cast.items() if path.startswith(f"params/decoders_{name}/")}
+    rooms = (f"params/decoders_{name}/", *[f"params/encoders_{spec.words_of}/words/"] * bool(spec.words_of))
+    own = {path: leaf for path, leaf in cast.items() if path.startswith(rooms)}
     rows, tensor, size = ask.batch // ways, mesh["tensor"], jnp.dtype(traced.dtype).itemsize
     cache = {"text": _cache(spec, ask.batch, ask.slots, size), "context": _cache(spec, ask.batch, traced.context, size)}
     parts = math.prod(_ways((ask.batch, spec.kv_heads or spec.heads), mesh))

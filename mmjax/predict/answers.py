@@ -26,7 +26,7 @@ from mmjax.predict.numbers import measuring
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.sounds import heard_through, said_in
 from mmjax.predict.watched import Watched, watched
-from mmjax.predict.work import Made
+from mmjax.predict.pictures import Made
 from mmjax.predict.writing import NAMES
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
@@ -252,7 +252,12 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         return _painted(ask, some, given, asked)
     if not ask.writes() and ask.shares(kind):
         raise UserError(f"{ask.work.path} compares {kind}s with texts: say by --classes what to choose from")
-    name = "answer" if questions or kind == "text" else "caption"
+    writes, field = ask.written(asked.decoder), ask.work.fields[0]
+    beside = kind == "image" and questions is None and ask.reads_texts(asked.decoder)
+    if beside and any(isinstance(one.line.get(field), str) for one in some):
+        texts = _of_lines(some, field)
+        shown = [{"text": text} for text in texts]
+    name = writes if writes != "text" else "answer" if questions or kind == "text" else "caption"
     if questions and kind == "image":
         ask.check_answers(asked.decoder)
     settings: dict[str, Any] = {"max_new_tokens": asked.new_tokens} if asked.new_tokens else {}

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from mmjax.convert import FAMILIES, image_transforms, load
 from mmjax.convert.api import COMPANION_FOLDER, generation_folder, has_tokenizer, run_at
+from mmjax.convert.config_paths import get
 from mmjax.convert.export import text_tokenizer
-from mmjax.convert.family import get
 from mmjax.convert.processor import NoProcessorError
 from mmjax.convert.sounds import sound_column
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
-from mmjax.data import Audio, Tokenizer, Video
-from mmjax.data.images import decode_image, from_pil, read_image
+from mmjax.data import Audio, Text, Tokenizer, Video
 from mmjax.data.making import text_spec
 from mmjax.data.passages import Layout
 from mmjax.data.spans import Span
@@ -34,13 +30,11 @@ from mmjax.models.encoders.text import slots_before
 from mmjax.models.forward import BoundForward
 from mmjax.objectives import ExtractSpan, MaskedImage
 from mmjax.predict.letters import Letters, letters_of
+from mmjax.predict.pictures import Made, pixels_of
 from mmjax.predict.speech import Clock, Speech
 from mmjax.train.classes import from_huggingface, uses
 from mmjax.train.experiment import Experiment
 from mmjax.train.measured import Measured, brought, measured
-
-# Modes of PIL's that no PNG has -> the nearest that one has.
-PLAIN = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), **dict.fromkeys(("RGBa", "PA"), "RGBA"), "La": "LA"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +61,7 @@ class Work:
       pairs: whether its texts are pairs; None where nothing says so.
       measured: the heads that say numbers -> in which unit (`predict.numbers`).
       fields: what the run's own manifest calls `text` and `text_pair`.
+      others: modality -> the tokenizer of its column, of those whose column names another than `text`'s.
       speech: the languages that it writes, by generation_config.json; None where its texts begin alike.
       clock: the tokens of times among words; None where it writes none.
       hears: how a sound is made ready; None where nothing says so.
@@ -106,6 +101,7 @@ class Work:
     speech: Speech | None = None
     optional: tuple[str, ...] = ()
     clock: Clock | None = None
+    others: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
 
     def new_tokens(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many, by the generation_config.json that came with it; 0 where that does
@@ -147,7 +143,7 @@ class Work:
             raise UserError(
                 f"{self.path}: nothing in it says how an image is made ready (preprocessor_config.json is not there)"
             )
-        record: dict[str, Any] = {"image": _pixels(image)}
+        record: dict[str, Any] = {"image": pixels_of(image)}
         for transform in self.transforms:
             # What is of other fields, writes captions of a class, which a new image has not, or leaves out what is there.
             other = getattr(transform, "field", "image") != "image"
@@ -177,24 +173,35 @@ class Work:
         found = self.tokenizer.encode(list(texts), self.length(), None if pairs is None else list(pairs))
         return {name: found[name] for name in ("ids", "mask", "segments")}, found["truncated"].tolist()
 
-    def prompt(self, text: str | None) -> list[int]:
+    def writer(self, modality: str) -> Tokenizer:
+        """The tokenizer of what a decoder writes. Raises `UserError` where there is none."""
+        found = self.others.get(modality, self.tokenizer)
+        if found is None:
+            raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
+        return found
+
+    def prompt(self, text: str | None, decoder: Any = None) -> list[int]:
         """Token ids of a text that is to be gone on with, without its end; None for the first token alone.
+
+        Args:
+          decoder: which goes on with it, of which some have a `start_token` before a text; None for one that has none.
 
         Raises:
           UserError: no tokenizer.
         """
-        if self.tokenizer is None:
-            raise UserError(f"{self.path}: there is no tokenizer in it, so it writes no text")
+        tokenizer = self.writer(getattr(decoder, "writes", "text"))
+        if (start := getattr(decoder, "start_token", None)) is not None:
+            return [start, *([] if text is None else _without_end(tokenizer.whole(text), tokenizer.eos_id))]
         first = self._first()
         if text is None:
-            return list(self.tokenizer.opening) if first is None else [first]
+            return list(tokenizer.opening) if first is None else [first]
         if self.trained:  # what `encode` adds at the end is not part of a text that goes on
-            ids = self.tokenizer.whole(text)
-            ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] and len(ids) > 1 else ids
+            ids = tokenizer.whole(text)
+            ids = _without_end(ids, tokenizer.eos_id) if len(ids) > 1 else ids
         else:
-            ids = self.tokenizer.huggingface(text, verbose=False)["input_ids"]
+            ids = tokenizer.huggingface(text, verbose=False)["input_ids"]
             ids = ids if first is None else [first, *ids[1:-1]]
-        return list(ids) or list(self.tokenizer.opening)
+        return list(ids) or list(tokenizer.opening)
 
     def _first(self) -> int | None:
         """The token with which HuggingFace's class begins each text, whatever its tokenizer writes; None where that stays."""
@@ -222,13 +229,6 @@ class Work:
             return self.reading.layout(length), self.reading.whole_words
         length = min(length, 384)
         return Layout(length, min(128, length // 3), min(64, length // 4)), True
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """An image [H, W, 3] float32 as the run's transforms have made it already."""
-
-    pixels: np.ndarray
 
 
 def open_work(path: str | Path) -> Work:
@@ -267,6 +267,7 @@ def open_work(path: str | Path) -> Work:
     column = None if data is None else text_spec(data.columns, "text")
     length = 0 if data is None else getattr(column, "max_length", 0) or data.max_length
     how: dict[str, Any] = {"writes": _of(model, own, bool(e.data)), **_asked(rest, tokenizer)}
+    how["others"] = _others(e, tokenizers)
     how["paints"] = next((task.objective for task in e.tasks.values() if isinstance(task.objective, MaskedImage)), None)
     how["templates"] = next((tuple(one.templates) for one in e.evaluate.values() if isinstance(one, ZeroShot)), ())
     how["evaluated"], how["questions"] = _evaluators(e)
@@ -295,6 +296,13 @@ def open_work(path: str | Path) -> Work:
     return Work(str(path), model, params, tokenizer, transforms, names, length, shape, trained, _several(model), **how)
 
 
+def _others(e: Experiment, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Tokenizer]:
+    """See `Work.others`."""
+    columns = {key: column for data in e.data.values() for key, column in data.columns.items() if key != "text"}
+    named = {key: column.tokenizer for key, column in columns.items() if isinstance(column, Text)}
+    return {key: tokenizers[name] for key, name in named.items() if name in tokenizers}
+
+
 def _evaluators(e: Experiment) -> tuple[dict[str, Settings], frozenset[str]]:
     """Decoder -> settings of the evaluator that writes with it; and the decoders that tasks or evaluators give prompts."""
     found: dict[str, Settings] = {}
@@ -314,6 +322,10 @@ def _several(model: Multimodal) -> bool:
     """A class alone, of which nothing else is said, is one that an input may have or not, as the pipelines take it."""
     said, head = model.huggingface.get("problem_type"), model.heads.get("classes")
     return said == "multi_label_classification" or (said is None and getattr(head, "classes", 0) == 1)
+
+
+def _without_end(ids: list[int], eos: int) -> list[int]:
+    return ids[:-1] if ids[-1:] == [eos] else ids
 
 
 def _of(model: Multimodal, settings: Mapping[str, Any], trained: bool) -> dict[str, Any]:
@@ -356,21 +368,3 @@ def _came_with(path: str | Path, model: Multimodal) -> tuple[Any, ...] | None:
         return image_transforms(path)
     except NoProcessorError:
         return None
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3], what a file of this image would be read as."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "RGB":
-            return from_pil(image)
-        mode = PLAIN.get(image.mode)  # that a file can have
-        file = io.BytesIO()
-        (image if mode is None else image.convert(mode)).save(file, "tiff" if image.mode in ("F", "I") else "png")
-        return decode_image(file.getvalue(), "image")
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise UserError(f"an image is a path, a PIL image or uint8 [H, W, 3]; found {array.dtype} {array.shape}")
-    return array

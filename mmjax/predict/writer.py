@@ -10,6 +10,7 @@ from typing import Any
 from mmjax.core.errors import UserError
 from mmjax.generate import settings_of
 from mmjax.models.decoders import writes_texts
+from mmjax.models.forward import BoundForward
 from mmjax.predict import openings, windows, writing
 from mmjax.predict.inputs import as_list, as_prompts, as_texts
 from mmjax.predict.running import Running
@@ -114,6 +115,15 @@ class Writer(Running):
     def writes(self) -> bool:
         """Whether a decoder writes texts."""
         return any(writes_texts(part) for part in self.work.model.decoders.values())
+
+    def written(self, decoder: str = "") -> str:
+        """The modality that a decoder writes; "" for the only one that writes texts."""
+        return str(self.work.model.decoders[self._decoder(decoder)].writes)
+
+    def reads_texts(self, decoder: str = "") -> bool:
+        """Whether what a decoder attends to is made of texts, among others."""
+        forward = BoundForward(self.work.model, self.work.params, {})
+        return any("text" in forward.modalities(one) for one in self.work.model.decoders[self._decoder(decoder)].context)
 
     def check_answers(self, decoder: str = "") -> None:
         """Raises UserError where a decoder does not answer questions."""

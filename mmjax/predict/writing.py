@@ -55,6 +55,11 @@ class Writing:
         return self.work.model.decoders[self.decoder]
 
     @property
+    def tokenizer(self) -> Any:
+        """Of what it writes."""
+        return self.work.writer(self.spec.writes)
+
+    @property
     def room(self) -> int:
         """Tokens of a prompt and of what follows, which virtual tokens and a prefix leave less of."""
         return int(self.spec.max_length) - slots_before(self.work.params[f"decoders_{self.decoder}"])
@@ -68,7 +73,7 @@ class Writing:
     def padded(self, some: Sequence[int], left: bool = True) -> dict[str, np.ndarray]:
         """`prompt` and `prompt_mask` [n, T] of those rows, T one of `BUCKETS` where they fit into one that the decoder has."""
         rows = [self.prompts[n] for n in some]
-        most, pad = max(map(len, rows)), _tokenizer(self.work).pad_id
+        most, pad = max(map(len, rows)), self.tokenizer.pad_id
         length = next((size for size in BUCKETS if most <= size <= self.room), most)
         before = [length - len(row) if left else 0 for row in rows]
         ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), bool)
@@ -125,14 +130,14 @@ def ready(
     asked = prompts if "text" in read else None
     if "text" in read and asked is None:
         raise UserError(f"decoders.{decoder} answers a question: give one a prompt")
-    batch = batch_of(beside, asked) if read else {}
+    batch = _shorter(work, spec, batch_of(beside, asked)) if read else {}
     count = len(next(iter(batch.values()))) if batch else len([""] if prompts is None else prompts)
     if prompts is not None and len(prompts) != count:
         what = " and ".join(NAMES.get(one, one) + "s" for one in beside) or "texts"
         raise UserError(f"{count} {what} and {len(prompts)} prompts: give as many of both")
     tokens = spliced_tokens(work.model, work.params, batch, decoder) if hasattr(spec, "place") and batch else 0
     texts = [None] * count if prompts is None or asked is not None else list(prompts)
-    rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one), spec, tokens) for one in texts]
+    rows = [_with_places(list(one) if isinstance(one, list | tuple) else work.prompt(one, spec), spec, tokens) for one in texts]
     found = Writing(work, decoder, rows, batch)
     for text, row in zip(texts, rows, strict=True):
         if wrong := [token for token in row if not 0 <= token < spec.vocab_size]:
@@ -145,10 +150,16 @@ def ready(
     return found
 
 
-def _tokenizer(work: Work) -> Any:
-    if work.tokenizer is None:
-        raise UserError(f"{work.path}: there is no tokenizer in it, so it writes no text")
-    return work.tokenizer
+def _shorter(work: Work, spec: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch without padding that no text of it needs, down to one of `BUCKETS`, of a sequence-to-sequence model: its
+    encoder and its decoder hide padding, and it may read 512 tokens."""
+    encoder, mask = work.model.encoders.get("text"), batch.get("text_mask")
+    hidden = getattr(encoder, "mask_padding", False) and getattr(encoder, "depth", 0) and getattr(spec, "mask_context", False)
+    if mask is None or not hidden or spec.start_token is None:
+        return batch
+    most = int(mask.sum(axis=1).max())
+    length = next((size for size in BUCKETS if most <= size), mask.shape[1])
+    return {key: x[:, :length] if key.split("_")[0] == "text" else x for key, x in batch.items()}
 
 
 def _with_places(row: list[int], spec: Any, tokens: int) -> list[int]:
@@ -191,7 +202,7 @@ def written(
       numbers: of the prompts, on which what is drawn depends.
       rows_of: `Predictor._rows`.
     """
-    name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
+    name, batch, tokenizer = writing.decoder, writing.batch, writing.tokenizer
     ends = _ends(writing, s)
 
     def write(params: Params, rows: Batch) -> Any:
@@ -220,7 +231,7 @@ def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[.
     Args:
       compiled: (key, function, donated arguments) -> the jitted function.
     """
-    name, batch, tokenizer = writing.decoder, writing.batch, _tokenizer(writing.work)
+    name, batch, tokenizer = writing.decoder, writing.batch, writing.tokenizer
     model, key = writing.work.model, (name, s, processor, *batch)
     rules = functools.partial(_rules, writing, s, processor)
     first = compiled(("begin", *key), lambda params, own, ids, mask: begin(model, params, name, own, ids, mask, rules()), ())
@@ -243,7 +254,7 @@ def streamed(writing: Writing, s: Settings, processor: Any, compiled: Callable[.
 
 def _rules(writing: Writing, s: Settings, processor: Any) -> Rules:
     """How a program writes."""
-    tokenizer = _tokenizer(writing.work)
+    tokenizer = writing.tokenizer
     stops = tables(s.stop_strings, tokenizer, writing.spec.vocab_size)
     own = [one for one in (writing.times, processor) if one]
     return Rules(s, _ends(writing, s), tokenizer.pad_id, stops, own, writing.most)
@@ -257,7 +268,7 @@ def _has_ended(writing: Writing, n: int, ids: list[int], new: int, ends: tuple[i
 
 def _ends(writing: Writing, s: Settings) -> tuple[int, ...]:
     """The tokens that end a text."""
-    return s.eos_token_id or (_tokenizer(writing.work).eos_id,)
+    return s.eos_token_id or (writing.tokenizer.eos_id,)
 
 
 def scored(
@@ -276,7 +287,7 @@ def scored(
     texts = [after if asked else prompt + after for prompt, after in zip(prompts, continuations, strict=True)]
     wholes, starts = [], []
     for prompt, text, own in zip(prompts, texts, begun.prompts, strict=True):
-        whole = _with_places(work.prompt(text), begun.spec, _places(own, begun.spec))
+        whole = _with_places(work.prompt(text, begun.spec), begun.spec, _places(own, begun.spec))
         if not prompt and whole[:1] != own[:1]:  # after nothing is after the token that begins a text
             whole = [*own, *whole]
         same = _same(own, whole)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from parity import bound, hidden_states, part, randomise
 
-from mmjax.convert.family import put
+from mmjax.convert.config_paths import put
 from mmjax.core.types import Params
 from mmjax.models import Multimodal
 
@@ -180,7 +180,9 @@ def answered(model: Multimodal, params: Params, batch: Batch, names: Any) -> Ans
             writes = model.decoders[name].writes
             written = dict(zip((writes, f"{writes}_mask"), text, strict=True))
             context = {source: tokens(source) for source in model.decoders[name].context}
-            return part(decoded, model, params, (f"decoders.{name}",), written, context, name=name)
+            words_of = getattr(model.decoders[name], "words_of", "")
+            read = (f"decoders.{name}", *[f"encoders.{words_of}"] * bool(words_of))
+            return part(decoded, model, params, read, written, context, name=name)
         if name.startswith("tokens."):
             return tokens(name.removeprefix("tokens.")).embeddings
         dual = model.fusions["dual"]

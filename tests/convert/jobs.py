@@ -196,6 +196,17 @@ def answer_questions(run):
     return ours, [upto_end(run, row[1:]) for row in found]
 
 
+def write_texts(run):
+    """What is written of a batch of texts of several lengths."""
+    model, asked = run.theirs(), run.text(TEXTS)
+    rows = zip(asked["text"], asked["text_mask"], strict=True)
+    start = run.model.decoders["target"].start_token
+    ours = [greedily(run, "target", [start], "target", text=ids[None], text_mask=mask[None]) for ids, mask in rows]
+    ids, mask = (torch.tensor(asked[key].astype(np.int64)) for key in ("text", "text_mask"))
+    found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    return ours, [upto_end(run, row[1:]) for row in found]
+
+
 JOBS = {
     "text-classification": classify_texts,
     "image-classification": classify_images,
@@ -207,4 +218,5 @@ JOBS = {
     "text-generation": continue_texts,
     "image-text-to-text": talk_of_images,
     "generate (an answer)": answer_questions,
+    "generate (a text of a text)": write_texts,
 }

@@ -6,7 +6,7 @@ from families.blip import BLIP, CAPTION
 from parity import save
 
 from mmjax.convert import load, save_hf
-from mmjax.convert.family import put
+from mmjax.convert.config_paths import put
 from mmjax.convert.huggingface import build_model
 from mmjax.core.errors import UserError
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import mmjax
 from mmjax.convert import FAMILIES
 from mmjax.convert.config_json import KINDS, kind_of, unknown_fields
-from mmjax.convert.family import Honoured, get, put
+from mmjax.convert.config_paths import get, put
+from mmjax.convert.family import Honoured
 from mmjax.convert.huggingface import build_model
 from mmjax.core.errors import UserError
 

@@ -13,7 +13,7 @@ from parity import map_completely, save
 from safetensors.numpy import load_file, save_file
 
 from mmjax.convert import load, save_hf
-from mmjax.convert.family import get, put
+from mmjax.convert.config_paths import get, put
 from mmjax.core.errors import UserError
 
 

@@ -23,10 +23,10 @@ from mmjax.convert.coverage import HOW
 # Handed over by `test_whisper.py`, `test_wav2vec2.py` and `test_videomae.py`.
 HEARD = ("whisper", "wav2vec2", "hubert", "audio-spectrogram-transformer", "videomae")
 CLASSES = {made.name: (case, made) for case in CASES.values() if case.model_type not in HEARD for made in reversed(case.models)}
-TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model")
+TEXT_ONLY = ("bert", "roberta", "gpt2", "llama", "clip_text_model", "siglip_text_model", "t5", "mt5", "bart")
 IMAGES = [name for name, (case, _) in CLASSES.items() if case.model_type not in TEXT_ONLY]
 ROWS = [(name, way) for name in CLASSES for way in WAYS if way != "resized" or name in IMAGES]
-KEPT = ("answer", "answer_mask", "image_keep")  # of a case's own batch
+KEPT = ("answer", "answer_mask", "target", "target_mask", "image_keep")  # of a case's own batch
 RTOL = 1e-5
 
 

@@ -8,7 +8,7 @@ from families.llava import LLAVA, WHOLE
 from parity import assert_close, bound, part, save
 
 from mmjax.convert import load
-from mmjax.convert.family import set_leaf
+from mmjax.convert.config_paths import set_leaf
 from mmjax.core.errors import UserError
 
 

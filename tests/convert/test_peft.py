@@ -20,7 +20,7 @@ FIRSTS = [
     for case in ATTENDING
 ]
 EVERY = [(case, made) for case in ATTENDING for made in case.models if made.name != "FlavaForPreTraining"]
-BARE = ("llama",)  # without biases
+BARE = ("llama", "t5", "mt5", "bart")  # without biases, or with one that no module has
 WHOLE = ("gpt2", "vit", "llama")
 PAIRS = [(case, made, way) for case, made in FIRSTS for way in WAYS if not (way == "bitfit" and case.model_type in BARE)]
 OTHERS = [way for way in WAYS if way not in ("lora", "pissa")]  # peft writes no PiSSA that is not LoRA

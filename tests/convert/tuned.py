@@ -99,6 +99,8 @@ def objective(name: str, model: Multimodal) -> Any:
         return Contrastive("sigmoid" if name.startswith("Siglip") else "softmax")
     if how == "generate (an answer)":
         return CausalLM("answer", text="answer")
+    if how == "generate (a text of a text)":
+        return CausalLM("target", text="target")
     if how in ("text-generation", "image-text-to-text"):
         return CausalLM()
     if name == "ViTMAEForPreTraining":
@@ -111,7 +113,14 @@ def write_rows(home: Path, classes: int, keys: tuple[str, ...], before: str) -> 
     for i, image in enumerate(pictures()):
         image.save(home / f"{i}.png")
     whole = [
-        {"image": f"{i % 3}.png", "text": before + TEXTS[i % 3], "answer": ANSWERS[i % 3], "label": kind, "split": "train"}
+        {
+            "image": f"{i % 3}.png",
+            "text": before + TEXTS[i % 3],
+            "answer": ANSWERS[i % 3],
+            "target": ANSWERS[i % 3],
+            "label": kind,
+            "split": "train",
+        }
         for i, kind in enumerate(names(classes) * 8)
     ]
     file = home / "rows.jsonl"
@@ -137,9 +146,9 @@ def experiment(
     trained = objective(name, model)
     classes = model.heads["classes"].classes if isinstance(trained, Classification) else 3
     texts = reads_texts(model)
-    answers = isinstance(trained, CausalLM) and trained.text == "answer"
-    keys = (*["image"] * (size is not None), *["text"] * texts, *["answer"] * answers)
-    source = Manifest(str(write_rows(home, classes, keys, PLACE * places)), fields={"answer": "answer"} if answers else {})
+    said = [trained.text] if isinstance(trained, CausalLM) and trained.text != "text" else []
+    keys = (*["image"] * (size is not None), *["text"] * texts, *said)
+    source = Manifest(str(write_rows(home, classes, keys, PLACE * places)), fields={name: name for name in said})
     return Experiment(
         model=model,
         data={
@@ -148,7 +157,7 @@ def experiment(
                 (*transforms(size), *[Pair()] * (size is not None and getattr(model.encoders["image"], "images", 1) > 1)),
                 batch_size=8,
                 max_length=room(model) + places,
-                columns={"answer": Text()} if answers else {},
+                columns={name: Text() for name in said},
             )
         },
         tasks={"task": Task(trained)},

@@ -95,6 +95,13 @@ def read(scene):
     return found
 
 
+def in_chinese(one):
+    place, name, colour = one
+    where = place.replace("top", "上").replace("bottom", "下").replace("left", "左").replace("right", "右").split()
+    colours = {"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "white": "白色"}
+    return f"{where[1]}{where[0]}有一个{colours[colour]}的{'零一二三四五六七八九'[NAMES.index(name)]}"
+
+
 def true_answer(question, found):
     if question == "how many digits are there?":
         return NAMES[len(found)]
@@ -113,6 +120,8 @@ def test_captions_answers_and_counts_are_true_of_the_pixels(scenes):
     for scene in scenes[:400]:
         found = read(scene)
         assert scene["caption"] == " and ".join(f"a {colour} {name} {place}" for place, name, colour in found)
+        assert scene["masked"] == re.sub(f"\\b({'|'.join(NAMES)})\\b", "[MASK]", scene["caption"])
+        assert scene["chinese"] == "和".join(map(in_chinese, found))
         assert scene["answer"] == true_answer(scene["question"], found) == ANSWERS[scene["label"]]
         assert scene["count"] == len(found) == len({name for _, name, _ in found})
         assert scene["image"].shape == (32, 32, 3) and scene["image"].dtype == np.uint8
@@ -164,7 +173,7 @@ def test_what_lies_over_a_scene_moves_with_it(records):
     "spec, complaint",
     [
         (Scenes("tset"), r"Scenes.split='tset' is not a split \(did you mean 'test'\?\)"),
-        (Scenes(text="captions"), r"Scenes.text='captions' is neither caption nor question \(did you mean 'caption'\?\)"),
+        (Scenes(text="captions"), r"Scenes.text='captions' is none of what is said of a scene \(did you mean 'caption'\?\)"),
         (Scenes(count=0), "Scenes.count=0: use a number from 1"),
         (Scenes(image_size=(33, 32)), r"Scenes.image_size=\(33, 32\): two cells a side need even sides"),
         (Scenes(image_size=(8, 8)), r"Scenes.image_size=\(8, 8\)"),

@@ -103,7 +103,7 @@ def test_the_embeddings_may_have_a_dropout_rate_of_their_own(rates, zeros):
 
 
 def test_unknown_positions_are_refused():
-    with pytest.raises(UserError, match="positions='alibi': use learned, sincos, rotary or none"):
+    with pytest.raises(UserError, match="positions='alibi': use learned, sincos, rotary, relative or none"):
         drawn(bare(positions="alibi"))
 
 

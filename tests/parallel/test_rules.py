@@ -35,6 +35,7 @@ def every_part():
             "image": ViT(image_size=(8, 8), patch=(4, 4), cls_token=True, embed_norm=True, **size),
             "video": ViT(image_size=(8, 8), patch=(4, 4), positions="rotary", extra_tokens=1, mask_token=True, **size, **gated),
             "text": TextTransformer(segments=2, embed_norm=True, norm_placement="post", **text),
+            "source": TextTransformer(positions="relative", **text),
             "title": TextTransformer(embed_width=4, positions="rotary", **text, **gated),
         },
         fusions={
@@ -83,7 +84,7 @@ ADAPTED = [
     {"all-linear": LoRA(dora=True, init="pissa", r=1), "*/words/table": LoRA(r=2)},
     {"*logits/kernel": LoRA(dropout=0.1, dora=True, init="pissa", r=1)},
     {"heads_*/project*/kernel": LoRA(dora=True, init="pissa", r=1)},
-    {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1)},
+    {"*/*position/table": LoRA(r=1), "*/segment/table": LoRA(r=1), "*/relative/table": LoRA(r=1)},
     {"*": IA3()},
     {"*": IA3("input")},
     {"*": Prompt(n=2)},

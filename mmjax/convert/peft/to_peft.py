@@ -68,6 +68,11 @@ def adapter_of(model: Multimodal, architecture: str, params: Params, trained: se
                 f"adapt has {next(iter(kinds_of(leaves)))} and {', '.join(sorted(kinds))}, and a peft folder holds one method"
             )
         return virtual(model, architecture, rows, leaves, more)
+    if alone := [(row.theirs, path) for row in rows if "." not in row.theirs for path in row.ours if path in more]:
+        name, path = alone[0]
+        raise UserError(
+            f"{path}: {name} is no module's in {architecture}, and peft adapts modules; leave it out of adapt and train"
+        )
     check_modules(family, architecture, rows, {path.rpartition("/")[0] for path in leaves if is_adapter(path)})
     names = layout.modules(rows)
     if len(kinds) > 1:

@@ -1,9 +1,9 @@
-"""What can be said of a scene: its caption, and questions with one right answer each."""
+"""What can be said of a scene: its caption, in English and in Chinese, and questions with one right answer each."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,13 @@ from mmjax.data.sources.digits import NAMES
 COLOURS = ("red", "green", "blue", "yellow", "white")
 PLACES = ("top left", "top right", "bottom left", "bottom right")  # in the order of reading
 ANSWERS = (*NAMES, *COLOURS, *PLACES, "yes", "no")
+
+HIDDEN = "[MASK]"  # in place of a digit's name
+# The same in Chinese.
+CHINESE_NAMES = ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九")
+CHINESE_COLOURS = ("红", "绿", "蓝", "黄", "白")
+AND = "和"
+CHINESE_PLACES = ("左上", "右上", "左下", "右下")
 
 HOW_MANY = "how many digits are there?"
 # Kind of question -> how it is put, of a digit or of a place.
@@ -53,6 +60,21 @@ def caption(seen: Sequence[Seen]) -> str:
     return " and ".join(phrase(one) for one in sorted(seen, key=lambda one: one.place))
 
 
+def masked(seen: Sequence[Seen]) -> str:
+    """The caption without the digits' names, which the picture alone then tells."""
+    return " and ".join(
+        f"a {COLOURS[one.colour]} {HIDDEN} {PLACES[one.place]}" for one in sorted(seen, key=lambda one: one.place)
+    )
+
+
+def chinese(seen: Sequence[Seen]) -> str:
+    """The caption in Chinese: "左上有一个红色的三"."""
+    return AND.join(
+        f"{CHINESE_PLACES[one.place]}有一个{CHINESE_COLOURS[one.colour]}色的{CHINESE_NAMES[one.digit]}"
+        for one in sorted(seen, key=lambda one: one.place)
+    )
+
+
 def ask(seen: Sequence[Seen], rng: np.random.Generator) -> Asked:
     """A question about a scene: each kind as often as any other, and of those with yes or no as many of both."""
     kind = tuple(KINDS)[rng.integers(len(KINDS))]
@@ -81,11 +103,11 @@ def answer(seen: Sequence[Seen], kind: str, number: int) -> str:
     }[kind]
 
 
-def captions() -> Iterator[str]:
-    """Captions that hold every word of all."""
+def captions(say: Callable[[Sequence[Seen]], str] = caption) -> Iterator[str]:
+    """Captions that hold every word of all; or what else is said of scenes, `masked` or in `chinese`."""
     for colour in range(len(COLOURS)):
         for digit in range(len(NAMES)):
-            yield caption([Seen(place, digit, colour) for place in range(len(PLACES))])
+            yield say([Seen(place, digit, colour) for place in range(len(PLACES))])
 
 
 def questions() -> Iterator[str]:

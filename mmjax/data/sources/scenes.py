@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from mmjax.data.splits import SPLITS, check_split, fingerprint
 from mmjax.data.types import Record
 
 RGB = {"red": (230, 50, 40), "green": (50, 200, 70), "blue": (60, 100, 255), "yellow": (240, 220, 50), "white": (240, 240, 240)}
-TEXTS = ("caption", "question")
+TEXTS = ("caption", "question", "masked", "chinese")
 TURN, SIZES = 10.0, (0.75, 1.0)  # degrees either way; a digit's side as a share of its cell's
 DARKEST = 60  # the background's channels are below
 INK = 0.4  # from here on a pixel is the digit's
@@ -40,7 +40,7 @@ class Scenes:
       count: how many scenes.
       seed: of all that is drawn.
       image_size: (height, width) of the canvas in pixels; two cells a side.
-      text: which of its texts is a record's `text`, "caption" or "question".
+      text: which of its texts is a record's `text`, "caption", "question", "masked" or "chinese".
       pictures: False gives the texts of the same scenes alone, which are not drawn.
     """
 
@@ -57,8 +57,10 @@ class Scenes:
         | key         | value                                                                                     |
         |-------------|-------------------------------------------------------------------------------------------|
         | `image`     | uint8 [H, W, 3]                                                                           |
-        | `text`      | the caption or the question, as `text` says                                               |
+        | `text`      | the one of the four below that `text` names                                               |
         | `caption`   | the digits in the order of reading: "a red three top left and a blue zero bottom right"   |
+        | `masked`    | the caption with `[MASK]` for the digits' names: "a red [MASK] top left"                   |
+        | `chinese`   | the caption in Chinese: "左上有一个红色的三"                                              |
         | `question`  | one about the scene, of six kinds                                                         |
         | `answer`    | its answer, of `language.ANSWERS`                                                         |
         | `label`     | the answer's place among them                                                             |
@@ -73,7 +75,7 @@ class Scenes:
         check_split("Scenes", self.split, SPLITS)
         check_ranges(self, "Scenes.")
         if self.text not in TEXTS:
-            raise UserError(f"Scenes.text={self.text!r} is neither caption nor question{nearest(self.text, TEXTS)}")
+            raise UserError(f"Scenes.text={self.text!r} is none of what is said of a scene{nearest(self.text, TEXTS)}")
         if any(side % 2 for side in self.image_size):
             raise UserError(f"Scenes.image_size={self.image_size}: two cells a side need even sides")
         digits = Digits(self.split).build()
@@ -109,11 +111,11 @@ class SceneRecords:
         seen = _seen(rng)
         asked = language.ask(seen, rng)
         record = self._drawn(seen, rng) if self.spec.pictures else {}
-        caption = language.caption(seen)
+        texts = {"caption": language.caption(seen), "masked": language.masked(seen), "chinese": language.chinese(seen)}
+        texts["question"] = asked.question
         return {
-            "text": caption if self.spec.text == "caption" else asked.question,
-            "caption": caption,
-            "question": asked.question,
+            "text": texts[self.spec.text],
+            **texts,
             "answer": asked.answer,
             "label": ANSWERS.index(asked.answer),
             "kind": asked.kind,
@@ -128,7 +130,13 @@ class SceneRecords:
     def texts_of(self, key: str) -> Iterator[str]:
         """The same of one key."""
         key = self.spec.text if key == "text" else key
-        phrases = {"caption": language.captions, "question": language.questions, "answer": lambda: iter(ANSWERS)}
+        phrases: dict[str, Callable[[], Iterator[str]]] = {
+            "caption": language.captions,
+            "masked": lambda: language.captions(language.masked),
+            "chinese": lambda: language.captions(language.chinese),
+            "question": language.questions,
+            "answer": lambda: iter(ANSWERS),
+        }
         yield from phrases[key]() if key in phrases else ()
 
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ from mmjax.core.types import Array, Tokens
 from mmjax.models.decoders.text import TextDecoder
 from mmjax.nn.activation import activation
 from mmjax.nn.linear import Linear
+from mmjax.nn.position import Table
 
 
 class SplicedDecoder(TextDecoder):
@@ -46,6 +47,8 @@ class SplicedDecoder(TextDecoder):
         super().setup()
         if len(self.context) != 1:
             raise UserError(f"context={self.context}: a spliced decoder has the tokens of one encoder in its text")
+        if self.words_of:
+            raise UserError(f"words_of={self.words_of!r}: a spliced decoder has words of its own; leave it out")
         width = self.embed_width or self.width
         self.project_in = Linear(width, use_bias=self.project_bias)
         self.project_out = Linear(width, use_bias=self.project_bias)
@@ -57,6 +60,7 @@ class SplicedDecoder(TextDecoder):
         context: Mapping[str, Tokens] | None = None,
         added: Array | None = None,
         lengths: Array | None = None,
+        table: Table | None = None,
     ) -> Array:
         if lengths is not None:
             self._check_packed(context, virtual=False)
@@ -71,8 +75,8 @@ class SplicedDecoder(TextDecoder):
     def attended(self, context: Mapping[str, Tokens] | None) -> None:
         return None
 
-    def output(self, hidden_BTD: Array) -> Array:
-        return hidden_BTD if self.headless else super().output(hidden_BTD)
+    def output(self, hidden_BTD: Array, table: Table | None = None) -> Array:
+        return hidden_BTD if self.headless else super().output(hidden_BTD, table)
 
     def _splice(self, ids_BT: Array, tokens_BSD: Array) -> Array:
         """[B, T, D]: rows of the word table, and projected tokens at their places."""

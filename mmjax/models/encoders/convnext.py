@@ -14,9 +14,9 @@ from mmjax.core.types import Array, Tokens
 from mmjax.models.parts import check_image, rastered
 from mmjax.nn.bottleneck import after_branch
 from mmjax.nn.convolution import Convolution
+from mmjax.nn.loop import CONVOLVED, check_convolved, run_layers
 from mmjax.nn.mlp import Mlp, dropout
 from mmjax.nn.norm import Norm
-from mmjax.nn.stack import CONVOLVED, check_convolved, run_layers
 from mmjax.parallel.mesh import constrain_batch
 
 SIDE = 7  # of a depthwise kernel

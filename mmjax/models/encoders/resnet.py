@@ -15,7 +15,7 @@ from mmjax.models.parts import check_image, rastered
 from mmjax.nn.activation import activation
 from mmjax.nn.batch_norm import BatchNorm, GroupNorm
 from mmjax.nn.convolution import Convolution, max_pool
-from mmjax.nn.stack import CONVOLVED, check_convolved, run_layers
+from mmjax.nn.loop import CONVOLVED, check_convolved, run_layers
 from mmjax.parallel.mesh import constrain_batch
 
 BLOCKS = ("basic", "bottleneck")

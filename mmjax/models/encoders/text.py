@@ -17,6 +17,7 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import dropout
 from mmjax.nn.position import Table, sincos_1d
 from mmjax.nn.stack import StackFields
+from mmjax.nn.virtual import Virtual
 
 
 class TextTransformer(StackFields):
@@ -29,14 +30,18 @@ class TextTransformer(StackFields):
       max_length: the largest T.
       embed_width: width of the word table when it differs from `width` (0: the same).
       causal: a token sees only what comes before it.
-      positions: `learned`, `sincos`, `rotary` or `none`.
+      positions: `learned`, `sincos`, `rotary`, `relative` (T5) or `none`.
+      relative_buckets: of `relative` positions: how many numbers a head has for distances, see `nn.relative`.
+      relative_distance: from which distance on all are in the last bucket.
       position_offset: rows of the learned table before the first token's (RoBERTa's padding id + 1).
       segments: how many kinds of segment there are (2 for sentence pairs); 0 for none.
+      scale_words: multiply the words' embeddings by the root of the width of their table (BART, Vaswani 2017, 3.4).
       embed_norm: normalise the embeddings before the stack (BERT).
       mask_padding: whether the mask hides padding; if not, padding counts as real and the last position as the last token
         (SigLIP, whose texts are all padded to one length).
       final_norm: normalise after the last layer.
       embed_dropout: rate of the embeddings' dropout; None: `dropout`.
+      final_dropout: rate of the dropout of what the last layer, or the norm after it, gives.
       taps: layers whose result is given beside the last one's, as `Tokens.taps`; see `nn.stack`.
 
     Its parts: `mask` [B, T] bool, `segments` [B, T] int32, `added` [B, T, D], added to the embeddings before the first
@@ -54,9 +59,13 @@ class TextTransformer(StackFields):
     causal: bool = False
     positions: str = "learned"
     position_offset: int = setting(least=0, default=0)
+    relative_buckets: int = setting(least=2, default=32)
+    relative_distance: int = setting(least=2, default=128)
     segments: int = setting(least=0, default=0)
+    scale_words: bool = False
     embed_norm: bool = False
     embed_dropout: float | None = setting(least=0, below=1, default=None)
+    final_dropout: float = setting(least=0, below=1, default=0.0)
     mask_padding: bool = True
     final_norm: bool = True
     taps: tuple[int, ...] = ()
@@ -65,19 +74,22 @@ class TextTransformer(StackFields):
 
     def setup(self) -> None:
         width = self.embed_width or self.width
-        self.words = Table(self.vocab_size, width)
+        if self._own_words():
+            self.words = Table(self.vocab_size, width)
         if width != self.width:
             self.project_words = Linear(self.width)
         if self.positions == "learned":
             self.position = Table(self.max_length + self.position_offset, self.width)
-        elif self.positions not in ("sincos", "rotary", "none"):
-            raise UserError(f"positions={self.positions!r}: use learned, sincos, rotary or none")
+        elif self.positions not in ("sincos", "rotary", "relative", "none"):
+            raise UserError(f"positions={self.positions!r}: use learned, sincos, rotary, relative or none")
         if self.segments:
             self.segment = Table(self.segments, self.width)
         if self.embed_norm:
             self.normalise_embeddings = self._norm("embed_norm")
         rotary, norm = self.positions == "rotary", self.final_norm and self.depth > 0
-        self.layers = self.stack(causal=self.causal, rotary=rotary, final_norm=norm, taps=self.taps, name="stack")
+        relative = (self.relative_buckets, self.relative_distance) if self.positions == "relative" else None
+        how = {"causal": self.causal, "rotary": rotary, "relative": relative, "final_norm": norm}
+        self.layers = self.stack(**how, taps=self.taps, name="stack")
 
     def __call__(
         self,
@@ -104,7 +116,7 @@ class TextTransformer(StackFields):
             raise UserError(f"a text encoder reads ids [B, T], found an input of shape {ids_BT.shape}")
         mask_BT = jnp.ones(ids_BT.shape, bool) if mask is None or not self.mask_padding else mask
         words_BTD = self.words(ids_BT) if words_BTD is None else words_BTD
-        prompt, before = self.words.prompt(), self._prefix()
+        prompt, before = self._prompt(), self._prefix()
         if prompt is not None:
             words_BTD, mask_BT = prompt.among(words_BTD, prompt.rows), prompt.mask(mask_BT)
             segments = None if segments is None else prompt.among(segments)
@@ -119,6 +131,7 @@ class TextTransformer(StackFields):
         x_BTD = with_added(self._embed(words_BTD, segments, own_places_BT, before), added, prompt)
         x_BTD = dropout(self, x_BTD, self.dropout if self.embed_dropout is None else self.embed_dropout)
         y_BTD, taps = self.layers.tapped(x_BTD, mask_BT, join_context(context), places_BT, packed=packed_BT)
+        y_BTD = dropout(self, y_BTD, self.final_dropout)
         virtual = () if prompt is None else prompt.places
         return Tokens(y_BTD, mask_BT, places_BT, segments, packed_BT, taps=taps, virtual=virtual)
 
@@ -149,8 +162,18 @@ class TextTransformer(StackFields):
         """How many places keys that a prefix gives every layer take before the text."""
         return prefix_length(self.variables.get("params", {}))
 
+    def _own_words(self) -> bool:
+        """Whether its word table is its own."""
+        return True
+
+    def _prompt(self) -> Virtual | None:
+        """The virtual tokens among its words; None without."""
+        return self.words.prompt()
+
     def _embed(self, words_BTD: Array, segments: Array | None, places_BT: Array | None, first: int = 0) -> Array:
         """[B, T, D], what the stack reads: rows of the word table with their positions, from `first` on if none are given."""
+        if self.scale_words:
+            words_BTD = words_BTD * words_BTD.shape[-1] ** 0.5
         x_BTD = words_BTD if words_BTD.shape[-1] == self.width else self.project_words(words_BTD)
         last = first + x_BTD.shape[1]
         if self.positions == "learned" and places_BT is not None:

@@ -1,6 +1,7 @@
 """The families, by HuggingFace's `model_type`: a new one is one file here and one line below."""
 
 from families.ast import AST
+from families.bart import BART
 from families.bert import BERT
 from families.blip import BLIP
 from families.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -14,6 +15,7 @@ from families.llava import LLAVA
 from families.resnet import RESNET
 from families.roberta import ROBERTA
 from families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
+from families.t5 import MT5, T5
 from families.videomae import VIDEOMAE
 from families.vilt import VILT
 from families.vit import VIT
@@ -27,7 +29,7 @@ CASES = {
         *(BERT, ROBERTA, GPT2, LLAMA),
         *(VIT, DEIT, DINOV2, VIT_MAE, RESNET, CONVNEXT, CONVNEXT_V2),
         *(CLIP, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION),
-        *(VILT, BLIP, LLAVA, FLAVA, VIDEOMAE),
+        *(VILT, BLIP, LLAVA, FLAVA, VIDEOMAE, T5, MT5, BART),
         *(WHISPER, WAV2VEC2, HUBERT, AST),
     )
 }
