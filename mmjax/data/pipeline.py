@@ -39,8 +39,6 @@ class Data:
       transforms: applied to each record in this order.
       columns: key of a record -> what becomes of it in a batch: a text by a named tokenizer, a sound, a class, several
         classes, a number, an array. Keys that are not named here become what they look like (see `data.columns`).
-      optional: keys of the modalities that a record may lack: it has no such key there, or None, "" or an empty list. The
-        batch holds zeros then, and `KEY_valid` [B] bool says which rows have it; encoders, fusions and losses go by that.
       batch_size: rows of the global batch.
       max_length: tokens of a text, special tokens included. Longer ones are truncated and counted.
       shuffle: draw a permutation each epoch; False takes the records in their order.
@@ -57,12 +55,13 @@ class Data:
       cache_mb: megabytes for records that are the same each time, if the whole split fits (in each worker): read once, then
         kept as the leading transforms without randomness leave them; 0 reads each record anew.
       bad_record_limit: share of unreadable records above which the run stops; each one below it is replaced by another.
+      optional: keys of the modalities that a record may lack: it has no such key there, or None, "" or an empty list. The
+        batch holds zeros then, and `KEY_valid` [B] bool says which rows have it; encoders, fusions and losses go by that.
     """
 
     source: Any = setting(SOURCES, everyday=True)
     transforms: tuple[Any, ...] = setting(TRANSFORMS, default=())
     columns: Mapping[str, Any] = setting(COLUMNS, default_factory=dict)
-    optional: tuple[str, ...] = ()
     batch_size: int = setting(everyday=True, default=128)
     max_length: int = setting(everyday=True, default=32)
     shuffle: bool = True
@@ -74,6 +73,7 @@ class Data:
     packing: Any = setting(PACKINGS, default=None)
     cache_mb: int = 256
     bad_record_limit: float = 0.01
+    optional: tuple[str, ...] = ()
 
     def open(self, name: str = "") -> Records:
         """The records of the source; `name` as in `build`, which raises the same."""

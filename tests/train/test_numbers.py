@@ -62,7 +62,7 @@ ANY_SIGN = {
     ),
     *("VideoTransformer.take_layer", "VideoTransformer.taps"),
     *("ViT.take_layer", "ViT.taps", "AudioTransformer.taps", "TextTransformer.taps", "TextDecoder.taps", "SplicedDecoder.taps"),
-    "WaveformTransformer.taps",
+    *("WaveformTransformer.taps", "SpectrogramViT.taps"),
     *(f"{source}.window" for source in ("Folder", "Manifest", "TFDS", "ArrayRecord", "Arrow", "Coco", "Parquet", "WebDataset")),
     *("Streamed.window", "Conll.word_column", "Conll.tag_column"),
 }
@@ -76,7 +76,7 @@ LATER = {  # refused where data is opened, a mesh is made or the whole experimen
     *(f"Mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence", "slice")),
     *(f"{cls}.rotary_scaling" for cls in ("ViT", "TextTransformer", "TextDecoder", "SplicedDecoder", "AudioTransformer")),
     *(f"{cls}.rotary_scaling" for cls in ("Cross", "SingleStream", "PixelDecoder")),
-    *(f"{cls}.rotary_scaling" for cls in ("VideoTransformer", "VideoFrames", "WaveformTransformer")),
+    *(f"{cls}.rotary_scaling" for cls in ("VideoTransformer", "VideoFrames", "WaveformTransformer", "SpectrogramViT")),
 }
 
 
