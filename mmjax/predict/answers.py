@@ -23,10 +23,10 @@ from mmjax.data.tables.table import SEPARATORS, read_lines
 from mmjax.data.types import BadRecordError
 from mmjax.predict.made import Listened
 from mmjax.predict.numbers import measuring
+from mmjax.predict.pictures import Made
 from mmjax.predict.predictor import Predictor
 from mmjax.predict.sounds import heard_through, said_in
 from mmjax.predict.watched import Watched, watched
-from mmjax.predict.pictures import Made
 from mmjax.predict.writing import NAMES
 
 MANIFESTS = (*SEPARATORS, ".jsonl")
