@@ -121,12 +121,12 @@ def _with_none(work: Work, found: dict[str, np.ndarray], has: Mapping[str, np.nd
             found[key] = np.zeros((len(has_B), *x.shape[1:]), x.dtype)
             if len(x):
                 found[key][has_B] = x
-        found[f"{name}_{VALID}"] = has_B
+        found |= {f"{name}_{VALID}": has_B} if own else {}
     return found
 
 
 def _shapes(work: Work, modality: str) -> dict[str, np.ndarray]:
-    """Batch key -> an array of no rows, of a modality that no input has."""
+    """Batch key -> an array of no rows, of a modality that no input has; {} where nothing says its size."""
     if modality == "text":
         length = work.length()
         return {"text": np.zeros((0, length), np.int32), "text_mask": np.zeros((0, length), bool)}
@@ -134,7 +134,7 @@ def _shapes(work: Work, modality: str) -> dict[str, np.ndarray]:
         return {"audio": np.zeros((0, work.hears.samples), np.float32), "audio_mask": np.zeros((0, work.hears.samples), bool)}
     if modality == "image" and work.shape is not None:
         return {"image": np.zeros((0, *work.shape), np.float32)}
-    raise UserError(f"{work.path}: nothing in it says the size of {modality!r}, which is not given: give it with the others")
+    return {}
 
 
 def _stacked(work: Work, images: list[Any]) -> np.ndarray:

@@ -1,7 +1,10 @@
 """Modalities that examples may lack, from a file to a batch."""
 
 import csv
+import functools
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import Audio, Data, Flip, Manifest, Mix, ModalityDropout, Normalise, RandomCrop, Resize, WordPiece
 from mmjax.data.lacking import LACKS, Lacks, lacks
 from mmjax.data.prepare import prepare
-from mmjax.data.sources import ArrayRecord, Parquet
+from mmjax.data.sources import ArrayRecord, Parquet, Streamed, WebDataset
 
 ROWS = 12
 HAS = {
@@ -172,3 +175,20 @@ def test_prepared_records_lack_the_same(folder, tmp_path):
     one, other = built(spec).batch(0), built(data(ArrayRecord(str(tmp_path / "out")))).batch(0)
     for key in KEYS:
         np.testing.assert_array_equal(one[f"{key}_valid"], other[f"{key}_valid"])
+
+
+@pytest.mark.parametrize("kind", [WebDataset, functools.partial(Streamed, records=5)], ids=["indexed", "streamed"])
+def test_a_field_that_few_have_is_read_where_it_may_be_lacking(folder, tmp_path, kind, caplog):
+    file = str(tmp_path / "few.tar")
+    with tarfile.open(file, "w") as tar:
+        for n in range(5):
+            members = {"txt": f"word {n}".encode(), **({"png": (folder / "1.png").read_bytes()} if n == 3 else {})}
+            for end, content in members.items():
+                about = tarfile.TarInfo(f"{n}.{end}")
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+    spec = Data(kind(file), (Resize((4, 4)), Normalise()), batch_size=5, max_length=6, optional=("image",), shuffle=False)
+    with caplog.at_level("WARNING"):
+        batch = spec.build(WordPiece(60).train(["word 0 1 2 3 4"]), seed=0).batch(0)
+    np.testing.assert_array_equal(batch["image_valid"], [n == 3 for n in range(5)])
+    assert "the others lack it" in caplog.text

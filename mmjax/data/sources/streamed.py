@@ -20,8 +20,8 @@ from mmjax.data.files.shards import parted
 from mmjax.data.files.tar import TarError, members
 from mmjax.data.files.unpacked import SUFFIXES, onward, unpacked
 from mmjax.data.images import printable
-from mmjax.data.once import warn_once
 from mmjax.data.onward import OnwardRecords
+from mmjax.data.sources.there import is_read
 from mmjax.data.sources.web_dataset import IMAGES, Example
 from mmjax.data.splits import fingerprint, hash_split, place_of
 from mmjax.data.types import BadRecordError, Record
@@ -81,8 +81,7 @@ class Streamed(Fields):
         looked = [found for held in everything.first(TRIED) if (found := everything.example(held)) is not None]
         if not looked:
             raise UserError(f"Streamed.split={self.split!r}: there is no example in {self.path}{everything.reason()}")
-        defaults = {f.default for f in dataclasses.fields(self) if f.name.endswith("_field")}
-        reading = self.reading(self.found(_There(looked, defaults)), root=root)
+        reading = self.reading(self.found(_There(looked, self)), root=root)
         return StreamedRecords(self, files, tar, reading, fingerprint(repr(held[1:]) for held in everything.first(TRIED)))
 
 
@@ -211,17 +210,13 @@ class _Member(Example):
 class _There(Collection[str]):
     """The fields that examples have, by the first ones of them."""
 
-    def __init__(self, looked: Sequence[Mapping[str, Any]], defaults: set[Any]) -> None:
-        """`defaults`: fields that are taken only where half of the examples have them."""
-        self._looked, self._defaults = looked, defaults
+    def __init__(self, looked: Sequence[Mapping[str, Any]], spec: Streamed) -> None:
+        self._looked, self._spec = looked, spec
 
     def __contains__(self, field: object) -> bool:
+        assert isinstance(field, str)
         count, size = sum(self._has(one, field) for one in self._looked), len(self._looked)
-        left_out = field in self._defaults and 2 * count < size
-        if 0 < count < size:
-            what = "it is left out" if left_out else "such ones are unreadable"
-            warn_once(log, "Streamed: %d of the first %d examples have %r; %s", count, size, field, what)
-        return count > 0 and not left_out
+        return is_read(log, self._spec, field, count, size, of="the first ")
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(key for one in self._looked for key in one))

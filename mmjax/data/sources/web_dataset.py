@@ -21,7 +21,7 @@ from mmjax.data.files.open_files import OpenFiles
 from mmjax.data.files.shard_names import shard_names
 from mmjax.data.files.shards import Shards, opened
 from mmjax.data.images import printable
-from mmjax.data.once import warn_once
+from mmjax.data.sources.there import is_read
 from mmjax.data.sources.told import ToldRecords
 from mmjax.data.splits import fingerprint
 from mmjax.data.types import BadRecordError, Record
@@ -68,8 +68,7 @@ class WebDataset(Fields):
         check_ranges(self, "WebDataset.")
         self.check_fields()
         shards = opened(OpenFiles(shard_names("WebDataset", self.path)))
-        defaults = {f.default for f in dataclasses.fields(self) if f.name.endswith("_field")}
-        there = _There(shards, defaults)
+        there = _There(shards, self)
         found = {kind: there.narrowed(field) for kind, field in self.found(there).items()}
         part = "all" if self.split == "all" else f"{self.split} of {self.fractions}"
         split = self.split_file([shards.folder.name], lambda: shards.keys)
@@ -82,9 +81,8 @@ class WebDataset(Fields):
 class _There(Collection[str]):
     """The fields that examples have. It also knows fields of several extensions, and those within JSON objects."""
 
-    def __init__(self, shards: Shards, defaults: set[Any]) -> None:
-        """`defaults`: fields that are taken only where half of the examples have them."""
-        self._shards, self._defaults = shards, defaults
+    def __init__(self, shards: Shards, spec: WebDataset) -> None:
+        self._shards, self._spec = shards, spec
 
     def narrowed(self, field: str) -> str:
         """The alternatives of a field that something has."""
@@ -95,11 +93,7 @@ class _There(Collection[str]):
         counts, size, here = self._shards.fields, len(self._shards), self.narrowed(field)
         extensions = {one.partition("/")[0] for one in here.split(";")}
         count = min(size, sum(counts.get(extension, size) for extension in extensions)) if here else 0
-        left_out = field in self._defaults and 2 * count < size
-        if 0 < count < size:
-            what = "it is left out" if left_out else "the others are unreadable"
-            warn_once(log, "WebDataset: %d of %d examples have %r; %s", count, size, here, what)
-        return count > 0 and not left_out
+        return is_read(log, self._spec, field, count, size, shown=here)
 
     def __iter__(self) -> Iterator[str]:
         for extension in self._shards.fields:
