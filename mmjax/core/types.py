@@ -160,11 +160,13 @@ class Loss:
 class Forward(Protocol):
     """The bound model as an objective or an evaluator sees it. A computation asked for twice in a step runs once.
 
-    `batch` is the batch it is bound to and `train` tells whether dropout and augmentation are on.
+    `batch` is the batch it is bound to, `train` tells whether dropout and augmentation are on, and `lacking` whether rows may
+    lack modalities (`Data.optional`).
     """
 
     batch: Batch
     train: bool
+    lacking: bool
 
     def encode(self, modality: str, inputs: Mapping[str, Array] | None = None, key: str = "") -> Tokens:
         """Run one encoder on the batch, or on `inputs` (batch keys that replace the batch's own).

@@ -15,7 +15,7 @@ from mmjax.data.allocator import keep_freed_memory
 from mmjax.data.bins import Fill
 from mmjax.data.columns import Columns, Lost
 from mmjax.data.images import Opened, left_opened
-from mmjax.data.lacking import Lacking
+from mmjax.data.lacking import Lacking, lacks
 from mmjax.data.laid import Laid, says
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import PASS, Draws, Order
@@ -191,7 +191,9 @@ class Reader:
         for transform in self.random if last or self._last is None else self.random[:-1]:
             record = transform(record, rng, partners)
         for name, key in self._copies.items():
-            if key in record:  # all captions, unless a transform has written another text
+            if key in lacks(record):  # what only stands in is no text of the record's
+                record = {**record, name: None}
+            elif key in record:  # all captions, unless a transform has written another text
                 record = {**record, name: whole[key] if key in drawn and record[key] == drawn[key] else record[key]}
         return record
 

@@ -25,6 +25,9 @@ def context_of(forward: Any, decoder: str, text: str, batch: Batch) -> Batch:
         raise UserError(f"text={text!r}: model.decoders.{decoder}.writes={spec.writes!r}")
     if text in {modality for name in spec.context for modality in forward.modalities(name)}:
         raise UserError(f"decoder={decoder!r}: its context {spec.context} would see the {text} it is to write")
+    if forward.lacking:  # a text is written of the rows that have what is looked at; only which these are is computed of it
+        for name in spec.context:
+            forward.tokens(name)
     return batch if spec.context else {}
 
 

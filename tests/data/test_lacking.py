@@ -1,6 +1,7 @@
 """Modalities that examples may lack, from a file to a batch."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -12,10 +13,11 @@ from PIL import Image
 from sounds import encoded, tone
 
 from mmjax.core.errors import UserError
-from mmjax.data import Audio, Data, Flip, Manifest, Mix, ModalityDropout, Normalise, RandomCrop, Resize, WordPiece
+from mmjax.data import Audio, Data, Flip, Manifest, Mix, ModalityDropout, Normalise, RandomCrop, Resize, Strings, WordPiece
 from mmjax.data.lacking import LACKS, Lacks, lacks
 from mmjax.data.prepare import prepare
 from mmjax.data.sources import ArrayRecord, Parquet, Streamed, WebDataset
+from mmjax.data.strings import strings
 
 ROWS = 12
 HAS = {
@@ -98,6 +100,13 @@ def test_rows_that_have_all_are_those_of_a_file_that_lacks_nothing(folder):
     for key in ("image", "audio"):
         rows = np.array(HAS[key])
         np.testing.assert_array_equal(some[key][rows], all_of_it[key][rows])
+
+
+def test_texts_to_compare_with_are_the_rows_own(folder):
+    spec = data(read(folder, "rows.jsonl"))
+    spec = dataclasses.replace(spec, columns={**spec.columns, "references": Strings(of="text")})
+    texts = strings(built(spec).batch(0)["references"])
+    assert [bool(own) for own in texts] == HAS["text"] and texts[5] == ("two", "words") and texts[1] == ("word 1",)
 
 
 def test_groups_of_rows_without_a_text_are_their_own(folder):

@@ -51,7 +51,7 @@ class FakeTokenizer:
 class FakeForward:
     """`image` is [B, F] -> one token; text is a table lookup; an embedding is the unit-length mean of the tokens."""
 
-    train = False
+    train = lacking = False
 
     def __init__(self, params, batch):
         self.params, self.batch = params, batch

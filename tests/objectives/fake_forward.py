@@ -83,6 +83,8 @@ def unit(x_BE: Array) -> Array:
 class FakeForward:
     """The `Forward` protocol over `fake_params`. `calls` lists what really ran, with the shape of what it ran on."""
 
+    lacking = False
+
     def __init__(self, batch: Batch, params: Mapping[str, Array], train: bool = True) -> None:
         self.batch, self.params, self.train = batch, params, train
         self.calls: list[tuple[str, tuple[int, ...]]] = []

@@ -10,6 +10,7 @@ import pytest
 from mmjax.core.errors import UserError
 from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Loss
+from mmjax.evaluate.prompts import context_of
 from mmjax.models import Multimodal, param_shapes
 from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import AudioTransformer, TextTransformer, ViT
@@ -189,3 +190,10 @@ def test_mixing_refuses_images_that_may_be_lacking():
     forward = BoundForward(model(), params(), data, jax.random.key(0))
     with pytest.raises(UserError, match="'image' has 'image_valid' beside it"):
         Classification(head="image", mix=MixUp())(forward, data, KEY)
+
+
+def test_a_text_is_asked_of_what_is_there_to_look_at():
+    data = batch(SOME)
+    forward = BoundForward(model(), params(), data)
+    context_of(forward, "caption", "text", data)
+    np.testing.assert_array_equal(forward.complete(), data["image_valid"])
