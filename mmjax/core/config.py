@@ -249,6 +249,9 @@ def rooted(value: Any, folder: Path) -> Any:
 
 
 def _below(folder: Path, path: Any) -> Any:
+    if isinstance(path, Mapping):
+        entries = {name: _below(folder, child) for name, child in path.items()}
+        return entries if entries != path else path
     if not isinstance(path, str) or not path or "://" in path or Path(path).expanduser().is_absolute():
         return path
     place = folder / path

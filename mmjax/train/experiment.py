@@ -131,6 +131,9 @@ class Experiment:
       init_fresh: patterns of parameters that are initialised anew all the same.
       init_layers: patterns of that run's stacked parameters with the layers to take of each, for a model that has fewer:
         "encoders_text/*[::2]" is every second, "encoders_text/*[:6]" the first six.
+      init_parts: part of the model -> folder of a run whose part of that name it begins with, whatever `init_from` is:
+        {"encoders.text": "runs/minilm", "encoders.audio": "runs/whisper"}. Where `tokenizer` is None, it is that of the run
+        whose text tower is taken.
       teachers: trained models that objectives ask, by name: a run or a HuggingFace folder each. Their parameters stay as they
         are, and evaluation needs them no more.
       adapt: pattern of kernels -> how they are adapted (`mmjax.adapt`): what that adds is trained, and the rest stays as it is
@@ -159,6 +162,7 @@ class Experiment:
     init_from: str = setting(everyday=True, path=True, default="")
     init_fresh: tuple[str, ...] = ()
     init_layers: tuple[str, ...] = ()
+    init_parts: Mapping[str, str] = setting(path=True, default_factory=dict)
     teachers: Mapping[str, Any] = setting({"teacher": Teacher}, default_factory=dict)
     adapt: Mapping[str, Any] = setting(METHODS, default_factory=dict)
     frozen_dtype: str = "float32"
@@ -228,6 +232,7 @@ class Experiment:
             if not name.isidentifier():
                 raise UserError(f"tokenizers.{name}: call it by letters, digits and _ alone; it becomes the name of a folder")
         self._check_tokenizers()
+        self._check_parts()
         if self.init_layers and not self.init_from:
             raise UserError(f"init_layers={self.init_layers} are of the run in init_from, which is ''")
         for name in self.alternate:
@@ -244,6 +249,18 @@ class Experiment:
             raise UserError(f"checkpoint.best={self.checkpoint.best!r}: its evaluator must be one of {evaluators}")
         if self.checkpoint.best and not self.evaluate_every:
             raise UserError("checkpoint.best needs evaluate_every, the steps between evaluations")
+
+    def _check_parts(self) -> None:
+        parts = [
+            f"{room}.{name}" for room in ("encoders", "fusions", "decoders", "heads") for name in getattr(self.model, room)
+        ]
+        for part in self.init_parts:
+            if part not in parts:
+                known = ", ".join(parts)
+                raise UserError(f"init_parts.{part}: the model has no such part{nearest(part, parts)}; it has {known}")
+        if self.init_parts and (self.adapt or self.frozen_dtype != "float32"):
+            field = "adapt" if self.adapt else f"frozen_dtype={self.frozen_dtype!r}"
+            raise UserError(f"init_parts and {field}: begin a run of steps=0 with the parts, and go on from that by init_from")
 
     def check_batches(self, ways: int) -> None:
         """Batches against the mesh: `ways` is how many parts examples are split into."""

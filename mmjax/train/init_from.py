@@ -22,13 +22,14 @@ from mmjax.models.resize import position_tables, resize_positions
 from mmjax.nn.narrow import SCALE
 from mmjax.parallel.rules import place
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.init_parts import with_parts
 from mmjax.train.measured import begun
 from mmjax.train.narrow import narrow_places, narrowed
 from mmjax.train.remembered import remembered
 from mmjax.train.run import Run
-from mmjax.train.setup import Setup, task_shapes
-from mmjax.train.sources import readers
-from mmjax.train.state import State, adapter_key, task_variables, together
+from mmjax.train.setup import Setup
+from mmjax.train.state import State, adapter_key
+from mmjax.train.taking import check_words, load_matching, taken_variables
 
 
 def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
@@ -41,7 +42,8 @@ def first_state(setup: Setup, run: Run | None, say: Callable[[str], None]) -> St
       UserError: `init_from` is no run, or its parameters do not fit; data that a head cannot remember.
     """
     if not setup.experiment.init_from:
-        return remembered(setup, setup.init(), (), say)
+        state, loaded = with_parts(setup, run, setup.init(), say)
+        return remembered(setup, state, loaded, say)
     return _taken(setup, run, say)
 
 
@@ -78,7 +80,7 @@ def _taken(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
             f"{e.frozen_dtype!r} has nothing to keep: name it in optimizer.train"
         )
     loaded, units = begun(source.experiment(), e, loaded)
-    _check_words(setup, source, list(loaded))
+    check_words(setup, source, list(loaded))
     _check_frozen(setup, new)
     state = setup.init()
     _check_scales(loaded, leaves_by_path(state.params))
@@ -110,8 +112,9 @@ def _taken(setup: Setup, run: Run | None, say: Callable[[str], None]) -> State:
     taken = _begun(setup, taken, [path for path in new if is_adapter(path)])
     own = setup.trained().of(taken) if state.ema else {}
     state = dataclasses.replace(state, params=taken, ema=jax.tree.map(jax.numpy.copy, own))
-    state = dataclasses.replace(state, variables=_variables(setup, state, variables))
-    return remembered(setup, state, list(loaded), say)
+    state = dataclasses.replace(state, variables=taken_variables(setup, state, variables))
+    state, more = with_parts(setup, run, state, say)
+    return remembered(setup, state, [*loaded, *more], say)
 
 
 def _begun(setup: Setup, params: Params, new: Sequence[str]) -> Params:
@@ -156,23 +159,6 @@ def _check_scales(loaded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise UserError(
                 f"init_from: {path} has other layers or widths there than adapt gives here: give Bottleneck those that it was "
                 f"trained with, or begin it anew with --init_fresh '{path.rpartition('/')[0]}/bottleneck_*'"
-            )
-
-
-def _check_words(setup: Setup, source: Run, loaded: Sequence[str]) -> None:
-    """Raises `UserError` where a table of words is loaded for a tokenizer that numbers them otherwise: its rows would be other
-    words'."""
-    theirs = [tokenizer.huggingface.get_vocab() for tokenizer in source.tokenizers().values()]
-    texts = setup.texts()
-    for path, modality, _ in readers(setup.experiment.model):
-        part = path.replace(".", "_", 1)
-        if not theirs or modality not in texts or f"{part}/words/table" not in loaded:
-            continue
-        own = texts[modality][0].huggingface.get_vocab()
-        if not any(all(own.get(word) == place for word, place in vocabulary.items()) for vocabulary in theirs):
-            raise UserError(
-                f"init_from={source.name}: its table of words is that of its own tokenizer, and that of {modality!r} here "
-                f"numbers words otherwise: leave tokenizer away, which takes the run's, or use init_fresh=('{part}/words/*',)"
             )
 
 
@@ -242,67 +228,6 @@ def some_layers(target: Params, source: Params, patterns: Sequence[str]) -> tupl
             taken[path], told[pattern] = pattern, (numbers, int(leaves[path].shape[0]))
     picked = {path: leaf[split_layers(taken[path])[1]] if path in taken else leaf for path, leaf in leaves.items()}
     return nested(picked), told
-
-
-def load_matching(target: Any, source: Any, fresh: tuple[str, ...]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Which of `source`'s arrays a model can start from.
-
-    Args:
-      target: the model's parameters or their shapes.
-      source: another run's parameters.
-      fresh: patterns of parameters to leave as initialised.
-
-    Returns:
-      (loaded by path, paths that stay new, paths of `source` left over).
-
-    Raises:
-      UserError: an array of another shape that `fresh` does not cover; a pattern that matches nothing; or nothing in common.
-    """
-    want, have = leaves_by_path(target), leaves_by_path(source)
-    for pattern in fresh:
-        if not any(match(pattern, path) for path in want):
-            raise UserError(
-                f"init_fresh={pattern!r} matches no parameter{nearest(pattern, want)}; there is {next(iter(want))!r}"
-            )
-    loaded = {}
-    for path, leaf in want.items():
-        if path not in have or any(match(pattern, path) for pattern in fresh):
-            continue
-        if have[path].shape != leaf.shape:
-            shapes, room = (tuple(have[path].shape), tuple(leaf.shape)), path.split("/")[0]
-            deeper = "/layers/" in path and shapes[0][1:] == shapes[1][1:] and shapes[0][0] > shapes[1][0]
-            if path.endswith("/bottleneck_kind"):
-                raise UserError(
-                    f"init_from: {path.rpartition('/')[0]} has a bottleneck of another activation there, or normed otherwise: "
-                    "give Bottleneck the activation and normed that it was trained with"
-                )
-            remedy = f"take some of its layers, --init_layers '{room}/*[:{leaf.shape[0]}]'" if deeper else "change the model"
-            raise UserError(
-                f"init_from: {path} has shape {shapes[0]} there and {shapes[1]} here; {remedy}, or initialise it anew with "
-                f"--init_fresh '{path}'"
-            )
-        loaded[path] = have[path]
-    if not loaded:
-        raise UserError(f"init_from: no parameter in common; there {sorted(have)[0]!r} ..., here {sorted(want)[0]!r} ...")
-    return loaded, [p for p in want if p not in loaded], [p for p in have if p not in loaded]
-
-
-def _variables(setup: Setup, state: State, there: Mapping[str, Any]) -> dict[str, Any]:
-    """What modules keep, as it was there where it is of the same shape; what objectives keep, made of the parameters taken."""
-    known = leaves_by_path(there)
-
-    def taken(path: str, own: Array) -> Array:
-        found = known.get(path)
-        if match_any(setup.experiment.init_fresh, path.partition("/")[2]):  # a part that begins anew
-            return own
-        return own if found is None or found.shape != own.shape else jax.device_put(found, own.sharding)
-
-    model = map_with_path(taken, state.variables.get("model", {}))
-    e = setup.experiment
-    objectives = {name: task.objective for name, task in e.tasks.items()}
-    tasks = task_variables(objectives, state.params, task_shapes(e, setup.datasets))
-    tasks = jax.tree.map(lambda new, own: jax.device_put(new, own.sharding), tasks, state.variables.get("tasks", {}))
-    return {**state.variables, **together(model, tasks)}
 
 
 def _size(size: tuple[int, int]) -> str:

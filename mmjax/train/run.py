@@ -38,6 +38,7 @@ FREE = (
     "init_from",
     "init_fresh",
     "init_layers",
+    "init_parts",
 )
 READING = (".workers", ".threads", ".prefetch", ".cache_mb")  # of data: how it is read changes no batch
 GIT_TIMEOUT = 10.0  # seconds

@@ -312,8 +312,9 @@ def _tokenizers(experiment: Experiment, run: Run | None, sources: Sources) -> di
         texts = (text for data in experiment.task_data() for text in sources.texts(data, name))
         with within(f"tokenizers.{name}" if name else "tokenizer"):
             found[name] = spec.train(texts)
-    if experiment.init_from:
-        found = {**Run(experiment.init_from).tokenizers(), **found}
+    begins = [experiment.init_parts[path] for path, _, _ in readers(experiment.model) if path in experiment.init_parts]
+    for folder in [one for one in (experiment.init_from, *begins) if one]:
+        found = {**Run(folder).tokenizers(), **found}
     return found
 
 
