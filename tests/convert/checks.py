@@ -9,10 +9,16 @@ from parity import assert_close, explain
 
 from mmjax.convert import load
 
+TWINS = ("mt5", "hubert")  # families made by the lines of another one: their answers are compared, the rest where there is time
 
-def each(*rows):
-    """Cases as pytest has them: what follows a case in a row is its own, and the last is named."""
-    return [pytest.param(*row[:-1], id="-".join((row[0].model_type, *row[-1]))) for row in rows]
+
+def each(*rows, twins=False):
+    """Cases as pytest has them: what follows a case in a row is its own, and the last is named. `twins`: of all families."""
+    marks = [pytest.mark.slow if row[0].model_type in TWINS and not twins else () for row in rows]
+    return [
+        pytest.param(*row[:-1], id="-".join((row[0].model_type, *row[-1])), marks=own)
+        for row, own in zip(rows, marks, strict=True)
+    ]
 
 
 def said(changes):

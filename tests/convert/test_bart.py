@@ -65,7 +65,7 @@ def test_texts_are_those_of_transformers(folder, beams):
     assert [row[mask].tolist() for row, mask in zip(own["ids"], own["mask"], strict=True)] == words(TEXTS)["input_ids"]
 
 
-@pytest.mark.parametrize("start", [2, 5])
+@pytest.mark.parametrize("start", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_loss_is_theirs(start, tmp_path):
     model = spread(
         transformers.BartForConditionalGeneration(transformers.BartConfig(**{**SIZES, "decoder_start_token_id": start}))

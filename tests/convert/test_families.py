@@ -27,7 +27,8 @@ def test_every_family_and_class_has_a_case():
 
 
 @pytest.mark.parametrize(
-    ("case", "made"), each(*[(case, made, (made.name, said(made.changes))) for case in CASES.values() for made in case.models])
+    ("case", "made"),
+    each(*[(case, made, (made.name, said(made.changes))) for case in CASES.values() for made in case.models], twins=True),
 )
 def test_answers_and_bits(case, made, tmp_path):
     theirs, batch, answers = expected(case, made)

@@ -21,7 +21,7 @@ def fields(case, kind):
     return own.keys() if kind is Honoured else own.keys() & FAMILIES[case.model_type].fields.keys()
 
 
-@pytest.mark.parametrize("case", each(*[(case, ()) for case in CASES.values()]))
+@pytest.mark.parametrize("case", each(*[(case, ()) for case in CASES.values()], twins=True))
 def test_every_field_is_honoured_refused_or_inert(case):
     check_table(case.model_type, getattr(transformers, case.models[0].name).config_class())
     honoured = {name for _, changes in (*case.honoured, *case.training) for name in changes} | {*case.elsewhere}

@@ -32,7 +32,7 @@ def rows(pairs):
     quick = [case.model_type in WHOLE or way in ("lora", TURN[case.model_type]) for case, _, way in pairs]
     params = each(*[(*p, (p[1].name, p[2])) for p in pairs])
     return [
-        pytest.param(*p.values, id=p.id, marks=() if often else pytest.mark.slow)
+        pytest.param(*p.values, id=p.id, marks=p.marks or (() if often else pytest.mark.slow))
         for p, often in zip(params, quick, strict=True)
     ]
 

@@ -31,7 +31,10 @@ def drawn(batch):
     return hidden, np.asarray(negatives), noise.astype(np.float32)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["likeliest entries", "drawn entries"])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(False, id="likeliest entries"), pytest.param(True, id="drawn entries", marks=pytest.mark.slow)],
+)
 def test_the_loss_and_its_gradient(both, training, monkeypatch):
     theirs, model, params, batch = both
     hidden, negatives, noise = drawn(batch)

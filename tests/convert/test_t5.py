@@ -86,7 +86,7 @@ def their_loss(model, batch=BATCH):
     return model(input_ids=text, attention_mask=mask, labels=labels).loss.item()
 
 
-@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("start", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_loss_is_theirs(start, tmp_path):
     """The decoder reads its first token, then the labels one late."""
     model = spread(transformers.T5ForConditionalGeneration(transformers.T5Config(**{**SIZES, "decoder_start_token_id": start})))

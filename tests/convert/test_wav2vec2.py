@@ -125,6 +125,7 @@ def test_a_base_learns_to_write_and_is_handed_over(tmp_path, capsys, one_device)
     assert [json.loads(line)["transcript"] for line in capsys.readouterr().out.splitlines()] == theirs and any(theirs)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_handed_over(tmp_path, capsys, one_device):
     """A base, with a head that starts anew, trained a little."""
     save(tmp_path / "hf", "HubertModel")
