@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError
 from mmjax.data.kinds import About, Arrays, Lost
-from mmjax.data.sound import Heard, hear, recording
+from mmjax.data.sound import Heard, Recording, hear, recording
 from mmjax.data.types import Record
 
 STARTS = ("random", "first")
@@ -63,6 +63,8 @@ class Audio:
 class AudioColumn:
     """See `Audio`."""
 
+    modality = True  # what an encoder reads
+
     def __init__(self, key: str, samples: int) -> None:
         self.key, self.samples = key, samples
         self.taken = (f"{key}_heard",)
@@ -97,6 +99,10 @@ class Hear:
     def random(self) -> bool:
         """Whether it draws."""
         return self.spec.start == "random"
+
+    def whole(self, record: Record) -> Recording:
+        """A sound that was read, as one that is not: in memory."""
+        return Recording(record[self.key], f"{self.key}, in place of one that is lacking", self.spec.rate)
 
     def __call__(self, record: Record, rng: np.random.Generator | None, where: str) -> Record:
         """The record with [n] float32 for its sound, and a `Heard` beside it; without an `rng` from its start.

@@ -10,7 +10,7 @@ import numpy as np
 from mmjax.core.errors import UserError, within
 from mmjax.core.spatial import image_of, over
 from mmjax.data import kinds, texts
-from mmjax.data.arrays import Array, Number, Pixels
+from mmjax.data.arrays import Array, ArrayColumn, Number, Pixels
 from mmjax.data.audio import Audio
 from mmjax.data.classes import Class, Classes
 from mmjax.data.kinds import Arrays, Column, Lost
@@ -163,7 +163,15 @@ class Columns:
                 raise UserError(f"optional: none of the records that were looked at has {key!r}; their keys are {known}")
             if key not in self._columns:
                 raise UserError(f"optional: {key!r} makes nothing of a batch; give it a column, or leave it out of optional")
-            found[key] = self._columns[key]([first[key]], [first])[0]
+            column = self._columns[key]
+            found[key] = column([first[key]], [first])[0]
+            pixels = isinstance(column, ArrayColumn) and found[key][key].ndim > 1 and found[key][key].dtype.kind == "f"
+            over_it = image_of(key, (name for name in first if name != key))
+            if not (getattr(column, "modality", False) or pixels) or over_it is not None:
+                raise UserError(
+                    f"optional: {key!r} is {'laid over ' + over_it if over_it else 'no modality'}; what may be lacking is a "
+                    "text, an image, a sound, a video or an array of floats (a class that is none is -1, a number NaN)"
+                )
             if key not in found[key]:
                 made = ", ".join(found[key])
                 raise UserError(f"optional: the column of {key!r} makes {made}; what may be lacking is a modality")
@@ -179,9 +187,7 @@ class Columns:
     def _groups(self, records: Sequence[Record], batch: Mapping[str, np.ndarray], places: Sequence[int]) -> np.ndarray:
         """[B, 2] int32 from the texts, [B] from the labels where there are none."""
         if "text" in self._columns:
-            # A record without a text is a group of its own.
-            own = (texts.text_group(record.get("text", f"\0{place}")) for record, place in zip(records, places, strict=True))
-            return np.stack(list(own))
+            return np.stack([texts.text_group(_told(record, place)) for record, place in zip(records, places, strict=True)])
         label = batch["label"]
         classes: np.ndarray = label if label.ndim == 1 else np.full(len(records), -1, np.int32)
         # What has no class is a group of its own, numbered from the far end, where no class is.
@@ -205,6 +211,13 @@ class Columns:
                 tip = "; add Resize(size) or RandomCrop(size) to transforms" if key == "image" else ""
                 first = kinds.written(self._first[key])
                 raise UserError(f"{key}: a record's is {kinds.written(here)}, the first record's {first}{tip}")
+
+
+def _told(record: Record, place: int) -> str:
+    """A record's text, also one that was left out of it; of a record without one a text that is no other's."""
+    own = record.get(LACKS)
+    text = record.get("text", own.text if isinstance(own, Lacks) else None)
+    return f"\0{place}" if text is None else str(text)
 
 
 def _made(specs: Mapping[str, Any]) -> set[str]:

@@ -80,8 +80,8 @@ class Dataset:
         drawn, copies = [key for key in texts if key not in whole], {key: of for key, of in whole.items() if of}
         self.together = self._lists(records, data)
         order = Order.of(records, seed, data.shuffle, name, data.order, data.block_window)
-        lacking = find_stand_ins(data.optional, spread(records, LOOKED), records.__getitem__)
         unread = reading(data.columns)
+        lacking = find_stand_ins(data.optional, spread(records, LOOKED), records.__getitem__, unread)
         self._reader = Reader(records, data.transforms, order, data.cache_mb, drawn, copies, unread, lacking)
         first, bad = self._reader.record(0, 0, Draws(0, PASS), whole=True)
         named = with_names(data.columns, records)

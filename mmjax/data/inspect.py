@@ -17,6 +17,7 @@ from mmjax.data.dataset import Dataset
 from mmjax.data.inspect_sounds import sounds_in, told
 from mmjax.data.inspect_videos import told as told_of_videos
 from mmjax.data.inspect_videos import videos_in
+from mmjax.data.lacking import lacks
 from mmjax.data.making import text_spec
 from mmjax.data.order import PASS, Draws
 from mmjax.data.reader import THREADS, spread
@@ -160,8 +161,10 @@ def _see(dataset: Dataset, index: int) -> _Seen:
         kept, unknown = int(batch[f"{key}_mask"].sum()), int(tokenizer.unknown(batch[key], batch[f"{key}_mask"])[0])
         full = kept == most and not isinstance(text_spec(dataset._data.columns, key), Span)  # a full window is not cut
         texts[key] = (_length(dataset, record, key) if full else kept, kept, unknown)
-    heard = {key: record[f"{key}_heard"] for key in sounds_in(dataset._data.columns)}
-    watched = {key: record[f"{key}_seen"] for key in videos_in(dataset._data.columns)}
+    gone = lacks(record)
+    texts = {key: own for key, own in texts.items() if key not in gone}
+    heard = {key: record[f"{key}_heard"] for key in sounds_in(dataset._data.columns) if key not in gone}
+    watched = {key: record[f"{key}_seen"] for key in videos_in(dataset._data.columns) if key not in gone}
     return _Seen(bad, "", label, texts, heard, watched)
 
 

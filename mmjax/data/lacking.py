@@ -6,6 +6,7 @@ again after the last transform. The batch holds zeros there, and `KEY_valid` [B]
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,10 +28,12 @@ class Lacks:
     Attributes:
       optional: the keys that it may lack.
       keys: those that it lacks.
+      text: its text, where that was left out of it: rows of one text are each other's positives all the same.
     """
 
     optional: tuple[str, ...]
     keys: frozenset[str]
+    text: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,12 +67,15 @@ class Lacking:
         return {key: value for key, value in record.items() if key not in gone} if gone else record
 
 
-def find_stand_ins(optional: Sequence[str], indices: Sequence[int], read: Callable[[int], Record]) -> Lacking:
+def find_stand_ins(
+    optional: Sequence[str], indices: Sequence[int], read: Callable[[int], Record], unread: Sequence[Any] = ()
+) -> Lacking:
     """For each key the value of the first record that has it; a key that none has is one that a transform writes, or nobody.
 
     Args:
       indices: of the records to look at.
       read: gives a record as its source does.
+      unread: what reads sounds and videos (`unread.Read`): one that cannot be read stands in for none.
 
     Raises:
       UserError: a key given twice.
@@ -84,7 +90,10 @@ def find_stand_ins(optional: Sequence[str], indices: Sequence[int], read: Callab
             record = read(index)
         except BadRecordError:
             continue
-        found |= {key: record[key] for key in optional if key not in found and not is_nothing(record.get(key))}
+        for key in [key for key in optional if key not in found and not is_nothing(record.get(key))]:
+            with contextlib.suppress(BadRecordError):
+                reader = next((one for one in unread if one.key == key), None)
+                found[key] = record[key] if reader is None else reader.whole(reader({key: record[key]}, None, "stand-in"))
     return Lacking({key: found[key] for key in optional if key in found}, tuple(optional))
 
 
@@ -107,7 +116,10 @@ def without(record: Record, keys: frozenset[str]) -> Record:
     if keys and (not isinstance(own, Lacks) or not keys <= {*own.optional}):
         known = own.optional if isinstance(own, Lacks) else ()
         raise UserError(f"{min(keys - {*known})!r} is left out of some records: name it in data.optional, which has {known}")
-    return {**record, LACKS: Lacks(own.optional, own.keys | keys)} if isinstance(own, Lacks) else record
+    if not isinstance(own, Lacks):
+        return record
+    text = record.get("text") if "text" in keys - own.keys else own.text
+    return {**record, LACKS: Lacks(own.optional, own.keys | keys, text)}
 
 
 def spread_out(rows: Mapping[str, np.ndarray], shapes: Mapping[str, np.ndarray], has_B: np.ndarray) -> dict[str, np.ndarray]:

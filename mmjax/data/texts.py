@@ -62,6 +62,8 @@ class TextColumn:
       padding: the keys that hold a value a token -> what they hold where there is none.
     """
 
+    modality = True  # what an encoder reads
+
     def __init__(self, key: str, tokenizer: Tokenizer, max_length: int, pairs: bool, words: str = "") -> None:
         self.key, self.tokenizer, self.max_length, self.pairs, self.words = key, tokenizer, max_length, pairs, words
         self.texts = {key: (tokenizer, max_length)}

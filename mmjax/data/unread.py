@@ -29,6 +29,10 @@ class Read(Protocol):
     @property
     def random(self) -> bool: ...
 
+    def whole(self, record: Record) -> Any:
+        """What was read of a record, as if it were not yet: in memory."""
+        ...
+
     def __call__(self, record: Record, rng: np.random.Generator | None, where: str) -> Record: ...
 
 

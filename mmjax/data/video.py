@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.core.config import check_ranges, setting
 from mmjax.core.errors import UserError, nearest
-from mmjax.data.clip import Seen, clip, watch
+from mmjax.data.clip import Clip, Seen, clip, watch
 from mmjax.data.kinds import About, Arrays, Lost
 from mmjax.data.types import Record
 
@@ -70,6 +70,8 @@ class Video:
 class VideoColumn:
     """See `Video`."""
 
+    modality = True  # what an encoder reads
+
     def __init__(self, key: str) -> None:
         self.key, self.dtype = key, ""
         self.taken = (f"{key}_seen",)
@@ -108,6 +110,10 @@ class Watch:
     def random(self) -> bool:
         """Whether it draws."""
         return self.spec.random
+
+    def whole(self, record: Record) -> Clip:
+        """A video that was read, as one that is not: in memory."""
+        return Clip(record[self.key], f"{self.key}, in place of one that is lacking")
 
     def __call__(self, record: Record, rng: np.random.Generator | None, where: str) -> Record:
         """The record with uint8 [T, H, W, 3] for its video, and a `Seen` beside it; without an `rng` nothing is drawn.

@@ -240,6 +240,7 @@ class BoundForward:
             teaching, params = self._teachers[name]
             with within(f"teachers.{name}"):
                 self.taught[name] = BoundForward(teaching.model, params, teaching.batch(self.batch, self.view))
+            self.taught[name]._complete = self._complete  # a row counts where the teacher too has what it reads
             self.taught[name]._teaches = f"teachers.{name}"
         return self.taught[name]
 

@@ -73,7 +73,7 @@ class CTC:
             raise UserError(
                 f"blank_id={self.blank_id}: model.heads.{self.head}.classes={logits_BTV.shape[-1]}; use one of them"
             )
-        valid_B = valid_rows(batch, ids_BN.shape[0])
+        valid_B = valid_rows(batch, ids_BN.shape[0], self.text)  # an empty text is one, a lacking one is none
         ids_BN, real_BN = letters(ids_BN, real_BN, (self.blank_id, *self.special_ids))
         fits_B = fits(ids_BN, real_BN, frames_BT)
         losses_B = ctc_loss(logits_BTV, frames_BT, ids_BN, real_BN & fits_B[:, None], self.blank_id)

@@ -237,12 +237,14 @@ def _said(ask: Predictor, kind: str, some: list[Input], given: list[Any], asked:
         if questions is None:
             raise UserError(f"{ask.work.path}: it finds answers in passages: give --question, or a manifest with one a line")
         return [{**own, "answers": row} for own, row in zip(shown, ask.extract(put, given, asked.top_k), strict=True)]
+    if kind == "text" and "image" in ask.work.optional and any(one.line.get("image") for one in some):
+        raise UserError(f"{ask.work.path} reads an image beside a text, and lines have some: leave --text out")
     if kind == "text" and questions:
         raise UserError(f"{ask.work.path} finds no answers in passages: --question is asked of images here")
     if not asked.decoder:
         if kind == "image" and questions is None and not asked.classes and ask.reads({"image", "text"}):
-            texts = _of_lines(some, ask.work.fields[0])
-            shown = [{"text": text} for text in texts]
+            texts = _of_lines(some, ask.work.fields[0], "text" in ask.work.optional)
+            shown = [{} if text is None else {"text": text} for text in texts]
         pairs, shown = _pairs(ask, some, asked, shown) if texts is not None else (None, shown)
         if found := _by_heads(ask, images, texts, pairs, asked):
             return [{**own, **row} for own, row in zip(shown, found, strict=True)]
@@ -310,13 +312,13 @@ def _by_heads(ask: Predictor, images: Any, texts: Any, pairs: Any, asked: Asked)
     return found
 
 
-def _of_lines(some: list[Input], field: str) -> list[str]:
-    """A text of each input's line. Raises `UserError` for an input that has none."""
+def _of_lines(some: list[Input], field: str, optional: bool = False) -> list[Any]:
+    """A text of each input's line; None where it may be lacking. Raises `UserError` for an input that has none."""
     for one in some:
-        if not isinstance(one.line.get(field), str):
+        if not optional and not isinstance(one.line.get(field), str):
             has = f"its line has {', '.join(one.line)}" if one.line else "it stands in no manifest (or give --question)"
             raise UserError(f"{one.given}: the run reads a text beside each image, {field!r}, and {has}")
-    return [str(one.line[field]) for one in some]
+    return [None if optional and not one.line.get(field) else str(one.line[field]) for one in some]
 
 
 def _painted(ask: Predictor, some: list[Input], given: list[Any], asked: Asked) -> list[dict[str, Any]]:

@@ -97,6 +97,8 @@ def _without_none(work: Work, given: Mapping[str, Any]) -> tuple[dict[str, Any],
       UserError: another number of each; a row without anything.
     """
     lists = {name: as_list(some) for name, some in given.items() if some is not None}
+    if "text" in work.optional and "text" in lists:  # an empty text is a lacking one, as in the data
+        lists["text"] = [one or None for one in lists["text"] or ()]
     if not any(name in work.model.encoders for name in work.optional) or not lists:
         return dict(given), {}
     sizes = {name: len(own or ()) for name, own in lists.items()}
@@ -104,6 +106,9 @@ def _without_none(work: Work, given: Mapping[str, Any]) -> tuple[dict[str, Any],
         raise UserError(
             f"{' and '.join(f'{size} {name}' for name, size in sizes.items())}: give as many of each, None for none"
         )
+    for name, own in lists.items():
+        if name not in work.optional and None in [one if one is None else 0 for one in own or ()]:
+            raise UserError(f"{name}: one of them is None, and the run's data.optional names {', '.join(work.optional)} alone")
     size = next(iter(sizes.values()))
     has = {name: np.array([one is not None for one in lists.get(name) or [None] * size]) for name in work.optional}
     there = np.any([[one is not None for one in own or ()] for own in lists.values()], axis=0)

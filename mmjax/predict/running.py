@@ -63,7 +63,7 @@ class Running:
     def _rows(self, key: Any, ask: Callable[..., Any], batch: dict[str, np.ndarray], bound: bool = True) -> Any:
         """What `ask` gives of the forward (or of parameters and a batch), some rows at a time: a tree of numpy [N, ...]."""
         work, size = self.work, self.batch_size
-        run = (lambda params, rows: ask(BoundForward(work.model, params, rows))) if bound else ask
+        run = complete(work.model, ask) if bound else ask
         program = self._program(key, run)
         count, given = len(next(iter(batch.values()))), []
         for start in range(0, count, size):
@@ -74,4 +74,21 @@ class Running:
             rows = {name: np.concatenate([x, np.repeat(x[-1:], full - real, 0)]) for name, x in rows.items()}
             out = program(self._given, {name: jnp.asarray(x) for name, x in rows.items()})
             given.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *given)
+        found = jax.tree.map(lambda *parts: np.concatenate(parts), *given)
+        if not bound:
+            return found
+        if not found[1].all():
+            number = int(np.flatnonzero(~found[1])[0])
+            raise UserError(f"{work.path}: input {number}: what is asked of it reads a modality that it lacks; {self._can()}")
+        return found[0]
+
+
+def complete(model: Any, ask: Callable[..., Any]) -> Callable[..., Any]:
+    """`ask` of the forward of parameters and rows; and which rows have what it read, [B] bool."""
+
+    def run(params: Any, rows: Any) -> tuple[Any, Any]:
+        forward = BoundForward(model, params, rows)
+        found, has_B = ask(forward), forward.complete()
+        return found, jnp.ones(next(iter(rows.values())).shape[0], bool) if has_B is None else has_B
+
+    return run

@@ -18,7 +18,7 @@ from mmjax.generate.decode import begin, more
 from mmjax.generate.stops import tables
 from mmjax.generate.times import Times
 from mmjax.models.encoders.text import slots_before
-from mmjax.models.forward import BoundForward, spliced_tokens
+from mmjax.models.forward import VALID, BoundForward, spliced_tokens
 from mmjax.objectives.causal_lm import next_tokens
 from mmjax.objectives.losses import cross_entropy
 from mmjax.predict.segments import Segment
@@ -132,6 +132,10 @@ def ready(
         raise UserError(f"decoders.{decoder} answers a question: give one a prompt")
     batch = _shorter(work, spec, batch_of(beside, asked)) if read else {}
     count = len(next(iter(batch.values()))) if batch else len([""] if prompts is None else prompts)
+    for context in spec.context:
+        rows_of = [batch[f"{one}_{VALID}"] for one in forward.modalities(context) if f"{one}_{VALID}" in batch]
+        if rows_of and not (has_B := np.any(rows_of, axis=0)).all():
+            raise UserError(f"input {int(np.flatnonzero(~has_B)[0])}: decoders.{decoder} reads {context}, which it lacks")
     if prompts is not None and len(prompts) != count:
         what = " and ".join(NAMES.get(one, one) + "s" for one in beside) or "texts"
         raise UserError(f"{count} {what} and {len(prompts)} prompts: give as many of both")

@@ -18,7 +18,7 @@ from mmjax.core.trees import leaves_by_path
 from mmjax.core.types import Array
 from mmjax.data import Audio
 from mmjax.evaluate.evaluation import data_of
-from mmjax.models.forward import BoundForward
+from mmjax.models.forward import VALID, BoundForward
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.parts import declared, key_of
 from mmjax.train.asked import live_inputs, only_asked
@@ -297,7 +297,7 @@ def _unread_keys(setup: Setup) -> list[str]:
             read = {key for task in setup.experiment.tasks.values() for key in getattr(task.objective, "needs", ())}
             for key in keys:
                 part = key.startswith(f"{modality}_") and key not in encoders and image_of(key, [modality]) is None
-                if part and key not in taken | read and not key.endswith("_id"):
+                if part and key not in taken | read and not key.endswith(("_id", f"_{VALID}")):
                     lines.append(f"data.{name}: nothing reads {key}; encoders.{modality} takes {', '.join(sorted(taken))}")
     return lines
 

@@ -13,7 +13,21 @@ from PIL import Image
 from sounds import encoded, tone
 
 from mmjax.core.errors import UserError
-from mmjax.data import Audio, Data, Flip, Manifest, Mix, ModalityDropout, Normalise, RandomCrop, Resize, Strings, WordPiece
+from mmjax.data import (
+    Array,
+    Audio,
+    Data,
+    Flip,
+    Manifest,
+    Mix,
+    ModalityDropout,
+    Normalise,
+    RandomCrop,
+    Resize,
+    Strings,
+    WordPiece,
+)
+from mmjax.data.inspect import look
 from mmjax.data.lacking import LACKS, Lacks, lacks
 from mmjax.data.prepare import prepare
 from mmjax.data.sources import ArrayRecord, Parquet, Streamed, WebDataset
@@ -201,3 +215,55 @@ def test_a_field_that_few_have_is_read_where_it_may_be_lacking(folder, tmp_path,
         batch = spec.build(WordPiece(60).train(["word 0 1 2 3 4"]), seed=0).batch(0)
     np.testing.assert_array_equal(batch["image_valid"], [n == 3 for n in range(5)])
     assert "the others lack it" in caplog.text
+
+
+def test_a_sound_that_cannot_be_read_stands_in_for_none(folder, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"RIFF and no more")
+    sounds = [str(tmp_path / "broken.wav"), *[str(folder / f"{n}.wav") for n in range(9)]]
+    lines = [one for sound in sounds for one in ({"audio": sound, "text": "a"}, {"text": "b"})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = data(Manifest(str(tmp_path / "rows.jsonl"), split="all"), optional=("audio",), bad_record_limit=0.1)
+    dataset = built(dataclasses.replace(spec, transforms=()))
+    rows = [dataset.batch(step) for step in (0, 1)]
+    assert len(dataset.bad) == 1 and sum(int((~one["audio_valid"]).sum()) for one in rows) > 9
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("label", [1, None], "'label' is no modality"),
+        ("weight", [0.5, None], "'weight' is no modality"),
+        ("image_boxes", [[[0, 0, 1, 1]], None], "'image_boxes' is laid over image"),
+    ],
+)
+def test_what_is_no_modality_is_not_lacking(folder, tmp_path, key, values, said):
+    lines = [{"image": str(folder / "1.png"), key: value} for value in values]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    fields = {} if key == "label" else {"fields": {key: key}}
+    columns = {key: Array("float32", rows=1)} if key == "image_boxes" else {}
+    source = Manifest(str(tmp_path / "rows.jsonl"), split="all", **fields)
+    spec = Data(source, (Normalise(),), columns, batch_size=2, optional=(key,))
+    with pytest.raises(UserError, match=said) as error:
+        spec.build(None, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_of_one_text_are_positives_where_it_was_left_out(folder):
+    lines = [{"image": f"{n}.png", "audio": f"{n}.wav", "text": "dog" if n % 2 else "cat", "label": n} for n in range(ROWS)]
+    (folder / "dogs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = Parquet(str(_as_table(folder, lines)), root=str(folder))
+    batch = built(data(source, (ModalityDropout({"text": 0.5}),))).batch(0)
+    assert 0 < batch["text_valid"].sum() < ROWS and len(np.unique(batch["group"], axis=0)) == 2
+
+
+def _as_table(home, lines):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(lines), home / "dogs.parquet")
+    return home / "dogs.parquet"
+
+
+def test_a_look_counts_what_is_there(folder):
+    found = look(built(data(Manifest(str(folder / "rows.jsonl"), split="all"))))
+    assert len(found.heard["audio"]) == sum(HAS["audio"]) and len(found.lengths["text"].tokens) == sum(HAS["text"])

@@ -16,9 +16,10 @@ from mmjax.models.decoders import TextDecoder
 from mmjax.models.encoders import AudioTransformer, TextTransformer, ViT
 from mmjax.models.forward import BoundForward
 from mmjax.models.fusion import Concatenate, Cross, Dual, SingleStream, Weighted
-from mmjax.models.heads import Classifier
+from mmjax.models.heads import Classifier, TokenClassifier
+from mmjax.models.teaching import Teaching
 from mmjax.nn.spectrogram import LogMel
-from mmjax.objectives import CausalLM, Classification, Contrastive, Matching
+from mmjax.objectives import CTC, CausalLM, Classification, Contrastive, DistilLogits, Matching
 from mmjax.objectives.lacking import counting
 from mmjax.objectives.mixing import MixUp
 
@@ -30,6 +31,7 @@ FUSED = {
     "late": Concatenate(width=8, modalities=THREE),
     "weighed": Weighted(width=8, modalities=THREE),
     "read": Cross(query="text", context="image", **SIZE),
+    "begun": SingleStream(modalities=("image", "text"), cls_token=True, **SIZE),
 }
 OBJECTIVES = {
     **{name: Classification(head=name) for name in (*FUSED, "image", "together")},
@@ -50,7 +52,10 @@ def model():
         },
         fusions={**FUSED, "dual": Dual(width=8, pool={"image": "cls", "text": "mean", "audio": "mean"}, project=THREE)},
         decoders={"caption": TextDecoder(vocab_size=11, max_length=5, context=("image",), **SIZE)},
-        heads={name: Classifier(classes=2 if name == "read" else 3, input=own) for name, own in inputs.items()},
+        heads={
+            **{name: Classifier(classes=2 if name == "read" else 3, input=own) for name, own in inputs.items()},
+            "ctc": TokenClassifier(classes=11, input="audio", transform=False),
+        },
         dtype="float32",
     )
 
@@ -115,6 +120,7 @@ def test_a_row_counts_where_it_has_what_is_read():
     counts = {name: float(loss.count) for name, loss in found.items()}
     for name in ("joined", "late", "weighed"):
         assert counts[name] == rows_of(any_of=THREE) == 6
+    assert counts["begun"] == rows_of(any_of=("image", "text"))
     assert counts["read"] == rows_of("text") and counts["image"] == counts["together"] == rows_of("image")
     pairs = [rows_of("image", "text"), rows_of("image", "audio"), rows_of("text", "audio")]
     np.testing.assert_allclose(counts["contrast"], sum(pairs) / 3, rtol=1e-6)
@@ -183,6 +189,19 @@ def test_an_objective_of_ones_own_needs_to_know_nothing():
     assert counting(own, BoundForward(model(), params(), data), data, KEY).count == rows_of("image", "text")
     data["valid"] = np.arange(ROWS) < 1
     assert counting(own, BoundForward(model(), params(), data), data, KEY).count == 1
+
+
+def test_a_lacking_text_is_no_empty_one():
+    data = batch(SOME)
+    data["text_mask"][:, 2:] = False
+    assert counting(CTC(), BoundForward(model(), params(), data), data, KEY).count == rows_of("text", "audio")
+
+
+def test_a_row_counts_where_a_teacher_too_has_what_it_reads():
+    data = batch(SOME)
+    forward = BoundForward(model(), params(), data, teachers={"old": (Teaching(model()), params())})
+    objective = DistilLogits(teacher="old", head="late", teacher_head="image")
+    assert counting(objective, forward, data, KEY).count == rows_of("image")
 
 
 def test_mixing_refuses_images_that_may_be_lacking():

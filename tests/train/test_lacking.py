@@ -81,6 +81,7 @@ def test_any_subset_is_answered(trained):
     for found, own in ((shares[0], shares[2]), (shares[1], shares[3])):
         np.testing.assert_allclose([found[name] for name in own], list(own.values()), rtol=2e-6)
     assert both[0] != both[1]
+    assert ask.classify(digits[:1], [""], top_k=0) == ask.classify(digits[:1], top_k=0)
     with pytest.raises(UserError, match="input 1: nothing is given of it"):
         ask.classify([digits[0], None], [text, None])
     with pytest.raises(UserError, match="2 image and 1 text: give as many of each, None for none"):
@@ -91,3 +92,11 @@ def test_a_mesh_has_the_losses_of_one_device():
     made = experiment(evaluate={})
     one, own = (tiny.states(made, 4, mesh)[2] for mesh in (tiny.ONE, Mesh(data=2, fsdp=2, tensor=2)))
     np.testing.assert_allclose(own, one, rtol=2e-5)
+
+
+def test_nothing_is_answered_of_what_is_not_there(trained):
+    ask, digits = Predictor(trained[0]), [record["image"] for record in list(Digits("test").build())[:2]]
+    assert ask.embed_image([digits[0]]).shape == (1, 16)
+    with pytest.raises(UserError, match="input 1: what is asked of it reads a modality that it lacks"):
+        ask._rows("both", lambda forward: (forward.embed("image"), forward.embed("text")),
+                  ask._batch({"image": digits, "text": ["a number", None]}))  # fmt: skip

@@ -13,6 +13,7 @@ from mmjax.core.types import Tokens
 from mmjax.models.fusion.cross import join
 from mmjax.models.parts import rejoin, split
 from mmjax.nn.linear import Linear
+from mmjax.nn.pool import there
 from mmjax.nn.stack import StackFields
 
 
@@ -54,7 +55,7 @@ class SingleStream(StackFields):
         cls_B1D = jnp.broadcast_to(cls[None], (x_BTD.shape[0], 1, self.width))
         return Tokens(
             jnp.concatenate([cls_B1D, x_BTD], axis=1),
-            jnp.pad(tokens.mask, first, constant_values=True),
+            jnp.concatenate([there(tokens)[:, None], tokens.mask], axis=1),  # of a row that has anything
             segments=jnp.pad(tokens.segments, first, constant_values=-1),
             virtual=tuple(place + 1 for place in tokens.virtual),
         )
