@@ -21,6 +21,7 @@ from mmjax.train.trained import Trained, trained_of
 NO_DECAY = (
     *("*/bias", "*/tied_bias", "*/thresholds"),
     *("*/scale", "*/*_layer_scale"),  # the scale of a norm, and of a residual branch
+    "*/magnitude",  # of a kernel that is measured (weight normalisation)
     *("*/scale_logit", "*/bias_logit", "*/mix"),  # learned scalars and weights of a mean
     *("*/cls", "*/extra", "*/mask_token", "*/probe", "*/*_type", "*/cache_keys", "*/codebook"),  # learned tokens and examples
     *("*/fixed_position/*",),

@@ -98,7 +98,8 @@ TIED = {
 
 
 def test_every_family_that_can_be_tied_is_tried():
-    assert TIED.keys() == {name for name, family in FAMILIES.items() if family.ties}
+    """Those of two sides, whose words are shared by name, in test_t5.py and test_bart.py."""
+    assert TIED.keys() | {"t5", "mt5", "bart"} == {name for name, family in FAMILIES.items() if family.ties}
 
 
 @pytest.mark.parametrize("name", TIED)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmjax.core.errors import UserError
 from mmjax.data import Balanced, Data, Grouped, HideLabels, Mix, Span, Subset, WordPiece
+from mmjax.data.lacking import Lacking
 from mmjax.data.onward import OnwardRecords
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader
@@ -119,7 +120,7 @@ def test_another_one_is_of_the_same_window():
     order = Order.of(records, 3, True)
     assert {order.replacement(57, attempt) for attempt in range(200)} == set(range(56, 64))
     bad = {}
-    partners = Partners(records, order, bad, 20)
+    partners = Partners(records, order, bad, 20, Lacking({}))
     assert {partners[drawn]["n"] for drawn in range(40)} == set(range(16, 24)) - {17}
     assert bad == {"number 17": "it is bad"}
     whole = Reader(records, (), order, cache_mb=1)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.data import BadRecordError, Data, Flip, Folder, Normalise, RandomCrop
+from mmjax.data.lacking import Lacking
 from mmjax.data.order import Draws, Order
 from mmjax.data.reader import Partners, Reader, spaced
 
@@ -85,19 +86,19 @@ def test_a_record_whose_partner_is_replaced_stays_valid():
 
 def test_partners_are_the_records_otherwise():
     records = Numbers(10, (3,))
-    partners = Partners(records, Order(10, 0, True), {}, 0)
+    partners = Partners(records, Order(10, 0, True), {}, 0, Lacking({}))
     assert (len(partners), partners.classes, partners.bad, partners.fingerprint()) == (10, ("a",), (3,), "numbers")
     assert list(partners.texts()) == ["text"] and partners[4] == {"value": 4}
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = partners.nothing_of_the_kind
     with pytest.raises(IndexError):
-        _ = Partners([], Order(1, 0, True), {}, 0)[0]
+        _ = Partners([], Order(1, 0, True), {}, 0, Lacking({}))[0]
     assert pickle.loads(pickle.dumps(Reader(records, (Mix(),), Order(10, 0, True)))).records == records
 
 
 def test_partners_that_can_none_be_read():
     with pytest.raises(UserError, match=r"64 records drawn in a row cannot be read; the first: 5.jpg \(truncated\)"):
-        Partners(Numbers(10, tuple(range(10))), Order(10, 0, True), {}, 0)[5]
+        Partners(Numbers(10, tuple(range(10))), Order(10, 0, True), {}, 0, Lacking({}))[5]
 
 
 def test_unreadable_records_are_found_in_their_order():

@@ -241,5 +241,8 @@ def test_a_tokenizer_without_a_fast_form():
         def num_special_tokens_to_add(self, pair=False):
             return 0
 
+        def convert_tokens_to_ids(self, token):
+            return None
+
     with pytest.raises(UserError, match="it has no fast form"):
         Tokenizer(Slow()).encode_words([["a"]], 8)

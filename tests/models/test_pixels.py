@@ -94,7 +94,7 @@ def test_an_image_of_another_size(positions):
 @pytest.mark.parametrize(
     ("fields", "tokens", "said"),
     [
-        ({"positions": "rotary"}, seen(), "positions='rotary': use sincos, learned or fixed"),
+        ({"positions": "rotary"}, seen(), "positions='rotary': use sincos, learned, fixed, sequence"),
         ({"context": ("image", "text")}, seen(), r"context=\('image', 'text'\): a pixel decoder paints what one encoder saw"),
         ({}, seen(positions=False), r"context=\('image',\): its tokens do not say where they stand"),
         ({"patch": (5, 2)}, seen(), r"image of 8 x 12 pixels is not a whole number of patches of 5 x 2 \(patch\)"),

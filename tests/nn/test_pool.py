@@ -88,7 +88,7 @@ def test_attention_pooling_does_not_see_padding():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="pool='max': use one of cls, last, mean, rest, cls_rest, attention"):
+    with pytest.raises(UserError, match="pool='max': use one of cls, first_two, last, mean, rest, cls_rest, attention"):
         pool("max")
     with pytest.raises(UserError, match="heads=3 of attention pooling does not divide width=8"):
         Pool("attention", heads=3).init(jax.random.key(0), Tokens(jnp.asarray(X), jnp.asarray(MASK)))

@@ -113,8 +113,8 @@ def test_pairs_by_the_command(runs, tmp_path, capsys):
     for words, said in (
         ([TEXTS[0], "--text"], "was trained on two texts at once: give the second (--pair, or 'text_pair' in a manifest)"),
         ([TEXTS[0], "--text", "--question", "who?"], "finds no answers in passages: --question is asked of images here"),
-        ([TEXTS[0]], f"{run} reads texts, and neither images nor sounds: add --text"),
-        ([str(file)], f"{run} reads texts, and neither images nor sounds: add --text"),
+        ([TEXTS[0]], f"{run} reads texts, and neither images, sounds nor videos: add --text"),
+        ([str(file)], f"{run} reads texts, and neither images, sounds nor videos: add --text"),
         ([TEXTS[0], "--pair", "a"], "--pair is the second of two texts: give --text, and no --question"),
     ):
         assert main(["predict", run, *words]) == 2

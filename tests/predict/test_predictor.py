@@ -158,7 +158,7 @@ def test_the_command_answers_each_input_and_says_which_it_cannot_read(run, files
         (lambda ask: ask.generate(prompts="the number " * 9, images=np.zeros((8, 8, 3), np.uint8)), "do not fit into"),
         (lambda ask: ask.classify(np.zeros((8, 8))), "an image is a path, a PIL image or uint8 [H, W, 3]"),
         (lambda ask: ask.classify(np.zeros((9, 8, 3), np.uint8)), "an image of 9 x 8 pixels after the run's transforms"),
-        (lambda ask: ask.classify(), "give images, texts or sounds, or several of them"),
+        (lambda ask: ask.classify(), "give images, texts, sounds or videos, or several of them"),
         (lambda ask: ask.classify(texts="one"), "heads.classes reads an image; it was given text"),
         (lambda ask: ask.classify(np.zeros((8, 8, 3), np.uint8), head="tags"), "head='tags': the heads are"),
         (lambda ask: ask.generate(decoder="pixels"), "decoder='pixels': the decoders that write texts are caption"),

@@ -163,4 +163,4 @@ def test_what_it_does_not_do_is_named(heard, call, words):
 def test_languages_are_of_decoders(heard, capsys):
     folder, run, _, _ = heard
     assert main(["predict", str(run), str(folder / "train_0.wav"), "--language", "en"]) == 2
-    assert "says a letter a frame: --language, --task and --max_new_tokens are of decoders" in capsys.readouterr().err
+    assert "says a letter a frame, and --language are of decoders: leave them out" in capsys.readouterr().err

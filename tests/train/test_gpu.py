@@ -22,7 +22,7 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
-    for module in ("mmjax.nn.attend", "mmjax.nn.linear", "mmjax.models.forward"):
+    for module in ("mmjax.nn.attend", "mmjax.nn.linear", "mmjax.models.casting"):
         monkeypatch.setattr(f"{module}.platform", lambda: "gpu")
 
 
