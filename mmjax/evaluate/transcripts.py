@@ -8,11 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmjax.core.config import setting
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Forward, Params
 from mmjax.data.strings import strings
 from mmjax.evaluate.evaluation import Evaluation
-from mmjax.evaluate.texts.scores import SCORES
+from mmjax.evaluate.texts.scores import SCORES, check_scores
 from mmjax.evaluate.written import check_references, show
 from mmjax.generate.ctc import text_of, transcribed
 from mmjax.objectives.ctc import spoken
@@ -56,11 +56,7 @@ class Transcripts:
     data: str = "validation"
 
     def __post_init__(self) -> None:
-        if not self.scores:
-            raise UserError(f"scores=(): name some of {', '.join(SCORES)}")
-        for name in self.scores:
-            if name not in SCORES:
-                raise UserError(f"scores has {name!r}{nearest(name, SCORES)}: there are {', '.join(SCORES)}")
+        check_scores(self.scores)
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         for name in self.scores:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.core.config import setting
-from mmjax.core.errors import UserError, nearest
+from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Params
 from mmjax.data.strings import strings
 from mmjax.evaluate.evaluation import Evaluation
 from mmjax.evaluate.prompts import context_of, prompts
-from mmjax.evaluate.texts.scores import SCORES
+from mmjax.evaluate.texts.scores import SCORES, check_scores
 from mmjax.generate import Rules, Settings, decode
 from mmjax.generate.stops import tables
 from mmjax.models.encoders.text import slots_before
@@ -62,13 +62,9 @@ class Written:
     data: str = "validation"
 
     def __post_init__(self) -> None:
-        if not self.scores:
-            raise UserError(f"scores=(): name some of {', '.join(SCORES)}")
+        check_scores(self.scores)
         if (number := self.settings.num_return_sequences) > 1:
             raise UserError(f"settings.num_return_sequences={number}: one text an example is scored")
-        for name in self.scores:
-            if name not in SCORES:
-                raise UserError(f"scores has {name!r}{nearest(name, SCORES)}: there are {', '.join(SCORES)}")
 
     def __call__(self, evaluation: Evaluation, params: Params) -> dict[str, float]:
         for name in self.scores:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, nearest
 from mmjax.evaluate.texts import answers, captions, edits
 
 Texts = Sequence[str]
@@ -72,3 +72,12 @@ SCORES = {
     "sacrebleu": _signed("sacrebleu", edits.corpus_bleu),
     "chrf": _signed("chrf", edits.corpus_chrf),
 }
+
+
+def check_scores(names: Sequence[str]) -> None:
+    """Raises `UserError` where there are none, or for one that is not in `SCORES`."""
+    if not names:
+        raise UserError(f"scores=(): name some of {', '.join(SCORES)}")
+    for name in names:
+        if name not in SCORES:
+            raise UserError(f"scores has {name!r}{nearest(name, SCORES)}: there are {', '.join(SCORES)}")
