@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -74,8 +74,7 @@ def clip(value: Any, where: str, root: str = "") -> Clip:
     """
     if isinstance(value, Clip):
         return value
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    value = remote.inside(value)
     if isinstance(value, bytes):
         return Clip(value, where)
     if isinstance(value, str) and value:

@@ -16,7 +16,7 @@ from mmjax.core.spatial import over
 from mmjax.data import splits
 from mmjax.data.clip import clip
 from mmjax.data.files.kept import made_once
-from mmjax.data.files.remote import file_bytes, is_address, joined
+from mmjax.data.files.remote import file_bytes, inside, is_address, joined
 from mmjax.data.images import MAX_PIXELS, decode_image, read_image
 from mmjax.data.lacking import is_nothing
 from mmjax.data.levels import Window
@@ -231,8 +231,7 @@ class Reading:
     def encoded(self, example: Example) -> bytes | None:
         """The file of an example's image as it lies there; None where there is none, or it is no file. Raises OSError."""
         value = example.get(self.found.get("image", ""))
-        if isinstance(value, Mapping):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        value = inside(value)
         if isinstance(value, str) and value:
             return file_bytes(self.root, value)
         return value if isinstance(value, bytes) else None
@@ -291,9 +290,7 @@ class Reading:
         return _text(value, where, several=key == "text")
 
     def _image(self, value: Any, where: str) -> np.ndarray:
-        if isinstance(value, Mapping):  # HuggingFace's feature Image
-            inside = value.get("bytes")
-            value = value.get("path") if inside is None else inside
+        value = inside(value)
         if isinstance(value, bytes):
             return decode_image(value, where, self.window, self.max_pixels)
         if isinstance(value, str) and value:

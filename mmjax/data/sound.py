@@ -91,8 +91,7 @@ def recording(value: Any, where: str, root: str = "") -> Recording:
         return value if not isinstance(value.source, np.ndarray) else _of_samples(value.source, value.rate, value.where)
     if isinstance(value, Mapping) and "array" in value:
         return _of_samples(np.asarray(value["array"]), value.get("sampling_rate"), where)
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    value = remote.inside(value)
     if isinstance(value, bytes):
         return Recording(value, where)
     if isinstance(value, str) and value:

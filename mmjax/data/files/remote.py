@@ -12,7 +12,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -262,3 +262,11 @@ def _stamp(address: str, about: dict[str, Any]) -> Stamp:
         raise UserError(f"{address}: the server does not say how large it is, which reading it in any order takes")
     mark = next((str(about[key]) for key in MARKS if about.get(key) is not None), "")
     return int(about["size"]), int.from_bytes(hashlib.blake2b(mark.encode(), digest_size=7).digest(), "big")
+
+
+def inside(value: Any) -> Any:
+    """Of what HuggingFace's `Image`, `Audio` and `Video` hold, `{"bytes", "path"}`, the bytes, without any the path; any other
+    value itself."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get("path") if value.get("bytes") is None else value["bytes"]
